@@ -1,0 +1,277 @@
+"""From scored rollouts to per-token weights, and from log-probabilities to a sum that is a loss.
+
+`weigh` folds the whole reduction into `scale_BT`, whose denominator belongs to the whole batch on all ranks. So `loss`
+over any cut of the batch is a plain sum, and the gradients of the cuts add up to that of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..estimators.baselines import (
+    STD_EPS,
+    AllSum,
+    RunningMean,
+    batch_mean,
+    batch_std,
+    group_mean,
+    group_std,
+    leave_one_out,
+)
+from ..estimators.kl import KL_ESTIMATORS
+from ..estimators.losses import cispo, clipped, reinforce, value_loss
+from ..estimators.masked import masked_sum
+from ..estimators.ratios import importance_ratio
+from ..estimators.returns import gae, reward_to_go, total_return
+from ..rollouts import Rollouts, is_last
+from .table import Row
+
+
+@dataclass
+class Batch:
+    """What training needs of a batch of rollouts, row by row.
+
+    Attributes:
+        mask_BT: steps that enter the loss.
+        weight_BT: advantage of each step, a constant of the gradient; 0 outside the mask.
+        scale_BT: the reduction: what each step's term is multiplied by before it is summed.
+        old_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
+        ref_logp_BT: those of the reference, where the KL stands in the loss.
+        value_target_BT, old_value_BT: for the critic.
+        num_tokens: steps inside the mask, on all ranks. entropy_coef: this step's.
+    """
+
+    rollouts: Rollouts
+    mask_BT: Tensor
+    weight_BT: Tensor
+    scale_BT: Tensor
+    num_tokens: float
+    entropy_coef: float
+    old_logp_BT: Tensor | None = None
+    ref_logp_BT: Tensor | None = None
+    value_target_BT: Tensor | None = None
+    old_value_BT: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Batch:
+        """The same batch, cut to the rows `index`; the scales stay those of the whole."""
+        from_B = {
+            name: value[index]
+            for name in (
+                "mask_BT",
+                "weight_BT",
+                "scale_BT",
+                "old_logp_BT",
+                "ref_logp_BT",
+                "value_target_BT",
+                "old_value_BT",
+            )
+            if (value := getattr(self, name)) is not None
+        }
+        return Batch(self.rollouts.rows(index), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_B)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+class Algorithm:
+    """A row of the table at work. It holds no tensor; its only state is the running mean of the returns.
+
+    Args:
+        row: the differences, see `table.Row`.
+        max_completion_length: the constant of the `dr_grpo` reduction, in tokens.
+    """
+
+    def __init__(self, row: Row, max_completion_length: int | None = None) -> None:
+        if row.loss_type == "dr_grpo" and not max_completion_length:
+            raise ValueError("loss_type dr_grpo divides by max_completion_length; give it to Algorithm (> 0).")
+        self.row = row
+        self.max_completion_length = max_completion_length
+        self.running_mean = RunningMean(row.baseline_decay)
+
+    # --- from rollouts to weights
+
+    def weigh(self, rollouts: Rollouts, *, progress: float = 0.0, all_sum: AllSum = _identity) -> Batch:
+        """Weights and scales of a scored batch.
+
+        Args:
+            rollouts: scored rollouts; `ref_logp_BT` where beta > 0, `value_BT` where the baseline is a critic.
+            progress: share of the run that is over, 0..1, for the entropy schedule.
+            all_sum: sums a tensor over ranks.
+        """
+        row = self.row
+        if row.beta and rollouts.ref_logp_BT is None:
+            raise ValueError(f"beta is {row.beta}, so the rollouts must carry ref_logp_BT.")
+        mask_BT = rollouts.mask_BT & rollouts.valid_B.unsqueeze(1)
+        if row.truncated == "mask":
+            mask_BT = mask_BT & ~rollouts.truncated_B.unsqueeze(1)
+        weight_BT, target_BT = self._advantages(rollouts, self._rewards(rollouts), all_sum)
+        weight_BT = self._normalise(torch.where(mask_BT, weight_BT, torch.zeros_like(weight_BT)), mask_BT, all_sum)
+        counts = all_sum(torch.stack([rollouts.valid_B.sum(), mask_BT.sum()]).to(weight_BT.dtype))
+        num_rows, num_tokens = (max(float(n), 1.0) for n in counts)
+        final = row.entropy_coef if row.entropy_coef_final is None else row.entropy_coef_final
+        return Batch(
+            rollouts=rollouts,
+            mask_BT=mask_BT,
+            weight_BT=weight_BT.detach(),
+            scale_BT=self._scale(mask_BT, num_rows, num_tokens).to(weight_BT.dtype),
+            num_tokens=num_tokens,
+            entropy_coef=row.entropy_coef + (final - row.entropy_coef) * min(max(progress, 0.0), 1.0),
+            ref_logp_BT=rollouts.ref_logp_BT if row.beta and row.kl_placement == "loss" else None,
+            value_target_BT=target_BT,
+            old_value_BT=rollouts.value_BT if target_BT is not None else None,
+        )
+
+    def _rewards(self, rollouts: Rollouts) -> Tensor:
+        row, reward_BT = self.row, rollouts.reward_BT
+        if row.truncated == "penalise":
+            late_BT = is_last(rollouts.mask_BT) & rollouts.truncated_B.unsqueeze(1)
+            reward_BT = reward_BT - row.truncation_penalty * late_BT.to(reward_BT.dtype)
+        if row.beta and row.kl_placement == "reward":
+            assert rollouts.ref_logp_BT is not None
+            kl_BT = KL_ESTIMATORS[row.kl_estimator](rollouts.logp_BT, rollouts.ref_logp_BT)
+            reward_BT = reward_BT - row.beta * torch.where(rollouts.mask_BT, kl_BT, torch.zeros_like(kl_BT))
+        return reward_BT
+
+    def _advantages(self, rollouts: Rollouts, reward_BT: Tensor, all_sum: AllSum) -> tuple[Tensor, Tensor | None]:
+        row = self.row
+        if row.needs_critic:
+            return self._critic_advantages(rollouts, reward_BT)
+        return_B = total_return(reward_BT, rollouts.discount_BT)
+        if row.returns == "total":
+            credit_BT = return_B.unsqueeze(1).expand_as(reward_BT)
+        else:
+            credit_BT = reward_to_go(reward_BT, rollouts.discount_BT, rollouts.cut_BT, rollouts.bootstrap_BT)
+        weight_BT = credit_BT - self._baseline(return_B, rollouts, all_sum).unsqueeze(1)
+        if row.scale_rewards == "group":
+            weight_BT = weight_BT / (group_std(return_B, rollouts.group_B, rollouts.valid_B) + STD_EPS).unsqueeze(1)
+        elif row.scale_rewards == "batch":
+            weight_BT = weight_BT / (batch_std(return_B, rollouts.valid_B, all_sum) + STD_EPS)
+        return weight_BT, None
+
+    def _critic_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> tuple[Tensor, Tensor]:
+        if rollouts.value_BT is None:
+            raise ValueError("baseline 'value' needs a critic: the rollouts carry no value_BT.")
+        bootstrap_BT = torch.zeros_like(reward_BT) if rollouts.bootstrap_BT is None else rollouts.bootstrap_BT
+        advantage_BT = gae(
+            reward_BT, rollouts.value_BT, rollouts.discount_BT, rollouts.cut_BT, bootstrap_BT, self.row.lam
+        )
+        return advantage_BT, (advantage_BT + rollouts.value_BT).detach()
+
+    def _baseline(self, return_B: Tensor, rollouts: Rollouts, all_sum: AllSum) -> Tensor:
+        kind, valid_B = self.row.baseline, rollouts.valid_B
+        if kind == "leave_one_out":
+            return leave_one_out(return_B, rollouts.group_B, valid_B)
+        if kind == "group_mean":
+            return group_mean(return_B, rollouts.group_B, valid_B)
+        mean = batch_mean(return_B, valid_B, all_sum)
+        if kind == "batch_mean":
+            return mean.expand_as(return_B)
+        if kind == "running_mean":
+            before = self.running_mean.value
+            self.running_mean.update(float(mean))
+            return torch.full_like(return_B, before)
+        return torch.zeros_like(return_B)
+
+    def _normalise(self, weight_BT: Tensor, mask_BT: Tensor, all_sum: AllSum) -> Tensor:
+        kind = self.row.normalize_advantages
+        if kind == "none":
+            return weight_BT
+        if kind == "steps":
+            x, kept = weight_BT.reshape(-1), mask_BT.reshape(-1)
+        else:
+            x = masked_sum(weight_BT, mask_BT, 1) / mask_BT.sum(1).clamp(min=1)
+            kept = mask_BT.any(1)
+        normal_BT = (weight_BT - batch_mean(x, kept, all_sum)) / (batch_std(x, kept, all_sum) + STD_EPS)
+        return torch.where(mask_BT, normal_BT, torch.zeros_like(normal_BT))
+
+    def _scale(self, mask_BT: Tensor, num_rows: float, num_tokens: float) -> Tensor:
+        kind = self.row.loss_type
+        if kind == "sequence_sum":
+            return mask_BT / num_rows
+        if kind == "grpo":
+            return mask_BT / (mask_BT.sum(1, keepdim=True).clamp(min=1) * num_rows)
+        if kind == "dr_grpo":
+            assert self.max_completion_length is not None
+            return mask_BT / (num_rows * self.max_completion_length)
+        return mask_BT / num_tokens
+
+    # --- from log-probabilities to the loss
+
+    def loss(
+        self, logp_BT: Tensor, batch: Batch, *, entropy_BT: Tensor | None = None, value_BT: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over these rows, and sums for the metrics (each adds up over cuts).
+
+        Args:
+            logp_BT: log π of the sampled actions under the policy in training, with its gradient.
+            batch: the same rows of what `weigh` returned.
+            entropy_BT: token entropies in nats, needed where entropy_coef is not 0.
+            value_BT: the critic's present values, needed where the batch has value targets.
+        """
+        row, mask_BT = self.row, batch.mask_BT
+        old_BT = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
+        ratio_BT = importance_ratio(logp_BT, old_BT, mask_BT, row.importance_sampling_level)
+        term_BT = self._surrogate(logp_BT, ratio_BT, batch)
+        stats = self._ratio_stats(logp_BT, old_BT, ratio_BT, batch)
+        if batch.ref_logp_BT is not None:
+            kl_BT = KL_ESTIMATORS[row.kl_estimator](logp_BT, batch.ref_logp_BT)
+            if row.use_bias_correction_kl:
+                kl_BT = kl_BT * ratio_BT
+            term_BT = term_BT + row.beta * kl_BT
+        loss = masked_sum(term_BT * batch.scale_BT, mask_BT)
+        stats["policy_loss"] = loss.detach()
+        if entropy_BT is not None:
+            entropy = masked_sum(entropy_BT, mask_BT)
+            stats["entropy"] = entropy.detach() / batch.num_tokens
+            if batch.entropy_coef:
+                loss = loss - batch.entropy_coef * entropy / batch.num_tokens
+        if batch.value_target_BT is not None and value_BT is not None:
+            error_BT = value_loss(value_BT, batch.value_target_BT, batch.old_value_BT, row.value_clip)
+            value_term = masked_sum(error_BT, mask_BT) / batch.num_tokens
+            stats["value_loss"] = value_term.detach()
+            loss = loss + row.vf_coef * value_term
+        return loss, stats
+
+    def _surrogate(self, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
+        row = self.row
+        if row.surrogate == "reinforce":
+            return reinforce(logp_BT, batch.weight_BT)
+        if row.surrogate == "cispo":
+            assert row.epsilon_high is not None
+            return cispo(ratio_BT, logp_BT, batch.weight_BT, row.epsilon_high)
+        return clipped(ratio_BT, batch.weight_BT, row.epsilon, row.epsilon_high, row.delta)
+
+    @torch.no_grad()
+    def _ratio_stats(self, logp_BT: Tensor, old_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> dict[str, Tensor]:
+        row, n = self.row, batch.num_tokens
+        high = row.epsilon if row.epsilon_high is None else row.epsilon_high
+        if row.surrogate == "cispo":
+            held_BT = ratio_BT > high
+        else:
+            rising_BT = (ratio_BT > 1 + high) & (batch.weight_BT > 0)
+            held_BT = rising_BT | ((ratio_BT < 1 - row.epsilon) & (batch.weight_BT < 0))
+        sampled_BT = batch.rollouts.logp_BT
+        return {
+            "clip_fraction": masked_sum(held_BT.to(logp_BT.dtype), batch.mask_BT) / n,
+            "approx_kl": masked_sum(torch.expm1(logp_BT - old_BT) - (logp_BT - old_BT), batch.mask_BT) / n,
+            "sampler_gap": masked_sum((old_BT - sampled_BT).abs(), batch.mask_BT) / n,
+        }
+
+    def contributes_B(self, batch: Batch) -> Tensor:
+        """True for rows whose gradient can differ from 0; the others need no forward pass.
+
+        A row of weight 0 still counts where the KL stands in the loss, with an entropy bonus, or with a critic.
+        """
+        anyway = batch.ref_logp_BT is not None or batch.entropy_coef or batch.value_target_BT is not None
+        return batch.mask_BT.any(1) if anyway else ((batch.weight_BT != 0) & batch.mask_BT).any(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"running_mean": self.running_mean.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.running_mean.load_state_dict(state["running_mean"])

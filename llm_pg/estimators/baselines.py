@@ -1,0 +1,106 @@
+"""What is subtracted from a return, and what it is divided by.
+
+Groups: `group_B` holds a group's number for each rollout (0..P-1); the rollouts of one group answer the same prompt
+(or start in the same state). `valid_B` is False for rollouts that could not be scored: they enter no mean and get 0.
+
+Sums that must span all ranks go through `all_sum` (identity on one rank). Groups never straddle ranks.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+AllSum = Callable[[Tensor], Tensor]
+STD_EPS = 1e-4  # added to every deviation before dividing, as GRPO's reference implementations do
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and number of the valid entries of each rollout's group, both (B,)."""
+    num_groups = int(group_B.max()) + 1 if group_B.numel() else 0
+    weight_B = valid_B.to(x_B.dtype)
+    sum_P = x_B.new_zeros(num_groups).index_add_(0, group_B, torch.where(valid_B, x_B, torch.zeros_like(x_B)))
+    num_P = x_B.new_zeros(num_groups).index_add_(0, group_B, weight_B)
+    return sum_P[group_B], num_P[group_B]
+
+
+def group_mean(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Mean of the rollout's group, itself included.
+
+    Bias: the expected update is (G-1)/G of the gradient: the right direction, shrunk.
+    Source: GRPO, Shao et al. 2024 (arXiv 2402.03300).
+    """
+    sum_B, num_B = group_sums(x_B, group_B, valid_B)
+    return sum_B / num_B.clamp(min=1)
+
+
+def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Mean of the *other* valid rollouts of the group.
+
+    Bias: none, since the baseline of a rollout does not depend on its own actions. A rollout with no valid other
+    gets itself as baseline, that is advantage 0: there is nothing to compare it with.
+
+    Source: Kool et al. 2019; RLOO, Ahmadian et al. 2024 (arXiv 2402.14740).
+    """
+    sum_B, num_B = group_sums(x_B, group_B, valid_B)
+    others_B = (sum_B - x_B) / (num_B - 1).clamp(min=1)
+    return torch.where(num_B > 1, others_B, x_B)
+
+
+def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Sample standard deviation (divisor n-1) of the rollout's group; 0 for a group of one.
+
+    Dividing by it reweights prompts: the rarer success is, the larger the step (about 1/sqrt(p(1-p)) for 0/1
+    rewards), and the more so the larger the group.
+    """
+    mean_B = group_mean(x_B, group_B, valid_B)
+    square_B, num_B = group_sums((x_B - mean_B) ** 2, group_B, valid_B)
+    return (square_B / (num_B - 1).clamp(min=1)).sqrt()
+
+
+def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
+    """Mean over all valid rollouts of all ranks, a scalar. Bias: shrinks the gradient by (N-1)/N."""
+    total = all_sum(torch.stack([torch.where(valid_B, x_B, torch.zeros_like(x_B)).sum(), valid_B.sum().to(x_B.dtype)]))
+    return total[0] / total[1].clamp(min=1)
+
+
+def batch_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
+    """Sample standard deviation over all valid rollouts of all ranks, a scalar; 0 for a batch of one."""
+    centred_B = torch.where(valid_B, x_B - batch_mean(x_B, valid_B, all_sum), torch.zeros_like(x_B))
+    total = all_sum(torch.stack([(centred_B**2).sum(), valid_B.sum().to(x_B.dtype)]))
+    return (total[0] / (total[1] - 1).clamp(min=1)).sqrt()
+
+
+class RunningMean:
+    """Mean of the returns of earlier batches, an exponential average corrected for its start.
+
+    Bias: none, because a batch is compared with a number fixed before it was sampled. The first batch has baseline 0.
+
+    Args:
+        decay: weight of the past in [0, 1); 0.9 remembers about ten batches.
+
+    Source: Williams 1992 (reinforcement comparison).
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self.decay = decay
+        self.sum = 0.0
+        self.weight = 0.0
+
+    @property
+    def value(self) -> float:
+        return self.sum / self.weight if self.weight else 0.0
+
+    def update(self, mean: float) -> None:
+        self.sum = self.decay * self.sum + (1 - self.decay) * mean
+        self.weight = self.decay * self.weight + (1 - self.decay)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"sum": self.sum, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.sum, self.weight = float(state["sum"]), float(state["weight"])

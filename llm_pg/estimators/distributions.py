@@ -1,0 +1,74 @@
+"""From logits to the distribution that is really sampled, its log-probabilities and its entropy.
+
+What is sampled is what is trained: the sampler and the trainer call the same `warp_logits`, so temperature and
+truncation (top-k, top-p, min-p) enter the trained log-probability. All results are float32 or wider.
+"""
+
+import torch
+from torch import Tensor
+
+
+def warp_logits(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Logits of the distribution that is sampled: divided by the temperature, then cut to a support.
+
+    The filters apply in the order of transformers' `generate`: top-k, top-p on what is left, min-p. The support is
+    a constant of the gradient (it changes only where two probabilities tie).
+
+    Args:
+        logits: (..., V), any real dtype; computed in float32 at least.
+        temperature: > 0.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: in (0, 1]; keep the smallest set of most probable tokens whose mass reaches `top_p`.
+        min_p: in [0, 1); keep tokens with at least `min_p` times the largest probability.
+        keep: (...,) ids that stay in the support whatever the filters say. The trainer passes the sampled token, so
+            that a token at the edge of the support cannot get log-probability -inf from rounding or from an update.
+
+    Returns:
+        (..., V) float logits, -inf outside the support.
+
+    Source: top-p, Holtzman et al. 2020 (arXiv 1904.09751); min-p, Nguyen et al. 2024 (arXiv 2407.01082).
+    """
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature != 1.0:
+        x = x / temperature
+    if not (top_k or top_p < 1.0 or min_p):
+        return x
+    with torch.no_grad():
+        outside = torch.zeros_like(x, dtype=torch.bool)
+        if top_k and top_k < x.shape[-1]:
+            outside |= x < x.topk(top_k, dim=-1).values[..., -1:]
+        if top_p < 1.0:
+            ordered, index = x.masked_fill(outside, -torch.inf).sort(dim=-1, descending=True)
+            mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+            outside |= torch.zeros_like(outside).scatter(-1, index, mass_before >= top_p)
+        if min_p:
+            logp = x.masked_fill(outside, -torch.inf).log_softmax(-1)
+            outside |= logp < logp.max(-1, keepdim=True).values + torch.log(torch.tensor(min_p, dtype=x.dtype))
+        if keep is not None:
+            outside.scatter_(-1, keep.unsqueeze(-1), False)
+    return x.masked_fill(outside, -torch.inf)
+
+
+def token_logp(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log π(token) under softmax(`logits`). Shapes (..., V) and (...,) -> (...,); natural logarithm."""
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(`logits`) in nats, (..., V) -> (...,); tokens outside the support (-inf) count as 0."""
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+
+
+def kl_full(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL(softmax(logits) || softmax(ref_logits)) summed over the vocabulary, in nats: (..., V) -> (...,)."""
+    logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    return (logp.exp() * (logp - ref_logp).masked_fill(logp == -torch.inf, 0.0)).sum(-1)

@@ -1,0 +1,31 @@
+"""Estimates of KL(π || ref) from the log-probabilities of what π sampled, with k = log π - log ref.
+
+Their values all estimate the KL; what matters is the gradient that training gets from each, which depends on where
+it is put. In the reward (a constant of the gradient, summed or to-go) k1 gives exactly ∇KL, and k2, k3 do not. In
+the loss (differentiated) k1 has expected gradient 0, so it is no penalty at all; k2 and k3 summed over tokens are close
+to ∇KL near the reference and drift away from it far off.
+
+Source: Schulman 2020, "Approximating KL divergence"; for the gradients `llm-pg prove`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """k: unbiased as a value, may be negative. Natural logarithm, shape (B, T)."""
+    return logp_BT - ref_logp_BT
+
+
+def k2(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """k²/2: never negative, biased as a value, small variance. Its gradient is k ∇log π."""
+    return 0.5 * (logp_BT - ref_logp_BT) ** 2
+
+
+def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
+    """exp(-k) - 1 + k: never negative, unbiased as a value. Its gradient is (1 - exp(-k)) ∇log π."""
+    k_BT = logp_BT - ref_logp_BT
+    return torch.expm1(-k_BT) + k_BT
+
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

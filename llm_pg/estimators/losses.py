@@ -1,0 +1,59 @@
+"""Per-token surrogates. Each returns (B, T); the caller multiplies by its scale and sums.
+
+`weight_BT` is the advantage of a token, a constant of the gradient. With the ratio 1 (data sampled by the policy that
+is trained, once) all surrogates have the gradient -weight · ∇logp.
+"""
+
+import torch
+from torch import Tensor
+
+from .ratios import clip_range
+
+
+def reinforce(logp_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    """-w log π: the score-function gradient. On-policy only: it knows no ratio. Source: Williams 1992."""
+    return -weight_BT * logp_BT
+
+
+def clipped(
+    ratio_BT: Tensor,
+    weight_BT: Tensor,
+    epsilon: float,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+) -> Tensor:
+    """-min(r w, clip(r) w): no gain from moving the ratio further than epsilon from 1.
+
+    Args:
+        ratio_BT: importance ratio, > 0.
+        weight_BT: advantage.
+        epsilon, epsilon_high: lower and upper width, each > 0 (`epsilon_high` None = `epsilon`; DAPO sets it wider).
+        delta: upper bound of the ratio also where the weight is negative (two-sided clipping, > 1 + epsilon_high);
+            None = no bound.
+
+    Bias: none at ratio 1; away from it, by design.
+    Source: Schulman et al. 2017 (arXiv 1707.06347); clip-higher: DAPO, Yu et al. 2025 (arXiv 2503.14476); two-sided:
+    INTELLECT-2, 2025 (arXiv 2505.07291).
+    """
+    bounded_BT = ratio_BT if delta is None else ratio_BT.clamp(max=delta)
+    return -torch.minimum(bounded_BT * weight_BT, clip_range(ratio_BT, epsilon, epsilon_high) * weight_BT)
+
+
+def cispo(ratio_BT: Tensor, logp_BT: Tensor, weight_BT: Tensor, epsilon_high: float) -> Tensor:
+    """-min(r, epsilon_high)·w·log π with the ratio a constant: clipped tokens keep a gradient.
+
+    `epsilon_high` is the bound of the ratio itself here (TRL's meaning), not a distance from 1.
+    Source: MiniMax-M1, 2025 (arXiv 2506.13585).
+    """
+    return -ratio_BT.detach().clamp(max=epsilon_high) * weight_BT * logp_BT
+
+
+def value_loss(
+    value_BT: Tensor, target_BT: Tensor, old_value_BT: Tensor | None = None, clip: float | None = None
+) -> Tensor:
+    """½(V - target)²; with `clip`, the larger of it and the loss of a V held within `clip` of its old value."""
+    loss_BT = 0.5 * (value_BT - target_BT) ** 2
+    if clip is None or old_value_BT is None:
+        return loss_BT
+    held_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
+    return torch.maximum(loss_BT, 0.5 * (held_BT - target_BT) ** 2)

@@ -1,0 +1,127 @@
+"""The one data type of both tracks: a batch of sampled rows of steps, with what happened at each.
+
+A row is a completion (steps are tokens) or an episode or a segment of one (steps are actions). A rollout of text or of
+an environment carries its own inputs beside this in a subclass; the algorithms read only what stands here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Rollouts:
+    """Sampled rows of steps, checked at the border.
+
+    Attributes:
+        mask_BT: bool, True where the policy acted (for text: each completion token, the EOS included).
+        logp_BT: log-probability of each action under the distribution that was really sampled; nats, <= 0 for
+            discrete actions.
+        group_B: int64, 0..P-1; rows with the same number share their prompt or start state.
+        reward_BT: r_t; a verdict on a whole completion stands at its last token.
+        discount_BT: factor between step t and t+1, 0 where the episode ends (and outside the mask).
+        cut_BT: True where the row stops although the episode does not.
+        valid_B: False where the row could not be scored: it enters no baseline and gets weight 0.
+        truncated_B: True where the row hit a length limit.
+        ref_logp_BT: log-probability of the same actions under the frozen reference.
+        value_BT: V(s_t); bootstrap_BT: V(s_{t+1}), read where `cut_BT`.
+    """
+
+    mask_BT: Tensor
+    logp_BT: Tensor
+    group_B: Tensor
+    reward_BT: Tensor
+    discount_BT: Tensor
+    cut_BT: Tensor
+    valid_B: Tensor
+    truncated_B: Tensor
+    ref_logp_BT: Tensor | None = None
+    value_BT: Tensor | None = None
+    bootstrap_BT: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.mask_BT, self.valid_B = self.mask_BT.bool(), self.valid_B.bool()
+        shape = self.mask_BT.shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"Rollouts need at least one row and one step, shape (B, T); mask_BT has {tuple(shape)}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor):
+                continue
+            expected = tuple(shape) if field.name.endswith("_BT") else tuple(shape[:1])
+            if field.name.endswith(("_B", "_BT")) and tuple(value.shape[: len(expected)]) != expected:
+                raise ValueError(
+                    f"Rollouts.{field.name} has shape {tuple(value.shape)}; with mask_BT {tuple(shape)} it must "
+                    f"begin with {expected}."
+                )
+            if value.is_floating_point() and field.name.endswith("_BT"):
+                self._check_finite(field.name, value)
+        if int(self.group_B.min()) < 0:
+            raise ValueError("Rollouts.group_B holds a negative number; groups are numbered from 0.")
+
+    def _check_finite(self, name: str, value_BT: Tensor) -> None:
+        bad = ~torch.isfinite(value_BT) & self.mask_BT
+        if bad.any():
+            row, step = (int(i) for i in bad.nonzero()[0])
+            raise ValueError(
+                f"Rollouts.{name} holds {float(value_BT[row, step])} at row {row}, step {step} (of "
+                f"{int(bad.sum())} such places inside the mask); only finite numbers can be trained on."
+            )
+
+    def rows(self, index: Tensor) -> Any:
+        """The rows `index` (int64, any order) of every field whose name ends in _B or _BT."""
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or not field.name.endswith(("_B", "_BT")):
+                continue
+            changed[field.name] = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def length_B(self) -> Tensor:
+        return self.mask_BT.sum(1)
+
+    @classmethod
+    def of_scored_text(
+        cls,
+        *,
+        mask_BT: Tensor,
+        logp_BT: Tensor,
+        group_B: Tensor,
+        reward_B: Tensor,
+        truncated_B: Tensor | None = None,
+        valid_B: Tensor | None = None,
+        gamma: float = 1.0,
+        **others: Any,
+    ) -> Any:
+        """Rollouts whose only reward is the verdict `reward_B`, given at each row's last token.
+
+        A NaN in `reward_B` means "could not be scored" (as `valid_B` False does).
+        """
+        mask_BT = mask_BT.bool()
+        valid_B = ~reward_B.isnan() if valid_B is None else valid_B.bool() & ~reward_B.isnan()
+        last_BT = is_last(mask_BT)
+        reward_B = torch.where(valid_B, reward_B, torch.zeros_like(reward_B))
+        return cls(
+            mask_BT=mask_BT,
+            logp_BT=logp_BT,
+            group_B=group_B,
+            reward_BT=last_BT * reward_B.to(logp_BT.dtype).unsqueeze(1),
+            discount_BT=(mask_BT & ~last_BT) * torch.tensor(gamma, dtype=logp_BT.dtype, device=logp_BT.device),
+            cut_BT=torch.zeros_like(mask_BT),
+            valid_B=valid_B,
+            truncated_B=torch.zeros_like(valid_B) if truncated_B is None else truncated_B.bool(),
+            **others,
+        )
+
+
+def is_last(mask_BT: Tensor) -> Tensor:
+    """True at the last step inside each row's mask, (B, T)."""
+    after_BT = mask_BT.flip(1).long().cumsum(1).flip(1)
+    return mask_BT & (after_BT == 1)
