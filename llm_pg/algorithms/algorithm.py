@@ -118,7 +118,7 @@ class Algorithm:
             rollouts=rollouts,
             mask_BT=mask_BT,
             weight_BT=weight_BT.detach(),
-            scale_BT=self._scale(mask_BT, num_rows, num_tokens).to(weight_BT.dtype),
+            scale_BT=self._scale(mask_BT.to(weight_BT.dtype), num_rows, num_tokens),
             num_tokens=num_tokens,
             entropy_coef=row.entropy_coef + (final - row.entropy_coef) * min(max(progress, 0.0), 1.0),
             ref_logp_BT=rollouts.ref_logp_BT if row.beta and row.kl_placement == "loss" else None,
