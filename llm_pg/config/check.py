@@ -1,0 +1,163 @@
+"""What makes a configuration impossible, found without torch: words, group sizes, batch arithmetic, combinations."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING
+
+from ..algorithms import table
+from ..algorithms.table import TABLE, Row
+
+if TYPE_CHECKING:
+    from .schema import Config
+
+_WORDS = {
+    "returns": table.RETURNS,
+    "baseline": table.BASELINES,
+    "scale_rewards": table.SCALE_REWARDS,
+    "normalize_advantages": table.NORMALIZE,
+    "surrogate": table.SURROGATES,
+    "importance_sampling_level": table.LEVELS,
+    "loss_type": table.LOSS_TYPES,
+    "kl_placement": table.KL_PLACEMENTS,
+    "kl_estimator": table.KL_NAMES,
+    "truncated": table.TRUNCATED,
+}
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+
+
+def _one_of(name: str, word: str, known: tuple[str, ...] | list[str]) -> None:
+    if word not in known:
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} cannot be {word!r}; it is one of {', '.join(known)}.{hint}")
+
+
+def resolve_row(config: Config) -> Row:
+    """The algorithm's row of the table with the changes of the config."""
+    given = config.algorithm
+    _one_of("algorithm.name", given.name, list(TABLE))
+    fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source"}
+    changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
+    if given.mask_truncated_completions:
+        changes["truncated"] = "mask"
+    for key, known in _WORDS.items():
+        if key in changes:
+            _one_of(f"algorithm.{key}", changes[key], known)
+    return dataclasses.replace(TABLE[given.name], **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """How a step is cut: `prompts` × `num_generations` = `rows` on all ranks; minibatches of an optimiser step each."""
+
+    prompts: int
+    num_generations: int
+    rows: int
+    rows_per_rank: int
+    minibatch_rows: int
+    micro_rows: int
+
+
+def plan_batch(config: Config, num_ranks: int = 1) -> BatchPlan:
+    """The batch arithmetic; ValueError that spells it out where it does not divide."""
+    train, group = config.train, config.rollout.num_generations
+    micro, accumulate, prompts = (
+        train.per_device_train_batch_size,
+        train.gradient_accumulation_steps,
+        train.prompts_per_step,
+    )
+    if micro and accumulate:
+        rows = micro * accumulate * num_ranks
+        sum_text = (
+            f"per_device_train_batch_size {micro} × gradient_accumulation_steps {accumulate} × {num_ranks} "
+            f"rank{'s' if num_ranks > 1 else ''} = {rows} completions"
+        )
+        if rows % group:
+            raise ValueError(
+                f"{sum_text}, which does not divide by num_generations {group}: a step must hold whole groups. "
+                f"The nearest batches are {rows // group * group or group} and {(rows // group + 1) * group}."
+            )
+        if prompts and prompts * group != rows:
+            raise ValueError(
+                f"{sum_text}, but prompts_per_step {prompts} × num_generations {group} = {prompts * group}. "
+                "Give prompts_per_step alone (passes are then cut to per_device_train_batch_size), or make them equal."
+            )
+        prompts = rows // group
+    prompts = prompts or 8
+    if prompts % num_ranks:
+        raise ValueError(
+            f"prompts_per_step {prompts} does not divide by {num_ranks} ranks: each rank samples whole groups. "
+            f"Take {max(prompts // num_ranks, 1) * num_ranks}."
+        )
+    rows = prompts * group
+    per_rank = rows // num_ranks
+    cuts = config.algorithm.steps_per_generation
+    if per_rank % cuts:
+        raise ValueError(
+            f"{prompts} prompts × {group} generations / {num_ranks} ranks = {per_rank} completions on a rank, which "
+            f"steps_per_generation {cuts} does not divide. Take a divisor of {per_rank}."
+        )
+    minibatch = per_rank // cuts
+    return BatchPlan(prompts, group, rows, per_rank, minibatch, min(micro or minibatch, minibatch))
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError, in one paragraph, at the first thing that cannot work."""
+    row = resolve_row(config)
+    plan = plan_batch(config)
+    _check_group(row, config.rollout.num_generations)
+    _check_reuse(row, config)
+    _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
+    if config.train.bf16 and config.train.fp16:
+        raise ValueError("bf16 and fp16 are both true; choose one.")
+    if row.beta and row.kl_placement == "loss" and row.kl_estimator == "k1" and not row.use_bias_correction_kl:
+        raise ValueError(
+            "kl_estimator k1 with kl_placement loss is no penalty: its expected gradient is 0. Use kl_placement "
+            "reward with k1 (exact), or k3 in the loss."
+        )
+    if row.surrogate == "cispo" and row.epsilon_high is None:
+        raise ValueError("surrogate cispo needs epsilon_high, the upper bound of the ratio (5.0 in MiniMax-M1).")
+    data = config.data
+    if data.task and config.data.num_train_prompts < plan.prompts:
+        raise ValueError(
+            f"num_train_prompts {data.num_train_prompts} is fewer than one step needs ({plan.prompts} prompts)."
+        )
+    sources = [k for k in ("task", "dataset_name", "data_files") if getattr(data, k)]
+    if len(sources) > 1:
+        raise ValueError(f"data names {' and '.join(sources)}; give one source of prompts.")
+    if config.model.model_name_or_path and config.model.make:
+        raise ValueError("model.model_name_or_path and model.make are both given; give one.")
+    weights, funcs = config.reward.reward_weights, config.reward.reward_funcs
+    if weights is not None and funcs and len(weights) != len(funcs):
+        raise ValueError(
+            f"reward_weights has {len(weights)} numbers and reward_funcs {len(funcs)} functions; give one weight each."
+        )
+
+
+def _check_group(row: Row, group: int) -> None:
+    if row.needs_group and group < 2:
+        what = row.baseline if row.baseline in table.GROUP_BASELINES else f"scale_rewards {row.scale_rewards}"
+        raise ValueError(
+            f"num_generations is {group}, and {row.name} uses {what}: a completion is compared with the others of its "
+            "group, so a group needs at least 2. Raise num_generations, or use algorithm reinforce with baseline "
+            "running_mean."
+        )
+
+
+def _check_reuse(row: Row, config: Config) -> None:
+    reuse = config.algorithm.num_iterations * config.algorithm.steps_per_generation
+    if reuse > 1 and row.surrogate == "reinforce":
+        raise ValueError(
+            f"num_iterations × steps_per_generation is {reuse}, and surrogate reinforce knows no importance ratio: "
+            "after one update its data are stale. Use surrogate=clip, or 1 and 1."
+        )

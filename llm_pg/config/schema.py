@@ -1,0 +1,222 @@
+"""Every setting of a run, in sections. A leaf's name is unique, so `num_generations=4` and
+`rollout.num_generations=4` mean the same on the command line and in Python.
+
+Where TRL has an argument for a thing, the leaf has TRL's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The policy: where its weights come from and how they are held."""
+
+    model_name_or_path: str | None = Field(None, description="Hub id or local folder of a causal LM.")
+    model_revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    make: dict[str, Any] | None = Field(
+        None,
+        description="Make a small model with random weights instead: transformers config arguments with model_type "
+        "(llama, qwen2, ...); its tokenizer reads single characters.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights.")
+    attn_implementation: str | None = Field(
+        None, description="transformers' attention: sdpa, eager, flash_attention_2."
+    )
+    disable_dropout: bool = Field(True, description="Set every dropout to 0, so that scores are a function of weights.")
+    use_peft: bool = Field(False, description="Train a LoRA adapter; the reference is then the model without it.")
+    lora_r: int = Field(16, gt=0, description="Rank of the adapter.")
+    lora_alpha: int = Field(32, gt=0, description="Scale of the adapter, divided by the rank.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the adapter.")
+    lora_target_modules: list[str] | str | None = Field(
+        None, description="Modules that get an adapter; None = all linear."
+    )
+
+
+class DataConfig(Section):
+    """The prompts: a task of reward_fns, a hub dataset, local files, or a `datasets` object from Python."""
+
+    task: str | None = Field(None, description="Synthetic task by name: sort_letters, countdown, ...")
+    task_options: dict[str, Any] = Field({}, description="Arguments of the task's prompts(seed, n, ...).")
+    num_train_prompts: int = Field(4096, gt=0, description="Prompts to make for a synthetic task.")
+    dataset_name: str | None = Field(None, description="Hub dataset, for example openai/gsm8k.")
+    dataset_config: str | None = Field(None, description="Its configuration, for example main.")
+    dataset_split: str = Field("train", description="Split that is trained on.")
+    dataset_eval_split: str | None = Field(
+        None, description="Split held out; None = hold out rows of the training split."
+    )
+    data_files: str | list[str] | None = Field(None, description="Local JSONL, JSON, Parquet or CSV files.")
+    eval_data_files: str | list[str] | None = Field(None, description="Local files held out.")
+    prompt_column: str = Field("prompt", description="Column with the prompt: text, or a list of messages.")
+    prompt_template: str | None = Field(None, description="Text with {column} fields that makes the prompt instead.")
+    system_prompt: str | None = Field(None, description="System message; makes a plain prompt conversational.")
+    chat: bool | None = Field(
+        None,
+        description="Put a plain prompt into the chat template as the user's message; None = only with system_prompt.",
+    )
+    columns: dict[str, str] = Field({}, description="New name: column. What reward functions read under another name.")
+    extract: dict[str, str] = Field(
+        {},
+        description="Column: regular expression; its first group replaces the column's text (GSM8K: '####\\s*(.+)').",
+    )
+    num_eval_prompts: int = Field(256, ge=0, description="Prompts held out and never trained on.")
+    max_prompt_length: int | None = Field(
+        None, gt=0, description="Longest prompt in tokens; None = the model's context."
+    )
+    long_prompts: Literal["error", "drop"] = Field(
+        "error", description="What to do with longer ones; drops are counted."
+    )
+    shuffle_dataset: bool = Field(True, description="A new order every epoch, a function of (seed, epoch).")
+
+
+class RolloutConfig(Section):
+    """How completions are sampled. What is sampled is what is trained: these enter the trained log-probability."""
+
+    engine: Literal["transformers", "native", "vllm"] = Field("transformers", description="What samples.")
+    num_generations: int = Field(8, gt=0, description="G, completions per prompt.")
+    max_completion_length: int = Field(256, gt=0, description="Longest completion in tokens, the end token included.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature; also divides the trained logits.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this mass.")
+    top_k: int = Field(0, ge=0, description="Keep the k most probable tokens; 0 = all.")
+    min_p: float = Field(0.0, ge=0, lt=1, description="Keep tokens with this share of the largest probability.")
+    stop: list[str] = Field([], description="Strings that end a completion; the token that completes one is its last.")
+    rollout_batch_size: int | None = Field(None, gt=0, description="Completions sampled at once; None = all of a step.")
+
+
+class RewardConfig(Section):
+    """What a completion is worth, and how the functions that say so are kept in bounds."""
+
+    reward_funcs: list[Any] = Field(
+        [], description="Names of shipped functions, module:function, file.py:function; None or [] = the task's own."
+    )
+    reward_weights: list[float] | None = Field(None, description="One weight per function; None = 1 each.")
+    reward_timeout: float = Field(10.0, gt=0, description="Seconds one completion may take before it is unscorable.")
+    reward_workers: int = Field(2, gt=0, description="Processes that run reward functions.")
+    reward_in_process: bool = Field(False, description="Run them in the trainer instead: faster to debug, no deadline.")
+    max_unscorable: float = Field(0.2, ge=0, le=1, description="Share of unscorable completions that stops the run.")
+    strict: bool = Field(False, description="Stop at the first completion that cannot be scored.")
+
+
+class AlgorithmConfig(Section):
+    """A row of the table (`name`), and what to change in it. Fields left at None keep the row's own value."""
+
+    name: str = Field("grpo", description="Row of the table: reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, ...")
+    returns: str | None = Field(None, description="reward_to_go or total.")
+    baseline: str | None = Field(None, description="none, running_mean, batch_mean, group_mean, leave_one_out, value.")
+    scale_rewards: str | None = Field(None, description="Deviation to divide by: none, group, batch.")
+    normalize_advantages: str | None = Field(None, description="none, rollouts or steps.")
+    surrogate: str | None = Field(None, description="reinforce, clip or cispo.")
+    importance_sampling_level: str | None = Field(None, description="token, sequence or sequence_sum.")
+    loss_type: str | None = Field(None, description="Reduction: sequence_sum (exact), grpo, dapo, bnpo, dr_grpo.")
+    beta: float | None = Field(None, ge=0, description="Weight of the KL to the frozen reference; 0 loads none.")
+    kl_placement: str | None = Field(None, description="reward or loss.")
+    kl_estimator: str | None = Field(None, description="k1, k2 or k3.")
+    use_bias_correction_kl: bool | None = Field(None, description="KL in the loss times the importance ratio.")
+    epsilon: float | None = Field(None, gt=0, description="Clipping width below 1.")
+    epsilon_high: float | None = Field(None, gt=0, description="Clipping width above 1; None = epsilon.")
+    delta: float | None = Field(None, gt=1, description="Upper bound of the ratio (two-sided clipping).")
+    entropy_coef: float | None = Field(None, ge=0, description="Weight of the mean token entropy.")
+    entropy_coef_final: float | None = Field(None, ge=0, description="Its value at the last step (linear).")
+    gamma: float | None = Field(None, gt=0, le=1, description="Discount per token.")
+    lam: float | None = Field(None, ge=0, le=1, description="λ of GAE.")
+    vf_coef: float | None = Field(None, ge=0, description="Weight of the value loss.")
+    value_clip: float | None = Field(None, gt=0, description="Clipping width of the value.")
+    truncated: str | None = Field(None, description="Completions cut by the length limit: keep, mask or penalise.")
+    truncation_penalty: float | None = Field(None, ge=0, description="Taken off their reward with penalise.")
+    mask_truncated_completions: bool | None = Field(None, description="TRL's name for truncated=mask.")
+    baseline_decay: float | None = Field(None, ge=0, lt=1, description="Memory of the running mean.")
+    num_iterations: int = Field(1, gt=0, description="μ, passes over each batch of rollouts.")
+    steps_per_generation: int = Field(1, gt=0, description="Optimiser steps (minibatches) per pass.")
+
+
+class TrainConfig(Section):
+    """The optimiser and the size of a step."""
+
+    max_steps: int = Field(100, gt=0, description="Batches of rollouts to train on.")
+    prompts_per_step: int | None = Field(None, gt=0, description="Prompts of a step, on all ranks together.")
+    per_device_train_batch_size: int | None = Field(
+        None, gt=0, description="Completions in one forward pass; changes memory and speed, never the gradient."
+    )
+    gradient_accumulation_steps: int | None = Field(
+        None, gt=0, description="Forward passes per step; with the line above it gives the batch, as in TRL."
+    )
+    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
+    lr_scheduler_type: str = Field("constant_with_warmup", description="A schedule of transformers' get_scheduler.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Of AdamW.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Of AdamW.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Of AdamW.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 = never.")
+    bf16: bool = Field(False, description="Autocast to bfloat16.")
+    fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
+
+
+class WarmStartConfig(Section):
+    """Supervised steps before reinforcement, by trl's SFTTrainer, on the task's demonstrations or a dataset."""
+
+    warm_start_steps: int = Field(0, ge=0, description="Optimiser steps; 0 = none.")
+    warm_start_learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate, linear to 0.")
+    warm_start_batch_size: int = Field(64, gt=0, description="Demonstrations per step.")
+    warm_start_options: dict[str, Any] = Field({}, description="Arguments of the task's demonstrations(seed, n, ...).")
+    warm_start_data_files: str | list[str] | None = Field(
+        None, description="JSONL with prompt and completion instead of the task's demonstrations."
+    )
+
+
+class EvalConfig(Section):
+    """Held-out evaluation: before the first step, every eval_steps, and after the last."""
+
+    eval_steps: int = Field(0, ge=0, description="Steps between evaluations; 0 = only before and after.")
+    eval_on_start: bool = Field(True, description="Evaluate before the first step.")
+    eval_num_samples: int = Field(
+        4, ge=0, description="Sampled answers per held-out prompt, for pass@k; 0 = greedy only."
+    )
+    eval_batch_size: int = Field(1024, gt=0, description="Completions sampled at once.")
+    pass_reward: str | None = Field(None, description="Reward function that decides a pass; None = the first.")
+    pass_threshold: float = Field(1.0, description="Score from which a completion passes.")
+
+
+class RunConfig(Section):
+    """Where a run writes, and what it tells."""
+
+    output_dir: str = Field("runs", description="Folder that holds the runs.")
+    run_name: str | None = Field(None, description="Folder of this run; None = <task>-<algorithm>-seed<seed>.")
+    seed: int = Field(0, ge=0, description="Of everything: data order, sampling, made models.")
+    report_to: list[str] = Field([], description="Trackers of accelerate: wandb, trackio, tensorboard.")
+    logging_steps: int = Field(
+        1, gt=0, description="Steps between lines in the terminal; the metrics file has every step."
+    )
+    log_completions: int = Field(8, ge=0, description="Groups written to completions/ at each step; 0 = none.")
+    save_steps: int = Field(0, ge=0, description="Steps between checkpoints; 0 = none before the end.")
+    save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")
+    overwrite: bool = Field(False, description="Start anew in a run folder that already holds a run.")
+
+
+class Config(Section):
+    """A run, whole."""
+
+    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    rollout: RolloutConfig = RolloutConfig()  # type: ignore[call-arg]
+    reward: RewardConfig = RewardConfig()  # type: ignore[call-arg]
+    algorithm: AlgorithmConfig = AlgorithmConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
+    eval: EvalConfig = EvalConfig()  # type: ignore[call-arg]
+    run: RunConfig = RunConfig()  # type: ignore[call-arg]
+
+
+LEAVES: dict[str, str] = {
+    leaf: section
+    for section, field in Config.model_fields.items()
+    for leaf in field.annotation.model_fields  # type: ignore[union-attr]
+}
