@@ -125,3 +125,20 @@ def is_last(mask_BT: Tensor) -> Tensor:
     """True at the last step inside each row's mask, (B, T)."""
     after_BT = mask_BT.flip(1).long().cumsum(1).flip(1)
     return mask_BT & (after_BT == 1)
+
+
+@dataclass
+class TextRollouts(Rollouts):
+    """Completions of a causal LM. `tokens_BT` is what was sampled, never re-tokenised; right-padded with any id.
+
+    prompt_ids_B: token ids of each row's prompt.
+    """
+
+    tokens_BT: Tensor | None = None
+    prompt_ids_B: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+
+    def completion_ids(self) -> list[list[int]]:
+        """Each row's completion without padding, the end token included."""
+        assert self.tokens_BT is not None
+        lengths = self.length_B.tolist()
+        return [row[:n] for row, n in zip(self.tokens_BT.tolist(), lengths, strict=True)]

@@ -1,0 +1,260 @@
+"""The policy in training: log-probabilities of what was sampled, the frozen reference, and the update.
+
+The reduction is already inside the batch's scales, so the update sums over micro-batches, then over ranks, and steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .algorithms.algorithm import Algorithm, Batch
+from .estimators.distributions import entropy, token_logp
+from .rollouts import TextRollouts
+from .sampling.protocol import SamplingParams
+
+
+@dataclass
+class Scores:
+    """Of the sampled tokens under some weights: logp_BT and entropy_BT (nats, float32; 0 outside the mask)."""
+
+    logp_BT: Tensor
+    entropy_BT: Tensor
+
+
+class Policy:
+    """A causal LM as π_θ.
+
+    Args:
+        model: the model in training (a PEFT model keeps its reference inside: the adapter switched off).
+        params: the distribution that is sampled; its temperature and support enter the trained log-probability.
+        pad_id: filler of unused positions, never attended.
+        with_reference: keep a frozen reference (needed where beta > 0).
+        autocast: context in which forwards run (mixed precision).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        params: SamplingParams,
+        pad_id: int,
+        with_reference: bool = False,
+        autocast: Any = contextlib.nullcontext,
+    ) -> None:
+        self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
+        self.has_adapter = hasattr(model, "disable_adapter")
+        self.reference = None
+        if with_reference and not self.has_adapter:
+            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+        self.with_reference = with_reference
+        self._splits = _head_is_separate(model)
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def score(self, rollouts: TextRollouts, *, with_entropy: bool = True, entropy_grad: bool = False) -> Scores:
+        """Log-probabilities (with gradient) and entropies of the sampled tokens under the present weights."""
+        return self._score(self.model, rollouts, with_entropy, entropy_grad)
+
+    @torch.no_grad()
+    def logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        """Log-probabilities under the present weights, without a gradient."""
+        return self._in_pieces(self.model, rollouts, micro_rows)
+
+    @torch.no_grad()
+    def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        """Log-probabilities under the frozen reference."""
+        if not self.with_reference:
+            raise ValueError("This policy was made without a reference (beta is 0).")
+        if self.reference is not None:
+            return self._in_pieces(self.reference, rollouts, micro_rows)
+        with self.model.disable_adapter():
+            return self._in_pieces(self.model, rollouts, micro_rows)
+
+    def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        was_training = model.training
+        model.eval()
+        try:
+            out_BT = torch.zeros_like(rollouts.logp_BT)
+            for index in micro_batches(rollouts.length_B, micro_rows):
+                out_BT[index] = self._score(model, rollouts.rows(index), False, False).logp_BT.to(out_BT.dtype)
+        finally:
+            model.train(was_training)
+        return out_BT
+
+    def _score(self, model: Any, rollouts: TextRollouts, with_entropy: bool, entropy_grad: bool) -> Scores:
+        assert rollouts.tokens_BT is not None
+        ids, attention, start_B = self._layout(rollouts)
+        row_N, step_N = rollouts.mask_BT.nonzero(as_tuple=True)
+        place_N = start_B[row_N] - 1 + step_N  # the position that predicts the token
+        token_N = rollouts.tokens_BT[row_N, step_N]
+        with self.autocast():
+            logits = self._logits_at(model, ids, attention, row_N, place_N)
+        warped = self.params.warp(logits, keep=token_N)
+        zeros_BT = torch.zeros(rollouts.mask_BT.shape, dtype=warped.dtype, device=warped.device)
+        logp_BT = zeros_BT.index_put((row_N, step_N), token_logp(warped, token_N))
+        entropy_BT = zeros_BT
+        if with_entropy:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_grad):
+                entropy_BT = zeros_BT.index_put((row_N, step_N), entropy(warped))
+        return Scores(logp_BT, entropy_BT)
+
+    def _layout(self, rollouts: TextRollouts) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of prompt then completion, right-padded: ids, attention mask, and where each completion begins."""
+        assert rollouts.tokens_BT is not None
+        device = rollouts.tokens_BT.device
+        start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B], device=device)
+        end_B = start_B + rollouts.length_B
+        width = int(end_B.max())
+        ids = torch.full((len(start_B), width), self.pad_id, dtype=torch.int64, device=device)
+        column = torch.arange(width, device=device)
+        flat_prompts = torch.tensor([i for p in rollouts.prompt_ids_B for i in p], device=device, dtype=torch.int64)
+        ids[column < start_B.unsqueeze(1)] = flat_prompts
+        inside = (column >= start_B.unsqueeze(1)) & (column < end_B.unsqueeze(1))
+        ids[inside] = rollouts.tokens_BT[rollouts.mask_BT]
+        return ids, (column < end_B.unsqueeze(1)).long(), start_B
+
+    def _logits_at(self, model: Any, ids: Tensor, attention: Tensor, row_N: Tensor, place_N: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
+        if not self._splits:
+            return model(**inputs).logits[row_N, place_N]
+        core = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hidden = core.base_model(**inputs).last_hidden_state
+        return core.get_output_embeddings()(hidden[row_N, place_N])
+
+
+def _head_is_separate(model: Any) -> bool:
+    """Whether logits are just the output embedding of the last hidden state, tried on three tokens.
+
+    Then the head needs to run only where a log-probability is read. Models that cap or scale their logits fail the
+    comparison and take the whole forward.
+    """
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = core.get_output_embeddings()
+    if head is None or core.base_model is core:
+        return False
+    ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+            whole = model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.train(was_training)
+    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5)
+
+
+def micro_batches(length_B: Tensor, micro_rows: int) -> Iterator[Tensor]:
+    """Row indices in pieces of `micro_rows`, longest completions first: the largest piece shows at once if it fits."""
+    order = torch.argsort(length_B, descending=True, stable=True)
+    yield from order.split(micro_rows)
+
+
+@dataclass
+class UpdateStats:
+    """Of one optimiser step: sums over the batch, the gradient's norm before clipping, and whether it stepped."""
+
+    values: dict[str, float]
+    grad_norm: float
+    stepped: bool
+
+
+class Updater:
+    """Turns a weighted batch into optimiser steps.
+
+    Args:
+        policy: what is trained. algorithm: whose `loss` is summed.
+        optimizer, scheduler: stepped once per minibatch; the scheduler once per batch of rollouts.
+        accelerator: accelerate's, for mixed precision and for sums over ranks.
+        micro_rows: completions in one forward pass; any value gives the same gradient.
+        num_iterations, num_minibatches: μ and the cuts of a pass; with both 1 the data are on-policy.
+        max_grad_norm: 0 = no clipping.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        optimizer: Any,
+        scheduler: Any,
+        accelerator: Any,
+        *,
+        micro_rows: int,
+        num_iterations: int = 1,
+        num_minibatches: int = 1,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        self.policy, self.algorithm, self.accelerator = policy, algorithm, accelerator
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.micro_rows, self.max_grad_norm = micro_rows, max_grad_norm
+        self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
+
+    def update(self, batch: Batch, order: Tensor) -> list[UpdateStats]:
+        """All optimiser steps on one batch of rollouts.
+
+        Args:
+            batch: this rank's rows, weighted.
+            order: int64 (num_iterations, B): the order of the rows in each pass (it only matters with minibatches).
+        """
+        reuses = self.num_iterations * self.num_minibatches > 1
+        if reuses:
+            rollouts = batch.rollouts
+            assert isinstance(rollouts, TextRollouts)
+            batch.old_logp_BT = self.policy.logp(rollouts, self.micro_rows)
+        steps = [
+            self._step(batch.rows(index))
+            for iteration in range(self.num_iterations)
+            for index in order[iteration].chunk(self.num_minibatches)
+        ]
+        self.scheduler.step()
+        return steps
+
+    def _step(self, batch: Batch) -> UpdateStats:
+        self.policy.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
+        for index in micro_batches(batch.rollouts.length_B[alive], self.micro_rows) if len(alive) else ():
+            part = batch.rows(alive[index])
+            for key, value in self._backward(part).items():
+                values[key] = values.get(key, 0.0) + value
+        self._sum_gradients()
+        grad_norm = self._clip()
+        stepped = bool(torch.isfinite(torch.tensor(grad_norm)))
+        if stepped:
+            self.optimizer.step()
+        return UpdateStats(values, grad_norm, stepped)
+
+    def _backward(self, part: Batch) -> dict[str, float]:
+        rollouts = part.rollouts
+        assert isinstance(rollouts, TextRollouts)
+        scores = self.policy.score(rollouts, entropy_grad=bool(part.entropy_coef))
+        loss, stats = self.algorithm.loss(scores.logp_BT, part, entropy_BT=scores.entropy_BT)
+        # Each minibatch is an optimiser step of its own, of the size the whole batch would have had.
+        self.accelerator.backward(loss * self.num_minibatches)
+        return {key: float(value) for key, value in stats.items()}
+
+    def _sum_gradients(self) -> None:
+        """Add the ranks' gradients: with global denominators the sum is the gradient of the whole batch."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.policy.trainable():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum")
+
+    def _clip(self) -> float:
+        parameters = [p for p in self.policy.trainable() if p.grad is not None]
+        if not parameters:
+            return 0.0
+        limit = self.max_grad_norm or float("inf")
+        return float(self.accelerator.clip_grad_norm_(parameters, limit))

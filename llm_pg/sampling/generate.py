@@ -1,0 +1,84 @@
+"""The reference engine: transformers' own `generate`, for models that the native sampler cannot drive.
+
+Its random numbers come from torch's global generator, seeded from the rows' keys for each call: repeatable for the same
+batch, but a completion depends on the batch it is sampled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StopStringCriteria
+
+from ..estimators.distributions import token_logp
+from .protocol import Completions, SamplingParams
+
+
+class GenerateSampler:
+    """Samples by `model.generate`, in batches of `rows_at_once` completions (None = all at once)."""
+
+    def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], rows_at_once: int | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.pad_id, self.eos_ids = int(tokenizer.pad_token_id), list(eos_ids)
+
+    @torch.no_grad()
+    def sample(
+        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
+    ) -> Completions:
+        """See `Sampler.sample`."""
+        rows = [list(ids) for ids in prompt_ids for _ in range(num_generations)]
+        width, device = max(map(len, rows)), self.model.device
+        ids = torch.tensor([[self.pad_id] * (width - len(r)) + r for r in rows], device=device)
+        attention = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(int(keys_B.sum()) & 0x7FFFFFFF)
+                out = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=attention,
+                    generation_config=self._settings(params),
+                    tokenizer=self.tokenizer if params.stop else None,
+                )
+        finally:
+            self.model.train(was_training)
+        tokens_BT = out.sequences[:, width:]
+        mask_BT, truncated_B = self._mask(tokens_BT, params)
+        logp_BT = torch.stack(
+            [
+                token_logp(params.warp(logits, keep=tokens_BT[:, t]), tokens_BT[:, t])
+                for t, logits in enumerate(out.logits)
+            ],
+            1,
+        ).float()
+        return Completions(torch.where(mask_BT, tokens_BT, self.pad_id), mask_BT, logp_BT * mask_BT, truncated_B)
+
+    def _settings(self, params: SamplingParams) -> GenerationConfig:
+        return GenerationConfig(
+            do_sample=not params.greedy,
+            temperature=None if params.greedy else params.temperature,
+            top_k=None if params.greedy else params.top_k,
+            top_p=None if params.greedy else params.top_p,
+            min_p=None if params.greedy else params.min_p or None,
+            max_new_tokens=params.max_completion_length,
+            eos_token_id=self.eos_ids,
+            pad_token_id=self.pad_id,
+            stop_strings=list(params.stop) or None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+
+    def _mask(self, tokens_BT: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+        """True up to and with each row's first end token (or the token that completes a stop string)."""
+        eos = torch.tensor(self.eos_ids, device=tokens_BT.device)
+        end_BT = torch.isin(tokens_BT, eos)
+        if params.stop:
+            criteria = StopStringCriteria(self.tokenizer, list(params.stop))
+            for t in range(tokens_BT.shape[1]):
+                end_BT[:, t] |= criteria(tokens_BT[:, : t + 1], None)
+        before_BT = end_BT.long().cumsum(1) - end_BT.long()
+        return before_BT == 0, ~end_BT.any(1)

@@ -1,0 +1,148 @@
+"""The in-process sampler: the trainer's own weights through the model's forward and the library's cache.
+
+Each prompt is prefilled once and its cache is expanded to its G completions; rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StopStringCriteria
+
+from ..estimators.distributions import token_logp
+from .protocol import Completions, SamplingParams
+from .random import draw, uniform
+
+# A batch is compacted when this share of its rows has ended: copying the cache has to pay for itself.
+COMPACT_BELOW = 0.75
+
+
+class NativeSampler:
+    """Samples from `model` as it stands.
+
+    Args:
+        model: a decoder-only transformers model.
+        tokenizer: for the pad id and stop strings.
+        eos_ids: ids that end a completion.
+        rows_at_once: completions in one batch; None = all.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], rows_at_once: int | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.eos_ids = tuple(eos_ids)
+        self.rows_at_once = rows_at_once
+
+    @torch.no_grad()
+    def sample(
+        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
+    ) -> Completions:
+        """See `Sampler.sample`."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            per_batch = max((self.rows_at_once or len(prompt_ids) * num_generations) // num_generations, 1)
+            parts = [
+                self._batch(
+                    prompt_ids[at : at + per_batch],
+                    num_generations,
+                    params,
+                    keys_B[at * num_generations : (at + per_batch) * num_generations],
+                )
+                for at in range(0, len(prompt_ids), per_batch)
+            ]
+        finally:
+            self.model.train(was_training)
+        return _join(parts, self.pad_id)
+
+    def _batch(
+        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
+    ) -> Completions:
+        device = self.model.device
+        logits, cache, attention, position = self._prefill(prompt_ids)
+        if num_generations > 1:
+            cache.batch_repeat_interleave(num_generations)
+            logits, attention, position = (
+                x.repeat_interleave(num_generations, 0) for x in (logits, attention, position)
+            )
+        num_rows, limit = logits.shape[0], params.max_completion_length
+        tokens_BT = torch.full((num_rows, limit), self.pad_id, dtype=torch.int64, device=device)
+        logp_BT = torch.zeros((num_rows, limit), dtype=torch.float32, device=device)
+        length_B = torch.full((num_rows,), limit, dtype=torch.int64, device=device)
+        truncated_B = torch.ones(num_rows, dtype=torch.bool, device=device)
+        eos = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
+        stops = StopStringCriteria(self.tokenizer, list(params.stop)) if params.stop else None
+        row_R = torch.arange(num_rows, device=device)  # the rows still in the batch, and whether each goes on
+        live_R = torch.ones(num_rows, dtype=torch.bool, device=device)
+        keys_R = keys_B.to(device)
+        for t in range(limit):
+            warped = params.warp(logits)
+            next_R = warped.argmax(-1) if params.greedy else draw(warped, uniform(keys_R, t))
+            next_R = torch.where(live_R, next_R, self.pad_id)
+            tokens_BT[row_R, t] = next_R
+            logp_BT[row_R, t] = token_logp(warped, next_R).float() * live_R
+            ended_R = live_R & torch.isin(next_R, eos)
+            if stops is not None:
+                ended_R |= live_R & stops(tokens_BT[row_R, : t + 1], None)
+            length_B[row_R[ended_R]] = t + 1
+            truncated_B[row_R[ended_R]] = False
+            live_R = live_R & ~ended_R
+            num_live = int(live_R.sum())
+            if num_live == 0 or t == limit - 1:
+                break
+            if num_live < COMPACT_BELOW * live_R.numel():
+                kept = live_R.nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                row_R, next_R, attention, position, keys_R = (
+                    x[kept] for x in (row_R, next_R, attention, position, keys_R)
+                )
+                live_R = live_R[kept]
+            attention = torch.cat([attention, attention.new_ones((attention.shape[0], 1))], 1)
+            position = position + 1
+            out = self.model(
+                input_ids=next_R.unsqueeze(1),
+                attention_mask=attention,
+                position_ids=position.unsqueeze(1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = out.logits[:, -1]
+        longest = int(length_B.max())
+        mask_BT = torch.arange(longest, device=device) < length_B.unsqueeze(1)
+        return Completions(tokens_BT[:, :longest], mask_BT, logp_BT[:, :longest] * mask_BT, truncated_B)
+
+    def _prefill(self, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
+        """Logits after each prompt, the cache, its mask, and the position of each prompt's last token (left-padded)."""
+        device, width = self.model.device, max(len(ids) for ids in prompt_ids)
+        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompt_ids], device=device)
+        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
+        positions = (attention.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1], cache, attention, positions[:, -1]
+
+
+def _join(parts: list[Completions], pad_id: int) -> Completions:
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.tokens_BT.shape[1] for part in parts)
+
+    def wide(x: Tensor, fill: float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=fill)
+
+    return Completions(
+        torch.cat([wide(part.tokens_BT, pad_id) for part in parts]),
+        torch.cat([wide(part.mask_BT, False) for part in parts]),
+        torch.cat([wide(part.logp_BT, 0.0) for part in parts]),
+        torch.cat([part.truncated_B for part in parts]),
+    )

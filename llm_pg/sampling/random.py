@@ -1,0 +1,42 @@
+"""Random numbers as functions, not state: a uniform is a hash of (stream key, position).
+
+So a run needs no generator state to resume, and a completion does not depend on the batch it was sampled in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 (Steele, Lea and Flood 2014); arithmetic wraps, shifts are made logical."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def stream_key(*parts: int | Tensor) -> Tensor:
+    """An int64 key of any integers (or int64 tensors that broadcast): seed, step, prompt, sample."""
+    key = torch.zeros((), dtype=torch.int64)
+    for part in parts:
+        value = part if isinstance(part, Tensor) else torch.tensor(part, dtype=torch.int64)
+        key = _mix(key.to(value.device) * _MIX_1 + value.long() + _GOLDEN)
+    return key
+
+
+def uniform(key: Tensor, position: int | Tensor) -> Tensor:
+    """A float64 in [0, 1) for each key at a position of its stream, 53 random bits."""
+    bits = _mix(key + (position + 1) * torch.tensor(_GOLDEN, device=key.device))
+    return ((bits >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample from softmax(`logits`) by the inverse of its distribution function: (B, V) and (B,) in [0, 1) -> (B,)."""
+    cdf = logits.softmax(-1).double().cumsum(-1)
+    target = (uniforms * cdf[:, -1]).unsqueeze(-1)
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
