@@ -6,6 +6,7 @@ an environment carries its own inputs beside this in a subclass; the algorithms 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 @dataclass
 class Rollouts:
-    """Sampled rows of steps, checked at the border.
+    """Sampled rows of steps, checked at the border. A field may have further axes after the B or BT of its name.
 
     Attributes:
         mask_BT: bool, True where the policy acted (for text: each completion token, the EOS included).
@@ -65,23 +66,29 @@ class Rollouts:
             raise ValueError("Rollouts.group_B holds a negative number; groups are numbered from 0.")
 
     def _check_finite(self, name: str, value_BT: Tensor) -> None:
-        bad = ~torch.isfinite(value_BT) & self.mask_BT
+        finite = torch.isfinite(value_BT)
+        if finite.all():
+            return
+        bad = ~(finite.flatten(2).all(2) if value_BT.dim() > 2 else finite) & self.mask_BT
         if bad.any():
             row, step = (int(i) for i in bad.nonzero()[0])
+            first = value_BT[row, step][~finite[row, step]].flatten()[0]
             raise ValueError(
-                f"Rollouts.{name} holds {float(value_BT[row, step])} at row {row}, step {step} (of "
+                f"Rollouts.{name} holds {float(first)} at row {row}, step {step} (of "
                 f"{int(bad.sum())} such places inside the mask); only finite numbers can be trained on."
             )
 
     def rows(self, index: Tensor) -> Any:
         """The rows `index` (int64, any order) of every field whose name ends in _B or _BT."""
-        changed: dict[str, Any] = {}
+        # A copy, not a new object: what was checked once is not checked again for every micro-batch.
+        rows = copy.copy(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None or not field.name.endswith(("_B", "_BT")):
                 continue
-            changed[field.name] = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
-        return dataclasses.replace(self, **changed)
+            chosen = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
+            setattr(rows, field.name, chosen)
+        return rows
 
     @property
     def length_B(self) -> Tensor:

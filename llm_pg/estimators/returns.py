@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 
+def _backward_sum(x_BT: Tensor, keep_BT: Tensor) -> Tensor:
+    """y_t = x_t + keep_t y_{t+1}, with nothing after the last column."""
+    y_B = torch.zeros_like(x_BT[:, 0])
+    out = []
+    for x_B, keep_B in zip(reversed(x_BT.unbind(1)), reversed(keep_BT.unbind(1)), strict=True):
+        y_B = torch.addcmul(x_B, keep_B, y_B)
+        out.append(y_B)
+    return torch.stack(out[::-1], dim=1)
+
+
 def reward_to_go(
     reward_BT: Tensor, discount_BT: Tensor, cut_BT: Tensor | None = None, bootstrap_BT: Tensor | None = None
 ) -> Tensor:
@@ -26,14 +36,12 @@ def reward_to_go(
 
     Source: Williams 1992; Sutton et al. 2000.
     """
-    follow_BT = torch.zeros_like(reward_BT) if bootstrap_BT is None else bootstrap_BT
-    cut_BT = torch.zeros_like(reward_BT, dtype=torch.bool) if cut_BT is None else cut_BT.bool()
-    g_B = torch.zeros_like(reward_BT[:, 0])
-    out = []
-    for t in range(reward_BT.shape[1] - 1, -1, -1):
-        g_B = reward_BT[:, t] + discount_BT[:, t] * torch.where(cut_BT[:, t], follow_BT[:, t], g_B)
-        out.append(g_B)
-    return torch.stack(out[::-1], dim=1)
+    if cut_BT is None:
+        return _backward_sum(reward_BT, discount_BT)
+    cut_BT = cut_BT.bool()
+    if bootstrap_BT is not None:
+        reward_BT = reward_BT + discount_BT * torch.where(cut_BT, bootstrap_BT, torch.zeros_like(bootstrap_BT))
+    return _backward_sum(reward_BT, discount_BT.masked_fill(cut_BT, 0.0))
 
 
 def total_return(reward_BT: Tensor, discount_BT: Tensor) -> Tensor:
@@ -82,10 +90,5 @@ def gae(
     Source: Schulman et al. 2016 (arXiv 1506.02438).
     """
     delta_BT = td_error(reward_BT, value_BT, discount_BT, cut_BT, bootstrap_BT)
-    keep_BT = discount_BT * (~cut_BT.bool())
-    a_B = torch.zeros_like(delta_BT[:, 0])
-    out = []
-    for t in range(delta_BT.shape[1] - 1, -1, -1):
-        a_B = delta_BT[:, t] + keep_BT[:, t] * lam * a_B
-        out.append(a_B)
-    return torch.stack(out[::-1], dim=1)
+    lam_B1 = lam.unsqueeze(1) if isinstance(lam, Tensor) and lam.dim() == 1 else lam
+    return _backward_sum(delta_BT, discount_BT.masked_fill(cut_BT.bool(), 0.0) * lam_B1)
