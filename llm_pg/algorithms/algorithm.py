@@ -42,14 +42,14 @@ class Batch:
         old_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
         ref_logp_BT: those of the reference, where the KL stands in the loss.
         value_target_BT, old_value_BT: for the critic.
-        num_tokens: steps inside the mask, on all ranks. entropy_coef: this step's.
+        num_tokens: steps inside the mask, on all ranks, a tensor without axes. entropy_coef: this step's.
     """
 
     rollouts: Rollouts
     mask_BT: Tensor
     weight_BT: Tensor
     scale_BT: Tensor
-    num_tokens: float
+    num_tokens: Tensor
     entropy_coef: float
     old_logp_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
@@ -112,7 +112,7 @@ class Algorithm:
         weight_BT, target_BT = self._advantages(rollouts, self._rewards(rollouts), all_sum)
         weight_BT = self._normalise(torch.where(mask_BT, weight_BT, torch.zeros_like(weight_BT)), mask_BT, all_sum)
         counts = all_sum(torch.stack([rollouts.valid_B.sum(), mask_BT.sum()]).to(weight_BT.dtype))
-        num_rows, num_tokens = (max(float(n), 1.0) for n in counts)
+        num_rows, num_tokens = counts.clamp(min=1).unbind()
         final = row.entropy_coef if row.entropy_coef_final is None else row.entropy_coef_final
         return Batch(
             rollouts=rollouts,
@@ -173,7 +173,7 @@ class Algorithm:
             return mean.expand_as(return_B)
         if kind == "running_mean":
             before = self.running_mean.value
-            self.running_mean.update(float(mean))
+            self.running_mean.update(mean)
             return torch.full_like(return_B, before)
         return torch.zeros_like(return_B)
 
@@ -189,7 +189,7 @@ class Algorithm:
         normal_BT = (weight_BT - batch_mean(x, kept, all_sum)) / (batch_std(x, kept, all_sum) + STD_EPS)
         return torch.where(mask_BT, normal_BT, torch.zeros_like(normal_BT))
 
-    def _scale(self, mask_BT: Tensor, num_rows: float, num_tokens: float) -> Tensor:
+    def _scale(self, mask_BT: Tensor, num_rows: Tensor, num_tokens: Tensor) -> Tensor:
         kind = self.row.loss_type
         if kind == "sequence_sum":
             return mask_BT / num_rows

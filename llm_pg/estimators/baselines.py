@@ -20,11 +20,15 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and number of the valid entries of each rollout's group, both (B,)."""
+    """Sum and number of the valid entries of each rollout's group, both shaped as `x_B`.
+
+    `x_B` is one number a rollout (B,), or one a step (B, T): then each step is taken with the same step of the others.
+    """
     num_groups = int(group_B.max()) + 1 if group_B.numel() else 0
-    weight_B = valid_B.to(x_B.dtype)
-    sum_P = x_B.new_zeros(num_groups).index_add_(0, group_B, torch.where(valid_B, x_B, torch.zeros_like(x_B)))
-    num_P = x_B.new_zeros(num_groups).index_add_(0, group_B, weight_B)
+    valid = valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
+    empty_P = x_B.new_zeros(num_groups, *x_B.shape[1:])
+    sum_P = empty_P.index_add(0, group_B, torch.where(valid, x_B, torch.zeros_like(x_B)))
+    num_P = empty_P.index_add(0, group_B, valid.to(x_B.dtype))
     return sum_P[group_B], num_P[group_B]
 
 
@@ -95,8 +99,8 @@ class RunningMean:
     def value(self) -> float:
         return self.sum / self.weight if self.weight else 0.0
 
-    def update(self, mean: float) -> None:
-        self.sum = self.decay * self.sum + (1 - self.decay) * mean
+    def update(self, mean: float | Tensor) -> None:
+        self.sum = self.decay * self.sum + (1 - self.decay) * float(mean)
         self.weight = self.decay * self.weight + (1 - self.decay)
 
     def state_dict(self) -> dict[str, float]:
