@@ -90,6 +90,20 @@ class Rollouts:
             setattr(rows, field.name, chosen)
         return rows
 
+    def steps(self, kept: Tensor) -> Any:
+        """The steps `kept` (int64, numbers of the flattened B·T) as rows of one step each."""
+        steps = copy.copy(self)
+        num_steps = self.mask_BT.shape[1]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor):
+                continue
+            if field.name.endswith("_BT"):
+                setattr(steps, field.name, value.flatten(0, 1)[kept].unsqueeze(1))
+            elif field.name.endswith("_B"):
+                setattr(steps, field.name, value[kept // num_steps])
+        return steps
+
     @property
     def length_B(self) -> Tensor:
         return self.mask_BT.sum(1)

@@ -22,7 +22,7 @@ from ..estimators.baselines import (
     group_std,
     leave_one_out,
 )
-from ..estimators.kl import KL_ESTIMATORS
+from ..estimators.kl import KL_ESTIMATORS, AdaptivePenalty
 from ..estimators.losses import cispo, clipped, reinforce, value_loss
 from ..estimators.masked import masked_sum
 from ..estimators.ratios import importance_ratio
@@ -73,13 +73,27 @@ class Batch:
         }
         return Batch(self.rollouts.rows(index), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_B)
 
+    def steps(self) -> Batch:
+        """The same batch with each step inside the mask as a row of its own, for minibatches of steps.
+
+        The weights already hold what each step owes to its row; only ratios of whole rows (`sequence` levels) are lost.
+        """
+        kept = self.mask_BT.reshape(-1).nonzero().squeeze(1)
+        from_BT = {
+            name: value.reshape(-1, 1)[kept]
+            for name in self.__dataclass_fields__
+            if name.endswith("_BT") and (value := getattr(self, name)) is not None
+        }
+        return Batch(self.rollouts.steps(kept), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_BT)
+
 
 def _identity(x: Tensor) -> Tensor:
     return x
 
 
 class Algorithm:
-    """A row of the table at work. It holds no tensor; its only state is the running mean of the returns.
+    """A row of the table at work. It holds no tensor; its state is the running mean of the returns and, with a
+    `kl_target`, the weight of the penalty that keeps to it.
 
     Args:
         row: the differences, see `table.Row`.
@@ -92,6 +106,7 @@ class Algorithm:
         self.row = row
         self.max_completion_length = max_completion_length
         self.running_mean = RunningMean(row.baseline_decay)
+        self.kl_penalty = AdaptivePenalty(row.kl_target) if row.kl_target else None
 
     # --- from rollouts to weights
 
@@ -146,7 +161,10 @@ class Algorithm:
             credit_BT = return_B.unsqueeze(1).expand_as(reward_BT)
         else:
             credit_BT = reward_to_go(reward_BT, rollouts.discount_BT, rollouts.cut_BT, rollouts.bootstrap_BT)
-        weight_BT = credit_BT - self._baseline(return_B, rollouts, all_sum).unsqueeze(1)
+        if row.baseline_per_step:
+            weight_BT = credit_BT - self._baseline(credit_BT, rollouts, all_sum)
+        else:
+            weight_BT = credit_BT - self._baseline(return_B, rollouts, all_sum).unsqueeze(1)
         if row.scale_rewards == "group":
             weight_BT = weight_BT / (group_std(return_B, rollouts.group_B, rollouts.valid_B) + STD_EPS).unsqueeze(1)
         elif row.scale_rewards == "batch":
@@ -223,6 +241,9 @@ class Algorithm:
             if row.use_bias_correction_kl:
                 kl_BT = kl_BT * ratio_BT
             term_BT = term_BT + row.beta * kl_BT
+        if self.kl_penalty is not None:
+            # The steps were sampled by the old policy, so k3 with the old one first is an exact KL(old || new).
+            term_BT = term_BT + self.kl_penalty.weight * KL_ESTIMATORS["k3"](old_BT, logp_BT)
         loss = masked_sum(term_BT * batch.scale_BT, mask_BT)
         stats["policy_loss"] = loss.detach()
         if entropy_BT is not None:
@@ -262,16 +283,27 @@ class Algorithm:
             "sampler_gap": masked_sum((old_BT - sampled_BT).abs(), batch.mask_BT) / n,
         }
 
+    def observe_kl(self, kl: float) -> None:
+        """After an update: the KL(old || new) it came to, in nats a step (`approx_kl`), moves the adaptive penalty."""
+        if self.kl_penalty is not None:
+            self.kl_penalty.update(kl)
+
     def contributes_B(self, batch: Batch) -> Tensor:
         """True for rows whose gradient can differ from 0; the others need no forward pass.
 
-        A row of weight 0 still counts where the KL stands in the loss, with an entropy bonus, or with a critic.
+        A row of weight 0 still counts where a KL stands in the loss, with an entropy bonus, or with a critic.
         """
-        anyway = batch.ref_logp_BT is not None or batch.entropy_coef or batch.value_target_BT is not None
+        kl = batch.ref_logp_BT is not None or self.kl_penalty is not None
+        anyway = kl or batch.entropy_coef or batch.value_target_BT is not None
         return batch.mask_BT.any(1) if anyway else ((batch.weight_BT != 0) & batch.mask_BT).any(1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"running_mean": self.running_mean.state_dict()}
+        state: dict[str, Any] = {"running_mean": self.running_mean.state_dict()}
+        if self.kl_penalty is not None:
+            state["kl_penalty"] = self.kl_penalty.weight
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.running_mean.load_state_dict(state["running_mean"])
+        if self.kl_penalty is not None:
+            self.kl_penalty.weight = float(state["kl_penalty"])

@@ -28,6 +28,8 @@ class Row:
     Attributes:
         returns: what a token is credited with: the rewards from it on, or all of the row's.
         baseline: what is subtracted; `value` needs a critic and uses GAE(gamma, lam).
+        baseline_per_step: compare the reward-to-go of step t with the group's rewards-to-go of step t, where steps
+            have rewards of their own (group baselines only); otherwise with the group's returns.
         scale_rewards: deviation of the returns to divide by: none, each group's, the batch's.
         normalize_advantages: weights shifted and scaled to mean 0, deviation 1 over rollouts or over steps.
         surrogate: reinforce (-w log π, no reuse), clip (PPO), cispo.
@@ -38,6 +40,7 @@ class Row:
         epsilon, epsilon_high, delta: clipping, see `estimators.losses.clipped`.
         beta: weight of the KL penalty; 0 loads no reference. kl_placement, kl_estimator: see `estimators.kl`.
         use_bias_correction_kl: KL in the loss times the importance ratio, as TRL 1.16 does by default.
+        kl_target: KL(old || new) of an update, nats a step, that an adaptive penalty keeps to; 0 = no penalty.
         entropy_coef: weight of the mean token entropy, moving linearly to `entropy_coef_final` by the end.
         gamma: discount in (0, 1]. lam: λ of GAE. vf_coef: weight of the value loss. value_clip: its clipping width.
         truncated: completions that hit the length limit are kept, masked out of the loss, or `truncation_penalty`
@@ -49,6 +52,7 @@ class Row:
     source: str
     returns: str = "reward_to_go"
     baseline: str = "none"
+    baseline_per_step: bool = False
     scale_rewards: str = "none"
     normalize_advantages: str = "none"
     surrogate: str = "clip"
@@ -61,6 +65,7 @@ class Row:
     kl_placement: str = "reward"
     kl_estimator: str = "k1"
     use_bias_correction_kl: bool = False
+    kl_target: float = 0.0
     entropy_coef: float = 0.0
     entropy_coef_final: float | None = None
     gamma: float = 1.0

@@ -4,6 +4,8 @@ What is sampled is what is trained: the sampler and the trainer call the same `w
 truncation (top-k, top-p, min-p) enter the trained log-probability. All results are float32 or wider.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -72,3 +74,22 @@ def kl_full(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(ref_logits)) summed over the vocabulary, in nats: (..., V) -> (...,)."""
     logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     return (logp.exp() * (logp - ref_logp).masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+
+
+def gaussian_logp(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(x; mean, std²) of independent coordinates, summed over the last axis: (..., A) -> (...,), natural log."""
+    z = (x - mean) * (-log_std).exp()
+    return (-0.5 * z * z - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Differential entropy of independent coordinates, Σ (log σ + ½ log 2πe): (..., A) -> (...,), nats; may be < 0."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def tanh_log_jacobian(x: Tensor) -> Tensor:
+    """Σ log(1 - tanh(x)²), to be taken off log p(x) to get that of tanh(x): (..., A) -> (...,).
+
+    Written as 2(log 2 - x - softplus(-2x)), which does not overflow for large |x|.
+    """
+    return (2.0 * (math.log(2.0) - x - torch.nn.functional.softplus(-2.0 * x))).sum(-1)

@@ -29,3 +29,31 @@ def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 
 
 KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+class AdaptivePenalty:
+    """Weight of a KL penalty that keeps the KL of an update near a target: a trust region without a constraint.
+
+    The weight doubles when an update went 1.5 times past the target and halves when it stayed 1.5 times under it.
+
+    Args:
+        target: KL(old || new) of one update, nats a step, > 0.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347, section 4), after TRPO, Schulman et al. 2015 (arXiv 1502.05477).
+    """
+
+    SLACK, FACTOR, LOWEST, HIGHEST = 1.5, 2.0, 1e-4, 1e4
+
+    def __init__(self, target: float) -> None:
+        if not target > 0:
+            raise ValueError(
+                f"The KL target of an update must be above 0 nats; it is {target}. 0.01 is a usual choice."
+            )
+        self.target = target
+        self.weight = 1.0
+
+    def update(self, kl: float) -> None:
+        if kl > self.SLACK * self.target:
+            self.weight = min(self.weight * self.FACTOR, self.HIGHEST)
+        elif kl < self.target / self.SLACK:
+            self.weight = max(self.weight / self.FACTOR, self.LOWEST)
