@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import string
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from .config import ConfigError
 from .config.schema import ModelConfig
+from .preflight import check_model
 
 _CHARACTERS = "\n" + "".join(c for c in string.printable if c.isprintable())
 _CHAT_TEMPLATE = (
@@ -22,25 +22,6 @@ _CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-
-
-def check_model(config: ModelConfig) -> None:
-    """Before anything heavy: is there a model at all? Raises ConfigError."""
-    name = config.model_name_or_path
-    if config.make is not None:
-        if "model_type" not in config.make:
-            raise ConfigError("model.make needs model_type (llama, qwen2, ...) beside the sizes of the model.")
-        return
-    if not name:
-        raise ConfigError(
-            "No model is named: set model.model_name_or_path to a hub id or a local folder, or model.make to make a "
-            "small one."
-        )
-    path = Path(name).expanduser()
-    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not (path / "config.json").is_file():
-        what = "is no folder" if not path.is_dir() else "holds no config.json"
-        raise ConfigError(f"model_name_or_path {name!r} {what}: give a folder written by save_pretrained, or a hub id.")
 
 
 def load_tokenizer(config: ModelConfig) -> Any:

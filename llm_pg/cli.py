@@ -1,0 +1,206 @@
+"""The command `llm-pg`. Heavy imports happen inside the commands, after everything that needs none was checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from . import __version__, shipped
+from .config import Config, ConfigError, load_config
+from .config.schema import Config as Schema
+
+if TYPE_CHECKING:
+    from .metrics import Clock
+
+EXIT_BAD_INPUT = 2
+ALGORITHMS = ("reinforce", "rloo", "grpo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; bad input prints one paragraph and returns 2."""
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except ConfigError as error:
+        print(f"llm-pg: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("llm-pg: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llm-pg", description="Policy-gradient fine-tuning of small language models on verifiable rewards."
+    )
+    parser.add_argument("--version", action="version", version=f"llm-pg {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    quick = commands.add_parser(
+        "quickstart", help="a small model learns a task by reinforcement, here, in a minute or two"
+    )
+    quick.add_argument("--algorithm", default="grpo", help="reinforce, rloo or grpo (default)")
+    quick.add_argument("--task", default="sort_letters", help="sort_letters (default) or countdown")
+    quick.add_argument("--seed", type=int, default=0)
+    _common(quick)
+    quick.set_defaults(run=_quickstart)
+
+    train = commands.add_parser(
+        "train",
+        help="train as a YAML file says",
+        description="Settings, each as key=value (a leaf's name is unique, its section may be left out):\n\n"
+        + _settings(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", help="a YAML file, or the name of a shipped one")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint of the run's folder"
+    )
+    _common(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="pass rates of a model on a task or data")
+    evaluate.add_argument("model", help="hub id or local folder")
+    evaluate.add_argument("--task", help="a synthetic task")
+    evaluate.add_argument("--data", help="a local JSONL, JSON, Parquet or CSV file, or a hub dataset")
+    evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
+    _common(evaluate)
+    evaluate.set_defaults(run=_eval)
+
+    prove = commands.add_parser("prove", help="compare every estimator's expected update with the exact gradient")
+    prove.add_argument("--quick", action="store_true", help="a smaller table, in under 10 seconds")
+    prove.add_argument("--json", action="store_true", help="the rows as JSON")
+    prove.add_argument("--markdown", action="store_true", help="the table of the README")
+    prove.add_argument("--advantage", metavar="my.py:fn", help="prove your own advantage function")
+    prove.add_argument("--loss", metavar="my.py:fn", help="prove your own loss function")
+    prove.set_defaults(run=_prove)
+
+    control = commands.add_parser("control", help="classic control with the same estimators")
+    _control_arguments(control)
+
+    copy = commands.add_parser("cp", help="copy a shipped config or recipe to edit")
+    copy.add_argument("name")
+    copy.add_argument("target", nargs="?", default=".")
+    copy.set_defaults(run=_copy)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of single settings")
+    parser.add_argument("--quiet", action="store_true", help="print only warnings and the end's table")
+
+
+def _settings() -> str:
+    lines = []
+    for section, field in Schema.model_fields.items():
+        kind = field.annotation
+        assert kind is not None
+        lines.append(f"{section}: {(kind.__doc__ or '').strip().splitlines()[0]}")
+        for name, leaf in kind.model_fields.items():  # type: ignore[attr-defined]
+            lines.append(f"  {name}={leaf.default}  {leaf.description}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    overrides = [f"data.task={arguments.task}", f"run.seed={arguments.seed}", "run.overwrite=true"]
+    specific = f"quickstart_{arguments.task}.yaml"
+    path = shipped.folder("configs") / specific
+    if not path.exists():
+        path = shipped.find("quickstart.yaml")
+    if arguments.algorithm not in ALGORITHMS:
+        raise ConfigError(f"quickstart runs {', '.join(ALGORITHMS)}; got --algorithm {arguments.algorithm!r}.")
+    config = load_config(path, [*overrides, f"algorithm.name={arguments.algorithm}", *arguments.settings])
+    return _run(config, resume=False, quiet=arguments.quiet)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    path = arguments.config if os.path.exists(arguments.config) or os.sep in arguments.config else None
+    config = load_config(path or shipped.find(arguments.config), arguments.settings)
+    return _run(config, resume=arguments.resume, quiet=arguments.quiet)
+
+
+def _run(config: Config, *, resume: bool, quiet: bool) -> int:
+    from .preflight import preflight
+
+    preflight(config, resume=resume)
+    clock, terminal_class = _heavy_imports()
+    from .trainer import PolicyGradientTrainer
+
+    trainer = PolicyGradientTrainer(args=config, terminal=terminal_class(quiet=quiet), clock=clock)
+    trainer.train(resume=resume)
+    return 0
+
+
+def _heavy_imports() -> tuple[Clock, type]:
+    """torch and transformers, timed, with their chatter off; the run prints its own lines."""
+    from .metrics import Clock
+    from .terminal import Terminal
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    clock, begin = Clock(), time.perf_counter()
+    from . import trainer  # noqa: F401
+
+    clock.seconds["import"] = time.perf_counter() - begin
+    return clock, Terminal
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    given = [f"model_name_or_path={arguments.model}", *arguments.settings]
+    if arguments.task:
+        given.append(f"data.task={arguments.task}")
+    if arguments.data:
+        key = "data_files" if os.path.exists(arguments.data) else "dataset_name"
+        given.append(f"data.{key}={arguments.data}")
+    if not (arguments.task or arguments.data):
+        raise ConfigError("eval needs --task NAME or --data FILE.")
+    config = load_config(None, given)
+    from .preflight import check_inputs
+
+    check_inputs(config)
+    _, terminal_class = _heavy_imports()
+    from .trainer import PolicyGradientTrainer
+
+    terminal = terminal_class(quiet=arguments.json or arguments.quiet)
+    trainer = PolicyGradientTrainer(args=config, terminal=terminal)
+    with trainer.scorer:
+        result = trainer.evaluate(arguments.model)
+    if arguments.json:
+        print(json.dumps(result.metrics()))
+    return 0
+
+
+def _prove(arguments: argparse.Namespace) -> int:
+    from .prove import main as prove
+
+    return prove(
+        quick=arguments.quick,
+        as_json=arguments.json,
+        markdown=arguments.markdown,
+        advantage=arguments.advantage,
+        loss=arguments.loss,
+    )
+
+
+def _control_arguments(parser: argparse.ArgumentParser) -> None:
+    from .control import cli
+
+    cli.add_arguments(parser)
+    parser.set_defaults(run=cli.main)
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    print(shipped.copy(arguments.name, arguments.target))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

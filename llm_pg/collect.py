@@ -1,0 +1,146 @@
+"""One batch of experience: prompts -> completions -> scores, as Rollouts and as what a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .metrics import Clock
+from .prompts import Prompt
+from .rewards import Scorer, Scores
+from .rollouts import TextRollouts
+from .sampling.protocol import Completions, Sampler, SamplingParams
+from .sampling.random import stream_key
+
+TRAIN_STREAM, EVAL_STREAM = 1, 2
+
+
+@dataclass
+class Experience:
+    """A scored batch. Row i belongs to prompt i // num_generations."""
+
+    prompts: list[Prompt]
+    rollouts: TextRollouts
+    texts: list[str]
+    scores: Scores
+    num_generations: int
+
+    def metrics(self) -> dict[str, float]:
+        """Facts of the batch; see `metrics.METRICS`."""
+        rollouts = self.rollouts
+        valid_B = rollouts.valid_B
+        reward_B = rollouts.reward_BT.sum(1)
+        known = reward_B[valid_B].double()
+        values_PG = reward_B.view(-1, self.num_generations)
+        uniform_P = (values_PG == values_PG[:, :1]).all(1)
+        out = {
+            "reward": float(known.mean()) if len(known) else float("nan"),
+            "reward_std": float(known.std()) if len(known) > 1 else 0.0,
+            "unscorable": 1 - float(valid_B.double().mean()),
+            "uniform_groups": float(uniform_P.double().mean()),
+            "completion_length": float(rollouts.length_B.double().mean()),
+            "truncated": float(rollouts.truncated_B.double().mean()),
+            "tokens": int(rollouts.mask_BT.sum()),
+        }
+        for name, values in self.scores.parts.items():
+            scored = [v for v in values if v is not None]
+            out[f"reward/{name}"] = sum(scored) / len(scored) if scored else float("nan")
+        out.update({f"log/{name}": value for name, value in self.scores.metrics.items()})
+        return out
+
+    def readable(self, weight_BT: Tensor, num_groups: int) -> list[dict[str, Any]]:
+        """The first groups as JSON rows: texts, scores and the numbers of every token."""
+        rollouts, rows = self.rollouts, []
+        lengths, ids = rollouts.length_B.tolist(), rollouts.completion_ids()
+        for i in range(min(num_groups * self.num_generations, len(self.texts))):
+            prompt, n = self.prompts[i // self.num_generations], lengths[i]
+            numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": weight_BT}
+            rows.append(
+                {
+                    "prompt_index": prompt.index,
+                    "group": i // self.num_generations,
+                    "prompt": prompt.text,
+                    "completion": self.texts[i],
+                    "ids": ids[i],
+                    "reward": self.scores.reward[i],
+                    "parts": {name: values[i] for name, values in self.scores.parts.items()},
+                    "truncated": bool(rollouts.truncated_B[i]),
+                    "tokens": {
+                        name: [round(v, 5) for v in x[i, :n].tolist()] for name, x in numbers.items() if x is not None
+                    },
+                }
+            )
+        return rows
+
+
+class Collector:
+    """Samples and scores.
+
+    Args:
+        sampler: an engine. scorer: the reward functions. tokenizer: to read completions.
+        params: the training distribution. seed: of the run. gamma: discount per token.
+    """
+
+    def __init__(
+        self, sampler: Sampler, scorer: Scorer, tokenizer: Any, params: SamplingParams, *, seed: int, gamma: float
+    ) -> None:
+        self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
+        self.seed, self.gamma = seed, gamma
+
+    def collect(self, prompts: Sequence[Prompt], step: int, num_generations: int, clock: Clock) -> Experience:
+        """`num_generations` scored completions of each prompt; random streams are f(seed, step, prompt, sample)."""
+        with clock("sample"):
+            done = self._sample(prompts, num_generations, self.params, TRAIN_STREAM, step)
+            texts, ids = self.read(done)
+        with clock("reward"):
+            scores = self.score([p for p in prompts for _ in range(num_generations)], texts, ids)
+        unknown = float("nan")
+        reward_B = torch.tensor([unknown if r is None else r for r in scores.reward], dtype=torch.float32)
+        rollouts = TextRollouts.of_scored_text(
+            mask_BT=done.mask_BT,
+            logp_BT=done.logp_BT,
+            group_B=torch.arange(len(prompts), device=done.mask_BT.device).repeat_interleave(num_generations),
+            reward_B=reward_B.to(done.mask_BT.device),
+            truncated_B=done.truncated_B,
+            gamma=self.gamma,
+            tokens_BT=done.tokens_BT,
+            prompt_ids_B=[p.ids for p in prompts for _ in range(num_generations)],
+        )
+        return Experience(list(prompts), rollouts, texts, scores, num_generations)
+
+    def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
+        """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers at every call."""
+        params = (
+            self.params
+            if not greedy
+            else SamplingParams(
+                greedy=True, max_completion_length=self.params.max_completion_length, stop=self.params.stop
+            )
+        )
+        done = self._sample(prompts, num_samples, params, EVAL_STREAM, 0)
+        return list(zip(*self.read(done), strict=True))
+
+    def _sample(
+        self, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams, stream: int, step: int
+    ) -> Completions:
+        index_P1 = torch.tensor([p.index for p in prompts]).unsqueeze(1)
+        keys_PG = stream_key(self.seed, stream, step, index_P1, torch.arange(num_generations))
+        return self.sampler.sample([p.ids for p in prompts], num_generations, params, keys_PG.reshape(-1))
+
+    def read(self, done: Completions) -> tuple[list[str], list[list[int]]]:
+        lengths = done.mask_BT.sum(1).tolist()
+        ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]]) -> Scores:
+        """Rewards in TRL's form: conversational prompts get their completions as a list of one message."""
+        given = [p.messages if p.messages is not None else p.text for p in prompts]
+        completions = [
+            text if p.messages is None else [{"role": "assistant", "content": text}]
+            for p, text in zip(prompts, texts, strict=True)
+        ]
+        return self.scorer.score(given, completions, list(ids), [p.row for p in prompts])

@@ -1,0 +1,141 @@
+"""Held-out evaluation: greedy and sampled pass@1, pass@k, with bootstrap intervals over prompts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share in [0, 1] with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+    def as_json(self) -> list[float]:
+        return [round(x, 6) for x in (self.mean, self.low, self.high)]
+
+
+@dataclass
+class Evaluation:
+    """Of a set of held-out prompts.
+
+    greedy: pass rate of the greedy completion. sampled: pass rate of one sample. pass_at: k -> pass@k.
+    mean_length: of the greedy completions, in tokens. unscorable: greedy completions that could not be scored
+    (they count as failed). examples: prompt, completion and verdict of each prompt, greedy.
+    """
+
+    num_prompts: int
+    greedy: Interval
+    sampled: Interval | None
+    pass_at: dict[int, Interval]
+    mean_length: float
+    unscorable: int
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Evaluation:
+        """Back from `dataclasses.asdict` and JSON."""
+        sampled = values["sampled"]
+        return cls(
+            **{
+                **values,
+                "greedy": Interval(**values["greedy"]),
+                "sampled": Interval(**sampled) if sampled else None,
+                "pass_at": {int(k): Interval(**share) for k, share in values["pass_at"].items()},
+            }
+        )
+
+    def metrics(self) -> dict[str, float]:
+        out = {
+            "eval/greedy": self.greedy.mean,
+            "eval/greedy_low": self.greedy.low,
+            "eval/greedy_high": self.greedy.high,
+        }
+        if self.sampled is not None:
+            out["eval/sampled"] = self.sampled.mean
+        out.update({f"eval/pass@{k}": share.mean for k, share in self.pass_at.items()})
+        out.update({"eval/length": self.mean_length, "eval/unscorable": float(self.unscorable)})
+        return out
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The probability that at least one of k samples passes, from c passes among n samples: 1 - C(n-c,k)/C(n,k).
+
+    Unbiased for every k <= n. Source: Chen et al. 2021 (arXiv 2107.03374).
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}.")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def bootstrap(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of the values, one per prompt, and the 95 % percentile interval under resampling of the prompts."""
+    if not values:
+        raise ValueError("An interval needs at least one value.")
+    rng, n = random.Random(seed), len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
+    return Interval(sum(values) / n, means[int(0.025 * resamples)], means[min(int(0.975 * resamples), resamples - 1)])
+
+
+def summarise(
+    greedy_passes: Sequence[bool], sampled_passes: Sequence[Sequence[bool]], lengths: Sequence[int], unscorable: int
+) -> Evaluation:
+    """An Evaluation of verdicts: one greedy and a list of sampled ones for each prompt."""
+    pass_at: dict[int, Interval] = {}
+    num_samples = len(sampled_passes[0]) if sampled_passes else 0
+    k = 2
+    while k <= num_samples:
+        pass_at[k] = bootstrap([pass_at_k(num_samples, sum(passes), k) for passes in sampled_passes])
+        k *= 2
+    return Evaluation(
+        num_prompts=len(greedy_passes),
+        greedy=bootstrap([float(p) for p in greedy_passes]),
+        sampled=bootstrap([sum(p) / num_samples for p in sampled_passes]) if num_samples else None,
+        pass_at=pass_at,
+        mean_length=sum(lengths) / len(lengths),
+        unscorable=unscorable,
+    )
+
+
+Generate = Callable[[Sequence[Any], int, bool], list[tuple[str, list[int]]]]
+Verdicts = Callable[[Sequence[Any], Sequence[str], Sequence[list[int]]], list[float | None]]
+
+
+def evaluate(
+    prompts: Sequence[Any], generate: Generate, score: Verdicts, *, num_samples: int, threshold: float
+) -> Evaluation:
+    """Greedy and sampled answers to held-out prompts.
+
+    Args:
+        prompts: `Prompt`s. generate: (prompts, samples each, greedy?) -> text and ids, prompt by prompt.
+        score: the deciding reward of each completion; None = could not be scored, which is no pass.
+        num_samples: sampled answers a prompt; 0 = greedy only.
+        threshold: a completion passes from this score on.
+    """
+
+    def passes(some: Sequence[Any], answers: list[tuple[str, list[int]]]) -> tuple[list[bool], int]:
+        values = score(some, [text for text, _ in answers], [ids for _, ids in answers])
+        return [v is not None and v >= threshold for v in values], sum(v is None for v in values)
+
+    answers = generate(prompts, 1, True)
+    verdicts, unscorable = passes(prompts, answers)
+    sampled: list[list[bool]] = []
+    if num_samples:
+        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+        flat, _ = passes(repeated, generate(prompts, num_samples, False))
+        sampled = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
+    result = summarise(verdicts, sampled, [len(ids) for _, ids in answers], unscorable)
+    result.examples = [
+        {"prompt": prompt.text, "completion": text, "passed": passed}
+        for prompt, (text, _), passed in zip(prompts, answers, verdicts, strict=True)
+    ]
+    return result

@@ -1,0 +1,100 @@
+"""What a run measures: the table of names and units, the local JSONL (the truth), and the phases' seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# name -> (unit, meaning). A name that ends in "/" stands for all names that begin with it.
+METRICS: dict[str, tuple[str, str]] = {
+    "step": ("steps", "Batches of rollouts trained on so far."),
+    "reward": ("reward", "Mean reward of the scorable completions, before any KL penalty."),
+    "reward_std": ("reward", "Standard deviation of the same."),
+    "reward/": ("reward", "Mean of one reward function, unweighted."),
+    "log/": ("", "What reward functions reported through log_metric."),
+    "unscorable": ("share", "Completions that could not be scored; they carry no gradient."),
+    "uniform_groups": ("share", "Groups whose rewards are all equal: no signal under a group baseline."),
+    "completion_length": ("tokens", "Mean length, the end token included."),
+    "truncated": ("share", "Completions that hit max_completion_length."),
+    "kl": ("nats/token", "Mean KL to the reference (k3), where there is one."),
+    "entropy": ("nats/token", "Mean entropy of the sampled distribution at completion tokens."),
+    "clip_fraction": ("share", "Tokens whose ratio was clipped."),
+    "approx_kl": ("nats/token", "Mean KL between the policy that sampled and the one trained (0 on-policy)."),
+    "sampler_gap": ("nats/token", "Mean |log-probability of the sampler - of the trainer| at the same weights."),
+    "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
+    "value_loss": ("reward²", "Of the critic."),
+    "grad_norm": ("", "Norm of the gradient before clipping."),
+    "learning_rate": ("", "Of this step."),
+    "entropy_coef": ("", "Weight of the entropy bonus in this step."),
+    "skipped_updates": ("steps", "Optimiser steps skipped because the gradient was not finite."),
+    "tokens": ("tokens", "Completion tokens sampled."),
+    "tokens_per_second": ("tokens/s", "Of the sampling phase."),
+    "memory": ("MB", "Peak memory of this process so far (of the accelerator where there is one)."),
+    "seconds": ("s", "The whole step."),
+    "seconds/": ("s", "One phase of it: sample, reward, reference, update, eval, save."),
+    "eval/": ("share", "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; length in tokens."),
+}
+
+
+def described(name: str) -> bool:
+    return name in METRICS or any(name.startswith(prefix) for prefix in METRICS if prefix.endswith("/"))
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+    def add(self, other: Clock) -> None:
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a step. Not-a-number is written as null with its name under "nan"."""
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self.path = path
+        if resume_step is None:
+            path.write_text("")
+        else:
+            self._cut_after(resume_step)
+
+    def _cut_after(self, step: int) -> None:
+        """Drop the lines of steps that are going to be done again, and a half-written last line."""
+        kept = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, values: dict[str, Any]) -> None:
+        unknown = [name for name in values if not described(name)]
+        assert not unknown, f"metrics without a line in the table: {unknown}"
+        nan = [name for name, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+        clean = {name: None if name in nan else v for name, v in values.items()}
+        if nan:
+            clean["nan"] = nan
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

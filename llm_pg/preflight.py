@@ -1,0 +1,62 @@
+"""Everything that can be found wrong with a run before torch is imported."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from reward_fns.registry import tasks
+
+from .config import Config, ConfigError
+from .config.schema import ModelConfig
+from .prompts import check_data
+from .rewards import check_rewards
+from .run_folder import RunFolder
+
+
+def check_model(config: ModelConfig) -> None:
+    """Is there a model at all? Raises ConfigError."""
+    name = config.model_name_or_path
+    if config.make is not None:
+        if "model_type" not in config.make:
+            raise ConfigError("model.make needs model_type (llama, qwen2, ...) beside the sizes of the model.")
+        return
+    if not name:
+        raise ConfigError(
+            "No model is named: set model.model_name_or_path to a hub id or a local folder, or model.make to make a "
+            "small one."
+        )
+    path = Path(name).expanduser()
+    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not (path / "config.json").is_file():
+        what = "is no folder" if not path.is_dir() else "holds no config.json"
+        raise ConfigError(f"model_name_or_path {name!r} {what}: give a folder written by save_pretrained, or a hub id.")
+
+
+def task_rewards(config: Config) -> list[Any]:
+    """The config's reward functions, or the task's own."""
+    if config.reward.reward_funcs:
+        return list(config.reward.reward_funcs)
+    if not config.data.task:
+        raise ConfigError(
+            "No reward function: set reward.reward_funcs (a shipped name, module:function or file.py:function), or "
+            "pass reward_funcs to the trainer."
+        )
+    return [import_module(tasks()[config.data.task]).REWARD]
+
+
+def preflight(config: Config, *, resume: bool = False) -> None:
+    """Check model, data, reward functions and the run's folder. Raises ConfigError with one paragraph."""
+    check_inputs(config)
+    RunFolder(config).check(config, resume=resume)
+
+
+def check_inputs(config: Config) -> None:
+    """Check model, data and reward functions. Raises ConfigError with one paragraph."""
+    check_model(config.model)
+    columns = check_data(config)
+    try:
+        check_rewards(task_rewards(config), columns)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
