@@ -1,0 +1,263 @@
+"""A fixed number of worker processes: jobs go out, answers come in, and a worker that is late or dead is replaced."""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from llm_pg.rewards.frames import BrokenFrameError, Inbox, encode
+from llm_pg.rewards.jobs import Job, Ledger
+
+START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from llm_pg.rewards.worker import main; main(int(sys.argv[2]))"
+)
+TICK = 0.2  # seconds between looks at processes that may have died without closing their pipe
+MAX_DEATHS = 3  # workers in a row that die while they load, before the pool gives up
+
+
+class UnloadedError(Exception):
+    """A worker could not load the function at `place`; kind, text and near are those of `loading.LoadError`."""
+
+    def __init__(self, place: int, kind: str, text: str, near: list[str]) -> None:
+        super().__init__(text)
+        self.place, self.kind, self.text, self.near = place, kind, text, near
+
+
+class PoolError(Exception):
+    """Workers cannot be had: they die or do not come up."""
+
+
+class Worker:
+    """One process, seen from the parent. It loads first, then takes one job at a time."""
+
+    def __init__(self, setup: bytes, output: IO[bytes] | None, load_deadline: float) -> None:
+        path = json.dumps([entry or os.getcwd() for entry in sys.path] + [os.getcwd()])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, path, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C in the terminal is the trainer's to handle; killpg reaches grandchildren
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        self.state: Literal["loading", "idle", "busy"] = "loading"
+        self.job: Job | None = None
+        self.started = time.monotonic()
+        self.deadline = self.started + load_deadline
+        self.inbox = Inbox()
+        self.outbox = memoryview(setup)
+
+    def give(self, job: Job, frame: bytes) -> None:
+        self.state, self.job, self.outbox = "busy", job, memoryview(frame)
+        self.started = time.monotonic()
+        self.deadline = self.started + job.allowance
+
+    def flush(self) -> None:
+        """Write what the pipe takes now. A closed pipe is noticed by the reader."""
+        try:
+            self.outbox = self.outbox[os.write(self.stdin, self.outbox) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self.outbox = memoryview(b"")
+
+    def receive(self) -> bool:
+        """Read what there is; False at the end of the pipe."""
+        try:
+            chunk = os.read(self.stdout, 1 << 18)
+        except BlockingIOError:
+            return True
+        self.inbox.feed(chunk)
+        return bool(chunk)
+
+    def kill(self, patience: float = 0.0) -> str:
+        """End the process and all in its session, after `patience` seconds in which it may end by itself; says how."""
+        try:
+            code: int | None = self.process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            code = None
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        if code is None:
+            return "killed"
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class Pool:
+    """`size` workers that have loaded the same functions. A context manager; `start` returns at once.
+
+    functions: for each {"name", "target", "options"}. load_deadline: seconds a worker may take to load them.
+    memory_bytes: address space of a worker, or None. output: where what functions print goes, or None for the standard
+    error of this process. The system ends a worker with the thread that started it.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[dict[str, Any]],
+        size: int,
+        *,
+        load_deadline: float = 120.0,
+        memory_bytes: int | None = None,
+        output: Path | None = None,
+    ) -> None:
+        if sys.platform == "win32":
+            raise ValueError("Reward workers need Linux or macOS; use in_process=True here, without deadlines.")
+        self._setup = encode({"functions": list(functions), "memory_bytes": memory_bytes})
+        self._size, self._load_deadline, self._output_path = size, load_deadline, output
+        self._output: IO[bytes] | None = None
+        self._workers: list[Worker] = []
+        self._selector = selectors.DefaultSelector()
+        self._deaths = 0
+        self._signatures: list[dict[str, Any]] | None = None
+
+    def __enter__(self) -> "Pool":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Bring the pool to its size. Workers load in the background."""
+        if self._output is None and self._output_path is not None:
+            self._output = self._output_path.open("ab")
+        for worker in list(self._workers):
+            if worker.process.poll() is not None:
+                self._remove(worker)
+        while len(self._workers) < self._size:
+            worker = Worker(self._setup, self._output, self._load_deadline)
+            self._workers.append(worker)
+            self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+            self._want_to_write(worker)
+
+    def close(self) -> None:
+        """End all workers. The pool cannot be used again."""
+        for worker in list(self._workers):
+            self._remove(worker)
+        self._selector.close()
+        if self._output is not None:
+            self._output.close()
+
+    def signatures(self) -> list[dict[str, Any]]:
+        """The functions' signatures, as soon as one worker has loaded them. UnloadedError when one cannot be."""
+        self.start()
+        while self._signatures is None:
+            self._turn(deque(), None)
+        return self._signatures
+
+    def run(self, jobs: deque[Job], encode_job: Callable[[Job], bytes], ledger: Ledger) -> None:
+        """Run all jobs. When this raises, workers in the middle of a job are replaced: the pool can be used again."""
+        self.start()
+        try:
+            while jobs or any(worker.state == "busy" for worker in self._workers):
+                for worker in self._workers:
+                    if worker.state == "idle" and jobs:
+                        job = jobs.popleft()
+                        worker.give(job, encode_job(job))
+                        self._want_to_write(worker)
+                self._turn(jobs, ledger)
+        finally:
+            for worker in [worker for worker in self._workers if worker.state == "busy"]:
+                self._remove(worker)
+            self.start()
+
+    def _turn(self, jobs: deque[Job], ledger: Ledger | None) -> None:
+        """Wait for the next event and act on it."""
+        now = time.monotonic()
+        waiting = [worker.deadline for worker in self._workers if worker.state != "idle"]
+        events = self._selector.select(max(0.0, min([TICK, *(deadline - now for deadline in waiting)])))
+        for key, mask in events:
+            worker: Worker = key.data
+            if mask & selectors.EVENT_WRITE:
+                worker.flush()
+                self._want_to_write(worker)
+            if mask & selectors.EVENT_READ and worker in self._workers:
+                self._read(worker, jobs, ledger)
+        heard = {id(key.data) for key, _ in events}
+        now = time.monotonic()
+        for worker in [worker for worker in self._workers if id(worker) not in heard]:
+            if worker.process.poll() is not None:
+                self._lose(worker, jobs, ledger, None)
+            elif worker.state != "idle" and now > worker.deadline:
+                self._lose(worker, jobs, ledger, "deadline")
+
+    def _read(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None) -> None:
+        is_open = worker.receive()
+        try:
+            for message in worker.inbox.messages():
+                self._handle(worker, message, jobs, ledger)
+        except BrokenFrameError:
+            self._lose(worker, jobs, ledger, "wrote to the protocol's pipe")
+            return
+        if not is_open:
+            self._lose(worker, jobs, ledger, None)
+
+    def _handle(self, worker: Worker, message: dict[str, Any], jobs: deque[Job], ledger: Ledger | None) -> None:
+        if "unloaded" in message:
+            raise UnloadedError(message["unloaded"], message["kind"], message["text"], message["near"])
+        if "ready" in message:
+            self._signatures, self._deaths, worker.state = message["ready"], 0, "idle"
+            return
+        job = worker.job
+        assert job is not None
+        assert ledger is not None
+        if "done" in message:
+            worker.state, worker.job = "idle", None
+            job.seconds = time.monotonic() - worker.started
+            jobs.extendleft(reversed(job.rest(ledger)))
+            return
+        job.take(message, ledger)
+        if not job.together:
+            worker.deadline = time.monotonic() + job.allowance
+
+    def _lose(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None, cause: str | None) -> None:
+        """Replace a worker; what it was doing failed by `cause`, or by the way in which it died."""
+        state, job = worker.state, worker.job
+        death = self._remove(worker, patience=0.0 if cause else 0.5)
+        if state == "loading":
+            if cause == "deadline":
+                raise PoolError(f"Reward functions took over {self._load_deadline:g} s to load; import less, or later.")
+            self._deaths += 1
+            if self._deaths >= MAX_DEATHS:
+                raise PoolError(
+                    f"{self._deaths} reward workers in a row died while loading ({death}); see their output."
+                )
+        if job is not None:
+            assert ledger is not None
+            job.failure = (cause or death, "")
+            jobs.extendleft(reversed(job.rest(ledger)))
+        self.start()
+
+    def _remove(self, worker: Worker, patience: float = 0.0) -> str:
+        self._workers.remove(worker)
+        for descriptor in (worker.stdin, worker.stdout):
+            if descriptor in self._selector.get_map():
+                self._selector.unregister(descriptor)
+        return worker.kill(patience)
+
+    def _want_to_write(self, worker: Worker) -> None:
+        registered = worker.stdin in self._selector.get_map()
+        if worker.outbox and not registered:
+            self._selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
+        elif not worker.outbox and registered:
+            self._selector.unregister(worker.stdin)

@@ -1,0 +1,227 @@
+"""From what a user writes to a reward function that a worker can find: checked here, before any model is loaded."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llm_pg.rewards.contract import FORMS, Signature, read_signature
+from llm_pg.rewards.loading import Target, load, target_of
+from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
+from reward_fns.registry import RewardInfo, rewards
+
+LOAD_DEADLINE = 120.0
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A reward function that was found and whose signature fits the contract.
+
+    name: under which it is logged. target: where a worker loads it; None for one that runs in this process, `reason`
+    then says why. function: the object, when the user gave one or it is shipped. options: keyword arguments fixed for
+    the run. info: range and floor, when it is shipped.
+    """
+
+    name: str
+    signature: Signature
+    target: Target | None
+    function: Callable[..., Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    info: RewardInfo | None = None
+    reason: str = ""
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """ValueError naming the first column that the function needs and the dataset does not have."""
+        for name in self.signature.required:
+            if name in self.options or name in columns:
+                continue
+            near = get_close_matches(name, columns, n=1)
+            hint = f" Is it {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"Reward function {self.name} needs the column {name!r}, which the dataset does not have.{hint} "
+                f"Present: {', '.join(columns) or 'none'}. Map a column to that name, give the parameter a default, or "
+                f"fix it with {{function: ..., {name}: ...}}."
+            )
+
+    def loaded(self) -> Callable[..., Any]:
+        """The function itself, loaded into this process."""
+        if self.function is not None:
+            return self.function
+        assert self.target is not None
+        return load(self.target)
+
+    def for_worker(self) -> dict[str, Any]:
+        """What a worker needs to load it, as JSON."""
+        assert self.target is not None
+        return {"name": self.name, "target": self.target.to_json(), "options": self.options}
+
+
+Spec = str | Callable[..., Any] | Mapping[str, Any] | RewardFunction
+
+
+def resolve(spec: Spec) -> RewardFunction:
+    """The reward function that a spec names.
+
+    spec: a function; "module:function"; "path/file.py:function"; the name of a shipped one; `functools.partial` of a
+    function; or a mapping {"function": one of these, name: value, ...} whose other keys are fixed arguments. A module
+    or file is loaded in a worker process, never in this one.
+
+    Raises ValueError, in under a second where the module loads as fast, for what cannot be found (with near names),
+    does not load, or has a signature of neither form.
+    """
+    return resolve_all([spec])[0]
+
+
+def resolve_all(specs: Sequence[Spec]) -> list[RewardFunction]:
+    """`resolve` for several specs with one worker process; equal names are told apart by a number."""
+    drafts = [_draft(spec) for spec in specs]
+    unread = [place for place, draft in enumerate(drafts) if isinstance(draft, _Unread)]
+    read = iter(_read_in_worker([drafts[place] for place in unread]))  # type: ignore[misc]
+    functions = [next(read) if isinstance(draft, _Unread) else draft for draft in drafts]
+    taken: dict[str, int] = {}
+    named = []
+    for function in functions:
+        _check_options(function)
+        count = taken[function.name] = taken.get(function.name, 0) + 1
+        named.append(function if count == 1 else replace(function, name=f"{function.name}_{count}"))
+    return named
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A function whose address is known and whose signature is not."""
+
+    spec: str
+    name: str
+    target: Target
+    options: dict[str, Any]
+
+
+def _draft(spec: Spec) -> RewardFunction | _Unread:
+    options: dict[str, Any] = {}
+    if isinstance(spec, Mapping):
+        if "function" not in spec:
+            raise ValueError(
+                f"A reward function as a mapping needs the key 'function'; got {', '.join(spec) or 'none'}."
+            )
+        options = {key: value for key, value in spec.items() if key != "function"}
+        spec = spec["function"]
+    while isinstance(spec, functools.partial):
+        if spec.args:
+            raise ValueError(f"functools.partial of {spec.func} fixes arguments by position; fix them by keyword.")
+        options = {**spec.keywords, **options}
+        spec = spec.func
+    if isinstance(spec, RewardFunction):
+        return replace(spec, options={**spec.options, **options})
+    if isinstance(spec, str):
+        return _draft_of_text(spec, options)
+    if any(f"{kind.__module__}.{kind.__name__}" == "torch.nn.modules.module.Module" for kind in type(spec).__mro__):
+        raise ValueError(
+            f"A {type(spec).__name__} is a model, and models are not taken as such. Load it in a function: {FORMS}."
+        )
+    if not callable(spec):
+        raise ValueError(f"A reward function is a function, 'module:function' or 'file.py:function'; got {spec!r}.")
+    return _of_object(spec, options)
+
+
+def _of_object(function: Callable[..., Any], options: dict[str, Any]) -> RewardFunction:
+    name = getattr(function, "__name__", type(function).__name__)
+    target = target_of(function)
+    return RewardFunction(
+        name=name,
+        signature=read_signature(function, name),
+        target=target if isinstance(target, Target) else None,
+        function=function,
+        options=options,
+        info=getattr(function, "reward_info", None),
+        reason=target if isinstance(target, str) else "",
+    )
+
+
+def _draft_of_text(spec: str, options: dict[str, Any]) -> RewardFunction | _Unread:
+    place, colon, qualname = spec.strip().rpartition(":")
+    if not colon:
+        return _shipped(spec.strip(), options)
+    if not place or not qualname or not all(part.isidentifier() for part in qualname.split(".")):
+        raise ValueError(f"A reward function is written 'module:function' or 'path/file.py:function'; got {spec!r}.")
+    if place.endswith(".py") or "/" in place:
+        path = Path(place).expanduser().resolve()
+        if not path.is_file():
+            names = [f.name for f in path.parent.glob("*.py")] if path.parent.is_dir() else []
+            raise ValueError(
+                f"Reward function {spec!r}: there is no file {path}.{_near(path.name, names, 'Python files there')}"
+            )
+        return _Unread(spec, qualname, Target(None, str(path), qualname), options)
+    return _Unread(spec, qualname, Target(place, None, qualname), options)
+
+
+def _shipped(name: str, options: dict[str, Any]) -> RewardFunction:
+    shipped = rewards()
+    if name not in shipped:
+        raise ValueError(
+            f"There is no shipped reward function {name!r}.{_near(name, list(shipped), 'shipped')} For your own, write "
+            f"'module:function' or 'path/file.py:function'."
+        )
+    info = shipped[name].info
+    missing = [module for module in info.requires if find_spec(module) is None]
+    if missing:
+        extra = f"llm-policy-gradient[{info.extra}]" if info.extra else " ".join(missing)
+        raise ValueError(
+            f"Reward function {name} needs {', '.join(missing)}, not installed here: pip install '{extra}'."
+        )
+    return _of_object(shipped[name].function, options)
+
+
+def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
+    if not unread:
+        return []
+    entries = [{"name": u.name, "target": u.target.to_json(), "options": u.options} for u in unread]
+    try:
+        with Pool(entries, 1, load_deadline=LOAD_DEADLINE) as pool:
+            found = pool.signatures()
+    except UnloadedError as error:
+        raise ValueError(explain(error, unread[error.place].spec, unread[error.place].target.qualname)) from None
+    except PoolError as error:
+        raise ValueError(f"Reward functions {', '.join(u.spec for u in unread)}: {error}") from error
+    return [
+        RewardFunction(
+            u.name, Signature(**{key: _tuple(value) for key, value in s.items()}), u.target, options=u.options
+        )
+        for u, s in zip(unread, found, strict=True)
+    ]
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def explain(error: UnloadedError, spec: str, qualname: str) -> str:
+    """What a worker could not load, for the user."""
+    if error.kind == "import":
+        return f"Reward function {spec!r}: its module raised while it was loaded:\n{error.text}"
+    if error.kind == "signature":
+        return error.text
+    wanted = qualname if error.kind == "name" else spec.rpartition(":")[0]
+    what = "callables there" if error.kind == "name" else "modules"
+    return f"Reward function {spec!r}: {error.text}.{_near(wanted, error.near, what)}"
+
+
+def _near(name: str, names: Sequence[str], what: str) -> str:
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f" Did you mean {' or '.join(map(repr, near))}?"
+    listed = ", ".join(sorted(names)[:20])
+    return f" There are these {what}: {listed}." if names and len(names) <= 20 else ""
+
+
+def _check_options(function: RewardFunction) -> None:
+    known = {*function.signature.required, *function.signature.optional}
+    for option in function.options:
+        if option not in known and not function.signature.takes_any:
+            raise ValueError(
+                f"Reward function {function.name} has no parameter {option!r}."
+                f"{_near(option, sorted(known), 'parameters')}"
+            )

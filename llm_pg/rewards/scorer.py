@@ -1,0 +1,224 @@
+"""Scores for a batch of completions: several functions, weighted, each bounded in time, nothing lost without a word."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llm_pg.rewards.batch import Batch
+from llm_pg.rewards.frames import encode
+from llm_pg.rewards.jobs import Job
+from llm_pg.rewards.perform import Loaded, Loop, perform
+from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
+from llm_pg.rewards.resolve import RewardFunction, Spec, explain, resolve_all
+from llm_pg.rewards.tally import RewardError, Scores, Tally
+
+logger = logging.getLogger(__name__)
+
+LONGEST_BATCH_CALL = 600.0  # seconds, the default limit of one call of a batch function
+GRACE = 0.5  # seconds beyond their own deadline before async completions are given up by force
+PATIENCE = 20.0  # times the slowest pace seen of a batch function, after which its call is given up
+LARGEST_PIECE = {"serial": 32, "together": 64}  # completions a job holds at most
+
+
+class Scorer:
+    """Runs reward functions in worker processes that are killed when they are late. A context manager.
+
+    funcs: specs as `resolve` takes them. weights: one finite number each; 1 by default.
+    workers: processes. deadline: seconds for one completion; past it the worker is killed, the completion has no score
+    (None) and the rest is kept. A batch function has deadline x completions, at most 600 s, and no more than 20 times
+    its slowest pace so far (never less than one deadline); `batch_deadline` sets it instead. After a failure it is
+    called once for each completion, so that only the guilty one is lost; a function that compares the completions of
+    its batch then sees lists of one.
+    in_process: run all functions here instead, without deadlines or protection. Functions that a worker cannot load
+    (lambdas, closures, notebooks) run here in any case, with one warning.
+    max_unscorable: share of a batch in [0, 1]. RewardError when a function fails on more of it, or when more of its
+    completions end without any score. strict: RewardError at the first failure. A returned None is no failure.
+    memory_gib: limit on the address space of a worker (RLIMIT_AS); None for none. A process that uses CUDA reserves
+    far more than it uses. load_deadline: seconds for a worker to import the functions. output: file to which workers'
+    prints are appended; the standard error by default.
+
+    Before each call a worker's `random` and numpy generators are seeded with the step and the completion's place, so a
+    function that draws numbers gives the same score in whichever worker it runs.
+    """
+
+    def __init__(
+        self,
+        funcs: Sequence[Spec],
+        weights: Sequence[float] | None = None,
+        *,
+        workers: int = 2,
+        deadline: float = 10.0,
+        batch_deadline: float | None = None,
+        in_process: bool = False,
+        max_unscorable: float = 0.2,
+        strict: bool = False,
+        memory_gib: float | None = None,
+        load_deadline: float = 120.0,
+        output: Path | None = None,
+    ) -> None:
+        _check("workers", workers, workers >= 1, "at least 1")
+        _check("deadline", deadline, deadline > 0, "a positive number of seconds")
+        _check("batch_deadline", batch_deadline, batch_deadline is None or batch_deadline > 0, "positive or None")
+        _check("max_unscorable", max_unscorable, 0 <= max_unscorable <= 1, "a share from 0 to 1")
+        _check("memory_gib", memory_gib, memory_gib is None or memory_gib > 0, "positive or None")
+        self.functions = resolve_all(list(funcs))
+        if not self.functions:
+            raise ValueError("A scorer needs at least one reward function; funcs is empty.")
+        self.weights = _weights(weights, self.functions)
+        self._deadline, self._batch_deadline = deadline, batch_deadline
+        self._max_unscorable, self._strict = max_unscorable, strict
+        self._workers, self._output, self._load_deadline = workers, output, load_deadline
+        self._memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
+        self._here = {
+            place: Loaded(function.name, function.loaded(), function.signature, function.options)
+            for place, function in enumerate(self.functions)
+            if in_process or function.target is None
+        }
+        if not in_process:
+            self._warn_of_functions_here()
+        self._pooled = [place for place in range(len(self.functions)) if place not in self._here]
+        self._pool: Pool | None = None
+        self._loop = Loop()
+        self._shown: set[tuple[str, str]] = set()
+        self._calls = 0
+        self._pace: dict[int, float] = {}  # seconds a completion of the slowest call so far, by batch function
+
+    def __enter__(self) -> "Scorer":
+        if self._pooled:
+            self._open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. A later `score` starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        self._loop.close()
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """ValueError when a function needs a column that is not among these."""
+        for function in self.functions:
+            function.check_columns(columns)
+
+    def score(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        rows: Sequence[Mapping[str, Any]],
+        trainer_state: Any = None,
+    ) -> Scores:
+        """Scores for B completions.
+
+        prompts, completions: texts, or lists of messages. completion_ids: token ids of each, unpadded, with the end
+        token. rows: the dataset row of each (a mapping of columns). trainer_state: given to functions that ask for it,
+        its scalar fields only.
+
+        Raises RewardError when the run should stop; the scorer stays usable.
+        """
+        batch = Batch(prompts, completions, completion_ids, rows, trainer_state, self._calls)
+        self._calls += 1
+        tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown)
+        if batch.size:
+            self._run_pooled(batch, tally)
+            for place in self._here:
+                self._run_here(place, batch, tally)
+        return tally.scores(self.weights)
+
+    def _run_pooled(self, batch: Batch, tally: Tally) -> None:
+        jobs = deque(job for place in self._pooled for job in self._jobs(place, batch.size, self._workers))
+        if not jobs:
+            return
+        # A batch function is one long job, so it starts first; the pieces of the others fill in around it.
+        jobs = deque(sorted(jobs, key=lambda job: -len(job.indices)))
+        numbers = {place: number for number, place in enumerate(self._pooled)}
+
+        def encoded(job: Job) -> bytes:
+            message = batch.job(self.functions[job.function].signature, job.indices, job.deadline)
+            return encode({"function": numbers[job.function], **message})
+
+        calls = [job for job in jobs if self.functions[job.function].signature.form == "batch"]
+        try:
+            self._open().run(jobs, encoded, tally)
+        except UnloadedError as error:
+            function = self.functions[self._pooled[error.place]]
+            assert function.target is not None
+            raise RewardError(explain(error, function.name, function.target.qualname)) from None
+        except PoolError as error:
+            raise RewardError(str(error)) from error
+        for job in calls:
+            if job.seconds is not None and job.failure is None:
+                self._pace[job.function] = max(self._pace.get(job.function, 0.0), job.seconds / batch.size)
+
+    def _run_here(self, place: int, batch: Batch, tally: Tally) -> None:
+        loaded = self._here[place]
+        jobs = deque(self._jobs(place, batch.size, 1))
+        while jobs:
+            job = jobs.popleft()
+            answers: list[dict[str, Any]] = []
+            message = batch.job_here(loaded.signature, job.indices, job.deadline)
+            perform(loaded, message, answers.append, self._loop, prepare=lambda index: None)
+            for answer in answers:
+                job.take(answer, tally)
+            jobs.extendleft(reversed(job.rest(tally)))
+
+    def _jobs(self, place: int, size: int, workers: int) -> list[Job]:
+        signature, deadline = self.functions[place].signature, self._deadline
+        if signature.form == "batch":
+            longest = min(deadline * size, LONGEST_BATCH_CALL, PATIENCE * self._pace.get(place, math.inf) * size)
+            allowance = self._batch_deadline or max(deadline, longest)
+            return [Job(place, list(range(size)), True, deadline, allowance)]
+        if signature.is_async:
+            piece, allowance = min(LARGEST_PIECE["together"], math.ceil(size / workers)), deadline + GRACE
+        else:
+            piece, allowance = min(LARGEST_PIECE["serial"], math.ceil(size / (8 * workers))), deadline
+        starts = range(0, size, piece)
+        return [
+            Job(place, list(range(start, min(start + piece, size))), signature.is_async, deadline, allowance)
+            for start in starts
+        ]
+
+    def _open(self) -> Pool:
+        if self._pool is None:
+            self._pool = Pool(
+                [self.functions[place].for_worker() for place in self._pooled],
+                self._workers,
+                load_deadline=self._load_deadline,
+                memory_bytes=self._memory_bytes,
+                output=self._output,
+            )
+            self._pool.start()
+        return self._pool
+
+    def _warn_of_functions_here(self) -> None:
+        for loaded_place in self._here:
+            function = self.functions[loaded_place]
+            logger.warning(
+                "Reward function %s runs in this process, without a deadline, because %s. Put it in a file of its own "
+                "to have it in a worker that can be killed.",
+                function.name,
+                function.reason,
+            )
+
+
+def _weights(weights: Sequence[float] | None, functions: Sequence[RewardFunction]) -> list[float]:
+    if weights is None:
+        return [1.0] * len(functions)
+    if len(weights) != len(functions) or not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(
+            f"weights must be one finite number for each of the {len(functions)} reward functions "
+            f"({', '.join(function.name for function in functions)}); got {list(weights)}."
+        )
+    return [float(weight) for weight in weights]
+
+
+def _check(name: str, value: Any, is_right: bool, rule: str) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {rule}; got {value!r}.")

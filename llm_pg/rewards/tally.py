@@ -1,0 +1,128 @@
+"""What the functions said about a batch, written down as it comes in, and the limits at which a run stops."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_pg.rewards.resolve import RewardFunction
+
+logger = logging.getLogger(__name__)
+
+NOT_APPLICABLE = "returned None"
+
+
+class RewardError(RuntimeError):
+    """Scoring cannot go on: a function broke its contract, or too much of a batch could not be scored."""
+
+
+@dataclass
+class Scores:
+    """What B completions earned.
+
+    reward: the weighted sum of the functions that gave a score, None where none did. parts: by function name, and by
+    "function/part" for named parts. extra: columns from `log_extra`. metrics: means of what went to `log_metric`, and
+    "rewards/<part>/mean". problems: by function, causes with the number of completions each left unscored; "returned
+    None" is counted only where it left a completion without any score.
+    """
+
+    reward: list[float | None]
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    problems: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+class Tally:
+    """The ledger of one batch. `shown` outlives it: what was said once about a function is not said again."""
+
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        size: int,
+        max_unscorable: float,
+        strict: bool,
+        shown: set[tuple[str, str]],
+    ) -> None:
+        self._names = [function.name for function in functions]
+        self._size, self._max_unscorable, self._strict, self._shown = size, max_unscorable, strict, shown
+        self._rewards: list[list[float | None]] = [[None] * size for _ in functions]
+        self._failed: list[set[int]] = [set() for _ in functions]
+        self._problems: list[Counter[str]] = [Counter() for _ in functions]
+        self._parts: dict[str, list[float | None]] = {}
+        self._extra: dict[str, list[Any]] = {}
+        self._metrics: dict[str, list[float]] = {}
+
+    def scored(self, function: int, index: int, answer: dict[str, Any]) -> None:
+        for column, value in answer["extra"].items():
+            self._extra.setdefault(column, [None] * self._size)[index] = value
+        for name, value in answer["metrics"]:
+            self._metrics.setdefault(name, []).append(value)
+        for part, value in answer["parts"].items():
+            column = self._parts.setdefault(f"{self._names[function]}/{part}", [None] * self._size)
+            column[index] = None if value is None or math.isnan(value) else value
+        reward = answer["reward"]
+        if reward is not None and math.isnan(reward):
+            self.failed(function, index, "NaN", "")
+        else:
+            self._rewards[function][index] = reward
+
+    def failed(self, function: int, index: int, cause: str, trace: str) -> None:
+        self._problems[function][cause] += 1
+        self._failed[function].add(index)
+        self._show(function, cause, trace, f"failed on completion {index} of a batch ({cause}), which stays unscored")
+        count = len(self._failed[function])
+        if self._strict or count > self._max_unscorable * self._size:
+            rule = "strict is set" if self._strict else f"over the limit max_unscorable={self._max_unscorable:g}"
+            raise RewardError(
+                f"Reward function {self._names[function]} could not score {count} of {self._size} completions of this "
+                f"batch ({_counts(self._problems[function])}): {rule}." + (f" The last one:\n{trace}" if trace else "")
+            )
+
+    def retried(self, function: int, count: int, cause: str, trace: str) -> None:
+        what = f"failed on {count} completions at once ({cause}); they are run again one by one"
+        self._show(function, f"{cause} of many", trace, what)
+
+    def broken(self, function: int, text: str) -> None:
+        raise RewardError(f"Reward function {self._names[function]} {text}")
+
+    def scores(self, weights: Sequence[float]) -> Scores:
+        """The batch added up. RewardError when too many completions have no score at all."""
+        total: list[float | None] = []
+        for index in range(self._size):
+            given = [(w, r[index]) for w, r in zip(weights, self._rewards, strict=True)]
+            scored = [weight * reward for weight, reward in given if reward is not None]
+            total.append(math.fsum(scored) if scored else None)
+        empty = [index for index, reward in enumerate(total) if reward is None]
+        for function, failed in enumerate(self._failed):
+            silent = sum(index not in failed for index in empty)
+            if silent:
+                self._problems[function][NOT_APPLICABLE] += silent
+        problems = {name: dict(causes) for name, causes in zip(self._names, self._problems, strict=True) if causes}
+        if len(empty) > self._max_unscorable * self._size:
+            causes = "; ".join(f"{name}: {_counts(Counter(found))}" for name, found in problems.items())
+            raise RewardError(
+                f"{len(empty)} of {self._size} completions of this batch have no score from any function ({causes}): "
+                f"over the limit max_unscorable={self._max_unscorable:g}."
+            )
+        parts = {**dict(zip(self._names, self._rewards, strict=True)), **dict(sorted(self._parts.items()))}
+        # fsum is exactly rounded, so a mean does not depend on the order in which workers answered.
+        metrics = {name: math.fsum(values) / len(values) for name, values in sorted(self._metrics.items())}
+        for name, column in parts.items():
+            numbers = [value for value in column if value is not None]
+            if numbers:
+                metrics[f"rewards/{name}/mean"] = math.fsum(numbers) / len(numbers)
+        return Scores(total, parts, dict(sorted(self._extra.items())), metrics, problems)
+
+    def _show(self, function: int, cause: str, trace: str, what: str) -> None:
+        name = self._names[function]
+        if (name, cause) in self._shown:
+            return
+        self._shown.add((name, cause))
+        logger.warning("Reward function %s %s. Said once for this cause.%s", name, what, f"\n{trace}" if trace else "")
+
+
+def _counts(causes: Counter[str]) -> str:
+    return ", ".join(f"{cause}: {count}" for cause, count in causes.most_common())

@@ -1,0 +1,100 @@
+"""The process that runs reward functions: loads them by address, answers jobs on a pipe, and is killed without notice.
+
+The protocol is on what were descriptors 0 and 1. Before any user code is loaded both are moved away: input becomes
+empty and output joins the standard error, so that a function that prints cannot break a message.
+"""
+
+import ctypes
+import os
+import random
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llm_pg.rewards.contract import read_signature
+from llm_pg.rewards.frames import encode, read, write
+from llm_pg.rewards.loading import LoadError, Target, load
+from llm_pg.rewards.perform import Loaded, Loop, failure, perform
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(parent: int) -> None:
+    """Serve the process `parent` until it closes the pipe or ends."""
+    _end_with(parent)
+    try:
+        _run()
+    except BrokenPipeError:
+        sys.exit(0)  # the parent has gone; there is nobody to tell
+
+
+def _run() -> None:
+    jobs, answers = os.dup(0), os.dup(1)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.dup2(2, 1)
+    os.close(empty)
+    setup = read(jobs)
+    if setup is None:
+        return
+    _limit(setup["memory_bytes"])
+    functions = []
+    for place, entry in enumerate(setup["functions"]):
+        try:
+            functions.append(_load(entry))
+        except LoadError as error:
+            write(answers, encode({"unloaded": place, "kind": error.kind, "text": str(error), "near": error.near}))
+            return
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's module raised; the parent shows how
+            text = failure(error)["trace"]
+            write(answers, encode({"unloaded": place, "kind": "import", "text": text, "near": []}))
+            return
+    write(answers, encode({"ready": [asdict(loaded.signature) for loaded in functions]}))
+    _serve(functions, jobs, answers)
+
+
+def _serve(functions: list[Loaded], jobs: int, answers: int) -> None:
+    loop = Loop()
+    home = os.open(".", os.O_RDONLY)
+    while (job := read(jobs)) is not None:
+        step = job["step"]
+
+        def prepare(index: int, step: int = step) -> None:
+            """Undo what an earlier call left behind, so that a score depends on its completion, not on the worker."""
+            os.fchdir(home)
+            random.seed(f"{step} {index}")
+            if "numpy" in sys.modules:
+                sys.modules["numpy"].random.seed(random.getrandbits(32))
+
+        perform(functions[job["function"]], job, lambda answer: write(answers, encode(answer)), loop, prepare)
+        sys.stdout.flush()
+        write(answers, encode({"done": True}))
+
+
+def _load(entry: dict[str, Any]) -> Loaded:
+    function = load(Target(**entry["target"]))
+    try:
+        signature = read_signature(function, entry["name"])
+    except ValueError as error:
+        raise LoadError("signature", str(error), []) from error
+    return Loaded(entry["name"], function, signature, entry["options"])
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process with its parent, even while a function holds the interpreter lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def _limit(memory_bytes: int | None) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    adjustment = Path("/proc/self/oom_score_adj")
+    if adjustment.exists():
+        adjustment.write_text("1000")  # when the machine runs out of memory, this process goes before the trainer

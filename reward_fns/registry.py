@@ -1,0 +1,103 @@
+"""What is shipped, by name: `rewards()` for reward functions, `tasks()` for modules that generate prompts.
+
+A module of this package belongs here by being in the folder; a function, by the decorator `reward`.
+"""
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal, TypeVar
+
+import reward_fns
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """The facts about a reward function that a program can use.
+
+    low, high: the closed range of its values.
+    floor: the highest score that a completion without work in it can earn, in [low, high].
+    checks: "answer" when a right answer is needed for more than the floor; "shape" when only the form is looked at. A
+        shape reward pays junk of the right form, so it belongs beside an answer reward, with a small weight.
+    requires: modules it imports when first called; a worker imports them before the first deadline starts.
+    extra: the extra of this distribution that installs them.
+    """
+
+    low: float
+    high: float
+    floor: float
+    checks: Literal["answer", "shape"]
+    requires: tuple[str, ...] = ()
+    extra: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.floor <= self.high:
+            raise ValueError(f"A floor lies in the range: got low {self.low}, floor {self.floor}, high {self.high}.")
+        if self.checks == "shape" and self.floor != self.high:
+            raise ValueError(
+                f"A reward that looks only at the form pays junk of that form in full, so its floor is its high end "
+                f"{self.high}; got {self.floor}."
+            )
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A shipped reward function with its name, facts and the first line of its docstring."""
+
+    name: str
+    function: Callable[..., Any]
+    info: RewardInfo
+    summary: str
+
+
+def reward(
+    *,
+    low: float,
+    high: float,
+    floor: float,
+    checks: Literal["answer", "shape"],
+    requires: tuple[str, ...] = (),
+    extra: str | None = None,
+) -> Callable[[Function], Function]:
+    """Mark a function as shipped; it is returned unchanged, with its facts as `reward_info`."""
+    info = RewardInfo(low, high, floor, checks, requires, extra)
+
+    def mark(function: Function) -> Function:
+        function.reward_info = info  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def modules() -> tuple[str, ...]:
+    """Names of the modules of this package that can hold reward functions or tasks."""
+    found = (module.name for module in pkgutil.iter_modules(reward_fns.__path__))
+    return tuple(f"reward_fns.{name}" for name in sorted(found) if name != "registry" and not name.startswith("_"))
+
+
+@cache
+def rewards() -> dict[str, Shipped]:
+    """Every shipped reward function by name, in alphabetical order."""
+    found: dict[str, Shipped] = {}
+    for module_name in modules():
+        for name, function in vars(import_module(module_name)).items():
+            info = getattr(function, "reward_info", None)
+            if isinstance(info, RewardInfo) and function.__module__ == module_name:
+                summary = (function.__doc__ or "").strip().split("\n")[0]
+                found[name] = Shipped(name, function, info, summary)
+    return dict(sorted(found.items()))
+
+
+@cache
+def tasks() -> dict[str, str]:
+    """Task name to module path, for every module with `prompts` and `REWARD`."""
+    found = {}
+    for module_name in modules():
+        module = import_module(module_name)
+        if hasattr(module, "prompts") and hasattr(module, "REWARD"):
+            found[module_name.rpartition(".")[2]] = module_name
+    return found
