@@ -44,7 +44,9 @@ class DataConfig(Section):
 
     task: str | None = Field(None, description="Synthetic task by name: sort_letters, countdown, ...")
     task_options: dict[str, Any] = Field({}, description="Arguments of the task's prompts(seed, n, ...).")
-    num_train_prompts: int = Field(4096, gt=0, description="Prompts to make for a synthetic task.")
+    num_train_prompts: int = Field(
+        4096, gt=0, description="Prompts to make for a synthetic task; the most to read from a generator."
+    )
     dataset_name: str | None = Field(None, description="Hub dataset, for example openai/gsm8k.")
     dataset_config: str | None = Field(None, description="Its configuration, for example main.")
     dataset_split: str = Field("train", description="Split that is trained on.")
@@ -59,6 +61,9 @@ class DataConfig(Section):
     chat: bool | None = Field(
         None,
         description="Put a plain prompt into the chat template as the user's message; None = only with system_prompt.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Arguments of the chat template, for example enable_thinking."
     )
     columns: dict[str, str] = Field({}, description="New name: column. What reward functions read under another name.")
     extract: dict[str, str] = Field(

@@ -1,0 +1,201 @@
+"""From rows to what the model is asked: renames, extraction, templates, messages. No tokenizer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from string import Formatter
+
+from ..config import ConfigError, nearest
+from ..config.schema import DataConfig
+from .table import Row, Table, article, short
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A prompt before the tokenizer: plain text or messages, and the row with every column for reward functions."""
+
+    content: str | Messages
+    row: Row
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The settings of DataConfig that say how a row becomes a prompt, parsed."""
+
+    data: DataConfig
+    extract: dict[str, re.Pattern[str]]
+    template: list[tuple[str, str | None]] | None
+
+    @property
+    def prompt_columns(self) -> list[str]:
+        if self.template is None:
+            return [self.data.prompt_column]
+        return list(dict.fromkeys(name for _, name in self.template if name))
+
+
+def draft_prompts(data: DataConfig, table: Table) -> list[Draft]:
+    """A draft of every row. Raises ConfigError, naming row and column, at the first row that cannot be a prompt."""
+    shape = _parse(data)
+    if not table.rows:
+        raise ConfigError(f"There are no rows in {table.name}; nothing can be trained on or evaluated.")
+    _check_columns(shape, table)
+    drafts = []
+    first: Draft | None = None
+    for index, raw in enumerate(table.rows):
+        where = table.where(index)
+        row = _renamed_and_extracted(shape, raw, where)
+        draft = Draft(_content(shape, row, where, table), row)
+        first = first or draft
+        if isinstance(draft.content, str) != isinstance(first.content, str):
+            kinds = {True: "plain text", False: "a list of messages"}
+            raise ConfigError(
+                f"The prompt of {where} is {kinds[isinstance(draft.content, str)]}, and the prompts before it are "
+                f"{kinds[isinstance(first.content, str)]} (column {data.prompt_column!r}). Use one format in a "
+                "dataset, or set data.chat to true, which makes a conversation of plain text."
+            )
+        drafts.append(draft)
+    return drafts
+
+
+def check_settings(data: DataConfig) -> None:
+    """ConfigError where the settings alone, whatever the rows, cannot work."""
+    _parse(data)
+
+
+def _parse(data: DataConfig) -> _Shape:
+    if data.chat is False and data.system_prompt is not None:
+        raise ConfigError(
+            "data.chat is false and data.system_prompt is given: a system prompt needs a conversation. Drop one."
+        )
+    extract = {}
+    for column, pattern in data.extract.items():
+        try:
+            extract[column] = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"data.extract.{column} is no regular expression: {pattern!r}: {error}.") from None
+        if not extract[column].groups:
+            raise ConfigError(
+                f"data.extract.{column} {pattern!r} has no group. Put what to keep in brackets: '####\\s*(.+)'."
+            )
+    template = None if data.prompt_template is None else _parse_template(data.prompt_template)
+    return _Shape(data, extract, template)
+
+
+def _parse_template(text: str) -> list[tuple[str, str | None]]:
+    """(literal, column after it or None) pairs. Only plain {column} fields: no attributes, indices or formats."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise ConfigError(
+            f"data.prompt_template cannot be read: {error}. Fields are written {{column}}, and a brace itself is "
+            f"doubled; got {short(text)}."
+        ) from None
+    for _, name, form, conversion in parts:
+        if name is not None and (not name or form or conversion or re.search(r"[.\[\]]", name)):
+            raise ConfigError(
+                f"data.prompt_template has the field {{{name}{'!' + conversion if conversion else ''}"
+                f"{':' + form if form else ''}}}. A field is the plain name of a column, as in {{question}}."
+            )
+    if not any(name for _, name, _, _ in parts):
+        raise ConfigError(f"data.prompt_template names no column, so all prompts would be the same: {short(text)}.")
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def _check_columns(shape: _Shape, table: Table) -> None:
+    data = shape.data
+    wanted = [(column, f"data.columns.{new}") for new, column in data.columns.items()]
+    for setting, columns in (
+        ("data.prompt_template" if shape.template else "data.prompt_column", shape.prompt_columns),
+        ("data.extract", list(shape.extract)),
+    ):
+        wanted += [(column, setting) for column in columns if column not in data.columns]
+    for column, setting in wanted:
+        if column not in table.columns:
+            hint = nearest(column, table.columns)
+            if setting == "data.prompt_column":
+                hint += " Say which column holds the prompt with data.prompt_column, or use data.prompt_template."
+            raise ConfigError(
+                f"There is no column {column!r} in {table.name} ({setting}); its columns are "
+                f"{', '.join(table.columns)}.{hint}"
+            )
+
+
+def _renamed_and_extracted(shape: _Shape, raw: Row, where: str) -> Row:
+    """New names first, as copies of the data's columns; then patterns, which may speak of either."""
+    row = {**raw, **{new: raw[column] for new, column in shape.data.columns.items()}}
+    for column, pattern in shape.extract.items():
+        row[column] = _extracted(row[column], column, pattern, where)
+    return row
+
+
+def _extracted(value: object, column: str, pattern: re.Pattern[str], where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ConfigError(
+            f"Column {column!r} of {where} is {article(value)} ({short(value)}); data.extract reads text."
+        )
+    match = pattern.search(str(value))
+    if match is None or match.group(1) is None:
+        raise ConfigError(
+            f"Column {column!r} of {where} does not match data.extract.{column} {pattern.pattern!r}: {short(value)}."
+        )
+    return match.group(1).strip()
+
+
+def _content(shape: _Shape, row: Row, where: str, table: Table) -> str | Messages:
+    data = shape.data
+    content = _filled(shape.template, row, where) if shape.template else row[data.prompt_column]
+    if isinstance(content, str):
+        if not content.strip():
+            raise ConfigError(
+                f"The prompt of {where} is blank ({short(content)}, column {', '.join(shape.prompt_columns)})."
+            )
+        if not (data.chat or data.system_prompt is not None):
+            return content
+        messages: Messages = [{"role": "user", "content": content}]
+    elif isinstance(content, list):
+        messages = _checked_messages(content, data.prompt_column, where)
+        if data.chat is False:
+            raise ConfigError(
+                f"data.chat is false, and the prompt of {where} is a list of messages (column {data.prompt_column!r})."
+            )
+    else:
+        found = "missing (None" if content is None else f"{article(content)} ({short(content)}"
+        raise ConfigError(
+            f"The prompt of {where} is {found}, column {data.prompt_column!r}). A prompt "
+            f"is text or a list of messages; the columns are {', '.join(table.columns)}."
+        )
+    if data.system_prompt is None:
+        return messages
+    if messages[0]["role"] == "system":
+        raise ConfigError(
+            f"The messages of {where} begin with a system message, and data.system_prompt is given too. Drop one."
+        )
+    return [{"role": "system", "content": data.system_prompt}, *messages]
+
+
+def _filled(template: list[tuple[str, str | None]], row: Row, where: str) -> str:
+    parts = []
+    for literal, name in template:
+        parts.append(literal)
+        if name is not None:
+            if row[name] is None:
+                raise ConfigError(f"Column {name!r} of {where} is empty (None), and data.prompt_template asks for it.")
+            parts.append(str(row[name]))
+    return "".join(parts)
+
+
+def _checked_messages(content: list[object], column: str, where: str) -> Messages:
+    if not content:
+        raise ConfigError(f"The prompt of {where} is an empty list of messages (column {column!r}).")
+    messages = []
+    for place, message in enumerate(content):
+        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ConfigError(
+                f"Message {place} of {where} (column {column!r}) must have a role and a content that are text, as in "
+                f'{{"role": "user", "content": "2+2="}}; got {short(message)}.'
+            )
+        messages.append({key: value for key, value in message.items() if value is not None})
+    return messages

@@ -1,0 +1,88 @@
+"""Which prompts a step trains on: a function of (seed, step), so a resume needs a step number and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+from ..config import ConfigError
+from .prompt import Prompt
+
+
+@lru_cache(maxsize=4)
+def permutation(size: int, seed: int, name: str | int) -> tuple[int, ...]:
+    """The order of 0 .. size-1 for this seed and name (an epoch's number, or a word for another purpose).
+
+    Positions are sorted by a hash of (seed, name, position): the same on every machine and in every version of Python,
+    torch and numpy.
+    """
+
+    def key(position: int) -> bytes:
+        return hashlib.blake2b(f"{seed}/{name}/{position}".encode(), digest_size=16).digest()
+
+    return tuple(sorted(range(size), key=key))
+
+
+@lru_cache(maxsize=4)
+def epoch_order(size: int, seed: int, epoch: int, per_step: int) -> tuple[int, ...]:
+    """The permutation of one epoch, such that the step across its beginning holds nothing twice.
+
+    Where that step begins with places of the epoch before, what it took there is moved behind the step's end; within
+    the first `per_step` places, so the end of an epoch of two steps or more is that of its plain permutation.
+    """
+    first = epoch
+    while first * size % per_step and (first == epoch or size < 2 * per_step):
+        first -= 1
+    order = permutation(size, seed, first)
+    for number in range(first + 1, epoch + 1):
+        taken_before = number * size % per_step
+        taken = set(order[size - taken_before :])
+        plain = permutation(size, seed, number)
+        head = [place for place in plain if place not in taken][: per_step - taken_before]
+        rest = set(plain) - set(head)
+        order = (*head, *(place for place in plain if place in rest))
+    return order
+
+
+class PromptStream:
+    """Step s takes places s·n .. s·n + n-1 of the endless order epoch 0, epoch 1, ...; n = prompts_per_step.
+
+    Each epoch is a permutation, a function of (seed, epoch, n), so each prompt comes exactly once an epoch; a step may
+    straddle two epochs, and never holds a prompt twice. The number of ranks plays no part; the trainer gives each rank
+    a slice of the step.
+
+    Raises ConfigError when there are fewer prompts than one step needs.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], prompts_per_step: int, seed: int, shuffle: bool = True) -> None:
+        check_enough(len(prompts), prompts_per_step)
+        self.prompts = prompts
+        self.prompts_per_step = prompts_per_step
+        self.seed = seed
+        self.shuffle = shuffle
+
+    def take(self, step: int) -> list[Prompt]:
+        """The prompts of a step, counted from 0."""
+        if step < 0:
+            raise ValueError(f"Steps count from 0; got {step}.")
+        size, first = len(self.prompts), step * self.prompts_per_step
+        places = (divmod(place, size) for place in range(first, first + self.prompts_per_step))
+        return [self.prompts[self._order(epoch)[place]] for epoch, place in places]
+
+    def epoch(self, step: int) -> float:
+        """Epochs that are over when this step begins."""
+        return step * self.prompts_per_step / len(self.prompts)
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        size = len(self.prompts)
+        return epoch_order(size, self.seed, epoch, self.prompts_per_step) if self.shuffle else range(size)
+
+
+def check_enough(found: int, prompts_per_step: int) -> None:
+    """ConfigError when a step needs more prompts than there are to train on."""
+    if found < prompts_per_step:
+        raise ConfigError(
+            f"One step needs {prompts_per_step} prompts, and {found} {'is' if found == 1 else 'are'} left to train on. "
+            "Give more data, or lower prompts_per_step (or per_device_train_batch_size × gradient_accumulation_steps)."
+        )
