@@ -221,7 +221,13 @@ class Algorithm:
     # --- from log-probabilities to the loss
 
     def loss(
-        self, logp_BT: Tensor, batch: Batch, *, entropy_BT: Tensor | None = None, value_BT: Tensor | None = None
+        self,
+        logp_BT: Tensor,
+        batch: Batch,
+        *,
+        entropy_BT: Tensor | None = None,
+        value_BT: Tensor | None = None,
+        measure: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over these rows, and sums for the metrics (each adds up over cuts).
 
@@ -230,12 +236,13 @@ class Algorithm:
             batch: the same rows of what `weigh` returned.
             entropy_BT: token entropies in nats, needed where entropy_coef is not 0.
             value_BT: the critic's present values, needed where the batch has value targets.
+            measure: False leaves out the statistics of the ratios, which cost as much as the loss of a small batch.
         """
         row, mask_BT = self.row, batch.mask_BT
         old_BT = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
         ratio_BT = importance_ratio(logp_BT, old_BT, mask_BT, row.importance_sampling_level)
         term_BT = self._surrogate(logp_BT, ratio_BT, batch)
-        stats = self._ratio_stats(logp_BT, old_BT, ratio_BT, batch)
+        stats = self._ratio_stats(logp_BT, old_BT, ratio_BT, batch) if measure else {}
         if batch.ref_logp_BT is not None:
             kl_BT = KL_ESTIMATORS[row.kl_estimator](logp_BT, batch.ref_logp_BT)
             if row.use_bias_correction_kl:

@@ -1,0 +1,166 @@
+"""From a stretch of experience to a step of the policy, through `Algorithm` alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..algorithms.algorithm import Algorithm, Batch
+from .collect import ControlRollouts, Stretch
+from .policies import Policy
+from .settings import Settings
+
+OPTIMIZERS = ("adam", "rmsprop", "sgd")
+
+
+def make_optimizer(name: str, theta: Tensor, learning_rate: float) -> torch.optim.Optimizer:
+    """One optimiser over the flat parameters; rmsprop as in A3C."""
+    if name == "adam":
+        return torch.optim.Adam([theta], lr=learning_rate, eps=1e-5, fused=True)
+    if name == "rmsprop":
+        return torch.optim.RMSprop([theta], lr=learning_rate, alpha=0.99, eps=1e-5)
+    if name == "sgd":
+        return torch.optim.SGD([theta], lr=learning_rate)
+    raise ValueError(f"There is no optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
+
+
+class Learner:
+    """Holds the policy's optimiser and the algorithm's state.
+
+    Args:
+        optimize: False leaves the step to somebody else (an asynchronous worker's parent): gradients only.
+    """
+
+    def __init__(self, settings: Settings, policy: Policy, horizon: int | None, optimize: bool = True) -> None:
+        self.settings, self.policy = settings, policy
+        self.algorithm = Algorithm(settings.row, max_completion_length=horizon)
+        self.optimizer = (
+            make_optimizer(settings.optimizer, policy.theta, settings.learning_rate) if optimize else None
+        )
+        self._rng = np.random.default_rng(settings.seed)
+
+    def update(self, stretch: Stretch, progress: float) -> dict[str, float]:
+        """One update from one stretch; statistics as means over steps.
+
+        Args:
+            progress: share of the run that is over, 0..1.
+        """
+        settings = self.settings
+        self._set_learning_rate(progress)
+        once = settings.num_epochs == 1 and settings.num_minibatches == 1
+        # With a single pass the forward that the weights need is also the one that is differentiated.
+        with torch.set_grad_enabled(once):
+            batch, parts = self._weigh(stretch, progress)
+        if once:
+            stats = self._step(batch, parts, 1)
+        else:
+            stats = self._epochs(batch)
+        self.algorithm.observe_kl(stats["approx_kl"])
+        stats["entropy_coef"] = batch.entropy_coef
+        if self.algorithm.kl_penalty is not None:
+            stats["kl_penalty"] = self.algorithm.kl_penalty.weight
+        return stats
+
+    def gradient(self, stretch: Stretch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The gradient of the loss over the stretch, flat and a copy, and no step."""
+        with torch.enable_grad():
+            batch, parts = self._weigh(stretch, progress)
+        stats = self._backward(batch, parts, 1)
+        return self.policy.theta.grad.clone(), stats
+
+    def _set_learning_rate(self, progress: float) -> None:
+        settings = self.settings
+        if settings.learning_rate_final is None or self.optimizer is None:
+            return
+        change = settings.learning_rate_final - settings.learning_rate
+        self.optimizer.param_groups[0]["lr"] = settings.learning_rate + change * min(progress, 1.0)
+
+    def _weigh(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
+        """The weighed steps inside the mask, a row each where the algorithm allows it, and their forward pass."""
+        settings, mask_BT = self.settings, stretch.mask_BT
+        critic = settings.row.needs_critic
+        logp_N, entropy_N, value_N = self.policy.evaluate(
+            stretch.feature_BT[:, :-1][mask_BT], stretch.action_BT[mask_BT]
+        )
+        value_BT = None
+        if critic:
+            with torch.no_grad():
+                value_BT = self.policy.values(stretch.feature_BT.flatten(0, 1)).view(stretch.feature_BT.shape[:2])
+        logp_BT = torch.zeros(mask_BT.shape)
+        logp_BT[mask_BT] = logp_N.detach()
+        rollouts = stretch.rollouts(
+            logp_BT, value_BT, settings.row.gamma, settings.reward_scale, whole_episodes=settings.num_steps == 0
+        )
+        batch = self.algorithm.weigh(rollouts, progress=progress)
+        batch.old_logp_BT = logp_BT
+        if self._by_steps:
+            batch = batch.steps()
+        return batch, (logp_N, entropy_N, value_N)
+
+    @property
+    def _by_steps(self) -> bool:
+        """Ratios of whole rows need whole rows, unless every ratio is 1 because nothing is used twice."""
+        settings = self.settings
+        once = settings.num_epochs == 1 and settings.num_minibatches == 1
+        return once or settings.row.importance_sampling_level == "token"
+
+    def _epochs(self, batch: Batch) -> dict[str, float]:
+        num_parts = self.settings.num_minibatches
+        num_rows = len(batch.mask_BT)
+        if num_rows < num_parts:
+            raise ValueError(
+                f"A batch of {num_rows} rows cannot be cut into {num_parts} minibatches; take fewer minibatches or "
+                "more environments."
+            )
+        bounds = np.linspace(0, num_rows, num_parts + 1).astype(int)
+        history: list[dict[str, Any]] = []
+        for epoch in range(self.settings.num_epochs):
+            last = epoch == self.settings.num_epochs - 1
+            shuffled = batch.rows(torch.from_numpy(self._rng.permutation(num_rows)))
+            for low, high in zip(bounds, bounds[1:], strict=False):
+                part = shuffled.rows(slice(int(low), int(high)))  # type: ignore[arg-type]
+                stats = self._step(part, self._forward(part), num_parts, measure=last)
+                if last:  # it tells how far the update went
+                    history.append(stats)
+        return {key: float(np.mean([stats[key] for stats in history])) for key in history[0]}
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        rollouts = batch.rollouts
+        assert isinstance(rollouts, ControlRollouts)
+        assert rollouts.feature_BT is not None
+        assert rollouts.action_BT is not None
+        return self.policy.evaluate(rollouts.feature_BT.flatten(0, 1), rollouts.action_BT.flatten(0, 1))
+
+    def _step(
+        self, batch: Batch, forward: tuple[Tensor, Tensor, Tensor | None], num_parts: int, measure: bool = True
+    ) -> dict[str, float]:
+        assert self.optimizer is not None
+        stats = self._backward(batch, forward, num_parts, measure)
+        grad = self.policy.theta.grad
+        norm = float(grad.norm())
+        limit = self.settings.max_grad_norm
+        if limit and norm > limit:
+            grad.mul_(limit / norm)
+        if not np.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient of {self.settings.row.name} on {self.settings.env} is {norm}: the run has diverged. "
+                f"Take a smaller learning rate than {self.settings.learning_rate} or a smaller reward_scale."
+            )
+        self.optimizer.step()
+        stats["grad_norm"] = norm
+        return stats
+
+    def _backward(
+        self, batch: Batch, forward: tuple[Tensor, Tensor, Tensor | None], num_parts: int, measure: bool = True
+    ) -> dict[str, float]:
+        """The gradient of the mean over one of `num_parts` equal parts: the scales are those of the whole batch."""
+        shape = batch.mask_BT.shape
+        logp_BT, entropy_BT, value_BT = (None if x is None else x.view(shape) for x in forward)
+        loss, stats = self.algorithm.loss(logp_BT, batch, entropy_BT=entropy_BT, value_BT=value_BT, measure=measure)
+        self.policy.backward(loss * num_parts)
+        return {key: float(value) * num_parts for key, value in stats.items()}
+
+

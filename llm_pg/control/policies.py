@@ -1,0 +1,255 @@
+"""Small policies: a linear map, a multilayer perceptron or the user's own module, a head, and a critic if wanted."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .heads import make_head
+from .spaces import Interface
+
+Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+# Up to this many multiplications OpenBLAS stays on one thread whatever its settings; more go to torch, which obeys
+# set_num_threads. Two threads on one small matrix are many times slower than one when the machine is busy.
+_SINGLE_THREADED = 1 << 18
+
+
+def _matmul(
+    a: NDArray[np.float32], b: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    if a.shape[0] * a.shape[1] * b.shape[1] <= _SINGLE_THREADED:
+        return np.matmul(a, b, out=out)
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32)
+    torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
+    return out
+
+
+class Perceptron:
+    """Linear layers with tanh between them, forward and backward in numpy, on the memory of a torch module.
+
+    A step of a small network is all overhead: numpy's calls cost a fifth of torch's and its tanh a seventh, and no
+    graph is kept. The loss stays with autograd, down to the scores.
+
+    Args:
+        network: Sequential of Linear and Tanh, whose parameters and gradients already lie where they stay.
+    """
+
+    def __init__(self, network: nn.Sequential) -> None:
+        linears = [layer for layer in network if isinstance(layer, nn.Linear)]
+        self._weights = [layer.weight.detach().numpy() for layer in linears]
+        self._biases = [None if layer.bias is None else layer.bias.detach().numpy() for layer in linears]
+        self._weight_grads = [layer.weight.grad.numpy() for layer in linears]
+        self._bias_grads = [None if layer.bias is None else layer.bias.grad.numpy() for layer in linears]
+        self._inputs: list[NDArray[np.float32]] = []
+
+    @staticmethod
+    def serves(network: nn.Module | None) -> bool:
+        return isinstance(network, nn.Sequential) and all(isinstance(x, (nn.Linear, nn.Tanh)) for x in network)
+
+    def forward(self, x_ND: NDArray[np.float32], keep: bool = False) -> NDArray[np.float32]:
+        """Scores (N, num_out); `keep` remembers what `backward` needs."""
+        inputs = []
+        for i, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            if i:
+                np.tanh(x_ND, out=x_ND)
+            inputs.append(x_ND)
+            x_ND = _matmul(x_ND, weight.T)
+            if bias is not None:
+                x_ND += bias
+        if keep:
+            self._inputs = inputs
+        return x_ND
+
+    def backward(self, grad_NA: NDArray[np.float32]) -> None:
+        """Write the parameters' gradients, given the loss's gradient with respect to the scores last kept."""
+        for i in range(len(self._weights) - 1, -1, -1):
+            x_ND, bias_grad = self._inputs[i], self._bias_grads[i]
+            _matmul(grad_NA.T, x_ND, out=self._weight_grads[i])
+            if bias_grad is not None:
+                grad_NA.sum(0, out=bias_grad)
+            if i:
+                grad_NA = _matmul(grad_NA, self._weights[i])
+                grad_NA *= 1 - x_ND * x_ND
+
+
+def mlp(sizes: tuple[int, ...], last_gain: float) -> nn.Sequential:
+    """Linear layers with tanh between them, orthogonal weights: gain √2 inside, `last_gain` at the end."""
+    layers: list[nn.Module] = []
+    for i, (num_in, num_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        linear = nn.Linear(num_in, num_out)
+        nn.init.orthogonal_(linear.weight, math.sqrt(2) if i < len(sizes) - 2 else last_gain)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def linear(num_in: int, num_out: int) -> nn.Sequential:
+    """One linear map that starts at 0: every action equally likely."""
+    layer = nn.Linear(num_in, num_out, bias=False)
+    nn.init.zeros_(layer.weight)
+    return nn.Sequential(layer)
+
+
+def load_module(spec: str, num_inputs: int, num_outputs: int) -> nn.Module:
+    """The user's `module:Class`, made as Class(num_inputs, num_outputs).
+
+    Its forward takes (N, num_inputs) and returns scores (N, num_outputs), or a pair of scores and values (N,).
+    """
+    module_name, _, class_name = spec.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a console script does not see the folder it is called in
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"--policy {spec}: the module {module_name!r} cannot be imported ({error}).") from error
+    made = getattr(module, class_name, None)
+    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+        classes = [name for name, x in vars(module).items() if isinstance(x, type) and issubclass(x, nn.Module)]
+        near = difflib.get_close_matches(class_name, classes, n=1)
+        hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(classes) or 'no torch module'}."
+        raise ValueError(f"--policy {spec}: {module_name} has no torch.nn.Module named {class_name!r}.{hint}")
+    return made(num_inputs, num_outputs)
+
+
+def _through_torch(network: nn.Module) -> Forward:
+    def forward(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            out = network(torch.from_numpy(x_ND))
+        return (out[0] if isinstance(out, tuple) else out).numpy()
+
+    return forward
+
+
+class Policy(nn.Module):
+    """Actor, head and critic. All parameters lie in one flat tensor, so that an optimiser step is one operation.
+
+    Args:
+        interface: sizes of both ends.
+        kind: linear, mlp, or the user's `module:Class`.
+        head: see `heads.make_head`.
+        hidden: widths of the hidden layers of actor and critic.
+        critic: whether there is a value head.
+        log_std: logarithm of the first σ of a Gaussian head.
+        scale: show coordinates with finite bounds in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        interface: Interface,
+        *,
+        kind: str = "mlp",
+        head: str = "auto",
+        hidden: tuple[int, ...] = (64, 64),
+        critic: bool = False,
+        log_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.interface = interface
+        self.head = make_head(interface, head, log_std)
+        num_in, num_out = interface.num_inputs, self.head.num_scores
+        self.gives_value = False
+        if kind == "linear":
+            self.actor: nn.Module = linear(num_in, num_out)
+        elif kind == "mlp":
+            self.actor = mlp((num_in, *hidden, num_out), 0.01)
+        else:
+            self.actor = load_module(kind, num_in, num_out)
+            self.gives_value = self._check_user_module(kind, num_in, num_out)
+        self.critic: nn.Module | None = None
+        if critic and not self.gives_value:
+            self.critic = linear(num_in, 1) if kind == "linear" else mlp((num_in, *hidden, 1), 1.0)
+        self._flatten()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Numpy's view of the networks, for where the parameters lie now."""
+        self._fast_actor = Perceptron(self.actor) if Perceptron.serves(self.actor) else None  # type: ignore[arg-type]
+        self._fast_critic = Perceptron(self.critic) if Perceptron.serves(self.critic) else None  # type: ignore[arg-type]
+        self._forward = _through_torch(self.actor) if self._fast_actor is None else self._fast_actor.forward
+        self._leaves: list[tuple[Perceptron, Tensor]] = []
+
+    def _check_user_module(self, kind: str, num_in: int, num_out: int) -> bool:
+        with torch.inference_mode():
+            out = self.actor(torch.zeros(2, num_in))
+        scores = out[0] if isinstance(out, tuple) else out
+        if tuple(scores.shape) != (2, num_out):
+            raise ValueError(
+                f"--policy {kind}: for observations of shape (2, {num_in}) it gave scores of shape "
+                f"{tuple(scores.shape)}; {self.interface.name} needs (2, {num_out})."
+            )
+        return isinstance(out, tuple)
+
+    def _flatten(self) -> None:
+        parameters = list(self.parameters())
+        self.theta = torch.cat([p.detach().reshape(-1).float() for p in parameters])
+        self.theta.grad = torch.zeros_like(self.theta)
+        self.adopt(self.theta, self.theta.grad)
+
+    def adopt(self, theta: Tensor, grad: Tensor) -> None:
+        """Let every parameter be a view of `theta` and every gradient one of `grad`."""
+        at = 0
+        for parameter in self.parameters():
+            end = at + parameter.numel()
+            parameter.data = theta[at:end].view_as(parameter)
+            parameter.grad = grad[at:end].view_as(parameter)
+            at = end
+        if hasattr(self, "_forward"):
+            self._bind()
+
+    def noise(self, rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+        return self.head.noise(rng, *shape)
+
+    def act(
+        self, features_ND: NDArray[np.float32], noise_NA: NDArray[np.float32] | float
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The raw action, which training scores, and the action that the environment gets. Noise 0 is the mode."""
+        raw_N = self.head.draw(self._forward(features_ND), noise_NA)
+        return raw_N, self.head.to_env(raw_N)
+
+    def evaluate(self, features_ND: Tensor, raw_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """log π of the raw actions, the entropies in nats, and the values where there is a critic, each (N,)."""
+        self._leaves = []
+        value_N: Tensor | None = None
+        if self._fast_actor is not None:
+            scores_NA = self._leaf(self._fast_actor, features_ND)
+        else:
+            out = self.actor(features_ND)
+            scores_NA, value_N = out if isinstance(out, tuple) else (out, None)
+        if self._fast_critic is not None:
+            value_N = self._leaf(self._fast_critic, features_ND).squeeze(-1)
+        return self.head.logp(scores_NA, raw_N), self.head.entropy(scores_NA, raw_N), value_N
+
+    def _leaf(self, network: Perceptron, features_ND: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.from_numpy(network.forward(features_ND.numpy()))
+        scores_NA = torch.from_numpy(network.forward(features_ND.numpy(), keep=True)).requires_grad_()
+        self._leaves.append((network, scores_NA))
+        return scores_NA
+
+    def backward(self, loss: Tensor) -> None:
+        """Put the gradient of a loss of the last `evaluate` into `theta.grad`."""
+        self.theta.grad.zero_()
+        loss.backward()
+        for network, scores_NA in self._leaves:
+            if scores_NA.grad is not None:
+                network.backward(scores_NA.grad.numpy())
+        self._leaves = []
+
+    @torch.no_grad()
+    def values(self, features_ND: Tensor) -> Tensor:
+        """V(s), (N,), without a gradient."""
+        if self._fast_critic is not None:
+            return torch.from_numpy(self._fast_critic.forward(features_ND.numpy())).squeeze(-1)
+        return self.actor(features_ND)[1]

@@ -1,0 +1,154 @@
+"""Settings of a control run: what an algorithm starts from, and what suits each environment. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..algorithms.table import TABLE, Row
+
+# Relatives of rows of the table that only differ by a number, under the names control people know.
+ROWS: dict[str, Row] = {
+    **TABLE,
+    "actor_critic": dataclasses.replace(
+        TABLE["a2c"], name="actor_critic", source="TD actor-critic, Barto et al. 1983; Sutton et al. 2000", lam=0.0
+    ),
+    "a3c": dataclasses.replace(TABLE["a2c"], name="a3c"),
+    "trpo_penalty": dataclasses.replace(
+        TABLE["ppo"],
+        name="trpo_penalty",
+        source="Schulman et al. 2015, arXiv 1502.05477, as a penalty: arXiv 1707.06347, section 4",
+        epsilon=float("inf"),
+        kl_target=0.01,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run depends on beside the environment's own code.
+
+    Attributes:
+        env: registered name. env_options: keywords of its constructor.
+        row: the algorithm, see `algorithms.table.Row`.
+        policy: mlp, linear, or `module:Class`. head: auto, softmax, sigmoid, gaussian, tanh_gaussian.
+        hidden: widths of hidden layers. log_std: logarithm of the first σ of a Gaussian head.
+        num_envs: rows that move together; with num_steps 0 the episodes of an update.
+        num_steps: steps of a row before an update; 0 = whole episodes.
+        group_size: rows that start from the same state (RLOO, GRPO and their relatives).
+        num_epochs, num_minibatches: passes over a batch, and its parts in each.
+        learning_rate, learning_rate_final: linear from one to the other over the run (None = constant).
+        optimizer: adam, rmsprop, sgd. max_grad_norm: clipping of the whole gradient's norm; 0 = off.
+        reward_scale: rewards are multiplied by it for training, never in what is shown.
+        scale_observations: coordinates with finite bounds are shown in [-1, 1].
+        total_steps, total_episodes: the run ends at the first reached (0 episodes = no such limit).
+        threshold: mean return of the last `window` episodes that counts as solved; None = the environment's own.
+        stop_when_solved: end there.
+        num_workers: asynchronous processes (a3c).
+        force: go on where the adviser refuses.
+    """
+
+    env: str
+    row: Row
+    env_options: dict[str, Any] = field(default_factory=dict)
+    policy: str = "mlp"
+    head: str = "auto"
+    hidden: tuple[int, ...] = (64, 64)
+    log_std: float = 0.0
+    num_envs: int = 8
+    num_steps: int = 0
+    group_size: int = 1
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    learning_rate: float = 1e-3
+    learning_rate_final: float | None = None
+    optimizer: str = "adam"
+    max_grad_norm: float = 0.5
+    reward_scale: float = 1.0
+    scale_observations: bool = True
+    total_steps: int = 200_000
+    total_episodes: int = 0
+    threshold: float | None = None
+    window: int = 100
+    stop_when_solved: bool = False
+    num_workers: int = 0
+    seed: int = 0
+    force: bool = False
+
+    @property
+    def asynchronous(self) -> bool:
+        return self.num_workers > 0
+
+
+# What each algorithm starts from. Keys of `Row` and of `Settings` stand side by side; `resolve` sorts them.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "reinforce": {"num_envs": 16, "learning_rate": 5e-3},
+    "actor_critic": {"num_envs": 16, "num_steps": 8, "gamma": 0.99, "learning_rate": 2e-3},
+    "a2c": {"num_envs": 16, "num_steps": 8, "gamma": 0.99, "lam": 0.95, "learning_rate": 2e-3},
+    "a3c": {"num_envs": 4, "num_steps": 16, "gamma": 0.99, "lam": 0.95, "learning_rate": 1e-3, "num_workers": 2},
+    "ppo": {
+        "num_envs": 16,
+        "num_steps": 64,
+        "gamma": 0.99,
+        "num_epochs": 10,
+        "num_minibatches": 4,
+        "learning_rate": 1e-3,
+    },
+    "trpo_penalty": {
+        "num_envs": 16,
+        "num_steps": 64,
+        "gamma": 0.99,
+        "num_epochs": 10,
+        "num_minibatches": 4,
+        "learning_rate": 1e-3,
+    },
+}
+_GROUPS = {"num_envs": 16, "group_size": 8, "learning_rate": 5e-3}
+
+# What suits an environment, for every algorithm ("*") and for one.
+ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
+    "llm_pg/SigmoidBandit-v0": {
+        "*": {"policy": "linear", "num_envs": 8, "learning_rate": 0.5, "total_steps": 4_000, "optimizer": "sgd"},
+        "reinforce": {"head": "sigmoid"},
+    },
+    "llm_pg/KArmedBandit-v0": {
+        "*": {"policy": "linear", "num_envs": 8, "learning_rate": 0.2, "total_steps": 20_000, "optimizer": "sgd"},
+    },
+}
+
+
+def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
+    """Settings for an environment and an algorithm: defaults of both, then the changes (None = not given).
+
+    Args:
+        env: registered name.
+        algorithm: a key of `ROWS`.
+        changes: fields of `Settings` and of `Row`.
+
+    Raises:
+        ValueError: unknown algorithm or field, with the nearest name.
+    """
+    if algorithm not in ROWS:
+        raise ValueError(_unknown("algorithm", algorithm, list(ROWS)))
+    suited = ENVIRONMENTS.get(env, {})
+    merged = {
+        **ALGORITHMS.get(algorithm, _GROUPS if ROWS[algorithm].needs_group else {}),
+        **suited.get("*", {}),
+        **suited.get(algorithm, {}),
+        **{key: value for key, value in changes.items() if value is not None},
+    }
+    row_fields = {f.name for f in dataclasses.fields(Row)} - {"name", "source"}
+    own_fields = {f.name for f in dataclasses.fields(Settings)} - {"env", "row"}
+    for key in merged:
+        if key not in row_fields | own_fields:
+            raise ValueError(_unknown("setting", key, sorted(row_fields | own_fields)))
+    row = dataclasses.replace(ROWS[algorithm], **{k: v for k, v in merged.items() if k in row_fields})
+    return Settings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
+
+
+def _unknown(kind: str, word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"There is no {kind} {word!r}.{hint} Known: {', '.join(known)}."

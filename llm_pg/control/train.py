@@ -1,0 +1,247 @@
+"""The loop: collect, update, note a point of the curve, until the budget is spent or the environment is solved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import gymnasium
+import torch
+
+from .adviser import check, collapsed
+from .collect import Collector, Scaler
+from .environments import inspect, make_rows, reward_threshold
+from .learner import Learner
+from .policies import Policy
+from .settings import Settings
+from .spaces import Interface
+
+NUM_POINTS = 200
+Point = dict[str, float]
+
+
+@dataclass
+class Run:
+    """What a run left.
+
+    Attributes:
+        points: the curve, about 200 of them: steps, episodes, return_mean and return_std of the last `window` episodes,
+            entropy, losses, clip_fraction, approx_kl, grad_norm, seconds.
+        returns, lengths, ended_at, true_returns: of every episode, in order of its end; ended_at counts steps of all
+            rows.
+        solved_steps, solved_episodes: when the mean return of the last `window` episodes reached the threshold.
+        staleness: updates that others made between reading the parameters and sending a gradient (a3c only).
+        flags: what a person should know about the run.
+    """
+
+    settings: Settings
+    interface: Interface
+    policy: Policy
+    scaler: Scaler
+    threshold: float | None
+    points: list[Point] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    ended_at: list[int] = field(default_factory=list)
+    true_returns: list[float] = field(default_factory=list)
+    solved_steps: int | None = None
+    solved_episodes: int | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    staleness: list[int] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.steps / self.seconds if self.seconds else math.nan
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small networks lose time to a second thread; the caller's setting comes back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def prepare(settings: Settings) -> tuple[Run, Collector, Learner]:
+    """Everything a run needs, checked; the same seed makes the same run."""
+    interface = inspect(settings.env, settings.env_options)
+    check(settings, interface)
+    policy = make_policy(settings, interface)
+    scaler = make_scaler(settings, interface)
+    envs = make_rows(settings.env, settings.num_envs, settings.group_size, settings.env_options)
+    collector = Collector(
+        envs,
+        policy,
+        scaler,
+        num_steps=settings.num_steps,
+        group_size=settings.group_size,
+        seed=settings.seed,
+        window=settings.window,
+    )
+    threshold = reward_threshold(settings.env) if settings.threshold is None else settings.threshold
+    run = Run(settings, interface, policy, scaler, threshold)
+    return run, collector, Learner(settings, policy, interface.horizon)
+
+
+def make_policy(settings: Settings, interface: Interface) -> Policy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return Policy(
+            interface,
+            kind=settings.policy,
+            head=settings.head,
+            hidden=settings.hidden,
+            critic=settings.row.needs_critic,
+            log_std=settings.log_std,
+        )
+
+
+def make_scaler(settings: Settings, interface: Interface) -> Scaler:
+    if interface.one_hot or not settings.scale_observations:
+        return Scaler(interface, None, None)
+    env = gymnasium.make(settings.env, disable_env_checker=True, **settings.env_options)
+    space = env.observation_space
+    env.close()
+    assert isinstance(space, gymnasium.spaces.Box)
+    return Scaler(interface, space.low, space.high)
+
+
+def train(
+    settings: Settings, *, on_point: Callable[[Point], None] | None = None, metrics: Path | None = None
+) -> Run:
+    """Run an algorithm on an environment.
+
+    Args:
+        settings: see `Settings`; make them with `settings.resolve`.
+        on_point: called with each point of the curve.
+        metrics: JSONL file that gets each point as it comes.
+
+    Raises:
+        ValueError: what cannot work, before anything runs. FloatingPointError: the gradient is not finite.
+    """
+    if settings.asynchronous:
+        from .asynchronous import train_asynchronously
+
+        return train_asynchronously(settings, on_point=on_point, metrics=metrics)
+    with one_thread(), contextlib.ExitStack() as stack:
+        run, collector, learner = prepare(settings)
+        stack.callback(collector.envs.close)
+        recorder = Recorder(run, on_point, _open(metrics, stack))
+        start = time.perf_counter()
+        while not recorder.over(collector):
+            progress = recorder.progress(collector)
+            stretch = collector.collect()
+            stats = learner.update(stretch, progress)
+            recorder.note(collector, stats, time.perf_counter() - start)
+        recorder.finish(collector)
+    return run
+
+
+def _open(metrics: Path | None, stack: contextlib.ExitStack) -> IO[str] | None:
+    if metrics is None:
+        return None
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    return stack.enter_context(metrics.open("w", encoding="utf-8"))
+
+
+class Recorder:
+    """Turns episodes and statistics into the points of a curve."""
+
+    def __init__(self, run: Run, on_point: Callable[[Point], None] | None, file: IO[str] | None) -> None:
+        self.run, self.on_point, self.file = run, on_point, file
+        self._next = 0.0
+        self._collapsed_at: float | None = None
+
+    def progress(self, collector: Collector) -> float:
+        settings = self.run.settings
+        share = collector.steps / settings.total_steps
+        if settings.total_episodes:
+            share = max(share, len(collector.episodes.returns) / settings.total_episodes)
+        return min(share, 1.0)
+
+    def over(self, collector: Collector) -> bool:
+        solved = self.run.settings.stop_when_solved and self.run.solved_steps is not None
+        return solved or self.progress(collector) >= 1.0
+
+    def note(self, collector: Collector, stats: dict[str, float], seconds: float) -> None:
+        run, episodes = self.run, collector.episodes
+        run.steps, run.seconds = collector.steps, seconds
+        if run.solved_steps is None and run.threshold is not None and episodes.window_full:
+            if episodes.mean() >= run.threshold:
+                run.solved_steps, run.solved_episodes = collector.steps, len(episodes.returns)
+        if collapsed(run.settings, run.interface, stats["entropy"]) and self._collapsed_at is None:
+            self._collapsed_at = collector.steps
+        progress = self.progress(collector)
+        if progress < self._next and not self.over(collector):
+            return
+        self._next = (math.floor(progress * NUM_POINTS) + 1) / NUM_POINTS
+        self._write(collector, stats, seconds)
+
+    def _write(self, collector: Collector, stats: dict[str, float], seconds: float) -> None:
+        episodes = collector.episodes
+        point: Point = {
+            "steps": collector.steps,
+            "episodes": len(episodes.returns),
+            "return_mean": episodes.mean(),
+            "return_std": episodes.std(),
+            **stats,
+            "seconds": seconds,
+            "progress": self.progress(collector),
+        }
+        if episodes.true_returns:
+            recent = episodes.true_returns[-episodes.window :]
+            point["true_return_mean"] = sum(recent) / len(recent)
+        self.run.points.append(point)
+        if self.file is not None:
+            self.file.write(json.dumps({k: _plain(v) for k, v in point.items()}) + "\n")
+            self.file.flush()
+        if self.on_point is not None:
+            self.on_point(point)
+
+    def finish(self, collector: Collector) -> None:
+        run, episodes = self.run, collector.episodes
+        run.returns, run.lengths, run.ended_at = episodes.returns, episodes.lengths, episodes.ended_at
+        run.true_returns = episodes.true_returns
+        if self._collapsed_at is not None:
+            run.flags.append(
+                f"entropy collapse: the policy's entropy fell under 0.1 nats at step {self._collapsed_at:,} with no "
+                "entropy bonus; if the return is not where it should be, set --entropy-coef 0.01."
+            )
+        hacked = reward_hacking(run.points)
+        if hacked:
+            run.flags.append(hacked)
+
+
+def reward_hacking(points: list[Point]) -> str | None:
+    """A sentence where the reward that is trained on rose while the true one behind it fell; None otherwise."""
+    told = [p for p in points if "true_return_mean" in p and not math.isnan(p["return_mean"])]
+    if len(told) < 4:
+        return None
+    quarter = max(len(told) // 4, 1)
+    first, last = told[:quarter], told[-quarter:]
+    proxy = [sum(p["return_mean"] for p in part) / quarter for part in (first, last)]
+    best = max(p["true_return_mean"] for p in told)
+    true = sum(p["true_return_mean"] for p in last) / quarter
+    spread = best - min(p["true_return_mean"] for p in told)
+    if proxy[1] <= proxy[0] or best - true <= 0.25 * spread or spread == 0:
+        return None
+    return (
+        f"reward hacking: the trained reward rose from {proxy[0]:.2f} to {proxy[1]:.2f} an episode, while the true one "
+        f"fell from its best, {best:.2f}, to {true:.2f}."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """NaN as null, so that every line is JSON that any reader takes."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
