@@ -126,6 +126,8 @@ FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("a.json", b'{"data": [1]}', ("holds a dict", "list of objects")),
     ("a.json", b'[{"prompt": "a"}', ("is not JSON",)),
     ("a.csv", b"prompt,answer\na,1\nb,2,3\n", ("Row 1", "(line 3)", "3 fields", "2: prompt, answer")),
+    ("a.csv", b'prompt,answer\n"a\n"\n', ("Row 0", "(line 2)", "1 fields")),
+    ("a.csv", b'prompt,answer\n"a\n",1\n\nb\n', ("Row 1", "(line 5)", "1 fields")),
     ("a.csv", b"prompt,prompt\na,1\n", ("'prompt'", "more than once")),
     ("a.csv", b'prompt,answer\n"a"b,1\n', ("Line 2", "not CSV")),
     ("a.jsonl", b'{"prompt": "\xff"}\n', ("not UTF-8",)),
