@@ -40,9 +40,8 @@ def read_sources(config: Config, train_dataset: Any = None, eval_dataset: Any = 
         if held_out is None and _is_datasets(train_dataset, "DatasetDict", "IterableDatasetDict"):
             held_out = _held_out_split(train_dataset, config)
     elif given == ["task"]:
-        train = read_task(config, data.num_train_prompts + (data.num_eval_prompts if held_out is None else 0))
-        if held_out is None:
-            train, held_out = train.cut(data.num_train_prompts)
+        train, rest = read_task(config, data.num_train_prompts + data.num_eval_prompts).cut(data.num_train_prompts)
+        held_out = rest if held_out is None else held_out
     elif given == ["data_files"]:
         train = read_files(data.data_files or [], "data.data_files")
     else:

@@ -183,7 +183,9 @@ def test_demonstrations_answer_the_training_prompts_and_no_held_out_one(tokenize
         task="sort_letters", num_train_prompts=40, num_eval_prompts=30, warm_start_options={"noise": 0.5}, seed=1
     )
     shown = task_demonstrations(given)
-    assert [row["prompt"] for row in shown] == [p.text for p in load_prompts(given, tokenizer)[0]]
+    for eval_dataset in (None, ROWS):
+        train, _ = load_prompts(given, tokenizer, eval_dataset=eval_dataset)
+        assert [row["prompt"] for row in shown] == [p.text for p in train]
 
 
 def test_gsm8k_answers_are_extracted_and_score_full_marks(gsm8k: str, tokenizer: Any) -> None:
