@@ -11,7 +11,7 @@ from reward_fns.registry import tasks
 from .config import Config, ConfigError
 from .config.schema import ModelConfig
 from .prompts import check_data
-from .rewards import check_rewards
+from .rewards.specs import resolve_all
 from .run_folder import RunFolder
 
 
@@ -57,6 +57,7 @@ def check_inputs(config: Config) -> None:
     check_model(config.model)
     columns = check_data(config)
     try:
-        check_rewards(task_rewards(config), columns)
+        for function in resolve_all(task_rewards(config)):
+            function.check_columns(columns)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -26,7 +26,7 @@ _OPEN, _CLOSE = "([{", ")]}"
 _DELIMITED = re.compile(
     r"\$\$?([^$]{1,400})\$\$?|\\\(((?:(?!\\\)).){1,400})\\\)|\\\[((?:(?!\\\]).){1,400})\\\]", re.DOTALL
 )
-_ANSWER_MARK = re.compile(r"(?:####|(?:final answer|answer)\s*(?:is|:|=))\s*([^\n]{1,400})", re.IGNORECASE)
+_ANSWER_MARK = re.compile(r"(?:####|(?:final answer|answer)\s*(?:is\s*:?|:|=))\s*([^\n]{1,400})", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _SPACING = re.compile(
     r"\\[,;:! ]|\\q?quad\b|(?<=\d)\{,\}(?=\d)|(?<=\d),(?=\d{3}(?!\d))|\\left(?![a-z])|\\right(?![a-z])"

@@ -2,10 +2,34 @@
 
 `resolve` turns what a user writes into a checked function; `Scorer` scores batches; `Scores` is the answer, in which
 None means "could not be scored" and is never a 0. The forms a function may have are in `llm_pg.rewards.contract`.
+
+The package is lazy, since each worker process imports it and needs few of its modules.
 """
 
-from llm_pg.rewards.resolve import RewardFunction, resolve, resolve_all
-from llm_pg.rewards.scorer import Scorer
-from llm_pg.rewards.tally import RewardError, Scores
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RewardError", "RewardFunction", "Scorer", "Scores", "resolve", "resolve_all"]
+if TYPE_CHECKING:
+    from llm_pg.rewards.probes import Finding, probe_rewards
+    from llm_pg.rewards.scorer import Scorer
+    from llm_pg.rewards.specs import RewardFunction, resolve, resolve_all
+    from llm_pg.rewards.tally import RewardError, Scores
+
+_HOMES = {
+    "Finding": "probes",
+    "RewardError": "tally",
+    "RewardFunction": "specs",
+    "Scorer": "scorer",
+    "Scores": "tally",
+    "probe_rewards": "probes",
+    "resolve": "specs",
+    "resolve_all": "specs",
+}
+
+__all__ = ["Finding", "RewardError", "RewardFunction", "Scorer", "Scores", "probe_rewards", "resolve", "resolve_all"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"llm_pg.rewards.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'llm_pg.rewards' has no attribute {name!r}; it has {', '.join(__all__)}.")

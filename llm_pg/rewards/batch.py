@@ -1,6 +1,7 @@
 """The completions of one batch, laid out as the arguments of one function: by item, or as columns."""
 
 import copy
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -23,8 +24,7 @@ class Batch:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         rows: Sequence[Mapping[str, Any]],
-        trainer_state: Any,
-        step: int,
+        trainer_state: Any = None,
     ) -> None:
         counts = {"prompts": len(prompts), "completion_ids": len(completion_ids), "rows": len(rows)}
         for name, count in counts.items():
@@ -33,8 +33,8 @@ class Batch:
         self.size, self.rows = len(completions), rows
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
         self.state = state_of(trainer_state)
-        self.state.setdefault("global_step", step)
-        self.step = self.state["global_step"]
+        step, content = self.state.get("global_step", ""), zlib.crc32(repr((prompts, completions)).encode())
+        self.seed = f"{step} {content}"  # by content, so that a resumed run draws what the uninterrupted one drew
         self._given: dict[str, Sequence[Any]] = {
             "prompts": prompts,
             "completions": completions,
@@ -59,7 +59,7 @@ class Batch:
         return self._lay_out(signature, indices, deadline, copied)
 
     def _lay_out(self, signature: Signature, indices: Sequence[int], deadline: float, column_of: Any) -> dict[str, Any]:
-        job: dict[str, Any] = {"indices": list(indices), "state": self.state, "step": self.step, "deadline": deadline}
+        job: dict[str, Any] = {"indices": list(indices), "state": self.state, "seed": self.seed, "deadline": deadline}
         columns = {name: column_of(name) for name in signature.columns(self.columns)}
         wanted = signature.arguments
         if signature.form == "batch":

@@ -3,17 +3,17 @@
 This runs in the worker processes and, for functions that no worker can load, in the trainer's own process.
 """
 
-import asyncio
 import inspect
-import threading
-import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_pg.rewards.contract import BadValueError, Signature, read_batch, read_plain, shown
+
+if TYPE_CHECKING:
+    from llm_pg.rewards.asynchronous import Loop
 
 MAX_TRACE = 4_000  # characters of a traceback that are kept
 
@@ -31,59 +31,91 @@ class Loaded:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Loop:
-    """One event loop for all async functions of a process, so that clients they keep (HTTP sessions) stay usable."""
+class Performer:
+    """Carries out jobs in this process, one after the other.
 
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+    prepare: called with the completion's place before each call of a function.
+    """
 
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine to its end; in a helper thread where this thread has a loop running (a notebook)."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        if not _loop_is_running():
-            return self._loop.run_until_complete(coroutine)
-        results: list[Any] = []
-        errors: list[BaseException] = []
-        loop = self._loop
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare = prepare
+        self._loop: Loop | None = None
 
-        def target() -> None:
-            try:
-                results.append(loop.run_until_complete(coroutine))
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-                errors.append(error)
+    def perform(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
+        """Carry out one job and send its answers.
 
-        thread = threading.Thread(target=target, name="async-rewards")
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+        job: {"indices", "state"} with, for the plain form, "items" (the keyword arguments of each) and "deadline"
+        (seconds for each item of an async function); for the batch form, "arguments". Each item of the plain form is
+        answered by {"index", "reward", "parts", "extra", "metrics"} or {"index", "cause", "trace"}; a batch as a whole
+        by {"rewards", "extra", "metrics"} or {"cause", "trace"}. A value that breaks the contract is answered by
+        {"bad"} and ends the job.
+        """
+        try:
+            if loaded.signature.form == "batch":
+                self._batch(loaded, job, send)
+            elif loaded.signature.is_async:
+                self._together(loaded, job, send)
+            else:
+                self._each(loaded, job, send)
+        except BadValueError as error:
+            send({"bad": str(error)})
 
     def close(self) -> None:
         if self._loop is not None:
             self._loop.close()
             self._loop = None
 
+    def _each(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
+        for index, item in zip(job["indices"], job["items"], strict=True):
+            self._prepare(index)
+            call = _Call(loaded, item, job["state"])
+            try:
+                answer = call.answer(loaded.function(**call.arguments))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - reported, counted by name, and limited
+                answer = failure(error)
+            send({"index": index, **answer})
 
-def perform(loaded: Loaded, job: dict[str, Any], send: Send, loop: Loop, prepare: Prepare) -> None:
-    """Carry out one job and send its answers. `prepare(index)` is called before each call of the function.
+    def _together(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
+        def start(item: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
+            async def call_one() -> dict[str, Any]:
+                call = _Call(loaded, item, job["state"])
+                return call.answer(await loaded.function(**call.arguments))
 
-    job: {"indices", "state"} with, for the plain form, "items" (the keyword arguments of each) and "deadline" (seconds
-    for each item of an async function); for the batch form, "arguments". Each item of the plain form is answered by
-    {"index", "reward", "parts", "extra", "metrics"} or {"index", "cause", "trace"}; a batch as a whole by {"rewards",
-    "extra", "metrics"} or {"cause", "trace"}. A value that breaks the contract is answered by {"bad"} and ends the job.
-    """
-    try:
-        if loaded.signature.form == "batch":
-            _perform_batch(loaded, job, send, loop, prepare)
-        elif loaded.signature.is_async:
-            prepare(job["indices"][0])
-            loop.run(_perform_together(loaded, job, send))
-        else:
-            _perform_each(loaded, job, send, prepare)
-    except BadValueError as error:
-        send({"bad": str(error)})
+            return call_one
+
+        self._prepare(job["indices"][0])
+        self._open_loop().answer_all(
+            [start(item) for item in job["items"]],
+            job["deadline"],
+            lambda place, answer: send({"index": job["indices"][place], **answer}),
+            failure,
+        )
+
+    def _batch(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
+        count = len(job["indices"])
+        self._prepare(job["indices"][0])
+        call = _Call(loaded, job["arguments"], job["state"])
+        try:
+            result = loaded.function(**call.arguments)
+            if inspect.isawaitable(result):
+                result = self._open_loop().result_of(result)
+            rewards = read_batch(result, count)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+            send(failure(error))
+            return
+        for column, values in call.extra.items():
+            if not isinstance(values, list) or len(values) != count:
+                raise BadValueError(
+                    f"must log {count} values to the extra column {column!r}; it logged {shown(values)}."
+                )
+        send({"rewards": rewards, "extra": call.extra, "metrics": call.metrics})
+
+    def _open_loop(self) -> "Loop":
+        from llm_pg.rewards.asynchronous import Loop  # only now: see its head
+
+        if self._loop is None:
+            self._loop = Loop()
+        return self._loop
 
 
 class _Call:
@@ -112,70 +144,15 @@ class _Call:
         return {"reward": reward, "parts": parts, "extra": self.extra, "metrics": self.metrics}
 
 
-def _perform_each(loaded: Loaded, job: dict[str, Any], send: Send, prepare: Prepare) -> None:
-    for index, item in zip(job["indices"], job["items"], strict=True):
-        prepare(index)
-        call = _Call(loaded, item, job["state"])
-        try:
-            answer = call.answer(loaded.function(**call.arguments))
-        except BadValueError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - reported, counted by name, and limited
-            answer = failure(error)
-        send({"index": index, **answer})
-
-
-def _perform_batch(loaded: Loaded, job: dict[str, Any], send: Send, loop: Loop, prepare: Prepare) -> None:
-    count = len(job["indices"])
-    prepare(job["indices"][0])
-    call = _Call(loaded, job["arguments"], job["state"])
-    try:
-        result = loaded.function(**call.arguments)
-        if inspect.isawaitable(result):
-            result = loop.run(_awaited(result))
-        rewards = read_batch(result, count)
-    except BadValueError:
-        raise
-    except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
-        send(failure(error))
-        return
-    for column, values in call.extra.items():
-        if not isinstance(values, list) or len(values) != count:
-            raise BadValueError(f"must log {count} values to the extra column {column!r}; it logged {shown(values)}.")
-    send({"rewards": rewards, "extra": call.extra, "metrics": call.metrics})
-
-
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
-
-
-async def _perform_together(loaded: Loaded, job: dict[str, Any], send: Send) -> None:
-    async def one(index: int, item: dict[str, Any]) -> None:
-        call = _Call(loaded, item, job["state"])
-        start = time.monotonic()
-        try:
-            answer = call.answer(await asyncio.wait_for(loaded.function(**call.arguments), job["deadline"]))
-        except BadValueError:
-            raise
-        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
-            late = isinstance(error, (TimeoutError, asyncio.TimeoutError))
-            late = late and time.monotonic() - start >= job["deadline"]
-            answer = {"cause": "deadline", "trace": ""} if late else failure(error)
-        send({"index": index, **answer})
-
-    tasks = [asyncio.ensure_future(one(*pair)) for pair in zip(job["indices"], job["items"], strict=True)]
-    try:
-        await asyncio.gather(*tasks)
-    finally:  # a broken contract ends the job: nothing of it may go on in the loop, which outlives it
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def failure(error: BaseException) -> dict[str, Any]:
-    """The answer for a call that raised: the exception's name as the cause, and its traceback from the user's frame."""
+    """The answer for a call that raised: the exception's name as the cause, and its traceback from the user's frame.
+
+    A BadValueError is raised again: it is a mistake in the function, which ends the job.
+    """
+    if isinstance(error, BadValueError):
+        raise error
     own: TracebackType | None = error.__traceback__
-    while own is not None and own.tb_frame.f_code.co_filename == __file__:
+    while own is not None and own.tb_frame.f_globals.get("__package__") == __package__:
         own = own.tb_next
     text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__, chain=False))
     if len(text) > MAX_TRACE:
@@ -192,11 +169,3 @@ def loggable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [loggable(item) for item in value]
     return str(value)
-
-
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

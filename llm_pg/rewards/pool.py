@@ -21,7 +21,7 @@ START = (
     "from llm_pg.rewards.worker import main; main(int(sys.argv[2]))"
 )
 TICK = 0.2  # seconds between looks at processes that may have died without closing their pipe
-MAX_DEATHS = 3  # workers in a row that die while they load, before the pool gives up
+MAX_DEATHS = 5  # workers in a row that die before they begin a job, after which the pool gives up
 
 
 class UnloadedError(Exception):
@@ -58,11 +58,12 @@ class Worker:
         self.job: Job | None = None
         self.started = time.monotonic()
         self.deadline = self.started + load_deadline
+        self.has_begun = False
         self.inbox = Inbox()
         self.outbox = memoryview(setup)
 
     def give(self, job: Job, frame: bytes) -> None:
-        self.state, self.job, self.outbox = "busy", job, memoryview(frame)
+        self.state, self.job, self.has_begun, self.outbox = "busy", job, False, memoryview(frame)
         self.started = time.monotonic()
         self.deadline = self.started + job.allowance
 
@@ -216,11 +217,15 @@ class Pool:
         if "unloaded" in message:
             raise UnloadedError(message["unloaded"], message["kind"], message["text"], message["near"])
         if "ready" in message:
-            self._signatures, self._deaths, worker.state = message["ready"], 0, "idle"
+            self._signatures, worker.state = message["ready"], "idle"
             return
         job = worker.job
         assert job is not None
         assert ledger is not None
+        if "begun" in message:
+            self._deaths, worker.has_begun = 0, True
+            worker.deadline = time.monotonic() + job.allowance
+            return
         if "done" in message:
             worker.state, worker.job = "idle", None
             job.seconds = time.monotonic() - worker.started
@@ -232,17 +237,19 @@ class Pool:
 
     def _lose(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None, cause: str | None) -> None:
         """Replace a worker; what it was doing failed by `cause`, or by the way in which it died."""
-        state, job = worker.state, worker.job
+        state, job, has_begun = worker.state, worker.job, worker.has_begun
         death = self._remove(worker, patience=0.0 if cause else 0.5)
-        if state == "loading":
-            if cause == "deadline":
-                raise PoolError(f"Reward functions took over {self._load_deadline:g} s to load; import less, or later.")
+        if state == "loading" and cause == "deadline":
+            raise PoolError(f"Reward functions took over {self._load_deadline:g} s to load; import less, or later.")
+        if cause is None and not has_begun:
             self._deaths += 1
             if self._deaths >= MAX_DEATHS:
                 raise PoolError(
-                    f"{self._deaths} reward workers in a row died while loading ({death}); see their output."
+                    f"{self._deaths} reward workers in a row died before they began ({death}); see their output."
                 )
-        if job is not None:
+            if job is not None:
+                jobs.appendleft(job)  # the function was not reached, so it is not to blame
+        elif job is not None:
             assert ledger is not None
             job.failure = (cause or death, "")
             jobs.extendleft(reversed(job.rest(ledger)))

@@ -11,9 +11,9 @@ from typing import Any
 from llm_pg.rewards.batch import Batch
 from llm_pg.rewards.frames import encode
 from llm_pg.rewards.jobs import Job
-from llm_pg.rewards.perform import Loaded, Loop, perform
+from llm_pg.rewards.perform import Loaded, Performer
 from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
-from llm_pg.rewards.resolve import RewardFunction, Spec, explain, resolve_all
+from llm_pg.rewards.specs import RewardFunction, Spec, explain, resolve_all
 from llm_pg.rewards.tally import RewardError, Scores, Tally
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class Scorer:
     far more than it uses. load_deadline: seconds for a worker to import the functions. output: file to which workers'
     prints are appended; the standard error by default.
 
-    Before each call a worker's `random` and numpy generators are seeded with the step and the completion's place, so a
-    function that draws numbers gives the same score in whichever worker it runs.
+    Before each call a worker's `random` and numpy generators are seeded with the batch and the completion's place in
+    it, so a function that draws numbers gives the same score in whichever worker it runs, and after a resume.
     """
 
     def __init__(
@@ -82,9 +82,8 @@ class Scorer:
             self._warn_of_functions_here()
         self._pooled = [place for place in range(len(self.functions)) if place not in self._here]
         self._pool: Pool | None = None
-        self._loop = Loop()
+        self._performer = Performer(prepare=lambda index: None)
         self._shown: set[tuple[str, str]] = set()
-        self._calls = 0
         self._pace: dict[int, float] = {}  # seconds a completion of the slowest call so far, by batch function
 
     def __enter__(self) -> "Scorer":
@@ -100,7 +99,7 @@ class Scorer:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-        self._loop.close()
+        self._performer.close()
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """ValueError when a function needs a column that is not among these."""
@@ -123,8 +122,7 @@ class Scorer:
 
         Raises RewardError when the run should stop; the scorer stays usable.
         """
-        batch = Batch(prompts, completions, completion_ids, rows, trainer_state, self._calls)
-        self._calls += 1
+        batch = Batch(prompts, completions, completion_ids, rows, trainer_state)
         tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown)
         if batch.size:
             self._run_pooled(batch, tally)
@@ -164,7 +162,7 @@ class Scorer:
             job = jobs.popleft()
             answers: list[dict[str, Any]] = []
             message = batch.job_here(loaded.signature, job.indices, job.deadline)
-            perform(loaded, message, answers.append, self._loop, prepare=lambda index: None)
+            self._performer.perform(loaded, message, answers.append)
             for answer in answers:
                 job.take(answer, tally)
             jobs.extendleft(reversed(job.rest(tally)))

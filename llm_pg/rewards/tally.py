@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_pg.rewards.resolve import RewardFunction
+from llm_pg.rewards.specs import RewardFunction
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 from llm_pg.rewards.contract import read_signature
 from llm_pg.rewards.frames import encode, read, write
 from llm_pg.rewards.loading import LoadError, Target, load
-from llm_pg.rewards.perform import Loaded, Loop, failure, perform
+from llm_pg.rewards.perform import Loaded, Performer, failure
 
 PR_SET_PDEATHSIG = 1
 
@@ -57,19 +57,21 @@ def _run() -> None:
 
 
 def _serve(functions: list[Loaded], jobs: int, answers: int) -> None:
-    loop = Loop()
     home = os.open(".", os.O_RDONLY)
+    seed = ""
+
+    def prepare(index: int) -> None:
+        """Undo what an earlier call left behind, so that a score depends on its completion, not on the worker."""
+        os.fchdir(home)
+        random.seed(f"{seed} {index}")
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(random.getrandbits(32))
+
+    performer = Performer(prepare)
     while (job := read(jobs)) is not None:
-        step = job["step"]
-
-        def prepare(index: int, step: int = step) -> None:
-            """Undo what an earlier call left behind, so that a score depends on its completion, not on the worker."""
-            os.fchdir(home)
-            random.seed(f"{step} {index}")
-            if "numpy" in sys.modules:
-                sys.modules["numpy"].random.seed(random.getrandbits(32))
-
-        perform(functions[job["function"]], job, lambda answer: write(answers, encode(answer)), loop, prepare)
+        write(answers, encode({"begun": True}))
+        seed = job["seed"]
+        performer.perform(functions[job["function"]], job, lambda answer: write(answers, encode(answer)))
         sys.stdout.flush()
         write(answers, encode({"done": True}))
 
