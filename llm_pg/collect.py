@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .metrics import Clock
 from .prompts import Prompt
-from .rewards import Scorer, Scores
+from .rewards.scorer import Scorer
+from .rewards.tally import Scores
 from .rollouts import TextRollouts
 from .sampling.protocol import Completions, Sampler, SamplingParams
 from .sampling.random import stream_key
@@ -91,10 +92,16 @@ class Collector:
         self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
         self.seed, self.gamma = seed, gamma
 
-    def collect(self, prompts: Sequence[Prompt], step: int, num_generations: int, clock: Clock) -> Experience:
-        """`num_generations` scored completions of each prompt; random streams are f(seed, step, prompt, sample)."""
+    def collect(
+        self, prompts: Sequence[Prompt], step: int, num_generations: int, clock: Clock, first_place: int = 0
+    ) -> Experience:
+        """`num_generations` scored completions of each prompt.
+
+        Random streams are f(seed, step, place of the prompt in the step on all ranks, sample); `first_place` is the
+        place of the first prompt given here. (A step that straddles two epochs can hold a prompt twice.)
+        """
         with clock("sample"):
-            done = self._sample(prompts, num_generations, self.params, TRAIN_STREAM, step)
+            done = self._sample(prompts, num_generations, self.params, TRAIN_STREAM, step, first_place)
             texts, ids = self.read(done)
         with clock("reward"):
             scores = self.score([p for p in prompts for _ in range(num_generations)], texts, ids)
@@ -113,7 +120,7 @@ class Collector:
         return Experience(list(prompts), rollouts, texts, scores, num_generations)
 
     def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
-        """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers at every call."""
+        """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers."""
         params = (
             self.params
             if not greedy
@@ -125,10 +132,10 @@ class Collector:
         return list(zip(*self.read(done), strict=True))
 
     def _sample(
-        self, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams, stream: int, step: int
+        self, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams, stream: int, step: int, first_place: int = 0
     ) -> Completions:
-        index_P1 = torch.tensor([p.index for p in prompts]).unsqueeze(1)
-        keys_PG = stream_key(self.seed, stream, step, index_P1, torch.arange(num_generations))
+        place_P1 = (first_place + torch.arange(len(prompts))).unsqueeze(1)
+        keys_PG = stream_key(self.seed, stream, step, place_P1, torch.arange(num_generations))
         return self.sampler.sample([p.ids for p in prompts], num_generations, params, keys_PG.reshape(-1))
 
     def read(self, done: Completions) -> tuple[list[str], list[list[int]]]:

@@ -52,6 +52,7 @@ class RunFolder:
 
     def begin(self, config: Config) -> None:
         """Empty the folder of an earlier run and write the resolved config."""
+        self.path.mkdir(parents=True, exist_ok=True)
         for folder in (self.checkpoints, self.start, self.model, self.path / "completions"):
             shutil.rmtree(folder, ignore_errors=True)
         for old in ("summary.json", "before.json"):

@@ -28,7 +28,7 @@ from .policy import Policy, Updater, UpdateStats
 from .preflight import task_rewards
 from .prompts import PromptStream, fingerprint, load_prompts
 from .resume import Saver
-from .rewards import Scorer
+from .rewards.scorer import Scorer
 from .run_folder import RunFolder
 from .sampling.generate import GenerateSampler
 from .sampling.native import NativeSampler
@@ -130,7 +130,7 @@ class PolicyGradientTrainer:
             config, self.tokenizer, train_dataset=train, eval_dataset=held_out, context_length=context
         )
         self.stream = PromptStream(
-            self.train_prompts, seed=config.run.seed, per_step=self.plan.prompts, shuffle=config.data.shuffle_dataset
+            self.train_prompts, self.plan.prompts, seed=config.run.seed, shuffle=config.data.shuffle_dataset
         )
         self.model.to(self.accelerator.device)
         if config.train.gradient_checkpointing:
@@ -270,8 +270,10 @@ class PolicyGradientTrainer:
     def _one_step(self) -> None:
         clock, config = Clock(), self.config
         begin = time.perf_counter()
-        prompts = self._share(self.stream.take(self.step - 1))
-        experience = self.collector.collect(prompts, self.step, self.plan.num_generations, clock)
+        each = self.plan.prompts // self.accelerator.num_processes  # whole groups, in order
+        first = each * self.accelerator.process_index
+        prompts = self.stream.take(self.step - 1)[first : first + each]
+        experience = self.collector.collect(prompts, self.step, self.plan.num_generations, clock, first)
         rollouts = experience.rollouts
         if self.row.beta:
             with clock("reference"):
@@ -324,12 +326,6 @@ class PolicyGradientTrainer:
             self.terminal.step(values, self.config.train.max_steps)
         for function, causes in experience.scores.problems.items():
             self.terminal.warn(f"Reward function {function}: {causes}")
-
-    def _share(self, prompts: Sequence[Any]) -> list[Any]:
-        """This rank's prompts: whole groups, in order."""
-        each = len(prompts) // self.accelerator.num_processes
-        begin = each * self.accelerator.process_index
-        return list(prompts[begin : begin + each])
 
     def _all_sum(self, x: Tensor) -> Tensor:
         return x if self.accelerator.num_processes == 1 else self.accelerator.reduce(x, reduction="sum")

@@ -5,35 +5,26 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Collection
-from importlib import import_module
 from typing import Any
 
 from .config import Config, ConfigError
+from .prompts import task_demonstrations
+from .prompts.files import read_files
 
 
 def demonstrations(config: Config, held_out: Collection[str]) -> list[dict[str, Any]]:
     """Prompt-completion rows of the config's task or files, without any held-out prompt."""
-    from datasets import load_dataset
-
-    from reward_fns.registry import tasks
-
-    settings, data = config.warm_start, config.data
+    settings = config.warm_start
     if settings.warm_start_data_files:
-        rows = list(load_dataset("json", data_files=settings.warm_start_data_files, split="train"))
-        missing = {"prompt", "completion"} - set(rows[0] if rows else ())
+        table = read_files(settings.warm_start_data_files, "warm_start_data_files")
+        rows = table.rows
+        missing = {"prompt", "completion"} - set(table.columns)
         if missing:
             raise ConfigError(
                 f"warm_start_data_files needs the columns prompt and completion; missing: {', '.join(sorted(missing))}."
             )
-    elif data.task:
-        module = import_module(tasks()[data.task])
-        count = data.num_train_prompts + data.num_eval_prompts
-        options = {**data.task_options, **settings.warm_start_options}
-        rows = module.demonstrations(config.run.seed, count, **options)
     else:
-        raise ConfigError(
-            "warm_start_steps is set, but there are no demonstrations: give data.task or warm_start_data_files."
-        )
+        rows = task_demonstrations(config)
     kept = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows if row["prompt"] not in held_out]
     if not kept:
         raise ConfigError("Every demonstration's prompt is held out; nothing is left for the warm start.")
@@ -58,7 +49,7 @@ def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[
             warmup_steps=min(10, settings.warm_start_steps // 10),
             optim="adamw_torch",
             completion_only_loss=True,
-            gradient_checkpointing=config.train.gradient_checkpointing,
+            activation_checkpointing=config.train.gradient_checkpointing,
             bf16=config.train.bf16,
             fp16=config.train.fp16,
             use_cpu=config.train.use_cpu,
