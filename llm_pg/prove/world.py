@@ -1,0 +1,177 @@
+"""A world small enough to prove in, and an algorithm's own `weigh` and `loss` as a function of its groups."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..algorithms.algorithm import Batch
+from ..estimators.baselines import RunningMean
+from ..estimators.distributions import entropy, token_logp, warp_logits
+from ..estimators.exact import Completions, TabularPolicy, kl, objective, step_values
+from ..estimators.expectation import Groups, LossOfGroups
+from ..rollouts import Rollouts
+
+
+class Estimator(Protocol):
+    """What is proven: `Algorithm`, or anything with the same two methods."""
+
+    def weigh(self, rollouts: Rollouts) -> Batch: ...
+
+    def loss(
+        self, logp_BT: Tensor, batch: Batch, *, entropy_BT: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class FixedMean(RunningMean):
+    """A running mean that stays: the expectation is over one step, whose baseline was fixed before it."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.sum, self.weight = value, 1.0
+
+    def update(self, mean: float | Tensor) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class World:
+    """Prompts, rewards, a sampler, and the ways in which training may differ from what was sampled.
+
+    Attributes:
+        policy: θ, and the sampler's settings (temperature, top-k...). Its expected reward is the objective.
+        reward_PNV: reward of token v after prefix n.
+        num_generations: G.
+        all_prompts: False: a step samples one group, of a prompt drawn at random; True: a group of every prompt.
+        reference: the frozen policy of the KL penalty.
+        behaviour: the policy that sampled, where the data are reused; None: `policy` did.
+        trained_warp: settings of the trained log-probability; None: the sampler's.
+        value_PN: what the critic says of each prefix.
+        gamma: discount.
+        train_eos: False leaves the EOS out of the loss.
+        ordered: list each order of a group apart.
+    """
+
+    policy: TabularPolicy
+    reward_PNV: Tensor
+    num_generations: int = 4
+    all_prompts: bool = False
+    reference: TabularPolicy | None = None
+    behaviour: TabularPolicy | None = None
+    trained_warp: Mapping[str, float] | None = None
+    value_PN: Tensor | None = None
+    gamma: float = 1.0
+    train_eos: bool = True
+    ordered: bool = False
+
+    @property
+    def completions(self) -> Completions:
+        return self.policy.completions
+
+    @property
+    def sampled(self) -> TabularPolicy:
+        return self.policy if self.behaviour is None else self.behaviour
+
+    def replace(self, **changes: Any) -> World:
+        return dataclasses.replace(self, **changes)
+
+    def gradient(self, beta: float = 0.0) -> Tensor:
+        """∇(J - beta·KL(π‖reference)), (P, N, V)."""
+        gradient = objective(self.policy, self.reward_PNV, self.gamma).gradient_PNV
+        if beta and self.reference is not None:
+            gradient = gradient - beta * kl(self.policy, self.reference).gradient_PNV
+        return gradient
+
+    @cached_property
+    def _tables(self) -> dict[str, Tensor]:
+        """What stands in `Rollouts`, for each prompt and completion: (P, S, T) or (P, S)."""
+        c, num_prompts = self.completions, self.policy.num_prompts
+        reward_PST = step_values(c, self.reward_PNV)
+        mask_PST = c.mask_ST.expand(num_prompts, -1, -1)
+        next_ST = c.child_NV[c.prefix_ST, c.tokens_ST] >= 0
+        loss_mask_PST = mask_PST if self.train_eos else mask_PST & (c.tokens_ST != c.eos)
+        tables = {
+            "mask_BT": loss_mask_PST,
+            "logp_BT": self.sampled.logp_PST(),
+            "reward_BT": reward_PST,
+            "discount_BT": (mask_PST & next_ST) * torch.tensor(self.gamma, dtype=reward_PST.dtype),
+            "cut_BT": torch.zeros_like(mask_PST),
+            "valid_B": torch.ones(num_prompts, c.num_completions, dtype=torch.bool),
+            "truncated_B": c.truncated_S.expand(num_prompts, -1),
+        }
+        if self.reference is not None:
+            tables["ref_logp_BT"] = self.reference.logp_PST()
+        if self.value_PN is not None:
+            value_PST = self.value_PN[:, c.prefix_ST]
+            tables["value_BT"] = torch.where(c.mask_ST, value_PST, torch.zeros_like(value_PST))
+        return tables
+
+    def fields(self, groups: Groups) -> dict[str, Tensor]:
+        """The fields of `Rollouts` for each batch, (M, B, T) or (M, B)."""
+        return {name: table[groups.prompt_MB, groups.index_MB] for name, table in self._tables.items()}
+
+    @property
+    def group_B(self) -> Tensor:
+        groups = self.policy.num_prompts if self.all_prompts else 1
+        return torch.arange(groups).repeat_interleave(self.num_generations)
+
+    def trained(self, theta_MPNV: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """log π and entropy of the steps of each batch as a trainer computes them, (M, B, T)."""
+        c = self.completions
+        num_prefixes = c.num_prefixes
+        state_MBT = groups.prompt_MB.unsqueeze(2) * num_prefixes + c.prefix_ST[groups.index_MB]
+        rows = torch.arange(len(state_MBT)).reshape(-1, 1, 1)
+        logits = theta_MPNV.reshape(len(state_MBT), -1, c.vocab_size)[rows, state_MBT]
+        tokens = c.tokens_ST[groups.index_MB]
+        warp = self.policy.warp if self.trained_warp is None else self.trained_warp
+        logits = warp_logits(logits, keep=tokens, **warp)  # type: ignore[arg-type]
+        return token_logp(logits, tokens), entropy(logits)
+
+
+def _unchecked(fields: dict[str, Tensor], group_B: Tensor) -> Rollouts:
+    """Rollouts whose border check, which reads numbers, cannot run inside vmap."""
+    rollouts = object.__new__(Rollouts)
+    for f in dataclasses.fields(Rollouts):
+        setattr(rollouts, f.name, group_B if f.name == "group_B" else fields.get(f.name))
+    return rollouts
+
+
+def one_loss(
+    world: World,
+    estimator: Estimator,
+    rollouts: Rollouts,
+    logp_BT: Tensor,
+    entropy_BT: Tensor,
+) -> Tensor:
+    """The loss of one batch as a trainer gets it: `weigh`, the old log-probabilities of reused data, `loss`."""
+    batch = estimator.weigh(rollouts)
+    if world.behaviour is not None:
+        batch = dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT)
+    return estimator.loss(logp_BT, batch, entropy_BT=entropy_BT)[0]
+
+
+def loss_of_groups(world: World, estimator: Estimator, *, side_by_side: bool = True) -> LossOfGroups:
+    """`estimator` on the groups of `world`, for `expected_update`; all at once, or one after another."""
+
+    def vectorised(theta_MPNV: Tensor, groups: Groups) -> Tensor:
+        def one(logp_BT: Tensor, entropy_BT: Tensor, fields: dict[str, Tensor]) -> Tensor:
+            return one_loss(world, estimator, _unchecked(fields, world.group_B), logp_BT, entropy_BT)
+
+        return torch.vmap(one)(*world.trained(theta_MPNV, groups), world.fields(groups))
+
+    def looped(theta_MPNV: Tensor, groups: Groups) -> Tensor:
+        logp_MBT, entropy_MBT = world.trained(theta_MPNV, groups)
+        fields = world.fields(groups)
+        losses = []
+        for m in range(len(groups.weight_M)):
+            rollouts = Rollouts(group_B=world.group_B, **{name: value[m] for name, value in fields.items()})
+            losses.append(one_loss(world, estimator, rollouts, logp_MBT[m], entropy_MBT[m]))
+        return torch.stack(losses)
+
+    return vectorised if side_by_side else looped

@@ -1,0 +1,122 @@
+"""The worlds of the table, by name. Their numbers come from formulas, not from a random generator, so the table is
+the same on every machine and under every torch version."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..estimators.exact import TabularPolicy, enumerate_completions, state_values, step_values, terminal_reward
+from .world import World
+
+Warp = tuple[tuple[str, float], ...]
+
+A, B = 0, 1  # the two words; the third token is EOS
+HARD = {(A, B), (B, B), (A, A)}  # what prompt 0 asks for, ended by EOS
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which world.
+
+    Attributes:
+        horizon: 2 or 3 tokens at most (7 or 15 completions of each prompt; the words a and b, and EOS).
+        num_generations: G.
+        prompts: two (the second is easier) or one.
+        prompts_per_step: 1: a prompt drawn at random; 2: a group of each in one step.
+        rewards: binary verdicts; graded ones; dense (each token pays); none.
+        reference: none, near, far.
+        reused: the data come from an older policy.
+        sampler: settings of the sampler's `warp_logits`. trained: of the trained log-probability; None: the same.
+        critic: none, exact, wrong (off by up to 0.5), zero.
+        train_eos: False leaves the EOS out of the loss.
+        gamma: discount.
+        ordered: each order of a group is listed apart.
+    """
+
+    horizon: int = 3
+    num_generations: int = 4
+    prompts: str = "two"
+    prompts_per_step: int = 1
+    rewards: str = "binary"
+    reference: str = "none"
+    reused: bool = False
+    sampler: Warp = ()
+    trained: Warp | None = None
+    critic: str = "none"
+    train_eos: bool = True
+    gamma: float = 1.0
+    ordered: bool = False
+
+    def replace(self, **changes: object) -> Spec:
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _wave(shape: tuple[int, ...], size: float, phase: float) -> Tensor:
+    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return size * torch.sin(2.3 * count**1.5 + phase).reshape(shape)
+
+
+def _reward(spec: Spec) -> Tensor:
+    c = enumerate_completions(3, spec.horizon)
+    if spec.rewards == "none":
+        return torch.zeros(2, c.num_prefixes, 3, dtype=torch.float64)
+    if spec.rewards == "dense":
+        return _wave((2, c.num_prefixes, 3), 1.0, 0.5) + 0.5
+    words = [tuple(row[mask][row[mask] != c.eos].tolist()) for row, mask in zip(c.tokens_ST, c.mask_ST, strict=True)]
+    ended = (~c.truncated_S).tolist()
+    short = spec.horizon == 2
+    hard = [float(w == (A,) and e) if short else float(w in HARD and e) for w, e in zip(words, ended, strict=True)]
+    easy = [float(A in w) for w in words]
+    reward_PS = torch.tensor([hard, easy], dtype=torch.float64)
+    if spec.rewards == "graded":
+        reward_PS = reward_PS + _wave((2, c.num_completions), 0.4, 1.0)
+    return terminal_reward(c, reward_PS)
+
+
+@lru_cache(maxsize=256)
+def build(spec: Spec) -> World:
+    """The world that `spec` names."""
+    num_prefixes = enumerate_completions(3, spec.horizon).num_prefixes
+    shape = (2, num_prefixes, 3)
+    num_prompts = 1 if spec.prompts == "one" else 2
+    logits = _wave(shape, 1.0, 3.0)
+    policy = TabularPolicy(logits[:num_prompts], spec.horizon, dict(spec.sampler))
+    reward = _reward(spec)[:num_prompts]
+    distance = {"near": 0.1, "far": 1.5}.get(spec.reference)
+    reference = None if distance is None else policy.with_logits((logits + _wave(shape, distance, 2.0))[:num_prompts])
+    value = None
+    if spec.critic != "none":
+        value = state_values(policy, reward, spec.gamma)
+        error = _wave((2, num_prefixes), 0.5, 4.0)[:num_prompts]
+        value = {"exact": value, "wrong": value + error, "zero": torch.zeros_like(value)}[spec.critic]
+    return World(
+        policy=policy,
+        reward_PNV=reward,
+        num_generations=spec.num_generations,
+        all_prompts=spec.prompts_per_step == 2,
+        reference=reference,
+        behaviour=policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts]) if spec.reused else None,
+        trained_warp=None if spec.trained is None else dict(spec.trained),
+        value_PN=value,
+        gamma=spec.gamma,
+        train_eos=spec.train_eos,
+        ordered=spec.ordered,
+    )
+
+
+def cut_at_the_horizon(world: World, penalty: float) -> Tensor:
+    """The rewards less `penalty` for each completion that met the horizon."""
+    c = world.completions
+    late_PS = c.truncated_S.to(torch.float64).expand(world.policy.num_prompts, -1)
+    return world.reward_PNV - penalty * terminal_reward(c, late_PS)
+
+
+def success_rates(world: World) -> Tensor:
+    """Expected return of each prompt, (P,)."""
+    return_PS = step_values(world.completions, world.reward_PNV).sum(2)
+    return (world.policy.prob_PS() * return_PS).sum(1)
