@@ -137,13 +137,17 @@ class Episodes:
         if not ended_B.any():
             return
         for row in np.flatnonzero(ended_B):
-            self.returns.append(float(self._return_B[row]))
-            self.lengths.append(int(self._length_B[row]))
-            self.ended_at.append(steps)
-            self._recent.append(self.returns[-1])
-            if true_reward_B is not None:
-                self.true_returns.append(float(self._true_B[row]))
+            true_return = None if true_reward_B is None else float(self._true_B[row])
+            self.append(float(self._return_B[row]), int(self._length_B[row]), steps, true_return)
         self._return_B[ended_B], self._true_B[ended_B], self._length_B[ended_B] = 0.0, 0.0, 0
+
+    def append(self, return_: float, length: int, ended_at: int, true_return: float | None) -> None:
+        self.returns.append(return_)
+        self.lengths.append(length)
+        self.ended_at.append(ended_at)
+        self._recent.append(return_)
+        if true_return is not None:
+            self.true_returns.append(true_return)
 
     def mean(self) -> float:
         """Mean return of the last `window` episodes; NaN before the first has ended."""

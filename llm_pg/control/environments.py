@@ -17,19 +17,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from . import tabular
+from .settings import SHORT_NAMES
 from .spaces import Interface, describe
 
-SHORT_NAMES = {
-    "sigmoid-bandit": "llm_pg/SigmoidBandit-v0",
-    "bandit": "llm_pg/KArmedBandit-v0",
-    "gridworld": "llm_pg/GridWorld-v0",
-    "hackable-gridworld": "llm_pg/HackableGridWorld-v0",
-    "cartpole": "CartPole-v1",
-    "acrobot": "Acrobot-v1",
-    "pendulum": "Pendulum-v1",
-    "mountaincar": "MountainCarContinuous-v0",
-    "lunarlander": "LunarLander-v3",
-}
 INSTALL = {"box2d": 'pip install "gymnasium[box2d]"', "pygame": 'pip install "gymnasium[classic-control]"'}
 
 
@@ -148,6 +138,7 @@ def full_name(name: str) -> str:
 
 def inspect(env_id: str, options: dict[str, Any] | None = None) -> Interface:
     """Sizes and kinds of both spaces; ValueError where a package is missing or a space is unsupported."""
+    tabular.register()
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **(options or {}))
     except (DependencyNotInstalled, ModuleNotFoundError) as error:

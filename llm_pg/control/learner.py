@@ -49,7 +49,7 @@ class Learner:
             progress: share of the run that is over, 0..1.
         """
         settings = self.settings
-        self._set_learning_rate(progress)
+        self.set_learning_rate(progress)
         once = settings.num_epochs == 1 and settings.num_minibatches == 1
         # With a single pass the forward that the weights need is also the one that is differentiated.
         with torch.set_grad_enabled(once):
@@ -71,7 +71,7 @@ class Learner:
         stats = self._backward(batch, parts, 1)
         return self.policy.theta.grad.clone(), stats
 
-    def _set_learning_rate(self, progress: float) -> None:
+    def set_learning_rate(self, progress: float) -> None:
         settings = self.settings
         if settings.learning_rate_final is None or self.optimizer is None:
             return
@@ -137,9 +137,15 @@ class Learner:
     def _step(
         self, batch: Batch, forward: tuple[Tensor, Tensor, Tensor | None], num_parts: int, measure: bool = True
     ) -> dict[str, float]:
-        assert self.optimizer is not None
         stats = self._backward(batch, forward, num_parts, measure)
+        stats["grad_norm"] = self.apply()
+        return stats
+
+    def apply(self) -> float:
+        """A clipped step along `theta.grad`; returns the norm that it had before the clipping."""
+        assert self.optimizer is not None
         grad = self.policy.theta.grad
+        assert grad is not None
         norm = float(grad.norm())
         limit = self.settings.max_grad_norm
         if limit and norm > limit:
@@ -150,8 +156,7 @@ class Learner:
                 f"Take a smaller learning rate than {self.settings.learning_rate} or a smaller reward_scale."
             )
         self.optimizer.step()
-        stats["grad_norm"] = norm
-        return stats
+        return norm
 
     def _backward(
         self, batch: Batch, forward: tuple[Tensor, Tensor, Tensor | None], num_parts: int, measure: bool = True

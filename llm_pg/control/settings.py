@@ -9,6 +9,18 @@ from typing import Any
 
 from ..algorithms.table import TABLE, Row
 
+SHORT_NAMES = {
+    "sigmoid-bandit": "llm_pg/SigmoidBandit-v0",
+    "bandit": "llm_pg/KArmedBandit-v0",
+    "gridworld": "llm_pg/GridWorld-v0",
+    "hackable-gridworld": "llm_pg/HackableGridWorld-v0",
+    "cartpole": "CartPole-v1",
+    "acrobot": "Acrobot-v1",
+    "pendulum": "Pendulum-v1",
+    "mountaincar": "MountainCarContinuous-v0",
+    "lunarlander": "LunarLander-v3",
+}
+
 # Relatives of rows of the table that only differ by a number, under the names control people know.
 ROWS: dict[str, Row] = {
     **TABLE,
@@ -123,7 +135,7 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
     """Settings for an environment and an algorithm: defaults of both, then the changes (None = not given).
 
     Args:
-        env: registered name.
+        env: registered or short name.
         algorithm: a key of `ROWS`.
         changes: fields of `Settings` and of `Row`.
 
@@ -131,7 +143,8 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
         ValueError: unknown algorithm or field, with the nearest name.
     """
     if algorithm not in ROWS:
-        raise ValueError(_unknown("algorithm", algorithm, list(ROWS)))
+        raise ValueError(unknown("algorithm", algorithm, list(ROWS)))
+    env = SHORT_NAMES.get(env.lower(), env)
     suited = ENVIRONMENTS.get(env, {})
     merged = {
         **ALGORITHMS.get(algorithm, _GROUPS if ROWS[algorithm].needs_group else {}),
@@ -143,12 +156,13 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
     own_fields = {f.name for f in dataclasses.fields(Settings)} - {"env", "row"}
     for key in merged:
         if key not in row_fields | own_fields:
-            raise ValueError(_unknown("setting", key, sorted(row_fields | own_fields)))
+            raise ValueError(unknown("setting", key, sorted(row_fields | own_fields)))
     row = dataclasses.replace(ROWS[algorithm], **{k: v for k, v in merged.items() if k in row_fields})
     return Settings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
 
 
-def _unknown(kind: str, word: str, known: list[str]) -> str:
+def unknown(kind: str, word: str, known: list[str]) -> str:
+    """A sentence for a word that is not known, with the nearest one that is."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"There is no {kind} {word!r}.{hint} Known: {', '.join(known)}."

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
 
 import gymnasium
 import torch
 
 from .adviser import check, collapsed
-from .collect import Collector, Scaler
+from .collect import Collector, Episodes, Scaler
 from .environments import inspect, make_rows, reward_threshold
 from .learner import Learner
 from .policies import Policy
@@ -37,13 +34,14 @@ class Run:
             rows.
         solved_steps, solved_episodes: when the mean return of the last `window` episodes reached the threshold.
         staleness: updates that others made between reading the parameters and sending a gradient (a3c only).
+        policy, scaler: what was learned and how it sees; None where the run came from another process.
         flags: what a person should know about the run.
     """
 
     settings: Settings
     interface: Interface
-    policy: Policy
-    scaler: Scaler
+    policy: Policy | None
+    scaler: Scaler | None
     threshold: float | None
     points: list[Point] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
@@ -117,15 +115,12 @@ def make_scaler(settings: Settings, interface: Interface) -> Scaler:
     return Scaler(interface, space.low, space.high)
 
 
-def train(
-    settings: Settings, *, on_point: Callable[[Point], None] | None = None, metrics: Path | None = None
-) -> Run:
+def train(settings: Settings, *, on_point: Callable[[Point], None] | None = None) -> Run:
     """Run an algorithm on an environment.
 
     Args:
         settings: see `Settings`; make them with `settings.resolve`.
         on_point: called with each point of the curve.
-        metrics: JSONL file that gets each point as it comes.
 
     Raises:
         ValueError: what cannot work, before anything runs. FloatingPointError: the gradient is not finite.
@@ -133,84 +128,71 @@ def train(
     if settings.asynchronous:
         from .asynchronous import train_asynchronously
 
-        return train_asynchronously(settings, on_point=on_point, metrics=metrics)
+        return train_asynchronously(settings, on_point=on_point)
     with one_thread(), contextlib.ExitStack() as stack:
         run, collector, learner = prepare(settings)
         stack.callback(collector.envs.close)
-        recorder = Recorder(run, on_point, _open(metrics, stack))
+        recorder = Recorder(run, collector.episodes, on_point)
         start = time.perf_counter()
-        while not recorder.over(collector):
-            progress = recorder.progress(collector)
+        while not recorder.over:
             stretch = collector.collect()
-            stats = learner.update(stretch, progress)
-            recorder.note(collector, stats, time.perf_counter() - start)
-        recorder.finish(collector)
+            stats = learner.update(stretch, recorder.progress)
+            recorder.note(collector.steps, stats, time.perf_counter() - start)
+        recorder.finish()
     return run
 
 
-def _open(metrics: Path | None, stack: contextlib.ExitStack) -> IO[str] | None:
-    if metrics is None:
-        return None
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(metrics.open("w", encoding="utf-8"))
-
-
 class Recorder:
-    """Turns episodes and statistics into the points of a curve."""
+    """Turns episodes and statistics into the points of a curve, and knows when a run is over."""
 
-    def __init__(self, run: Run, on_point: Callable[[Point], None] | None, file: IO[str] | None) -> None:
-        self.run, self.on_point, self.file = run, on_point, file
+    def __init__(self, run: Run, episodes: Episodes, on_point: Callable[[Point], None] | None) -> None:
+        self.run, self.episodes, self.on_point = run, episodes, on_point
         self._next = 0.0
-        self._collapsed_at: float | None = None
+        self._collapsed_at: int | None = None
 
-    def progress(self, collector: Collector) -> float:
+    @property
+    def progress(self) -> float:
         settings = self.run.settings
-        share = collector.steps / settings.total_steps
+        share = self.run.steps / settings.total_steps
         if settings.total_episodes:
-            share = max(share, len(collector.episodes.returns) / settings.total_episodes)
+            share = max(share, len(self.episodes.returns) / settings.total_episodes)
         return min(share, 1.0)
 
-    def over(self, collector: Collector) -> bool:
+    @property
+    def over(self) -> bool:
         solved = self.run.settings.stop_when_solved and self.run.solved_steps is not None
-        return solved or self.progress(collector) >= 1.0
+        return solved or self.progress >= 1.0
 
-    def note(self, collector: Collector, stats: dict[str, float], seconds: float) -> None:
-        run, episodes = self.run, collector.episodes
-        run.steps, run.seconds = collector.steps, seconds
+    def note(self, steps: int, stats: dict[str, float], seconds: float) -> None:
+        """After an update: `steps` of all rows so far, and what the learner says of it."""
+        run, episodes = self.run, self.episodes
+        run.steps, run.seconds = steps, seconds
         if run.solved_steps is None and run.threshold is not None and episodes.window_full:
             if episodes.mean() >= run.threshold:
-                run.solved_steps, run.solved_episodes = collector.steps, len(episodes.returns)
+                run.solved_steps, run.solved_episodes = steps, len(episodes.returns)
         if collapsed(run.settings, run.interface, stats["entropy"]) and self._collapsed_at is None:
-            self._collapsed_at = collector.steps
-        progress = self.progress(collector)
-        if progress < self._next and not self.over(collector):
+            self._collapsed_at = steps
+        if self.progress < self._next and not self.over:
             return
-        self._next = (math.floor(progress * NUM_POINTS) + 1) / NUM_POINTS
-        self._write(collector, stats, seconds)
-
-    def _write(self, collector: Collector, stats: dict[str, float], seconds: float) -> None:
-        episodes = collector.episodes
+        self._next = (math.floor(self.progress * NUM_POINTS) + 1) / NUM_POINTS
         point: Point = {
-            "steps": collector.steps,
+            "steps": steps,
             "episodes": len(episodes.returns),
             "return_mean": episodes.mean(),
             "return_std": episodes.std(),
             **stats,
             "seconds": seconds,
-            "progress": self.progress(collector),
+            "progress": self.progress,
         }
         if episodes.true_returns:
             recent = episodes.true_returns[-episodes.window :]
             point["true_return_mean"] = sum(recent) / len(recent)
-        self.run.points.append(point)
-        if self.file is not None:
-            self.file.write(json.dumps({k: _plain(v) for k, v in point.items()}) + "\n")
-            self.file.flush()
+        run.points.append(point)
         if self.on_point is not None:
             self.on_point(point)
 
-    def finish(self, collector: Collector) -> None:
-        run, episodes = self.run, collector.episodes
+    def finish(self) -> None:
+        run, episodes = self.run, self.episodes
         run.returns, run.lengths, run.ended_at = episodes.returns, episodes.lengths, episodes.ended_at
         run.true_returns = episodes.true_returns
         if self._collapsed_at is not None:
@@ -240,8 +222,3 @@ def reward_hacking(points: list[Point]) -> str | None:
         f"reward hacking: the trained reward rose from {proxy[0]:.2f} to {proxy[1]:.2f} an episode, while the true one "
         f"fell from its best, {best:.2f}, to {true:.2f}."
     )
-
-
-def _plain(value: Any) -> Any:
-    """NaN as null, so that every line is JSON that any reader takes."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
