@@ -20,8 +20,9 @@ START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from llm_pg.rewards.worker import main; main(int(sys.argv[2]))"
 )
+START_DEADLINE = 30.0  # seconds until a worker must have begun a job; the job's own clock starts then
 TICK = 0.2  # seconds between looks at processes that may have died without closing their pipe
-MAX_DEATHS = 5  # workers in a row that die before they begin a job, after which the pool gives up
+MAX_DEATHS = 5  # workers in a row that are lost before they begin a job, after which the pool gives up
 
 
 class UnloadedError(Exception):
@@ -40,7 +41,7 @@ class Worker:
     """One process, seen from the parent. It loads first, then takes one job at a time."""
 
     def __init__(self, setup: bytes, output: IO[bytes] | None, load_deadline: float) -> None:
-        path = json.dumps([entry or os.getcwd() for entry in sys.path] + [os.getcwd()])
+        path = json.dumps([str(entry) or os.getcwd() for entry in sys.path] + [os.getcwd()])
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, path, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -65,7 +66,7 @@ class Worker:
     def give(self, job: Job, frame: bytes) -> None:
         self.state, self.job, self.has_begun, self.outbox = "busy", job, False, memoryview(frame)
         self.started = time.monotonic()
-        self.deadline = self.started + job.allowance
+        self.deadline = self.started + max(START_DEADLINE, job.allowance)
 
     def flush(self) -> None:
         """Write what the pipe takes now. A closed pipe is noticed by the reader."""
@@ -241,11 +242,11 @@ class Pool:
         death = self._remove(worker, patience=0.0 if cause else 0.5)
         if state == "loading" and cause == "deadline":
             raise PoolError(f"Reward functions took over {self._load_deadline:g} s to load; import less, or later.")
-        if cause is None and not has_begun:
+        if not has_begun:
             self._deaths += 1
             if self._deaths >= MAX_DEATHS:
                 raise PoolError(
-                    f"{self._deaths} reward workers in a row died before they began ({death}); see their output."
+                    f"{self._deaths} reward workers in a row were lost before they began ({death}); see their output."
                 )
             if job is not None:
                 jobs.appendleft(job)  # the function was not reached, so it is not to blame

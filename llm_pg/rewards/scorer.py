@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 LONGEST_BATCH_CALL = 600.0  # seconds, the default limit of one call of a batch function
 GRACE = 0.5  # seconds beyond their own deadline before async completions are given up by force
 PATIENCE = 20.0  # times the slowest pace seen of a batch function, after which its call is given up
+PIECES = 8  # jobs a worker gets of a plain function's batch, so that a slow one does not keep the rest waiting
 LARGEST_PIECE = {"serial": 32, "together": 64}  # completions a job holds at most
 
 
@@ -176,7 +177,7 @@ class Scorer:
         if signature.is_async:
             piece, allowance = min(LARGEST_PIECE["together"], math.ceil(size / workers)), deadline + GRACE
         else:
-            piece, allowance = min(LARGEST_PIECE["serial"], math.ceil(size / (8 * workers))), deadline
+            piece, allowance = min(LARGEST_PIECE["serial"], math.ceil(size / (PIECES * workers))), deadline
         starts = range(0, size, piece)
         return [
             Job(place, list(range(start, min(start + piece, size))), signature.is_async, deadline, allowance)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def test_an_async_function_that_blocks_its_loop_loses_only_the_guilty_completion
     assert scores.problems == {"judge_that_blocks": {"deadline": 1}}
 
 
-def test_the_deadline_is_one_completions_and_not_the_batchs():
+def test_the_deadline_is_one_completions_and_not_the_jobs(monkeypatch):
+    monkeypatch.setattr("llm_pg.rewards.scorer.PIECES", 1)  # all in one job
     rows = [{"seconds": 0.2} for _ in COMPLETIONS]
     with scorer_of("pause", deadline=0.8) as scorer:
         scores, seconds = timed(scorer, rows=rows)
@@ -144,6 +146,16 @@ def test_the_import_of_a_slow_module_does_not_count_towards_the_deadline(tmp_pat
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.6)\n\ndef f(completion):\n    return 1.0\n")
     with Scorer([f"{tmp_path}/slow.py:f"], deadline=0.3) as scorer:
         assert score(scorer, ["a", "b"]).reward == [1.0, 1.0]
+
+
+def test_what_a_shipped_function_requires_is_imported_before_the_clock_starts(tmp_path):
+    (tmp_path / "slow_dependency.py").write_text("import time\ntime.sleep(0.6)\n")
+    (tmp_path / "needy.py").write_text(
+        "class Info:\n    requires = ('slow_dependency',)\n\n"
+        "def f(completion):\n    import slow_dependency\n    return 1.0\n\nf.reward_info = Info\n"
+    )
+    with Scorer([f"{tmp_path}/needy.py:f"], deadline=0.3, workers=1) as scorer:
+        assert score(scorer, ["a"]).reward == [1.0]
 
 
 def test_a_worker_that_takes_too_long_to_load_is_an_error(tmp_path):
@@ -232,13 +244,35 @@ def test_a_worker_that_is_taken_down_is_replaced_and_one_completion_lost(name, c
 
 
 def test_a_worker_killed_between_batches_costs_nothing():
-    with scorer_of("one", "where", workers=2) as scorer:
+    with scorer_of("one", workers=2) as scorer:
         score(scorer, ["x"] * 4)
         for pid in worker_pids(os.getpid()):
             os.kill(pid, signal.SIGKILL)
         scores = score(scorer, ["x"] * 4)
-    assert scores.parts["one"] == [1.0] * 4
+    assert scores.reward == [1.0] * 4
     assert scores.problems == {}
+
+
+def test_a_worker_killed_after_it_was_given_a_job_and_before_it_began_blames_no_function():
+    with scorer_of("one") as scorer:
+        score(scorer, ["x"])
+        (pid,) = worker_pids(os.getpid())
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        scores = score(scorer, ["x"] * 4)
+    assert scores.reward == [1.0] * 4
+    assert scores.problems == {}
+
+
+def test_a_worker_that_the_machine_holds_up_is_waited_for():
+    with scorer_of("one", deadline=0.3) as scorer:
+        score(scorer, ["x"])
+        (pid,) = worker_pids(os.getpid())
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.8, os.kill, (pid, signal.SIGCONT)).start()
+        scores = score(scorer, ["x"])
+        assert worker_pids(os.getpid()) == [pid]
+    assert scores.reward == [1.0]
 
 
 def test_children_of_a_worker_end_with_it(tmp_path):

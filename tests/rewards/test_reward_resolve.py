@@ -105,7 +105,7 @@ def test_a_module_that_raises_shows_its_own_traceback(tmp_path):
 @pytest.mark.faults
 def test_a_module_that_ends_its_process_is_reported(tmp_path):
     (tmp_path / "deadly.py").write_text("import os\nos._exit(5)\n")
-    with pytest.raises(ValueError, match=r"died before they began \(exit code 5\)"):
+    with pytest.raises(ValueError, match=r"were lost before they began \(exit code 5\)"):
         resolve(f"{tmp_path}/deadly.py:f")
 
 
