@@ -56,6 +56,14 @@ def empty(folder: str) -> None:
         os.close(top)
 
 
+def remove_empty(folder: str) -> None:
+    """Remove an empty folder, if it is still there and ours to remove."""
+    try:
+        os.rmdir(folder)
+    except (FileNotFoundError, PermissionError):
+        return  # the other side did, or will
+
+
 def _hoist(name: str, top: int, hoisted: int) -> int:
     os.chmod(name, 0o700, dir_fd=top)
     inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)

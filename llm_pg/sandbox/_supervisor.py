@@ -78,6 +78,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
             _kernel.leave_mount(folder)
         else:
             _cleanup.empty(folder)
+        _cleanup.remove_empty(folder)
 
 
 class _Run:

@@ -25,6 +25,7 @@ from llm_pg.sandbox.syscalls import architecture, filter_program
 _HERE = str(Path(__file__).parent)
 _START = "import sys; sys.path.append(sys.argv[1]); import _supervisor; _supervisor.main()"
 _PROGRAM = "main.py"
+_LIBRARY_PATH = "LD_LIBRARY_PATH"
 _GRACE_S = 30.0  # for starting and cleaning up on a machine that is busy training
 _FIRST_FULLY_SCOPED_ABI = 6  # Landlock confines signals from here on
 
@@ -122,7 +123,7 @@ class Running:
     def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError, AttributeError):
             _cleanup.empty(self.folder)
-            os.rmdir(self.folder)
+            _cleanup.remove_empty(self.folder)
 
 
 def _start_supervisor(link: int) -> "subprocess.Popen[bytes]":
@@ -179,8 +180,13 @@ def _environment(folder: str, packages: bool) -> dict[str, str]:
 
 
 def _library_path() -> dict[str, str]:
-    name = "LD_LIBRARY_PATH"  # some interpreters do not find their own library without it
-    return {name: os.environ[name]} if name in os.environ else {}
+    """Some interpreters do not find their own library without it."""
+    return {_LIBRARY_PATH: os.environ[_LIBRARY_PATH]} if _LIBRARY_PATH in os.environ else {}
+
+
+def _is_library_folder(path: str) -> bool:
+    """Whether an entry of the library path is one by its name too: not the whole home that someone put there."""
+    return os.path.isabs(path) and os.path.basename(os.path.normpath(path)).startswith("lib")
 
 
 @cache
@@ -205,5 +211,8 @@ def _library_folders() -> tuple[str, ...]:
 def readable_paths(packages: bool = False) -> tuple[str, ...]:
     """What any run may read: the standard library, shared libraries, time zones; installed packages when asked."""
     stdlib = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    named = [path for path in os.environ.get(_LIBRARY_PATH, "").split(os.pathsep) if _is_library_folder(path)]
     system = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
-    return tuple(dict.fromkeys((*_library_folders(), *stdlib, *system, *(package_folders() if packages else ()))))
+    return tuple(
+        dict.fromkeys((*_library_folders(), *stdlib, *named, *system, *(package_folders() if packages else ())))
+    )

@@ -2,7 +2,8 @@
 
 Also a program itself, so that the list can be run by an interpreter and a user that have no pytest:
 
-    python escape_attempts.py [-v]     # every attack at every level this user can have, as a JSON report
+    python escape_attempts.py                     # every attack at every level this user can have, as a JSON report
+    python escape_attempts.py "first Landlock"    # at this level only
 """
 
 import contextlib
@@ -14,7 +15,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -314,6 +314,19 @@ for name, number in (("io_uring", 425), ("bpf", 321 if os.uname().machine == "x8
     attempt(name, call, number, 0, ctypes.create_string_buffer(256), 0, 0, 0)
 """,
     ),
+    Attack(
+        "system calls of the 32-bit kinds",
+        """
+import mmap
+if os.uname().machine == "x86_64":
+    attempt("x32 socket", call, 0x40000000 | 41, 1, 1, 0)
+    page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(bytes.fromhex("53b867010000bb01000000b901000000ba00000000cd805bc3"))  # socket(1, 1, 0) by int 0x80
+    result = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+    print("held: i386" if result < 0 else "ESCAPED: i386", result)
+""",
+        ends=("ok", "signal"),
+    ),
     # Other processes
     Attack(
         "signal the trainer",
@@ -470,7 +483,8 @@ class World:
         self.other_run = root / "llm-pg-run-other"
         self.other_run.mkdir(mode=0o755)
         (self.other_run / "tests.json").write_text(SECRET)
-        self.start_trainer()
+        self._start_trainer()
+        self.before = self.look()
         self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(("127.0.0.1", 0))
         self.abstract, self.unix = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
@@ -484,7 +498,7 @@ class World:
         for end in (self.tcp, self.udp, self.abstract, self.unix):
             end.setblocking(False)
 
-    def start_trainer(self) -> None:
+    def _start_trainer(self) -> None:
         self.trainer = subprocess.Popen(
             ["/bin/sleep", "600"],
             env={"TOKEN": SECRET},
@@ -493,7 +507,6 @@ class World:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self.before = self.look()
 
     def close(self) -> None:
         self.trainer.kill()
@@ -517,22 +530,34 @@ class World:
 
     def look(self) -> dict[str, Any]:
         """Everything that an attack must leave as it was."""
-        facts = os.stat(self.secret)
-        pid = self.trainer.pid
         shared = [name for place in ("/dev/shm", "/dev/mqueue") if os.path.isdir(place) for name in os.listdir(place)]
         return {
-            "secret": (self.secret.read_text(), stat.filemode(facts.st_mode), facts.st_uid, facts.st_mtime_ns),
+            "secret": self._look_at_secret(),
             "folder": sorted(os.listdir(self.folder)),
             "library": os.stat(os.__file__)[:9],
-            "trainer ended": self.trainer.poll(),
-            "trainer state": _state(pid),
-            "trainer limits": [resource.prlimit(pid, kind) for kind in range(16)],
-            "trainer priority": (os.getpriority(os.PRIO_PROCESS, pid), os.sched_getaffinity(pid)),
-            "trainer policy": os.sched_getscheduler(pid),
+            **self._look_at_trainer(),
             "own priority": os.getpriority(os.PRIO_PROCESS, 0),
             "planted": [name for name in shared if "planted" in name],
             "System V": "5ec4e7" in _read("/proc/sysvipc/shm") or str(0x5EC4E7) in _read("/proc/sysvipc/shm"),
             "host": socket.gethostname(),
+        }
+
+    def _look_at_secret(self) -> tuple[Any, ...]:
+        try:
+            facts = os.stat(self.secret)
+        except FileNotFoundError:
+            return ("gone",)
+        return self.secret.read_text(), stat.filemode(facts.st_mode), facts.st_uid, facts.st_mtime_ns
+
+    def _look_at_trainer(self) -> dict[str, Any]:
+        pid = self.trainer.pid
+        if self.trainer.poll() is not None:
+            return {"trainer state": "ended"}
+        return {
+            "trainer state": _state(pid),
+            "trainer limits": [resource.prlimit(pid, kind) for kind in range(16)],
+            "trainer priority": (os.getpriority(os.PRIO_PROCESS, pid), os.sched_getaffinity(pid)),
+            "trainer policy": os.sched_getscheduler(pid),
         }
 
     def contacts(self) -> list[str]:
@@ -599,7 +624,8 @@ def carry_out(attack: Attack, level: Any, world: World, runs: str) -> Outcome:
 
     limits = sandbox.Limits(**{**QUICK, **attack.limits})
     started = time.monotonic()
-    result = sandbox.run(PREFIX + attack.code, world.address(), limits=limits, level=level, allow_uncontained=True)
+    with runs_in(runs):
+        result = sandbox.run(PREFIX + attack.code, world.address(), limits=limits, level=level, allow_uncontained=True)
     seconds = time.monotonic() - started
     after = world.look()
     output = result.stdout[:5000] + result.stderr[-2000:]
@@ -641,21 +667,16 @@ def main() -> None:
         os.mkdir(runs, mode=0o755)
         os.chmod(root, 0o755)
         os.chmod(runs, 0o1777)
-        with runs_in(runs):
-            world = World(Path(root))
-            try:
-                for name, level in levels().items():
-                    for attack in ATTACKS if level.contained else ():
-                        outcome = asdict(carry_out(attack, level, world, runs))
-                        right = outcome["status"] in attack.ends
-                        report["outcomes"].append({"level": name, "facts": str(level), "right_end": right, **outcome})
-                        if "-v" in sys.argv:
-                            print(name, attack.name, outcome["status"], outcome["escapes"], file=sys.stderr)
-                        if world.trainer.poll() is not None:
-                            world.start_trainer()
-                report["threads"] = threading.active_count()
-            finally:
-                world.close()
+        world = World(Path(root))
+        try:
+            for name, level in levels().items():
+                wanted = level.contained and name in (sys.argv[1:] or levels())
+                for attack in ATTACKS if wanted else ():
+                    outcome = asdict(carry_out(attack, level, world, runs))
+                    right = outcome["status"] in attack.ends
+                    report["outcomes"].append({"level": name, "facts": str(level), "right_end": right, **outcome})
+        finally:
+            world.close()
     json.dump(report, sys.stdout)
 
 

@@ -129,9 +129,11 @@ def put_back(before: Any, after: Any) -> None:
 
 
 def same(given: Any, expected: Any, tolerance: float) -> bool:
-    """Equality for cases: lists and tuples alike, floats within the tolerance."""
+    """Equality for cases: lists, tuples and iterators alike, floats within the tolerance."""
     if type(given) is Remote:
         return False
+    if hasattr(given, "__next__"):
+        given = list(given)
     if isinstance(given, (list, tuple)) and isinstance(expected, (list, tuple)):
         return len(given) == len(expected) and all(same(a, b, tolerance) for a, b in zip(given, expected, strict=True))
     if isinstance(given, dict) and isinstance(expected, dict):
