@@ -104,7 +104,7 @@ class Collector:
             done = self._sample(prompts, num_generations, self.params, TRAIN_STREAM, step, first_place)
             texts, ids = self.read(done)
         with clock("reward"):
-            scores = self.score([p for p in prompts for _ in range(num_generations)], texts, ids)
+            scores = self.score([p for p in prompts for _ in range(num_generations)], texts, ids, step)
         unknown = float("nan")
         reward_B = torch.tensor([unknown if r is None else r for r in scores.reward], dtype=torch.float32)
         rollouts = TextRollouts.of_scored_text(
@@ -143,11 +143,13 @@ class Collector:
         ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids
 
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]]) -> Scores:
+    def score(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0
+    ) -> Scores:
         """Rewards in TRL's form: conversational prompts get their completions as a list of one message."""
         given = [p.messages if p.messages is not None else p.text for p in prompts]
         completions = [
             text if p.messages is None else [{"role": "assistant", "content": text}]
             for p, text in zip(prompts, texts, strict=True)
         ]
-        return self.scorer.score(given, completions, list(ids), [p.row for p in prompts])
+        return self.scorer.score(given, completions, list(ids), [p.row for p in prompts], {"global_step": step})

@@ -217,6 +217,7 @@ class PolicyGradientTrainer:
         """Run to `max_steps`; returns the summary that is also written to `summary.json`."""
         config = self.config
         self.folder.check(config, resume=resume)
+        self.scorer.write_output_to(self.folder.path / "rewards.log")
         with self.scorer:
             start = self._begin(resume)
             before = self.folder.read_evaluation() if start else None

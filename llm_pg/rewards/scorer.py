@@ -95,6 +95,10 @@ class Scorer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def write_output_to(self, path: Path) -> None:
+        """From the next start of the workers on, append what they print to this file."""
+        self._output = path
+
     def close(self) -> None:
         """End the workers. A later `score` starts new ones."""
         if self._pool is not None:

@@ -1,0 +1,136 @@
+"""The arrows between rooms point one way, and nothing dangerous stands outside the sandbox."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A room may import the rooms before it, never those after it.
+ORDER = [
+    "estimators",
+    "rollouts",
+    "algorithms",
+    "config",
+    "prompts",
+    "rewards",
+    "evaluate",
+    "run_folder",
+    "preflight",
+    "models",
+    "sampling",
+    "policy",
+    "metrics",
+    "checkpoint",
+    "resume",
+    "collect",
+    "terminal",
+    "warm_start",
+    "trainer",
+    "shipped",
+    "cli",
+]
+# config checks words against the table of algorithms, which is torch-free.
+
+
+def imported_rooms(path: Path, tree: ast.AST) -> set[str]:
+    """Rooms of llm_pg that a module imports, relative imports resolved."""
+    package = ["llm_pg", *path.relative_to(ROOT / "llm_pg").parts[:-1]]
+    rooms = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [module] if module.count(".") else [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("llm_pg.")}
+    return rooms
+
+
+def reverse_arrows(files: dict[Path, str]) -> list[str]:
+    found = []
+    for path, source in files.items():
+        own = path.relative_to(ROOT / "llm_pg").parts[0].removesuffix(".py")
+        if own not in ORDER:
+            continue
+        for room in imported_rooms(path, ast.parse(source)) & set(ORDER):
+            if ORDER.index(room) > ORDER.index(own):
+                found.append(f"{path.relative_to(ROOT)} imports {room}")
+    return found
+
+
+def sources() -> dict[Path, str]:
+    return {path: path.read_text() for path in sorted((ROOT / "llm_pg").rglob("*.py"))}
+
+
+def test_no_module_imports_a_room_that_comes_after_its_own() -> None:
+    assert reverse_arrows(sources()) == []
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("estimators/returns.py", "from ..policy import Policy"),
+        ("algorithms/table.py", "import llm_pg.trainer"),
+        ("policy.py", "def f():\n    from .trainer import GRPOTrainer"),
+        ("sampling/native.py", "from .. import cli"),
+    ],
+)
+def test_a_planted_reverse_import_is_found(file: str, line: str) -> None:
+    path = ROOT / "llm_pg" / file
+    assert reverse_arrows({path: path.read_text() + "\n" + line + "\n"})
+
+
+def test_estimators_import_torch_and_nothing_else_that_is_heavy() -> None:
+    allowed = {"torch", "math", "typing", "collections", "dataclasses", "itertools", "functools", "__future__"}
+    for path in (ROOT / "llm_pg" / "estimators").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] in allowed, path
+
+
+DANGEROUS_CALLS = {"eval", "exec", "parse_expr", "compile"}
+
+
+def dangerous(source: str) -> list[str]:
+    """Calls and arguments through which text or a file becomes code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.split(".")[0] in {"pickle", "dill", "cloudpickle", "marshal", "shelve"}]
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        if (isinstance(node.func, ast.Name) and name in DANGEROUS_CALLS) or name == "parse_expr":
+            found.append(name)
+        if owner == "yaml" and name in {"load", "unsafe_load", "full_load"}:
+            found.append(f"yaml.{name}")
+        if owner == "torch" and name == "load":
+            found.append("torch.load")
+        for keyword in node.keywords:
+            if keyword.arg in {"trust_remote_code", "weights_only"}:
+                found.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+    return found
+
+
+@pytest.mark.faults
+def test_no_text_or_file_becomes_code_outside_the_sandbox() -> None:
+    for package in ("llm_pg", "reward_fns", "recipes"):
+        for path in (ROOT / package).rglob("*.py"):
+            if "sandbox" not in path.parts:
+                assert dangerous(path.read_text()) == [], path
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "line",
+    ["eval('1')", "import pickle", "yaml.load(x)", "torch.load(p)", "f(trust_remote_code=True)", "from sympy import x; x.parse_expr('1')"],
+)
+def test_each_dangerous_form_is_recognised(line: str) -> None:
+    assert dangerous(line)
