@@ -199,7 +199,7 @@ def objective(policy: TabularPolicy, reward_PNV: Tensor, gamma: float = 1.0) -> 
         gamma: discount in (0, 1].
     """
     c = policy.completions
-    return_PS = (step_values(c, reward_PNV) * gamma ** torch.arange(c.horizon)).sum(2)
+    return_PS = (step_values(c, reward_PNV) * gamma ** torch.arange(c.horizon, dtype=torch.float64)).sum(2)
     return _differentiated(policy, lambda _: return_PS)
 
 

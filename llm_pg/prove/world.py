@@ -25,7 +25,7 @@ class Estimator(Protocol):
     def weigh(self, rollouts: Rollouts) -> Batch: ...
 
     def loss(
-        self, logp_BT: Tensor, batch: Batch, *, entropy_BT: Tensor | None = None
+        self, logp_BT: Tensor, batch: Batch, *, entropy_BT: Tensor | None = None, measure: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -78,6 +78,12 @@ class World:
     def sampled(self) -> TabularPolicy:
         return self.policy if self.behaviour is None else self.behaviour
 
+    @property
+    def return_PS(self) -> Tensor:
+        """Discounted return of each completion of each prompt."""
+        c = self.completions
+        return (step_values(c, self.reward_PNV) * self.gamma ** torch.arange(c.horizon, dtype=torch.float64)).sum(2)
+
     def replace(self, **changes: Any) -> World:
         return dataclasses.replace(self, **changes)
 
@@ -121,17 +127,15 @@ class World:
         groups = self.policy.num_prompts if self.all_prompts else 1
         return torch.arange(groups).repeat_interleave(self.num_generations)
 
-    def trained(self, theta_MPNV: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-        """log π and entropy of the steps of each batch as a trainer computes them, (M, B, T)."""
+    def trained_logits(self, theta_MPNV: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+        """Logits of each step as a trainer computes them, (M, B, T, V), and the tokens, (M, B, T)."""
         c = self.completions
-        num_prefixes = c.num_prefixes
-        state_MBT = groups.prompt_MB.unsqueeze(2) * num_prefixes + c.prefix_ST[groups.index_MB]
-        rows = torch.arange(len(state_MBT)).reshape(-1, 1, 1)
-        logits = theta_MPNV.reshape(len(state_MBT), -1, c.vocab_size)[rows, state_MBT]
+        state_MBT = groups.prompt_MB.unsqueeze(2) * c.num_prefixes + c.prefix_ST[groups.index_MB]
+        rows_M11 = torch.arange(len(state_MBT)).reshape(-1, 1, 1)
+        logits = theta_MPNV.reshape(len(state_MBT), -1, c.vocab_size)[rows_M11, state_MBT]
         tokens = c.tokens_ST[groups.index_MB]
         warp = self.policy.warp if self.trained_warp is None else self.trained_warp
-        logits = warp_logits(logits, keep=tokens, **warp)  # type: ignore[arg-type]
-        return token_logp(logits, tokens), entropy(logits)
+        return warp_logits(logits, keep=tokens, **warp), tokens  # type: ignore[arg-type]
 
 
 def _unchecked(fields: dict[str, Tensor], group_B: Tensor) -> Rollouts:
@@ -142,36 +146,31 @@ def _unchecked(fields: dict[str, Tensor], group_B: Tensor) -> Rollouts:
     return rollouts
 
 
-def one_loss(
-    world: World,
-    estimator: Estimator,
-    rollouts: Rollouts,
-    logp_BT: Tensor,
-    entropy_BT: Tensor,
-) -> Tensor:
+def one_loss(world: World, estimator: Estimator, rollouts: Rollouts, logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
     """The loss of one batch as a trainer gets it: `weigh`, the old log-probabilities of reused data, `loss`."""
     batch = estimator.weigh(rollouts)
     if world.behaviour is not None:
         batch = dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT)
-    return estimator.loss(logp_BT, batch, entropy_BT=entropy_BT)[0]
+    entropy_BT = entropy(logits_BTV) if batch.entropy_coef else None
+    return estimator.loss(token_logp(logits_BTV, tokens_BT), batch, entropy_BT=entropy_BT, measure=False)[0]
 
 
 def loss_of_groups(world: World, estimator: Estimator, *, side_by_side: bool = True) -> LossOfGroups:
     """`estimator` on the groups of `world`, for `expected_update`; all at once, or one after another."""
 
     def vectorised(theta_MPNV: Tensor, groups: Groups) -> Tensor:
-        def one(logp_BT: Tensor, entropy_BT: Tensor, fields: dict[str, Tensor]) -> Tensor:
-            return one_loss(world, estimator, _unchecked(fields, world.group_B), logp_BT, entropy_BT)
+        def one(fields: dict[str, Tensor], logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+            return one_loss(world, estimator, _unchecked(fields, world.group_B), logits_BTV, tokens_BT)
 
-        return torch.vmap(one)(*world.trained(theta_MPNV, groups), world.fields(groups))
+        return torch.vmap(one)(world.fields(groups), *world.trained_logits(theta_MPNV, groups))
 
     def looped(theta_MPNV: Tensor, groups: Groups) -> Tensor:
-        logp_MBT, entropy_MBT = world.trained(theta_MPNV, groups)
+        logits_MBTV, tokens_MBT = world.trained_logits(theta_MPNV, groups)
         fields = world.fields(groups)
         losses = []
         for m in range(len(groups.weight_M)):
             rollouts = Rollouts(group_B=world.group_B, **{name: value[m] for name, value in fields.items()})
-            losses.append(one_loss(world, estimator, rollouts, logp_MBT[m], entropy_MBT[m]))
+            losses.append(one_loss(world, estimator, rollouts, logits_MBTV[m], tokens_MBT[m]))
         return torch.stack(losses)
 
     return vectorised if side_by_side else looped

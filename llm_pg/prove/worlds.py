@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..estimators.exact import TabularPolicy, enumerate_completions, state_values, step_values, terminal_reward
+from ..estimators.exact import TabularPolicy, enumerate_completions, state_values, terminal_reward
 from .world import World
 
 Warp = tuple[tuple[str, float], ...]
@@ -71,7 +71,7 @@ def _reward(spec: Spec) -> Tensor:
     ended = (~c.truncated_S).tolist()
     short = spec.horizon == 2
     hard = [float(w == (A,) and e) if short else float(w in HARD and e) for w, e in zip(words, ended, strict=True)]
-    easy = [float(A in w) for w in words]
+    easy = [float(B not in w) if short else float(A in w) for w in words]
     reward_PS = torch.tensor([hard, easy], dtype=torch.float64)
     if spec.rewards == "graded":
         reward_PS = reward_PS + _wave((2, c.num_completions), 0.4, 1.0)
@@ -109,14 +109,8 @@ def build(spec: Spec) -> World:
     )
 
 
-def cut_at_the_horizon(world: World, penalty: float) -> Tensor:
+def less_truncated(world: World, penalty: float) -> Tensor:
     """The rewards less `penalty` for each completion that met the horizon."""
     c = world.completions
     late_PS = c.truncated_S.to(torch.float64).expand(world.policy.num_prompts, -1)
     return world.reward_PNV - penalty * terminal_reward(c, late_PS)
-
-
-def success_rates(world: World) -> Tensor:
-    """Expected return of each prompt, (P,)."""
-    return_PS = step_values(world.completions, world.reward_PNV).sum(2)
-    return (world.policy.prob_PS() * return_PS).sum(1)

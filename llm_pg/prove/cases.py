@@ -1,0 +1,184 @@
+"""The lines of the table, and the verdict that each is known to get."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import Tensor
+
+from ..algorithms.algorithm import Algorithm, Batch
+from ..algorithms.table import TABLE, Row
+from ..estimators.masked import masked_sum
+from .measure import BIASED, DIRECTION, EXACT, NOTHING, Case
+from .reasons import NO_CLIP
+from .worlds import Spec, Warp
+
+ONE = Spec()
+BOTH = Spec(horizon=2, num_generations=3, prompts_per_step=2)
+GRADED = BOTH.replace(rewards="graded")
+PLAIN = Row("reinforce", "", surrogate="reinforce")
+TOTAL = dataclasses.replace(PLAIN, returns="total")
+RLOO = TABLE["rloo"]
+CRITIC = dataclasses.replace(PLAIN, baseline="value")
+
+
+class SequenceK2(Algorithm):
+    """½(log π(y) - log ref(y))² of whole completions, added to the loss: a KL in the loss that is exact."""
+
+    def loss(self, logp_BT: Tensor, batch: Batch, **others: object) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, stats = super().loss(logp_BT, batch, **others)  # type: ignore[arg-type]
+        ref_logp_BT = batch.rollouts.ref_logp_BT
+        assert ref_logp_BT is not None
+        log_ratio_B = masked_sum(logp_BT - ref_logp_BT, batch.mask_BT, 1)
+        return loss + (0.5 * log_ratio_B**2).mean(), stats
+
+
+def _shipped() -> Iterator[Case]:
+    expect = {"reinforce": EXACT, "rloo": EXACT, "dr_grpo": DIRECTION}
+    for spec, title in (
+        (ONE, "As shipped, one prompt a step"),
+        (GRADED, "As shipped, two prompts a step, graded rewards"),
+    ):
+        for name, row in TABLE.items():
+            world = spec.replace(critic="exact") if row.needs_critic else spec
+            detail = f"exact critic, λ {row.lam:g}" if row.needs_critic else ""
+            yield Case(title, name, row, world, expect.get(name, BIASED), detail, quick=spec is ONE)
+
+
+def _reductions() -> Iterator[Case]:
+    title = "Baseline × reduction, two prompts a step (bnpo = dapo)"
+    for baseline in ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out"):
+        for reduction in ("sequence_sum", "dr_grpo", "grpo", "dapo"):
+            row = dataclasses.replace(PLAIN, baseline=baseline, loss_type=reduction)
+            shrunk = baseline in ("batch_mean", "group_mean") or reduction == "dr_grpo"
+            expect = BIASED if reduction in ("grpo", "dapo") else DIRECTION if shrunk else EXACT
+            yield Case(title, "reinforce", row, BOTH, expect)
+
+
+def _scaling() -> Iterator[Case]:
+    title = "Scaled by a deviation"
+    z_score = dataclasses.replace(TOTAL, baseline="group_mean", scale_rewards="group")
+    short = Spec(horizon=2)
+    for generations in (2, 3, 4, 8):
+        expect = DIRECTION if generations <= 3 else BIASED
+        yield Case(title, "z-score", z_score, short.replace(num_generations=generations), expect, f"G = {generations}")
+    yield Case(title, "z-score", z_score, ONE.replace(prompts="one"), DIRECTION, "one prompt", quick=True)
+    graded = ONE.replace(prompts="one", rewards="graded")
+    yield Case(title, "z-score", z_score, graded, BIASED, "one prompt, graded rewards")
+    batch = dataclasses.replace(RLOO, scale_rewards="batch")
+    yield Case(title, "batch deviation", batch, BOTH, BIASED, quick=True)
+    for kind in ("rollouts", "steps"):
+        yield Case(title, f"normalised {kind}", dataclasses.replace(TOTAL, normalize_advantages=kind), BOTH, BIASED)
+
+
+def _returns() -> Iterator[Case]:
+    title = "Credit, dense rewards"
+    dense = ONE.replace(rewards="dense")
+    yield Case(title, "total return", TOTAL, dense, EXACT)
+    yield Case(title, "reward-to-go", PLAIN, dense, EXACT)
+    yield Case(title, "rloo", RLOO, dense, EXACT, "to-go less others' return")
+    per_step = dataclasses.replace(RLOO, baseline_per_step=True)
+    yield Case(title, "rloo", per_step, dense, EXACT, "to-go less others' to-go")
+    yield Case(title, "total return", TOTAL, dense.replace(gamma=0.9), EXACT, "γ 0.9")
+    yield Case(title, "reward-to-go", PLAIN, dense.replace(gamma=0.9), BIASED, "γ 0.9")
+
+
+def _masks() -> Iterator[Case]:
+    title = "What is trained"
+    yield Case(title, "reinforce", TOTAL, ONE.replace(train_eos=False), BIASED, "EOS left out", quick=True)
+    dropped = dataclasses.replace(PLAIN, truncated="mask")
+    yield Case(title, "reinforce", dropped, ONE, BIASED, "truncated dropped", quick=True)
+    fined = dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5)
+    yield Case(title, "reinforce", fined, ONE, EXACT, "truncated fined, as objective")
+    cool: Warp = (("temperature", 0.6),)
+    cut: Warp = (("top_k", 2),)
+    nucleus: Warp = (("top_p", 0.7),)
+    for warp, name in ((cool, "T 0.6"), (cut, "top-k 2"), (nucleus, "top-p 0.7")):
+        wrong, right = ONE.replace(sampler=warp, trained=()), ONE.replace(sampler=warp)
+        yield Case(title, "reinforce", PLAIN, wrong, BIASED, f"sampled {name}, trained T 1", quick=True)
+        yield Case(title, "reinforce", PLAIN, right, EXACT, f"sampled {name}, trained {name}", quick=True)
+
+
+def _critics() -> Iterator[Case]:
+    title = "Critic, GAE"
+    for critic in ("exact", "wrong", "zero"):
+        for lam in (0.0, 0.5, 0.95, 1.0):
+            expect = EXACT if critic == "exact" or lam == 1.0 else BIASED
+            row = dataclasses.replace(CRITIC, lam=lam)
+            yield Case(title, "gae", row, ONE.replace(critic=critic), expect, f"{critic} critic, λ {lam:g}")
+    yield Case(title, "a2c", TABLE["a2c"], ONE.replace(critic="wrong"), BIASED, "wrong critic, λ 1")
+
+
+def _penalties() -> Iterator[Case]:
+    for distance in ("far", "near"):
+        title = (
+            "KL penalty alone, far from the reference" if distance == "far" else "KL penalty alone, near the reference"
+        )
+        world = ONE.replace(rewards="none", reference=distance)
+        quick = distance == "far"
+
+        case = partial(_penalty, title, world, quick)
+        penalty = dataclasses.replace(PLAIN, beta=1.0)
+        yield case(dataclasses.replace(penalty, returns="total"), EXACT, "k1 in the reward, summed")
+        yield case(penalty, EXACT, "k1 in the reward, to-go")
+        of_sequence = dataclasses.replace(penalty, kl_placement="loss", kl_estimator="k2 of the sequence")
+        yield case(of_sequence, EXACT, "½(sequence k)² in the loss", make=_sequence_k2)
+        for kind in ("k2", "k3"):
+            in_loss = dataclasses.replace(penalty, kl_placement="loss", kl_estimator=kind)
+            yield case(in_loss, BIASED, f"{kind} in the loss")
+        corrected = dataclasses.replace(
+            penalty, kl_placement="loss", kl_estimator="k3", use_bias_correction_kl=True, surrogate="clip"
+        )
+        yield case(corrected, BIASED, "k3 × ratio in the loss (grpo's)")
+        yield case(dataclasses.replace(penalty, kl_placement="loss"), NOTHING, "k1 in the loss")
+        for kind in ("k2", "k3"):
+            yield case(dataclasses.replace(penalty, kl_estimator=kind), BIASED, f"{kind} in the reward")
+
+
+def _penalty(
+    title: str,
+    world: Spec,
+    quick: bool,
+    row: Row,
+    expect: str,
+    detail: str,
+    make: Callable[[Row, int], Algorithm] | None = None,
+) -> Case:
+    return Case(title, "kl", row, world, expect, detail, quick=quick, make=make)
+
+
+def _sequence_k2(row: Row, horizon: int) -> Algorithm:
+    return SequenceK2(dataclasses.replace(row, beta=0.0), horizon)
+
+
+def _reused() -> Iterator[Case]:
+    title = "Data of an older policy"
+    old = ONE.replace(reused=True)
+    yield Case(title, "reinforce", PLAIN, old, BIASED, "no ratio", quick=True)
+    free = dataclasses.replace(RLOO, epsilon=NO_CLIP)
+    yield Case(title, "rloo", RLOO, old, BIASED, "completion's ratio", quick=True)
+    yield Case(title, "rloo", free, old, EXACT, "completion's ratio, no clipping", quick=True)
+    token = dataclasses.replace(RLOO, importance_sampling_level="token")
+    yield Case(title, "rloo", token, old, BIASED, "token ratio")
+    yield Case(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
+    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo"):
+        levels = {"token": "token ratio", "sequence": "geometric ratio"}
+        yield Case(title, name, TABLE[name], old, BIASED, levels[TABLE[name].importance_sampling_level])
+    yield Case(title, "ppo", TABLE["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
+    title = "Second pass over a step's own data, after a first one of step size 1"
+    yield Case(title, "rloo", free, ONE, BIASED, "completion's ratio, no clipping", second_pass=True)
+    yield Case(title, "rloo", RLOO, ONE, BIASED, "completion's ratio", second_pass=True)
+    yield Case(title, "grpo", TABLE["grpo"], ONE, BIASED, "token ratio", second_pass=True)
+
+
+def _bonus() -> Iterator[Case]:
+    row = dataclasses.replace(PLAIN, entropy_coef=1.0)
+    yield Case("Entropy bonus alone", "entropy", row, ONE.replace(rewards="none"), BIASED, "mean token entropy")
+
+
+def all_cases() -> list[Case]:
+    """Every line, in the order of the table."""
+    parts = (_shipped, _reductions, _scaling, _returns, _masks, _critics, _penalties, _reused, _bonus)
+    return [case for part in parts for case in part()]

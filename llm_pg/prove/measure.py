@@ -1,0 +1,265 @@
+"""One line of the table: an algorithm in a world, its exact expected update, and what is to blame where it is not ∇J.
+
+Blame is measured, not asserted: each departure from the exact estimator is put in alone, and is named only if the
+update is then off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithms.algorithm import Algorithm
+from ..algorithms.table import Row
+from ..estimators.exact import TabularPolicy, completion_entropy
+from ..estimators.expectation import (
+    Comparison,
+    Groups,
+    Update,
+    compare,
+    expected_update,
+    updates,
+)
+from .reasons import DEPARTURES, OWN_DATA, Departure
+from .world import Estimator, FixedMean, World, loss_of_groups
+from .worlds import Spec, build, less_truncated
+
+EXACT, DIRECTION, BIASED, NOTHING = "exact", "right direction", "biased", "no effect"
+TOLERANCE = 1e-10
+RUNNING_MEAN = 0.3  # the value a running mean happens to have; any number is exact
+STEP = 1.0  # size of the first update, where a second one follows on the same data
+
+
+@dataclass(frozen=True)
+class Case:
+    """A line to measure. `expect` is the kind of verdict it is known to get; `quick` puts it into the short table."""
+
+    section: str
+    algorithm: str
+    row: Row
+    spec: Spec
+    expect: str
+    detail: str = ""
+    quick: bool = False
+    second_pass: bool = False
+    make: Callable[[Row, int], Estimator] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measured line of the table; see `render.COLUMNS` for the units."""
+
+    section: str
+    algorithm: str
+    detail: str
+    baseline: str
+    reduction: str
+    mask: str
+    kl: str
+    placement: str
+    data: str
+    num_generations: int
+    prompts_per_step: int
+    batches: int
+    bias: float
+    bias_absolute: float
+    cosine: float
+    scale: float
+    variance_ratio: float | None
+    standard_error: float
+    kind: str
+    verdict: str
+    reasons: tuple[tuple[str, str], ...]
+    expected: bool
+
+    @property
+    def why(self) -> str:
+        """The reasons' sentences."""
+        return " ".join(sentence for _, sentence in self.reasons)
+
+    def as_dict(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "reasons"}
+        return {**fields, "why": self.why}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: the tensors here are too small to share, and waiting threads cost more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def algorithm_of(row: Row, horizon: int) -> Algorithm:
+    algorithm = Algorithm(row, max_completion_length=horizon)
+    algorithm.running_mean = FixedMean(RUNNING_MEAN)
+    return algorithm
+
+
+def target(row: Row, world: World) -> Tensor:
+    """The gradient that the row's expected update should be: of J - beta·KL + entropy_coef·entropy, less penalties."""
+    if row.truncated == "penalise":
+        world = world.replace(reward_PNV=less_truncated(world, row.truncation_penalty))
+    gradient = world.gradient(row.beta)
+    if row.entropy_coef:
+        gradient = gradient + row.entropy_coef * completion_entropy(world.policy).gradient_PNV
+    return gradient
+
+
+@lru_cache(maxsize=1024)
+def measure(row: Row, spec: Spec) -> tuple[Comparison, int]:
+    """The row in the world, and how many batches were listed."""
+    world = build(spec)
+    update = expect_in(world, algorithm_of(row, spec.horizon))
+    return compare(update, target(row, world)), update.num_groups
+
+
+def expect_in(world: World, estimator: Estimator, *, side_by_side: bool = True) -> Update:
+    """The exact expected update of any estimator in any enumerable world."""
+    return expected_update(
+        loss_of_groups(world, estimator, side_by_side=side_by_side),
+        world.policy.logits_PNV,
+        world.sampled.prob_PS(),
+        world.num_generations,
+        all_prompts=world.all_prompts,
+        ordered=world.ordered,
+    )
+
+
+def second_pass(row: Row, spec: Spec) -> tuple[Comparison, int]:
+    """The update of a second pass over the data that the first pass has already used.
+
+    θ' = θ + STEP·g(group) depends on the group, so the comparison is between E[g'(group; θ')] and E[∇J(θ')].
+    """
+    world = build(spec)
+    algorithm = algorithm_of(row, spec.horizon)
+    reused = world.replace(behaviour=world.policy)
+    first = loss_of_groups(reused, algorithm)
+
+    def theta_of(groups: Groups) -> Tensor:
+        start = world.policy.logits_PNV.expand(len(groups.weight_M), -1, -1, -1)
+        return start + STEP * updates(first, start, groups).reshape(start.shape)
+
+    def minus_objective(theta_MPNV: Tensor, groups: Groups) -> Tensor:
+        num, num_prompts = theta_MPNV.shape[:2]
+        prob = TabularPolicy(theta_MPNV.flatten(0, 1), spec.horizon).prob_PS().reshape(num, num_prompts, -1)
+        return -(prob * world.return_PS).sum(2).mean(1)
+
+    arguments = (world.policy.logits_PNV, world.policy.prob_PS(), world.num_generations)
+    update = expected_update(first, *arguments, all_prompts=world.all_prompts, theta_of=theta_of)
+    gradient = expected_update(minus_objective, *arguments, all_prompts=world.all_prompts, theta_of=theta_of)
+    return compare(update, gradient.mean_D), update.num_groups
+
+
+def kind_of(comparison: Comparison) -> str:
+    if comparison.bias < TOLERANCE:
+        return EXACT
+    if comparison.cosine == 0 and comparison.scale == 0:
+        return NOTHING
+    return DIRECTION if comparison.off_direction < TOLERANCE and comparison.scale > 0 else BIASED
+
+
+def blame(row: Row, spec: Spec, kind: str) -> list[Departure]:
+    """The departures of (row, spec) that, put in alone, make the same kind of error."""
+    present = [d for d in DEPARTURES if d.present(row, spec)]
+    guilty = []
+    for departure in present:
+        alone_row, alone_spec = row, spec
+        for other in present:
+            if other is not departure:
+                alone_row, alone_spec = other.remedy(alone_row, alone_spec)
+        alone = kind_of(measure(alone_row, alone_spec)[0])
+        if alone == kind or (kind == BIASED and alone == NOTHING):
+            guilty.append(departure)
+    return guilty or present
+
+
+def _guilty_on_reused(row: Row, spec: Spec) -> list[Departure]:
+    reused = spec.replace(reused=True)
+    kind = kind_of(measure(row, reused)[0])
+    return [] if kind == EXACT else blame(row, reused, kind)
+
+
+def plain(row: Row, spec: Spec) -> tuple[Row, Spec]:
+    """Plain REINFORCE (total return, no baseline, k1 in the reward) on fresh, wholly trained data of the same world."""
+    reference = Row("plain", "", returns="total", surrogate="reinforce", beta=row.beta)
+    return reference, spec.replace(reused=False, trained=None, critic="none", train_eos=True)
+
+
+def line_of(case: Case) -> Line:
+    """Measure a case."""
+    row, spec = case.row, case.spec
+    departures: list[Departure]
+    if case.make is not None:
+        world = build(spec)
+        update = expect_in(world, case.make(row, spec.horizon))
+        comparison, batches = compare(update, target(row, world)), update.num_groups
+        kind, departures = kind_of(comparison), []
+    elif case.second_pass:
+        comparison, batches = second_pass(row, spec)
+        kind = kind_of(comparison)
+        departures = [OWN_DATA, *_guilty_on_reused(row, spec)]
+    else:
+        comparison, batches = measure(row, spec)
+        kind = kind_of(comparison)
+        departures = [] if kind == EXACT else blame(row, spec, kind)
+    noise = math.inf if row.entropy_coef else measure(*plain(row, spec))[0].noise
+    comparable = math.isfinite(noise) and math.isfinite(comparison.noise) and comparison.scale > 0
+    return describe(
+        case,
+        comparison,
+        batches,
+        kind,
+        departures,
+        comparison.noise / noise if comparable else None,
+    )
+
+
+def describe(
+    case: Case,
+    comparison: Comparison,
+    batches: int,
+    kind: str,
+    departures: list[Departure],
+    variance_ratio: float | None,
+) -> Line:
+    row, spec = case.row, case.spec
+    departures = [] if kind == EXACT else departures
+    words = ", ".join(d.keyword for d in departures)
+    data = "second pass" if case.second_pass else "reused" if spec.reused else "fresh"
+    mask = "EOS left out" if not spec.train_eos else {"mask": "no truncated"}.get(row.truncated, "all")
+    return Line(
+        section=case.section,
+        algorithm=case.algorithm,
+        detail=case.detail,
+        baseline=row.baseline,
+        reduction=row.loss_type,
+        mask=mask,
+        kl="none" if not row.beta else row.kl_estimator + (" × ratio" if row.use_bias_correction_kl else ""),
+        placement=row.kl_placement if row.beta else "none",
+        data=data,
+        num_generations=spec.num_generations,
+        prompts_per_step=spec.prompts_per_step,
+        batches=batches,
+        bias=comparison.bias,
+        bias_absolute=comparison.bias_absolute,
+        cosine=comparison.cosine,
+        scale=comparison.scale,
+        variance_ratio=variance_ratio,
+        standard_error=comparison.standard_error,
+        kind=kind,
+        verdict=f"{kind}: {words}" if words else kind,
+        reasons=tuple((d.keyword, d.sentence) for d in departures),
+        expected=kind == case.expect,
+    )

@@ -1,0 +1,181 @@
+"""The ways in which an estimator departs from ∇J: what each is called, why it matters, and what undoes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..algorithms.table import Row
+from .worlds import Spec
+
+NO_CLIP = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class Departure:
+    """One departure.
+
+    Attributes:
+        keyword: its name in the verdict. sentence: why the update is off.
+        present: whether a row in a world has it.
+        remedy: the same row and world without it.
+    """
+
+    keyword: str
+    sentence: str
+    present: Callable[[Row, Spec], bool]
+    remedy: Callable[[Row, Spec], tuple[Row, Spec]]
+
+
+def _row(**changes: object) -> Callable[[Row, Spec], tuple[Row, Spec]]:
+    return lambda row, spec: (dataclasses.replace(row, **changes), spec)  # type: ignore[arg-type]
+
+
+def _spec(**changes: object) -> Callable[[Row, Spec], tuple[Row, Spec]]:
+    return lambda row, spec: (row, spec.replace(**changes))
+
+
+def _kl(kind: str, placement: str, sentence: str) -> Departure:
+    def present(row: Row, spec: Spec) -> bool:
+        shipped = row.kl_estimator == kind and row.kl_placement == placement and not row.use_bias_correction_kl
+        return bool(row.beta) and shipped
+
+    return Departure(f"{kind} in the {placement}", sentence, present, _row(kl_placement="reward", kl_estimator="k1"))
+
+
+def _has_ratio(row: Row, spec: Spec) -> bool:
+    return spec.reused and row.surrogate != "reinforce"
+
+
+OWN_DATA = Departure(
+    "its own data",
+    "After a first pass θ depends on the very rollouts that the second pass averages over, so no ratio, not even the "
+    "exact one, makes the second update unbiased.",
+    lambda row, spec: False,
+    lambda row, spec: (row, spec),
+)
+
+DEPARTURES: tuple[Departure, ...] = (
+    Departure(
+        "itself in the mean",
+        "The mean that a rollout is compared with contains itself, which takes 1/n off the gradient.",
+        lambda row, spec: row.baseline in ("group_mean", "batch_mean"),
+        _row(baseline="leave_one_out"),
+    ),
+    Departure(
+        "group deviation",
+        "Dividing by a group's deviation reweights prompts (and, where rewards are not 0/1, answers), the more so the "
+        "larger the group.",
+        lambda row, spec: row.scale_rewards == "group",
+        _row(scale_rewards="none"),
+    ),
+    Departure(
+        "batch deviation",
+        "The batch's deviation is computed from the rollouts that it divides.",
+        lambda row, spec: row.scale_rewards == "batch",
+        _row(scale_rewards="none"),
+    ),
+    Departure(
+        "normalised advantages",
+        "Mean and deviation of the batch's advantages are computed from the rollouts that they shift and divide.",
+        lambda row, spec: row.normalize_advantages != "none",
+        _row(normalize_advantages="none"),
+    ),
+    Departure(
+        "1/length",
+        "Averaging over a completion's own tokens counts a long completion less: length bias.",
+        lambda row, spec: row.loss_type == "grpo",
+        _row(loss_type="sequence_sum"),
+    ),
+    Departure(
+        "token mean",
+        "The number of tokens that happened to be sampled is a random denominator, correlated with what was sampled.",
+        lambda row, spec: row.loss_type in ("dapo", "bnpo"),
+        _row(loss_type="sequence_sum"),
+    ),
+    Departure(
+        "a constant",
+        "The sum is divided by the constant max_completion_length.",
+        lambda row, spec: row.loss_type == "dr_grpo",
+        _row(loss_type="sequence_sum"),
+    ),
+    Departure(
+        "clipping",
+        "Tokens (or completions) whose ratio left the trust region get no gradient, by design.",
+        lambda row, spec: _has_ratio(row, spec) and row.surrogate == "clip" and row.epsilon < NO_CLIP,
+        _row(epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
+        "ratio cut from above",
+        "Ratios over epsilon_high count as epsilon_high.",
+        lambda row, spec: _has_ratio(row, spec) and row.surrogate == "cispo",
+        _row(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
+        "token ratio",
+        "A token's ratio corrects its own choice, not that its prefix and what follows came from the older policy.",
+        lambda row, spec: _has_ratio(row, spec) and row.importance_sampling_level == "token",
+        _row(importance_sampling_level="sequence_sum"),
+    ),
+    Departure(
+        "geometric ratio",
+        "The geometric mean of a completion's ratios is not its probability ratio.",
+        lambda row, spec: _has_ratio(row, spec) and row.importance_sampling_level == "sequence",
+        _row(importance_sampling_level="sequence_sum"),
+    ),
+    Departure(
+        "no ratio",
+        "The data came from an older policy and nothing corrects for it.",
+        lambda row, spec: spec.reused and row.surrogate == "reinforce",
+        _row(surrogate="clip", importance_sampling_level="sequence_sum", epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
+        "EOS not trained",
+        "The choice to stop gets no credit.",
+        lambda row, spec: not spec.train_eos,
+        _spec(train_eos=True),
+    ),
+    Departure(
+        "truncated dropped",
+        "Completions that met the limit leave the sum, so the update is blind to what leads into the limit.",
+        lambda row, spec: row.truncated == "mask",
+        _row(truncated="keep"),
+    ),
+    Departure(
+        "another distribution",
+        "The tokens were drawn from a tempered or cut distribution, and the log-probabilities of another are trained.",
+        lambda row, spec: spec.trained is not None and spec.trained != spec.sampler,
+        _spec(trained=None),
+    ),
+    Departure(
+        "critic",
+        "Below λ = 1 the critic's error stands in the place of rewards that were not waited for.",
+        lambda row, spec: row.needs_critic and spec.critic != "exact",
+        _spec(critic="exact"),
+    ),
+    _kl("k1", "loss", "The expected gradient of log π is 0, so this is no penalty at all."),
+    _kl("k2", "loss", "Token by token it misses that a token also moves the KL of what follows it."),
+    _kl("k3", "loss", "1 - exp(-k) is not k: far from the reference the gradient is another one."),
+    Departure(
+        "k3 × ratio in the loss",
+        "At ratio 1 its gradient is that of k2: token by token, it misses the KL of what follows.",
+        lambda row, spec: bool(row.beta) and row.kl_placement == "loss" and row.use_bias_correction_kl,
+        _row(kl_placement="reward", kl_estimator="k1", use_bias_correction_kl=False),
+    ),
+    _kl("k2", "reward", "Its expectation is not the KL: close to the reference its gradient is nearly 0."),
+    _kl("k3", "reward", "Its score-function gradient is not the KL's: close to the reference the push is nearly 0."),
+    Departure(
+        "no γ^t",
+        "The discounted objective weighs step t by γ^t; as everywhere in practice the estimator does not.",
+        lambda row, spec: spec.gamma < 1,
+        _spec(gamma=1.0),
+    ),
+    Departure(
+        "present states only",
+        "The bonus raises the entropy where the policy is, and ignores that a token leads to states of other entropy; "
+        "it is also a mean over tokens.",
+        lambda row, spec: bool(row.entropy_coef),
+        lambda row, spec: (row, spec),
+    ),
+)
