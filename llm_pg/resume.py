@@ -53,7 +53,8 @@ class Saver:
             for name, value in state.weights.items():
                 parameters[name].copy_(value)
         checkpoint.restore_optimizer(self.updater.optimizer.optimizer, state.optimizer)
-        self.updater.scheduler.load_state_dict(state.numbers["scheduler"])
+        lambdas = self.updater.scheduler.state_dict()["lr_lambdas"]
+        self.updater.scheduler.load_state_dict({**state.numbers["scheduler"], "lr_lambdas": lambdas})
         for group, rate in zip(
             self.updater.optimizer.param_groups, state.numbers["scheduler"]["_last_lr"], strict=True
         ):
