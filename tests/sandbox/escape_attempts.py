@@ -60,7 +60,7 @@ class Attack:
     control: bool = False
 
 
-QUICK = {"wall_s": 5.0, "cpu_s": 2.0, "memory_mb": 256, "disk_mb": 8, "file_mb": 8, "files": 200, "tasks": 16}
+QUICK = {"wall_s": 20.0, "cpu_s": 2.0, "memory_mb": 256, "disk_mb": 8, "file_mb": 8, "files": 200, "tasks": 16}
 FORKS = {"fork": True}
 
 # Processes that try to outlive the run. Each prints its number, so that the test can look for it.

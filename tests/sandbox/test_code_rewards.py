@@ -37,13 +37,13 @@ def test_a_humaneval_check_pays_through_its_entry_point() -> None:
 
 
 def test_credit_is_the_share_of_tests_above_what_a_constant_passes() -> None:
-    pairs = [{"input": str(n), "output": answer} for n, answer in enumerate(["yes", "yes", "no", "0", "1", "2"])]
     table = ["yes", "yes", "no", "0", "1", "2"]
+    tests = [f"assert f({number}) == {answer!r}" for number, answer in enumerate(table)]
     for right in (1, 2, 4, 6):
-        code = f"table = {table[:right] + ['?'] * 6}\nprint(table[int(input())])"
-        assert code_tests(code, pairs) == pytest.approx(max(Fraction(0), Fraction(right - 2, 6 - 2)))
-        assert code_tests(code, pairs, above_constant=False) == pytest.approx(Fraction(right, 6))
-        assert code_tests(code, pairs, partial=False) == float(right == 6)
+        code = f"def f(n): return {table[:right] + ['?'] * 6}[n]"
+        assert code_tests(code, tests) == pytest.approx(max(Fraction(0), Fraction(right - 2, 6 - 2)))
+        assert code_tests(code, tests, above_constant=False) == pytest.approx(Fraction(right, 6))
+        assert code_tests(code, tests, partial=False) == float(right == 6)
 
 
 @pytest.mark.faults
@@ -133,8 +133,8 @@ def test_no_work_and_no_payload_earns_anything_or_touches_anything(tmp_path: Pat
         "1 " * 40_000,
     ]
     for payload in payloads:
-        assert code_tests(f"```python\n{payload}\n```", PAIRS[:2], seconds=1) == 0.0
-        assert code_tests(payload, ASSERTS[:2], seconds=1) == 0.0
+        assert code_tests(payload, PAIRS[:2], seconds=1, workers=2) == 0.0
+        assert code_tests(f"```python\n{payload}\n```", ASSERTS[:2], seconds=1) == 0.0
         assert not marker.exists()
 
 

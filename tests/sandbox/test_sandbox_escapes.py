@@ -128,17 +128,22 @@ def test_when_the_trainer_is_killed_its_runs_end_and_their_folders_go(
 
 def test_a_run_cannot_see_or_signal_another_one(level: sandbox.Level, runs: str) -> None:
     """Two runs of one user at the same time: the referee of a test and its solution are such a pair."""
+    other = Running(sandbox.Job("import time; time.sleep(60)"), sandbox.Limits(wall_s=60), level)
+    deadline = time.monotonic() + 20
+    while not (found := [name for name in left_over(runs) if name.startswith("process")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    program = int(found[0].split()[1])
     look = (
         "attempt('other folders', os.listdir, os.path.dirname(os.getcwd()))\n"
-        "for pid in range(trainer, trainer + 3):\n"
+        f"for pid in ({other.process.pid}, {program}):\n"
         "    attempt('signal', os.kill, pid, 9)\n"
         "    attempt('limits', __import__('resource').prlimit, pid, 0)\n"
+        "    attempt('memory', open, f'/proc/{pid}/mem', 'rb')\n"
     )
-    other = Running(sandbox.Job("import time; time.sleep(60)"), sandbox.Limits(), level)
-    pid = other.process.pid
-    result = sandbox.run(PREFIX + look, f"trainer={pid}\n", level=level)
+    result = sandbox.run(PREFIX + look, "trainer=1\n", level=level)
     assert result.status == "ok"
-    assert "ESCAPED" not in result.stdout
+    assert "ESCAPED" not in result.stdout, result.stdout
     assert other.process.poll() is None
     other.stop()
     assert other.finish().status == "stopped"
