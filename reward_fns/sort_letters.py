@@ -70,20 +70,20 @@ def demonstrations(
     """Rows with prompt and completion for a supervised warm start; row i answers row i of `prompts(seed, n)`.
 
     noise: the probability in [0, 1] that an answer is wrong. wrong: what such an answer is, "shuffle" (a random wrong
-    order of the letters) or "copy" (the word as it stands: a habit that the model takes on, so that its greedy answer
-    is wrong wherever noise is above a half).
+    order of the letters) or "backwards" (from last to first: a habit that the model takes on, so that its greedy answer
+    is wrong where noise is above a half). A word of equal letters alone is never drawn, so backwards is always wrong.
     So to keep held-out prompts out of the warm start, ask for all rows with one `n` and cut both lists alike.
     """
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"noise is a probability from 0 to 1; got {noise}.")
-    if wrong not in ("shuffle", "copy"):
-        raise ValueError(f"wrong is 'shuffle' or 'copy'; got {wrong!r}.")
+    if wrong not in ("shuffle", "backwards"):
+        raise ValueError(f"wrong is 'shuffle' or 'backwards'; got {wrong!r}.")
     rng = random.Random(f"sort_letters demonstrations {seed}")
     rows = []
     for row in prompts(seed, n, min_length, max_length, alphabet):
         completion = row["answer"]
         if rng.random() < noise:
-            completion = row["letters"] if wrong == "copy" else completion
+            completion = row["answer"][::-1] if wrong == "backwards" else completion
             while completion == row["answer"]:
                 completion = "".join(rng.sample(row["letters"], len(row["letters"])))
         rows.append({"prompt": row["prompt"], "completion": completion})

@@ -1,0 +1,135 @@
+"""Each bad input gets one paragraph on standard error, exit code 2, and nothing expensive before it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = {
+    "model": {"make": {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}},
+    "data": {"task": "sort_letters", "num_train_prompts": 64, "num_eval_prompts": 8},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(GOOD))  # JSON is YAML
+    (tmp_path / "data.jsonl").write_text('{"question": "1+1", "answer": "2"}\n' * 20)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "not_a_model").mkdir()
+    (tmp_path / "mine.py").write_text("def scores(completion, target, **row):\n    return 1.0\n")
+    return path
+
+
+BAD = {
+    "unknown key": (["train.learning_rat=1"], ["learning_rat", "Did you mean 'learning_rate'"]),
+    "unknown word": (["loss_type=dapper"], ["dapper", "sequence_sum", "Did you mean 'dapo'"]),
+    "unknown algorithm": (["algorithm=gropo"], ["gropo", "Did you mean 'grpo'"]),
+    "wrong section": (["data.num_generations=4"], ["belongs to section 'rollout'"]),
+    "negative number": (["temperature=-1"], ["temperature", "-1", "greater than 0"]),
+    "not a number": (["learning_rate=.nan"], ["learning_rate", "finite"]),
+    "group of one": (["num_generations=1"], ["num_generations is 1", "at least 2", "reinforce"]),
+    "indivisible batch": (
+        ["per_device_train_batch_size=3", "gradient_accumulation_steps=5"],
+        ["3 ×", "5 ×", "= 15 completions", "num_generations 8"],
+    ),
+    "reuse without a ratio": (["algorithm=reinforce", "num_iterations=2"], ["importance ratio", "surrogate=clip"]),
+    "k1 in the loss": (["kl_estimator=k1", "beta=0.1", "use_bias_correction_kl=false"], ["no penalty", "k3"]),
+    "no model": (["model.make=null"], ["model_name_or_path"]),
+    "model folder that is none": (
+        ["model.make=null", "model_name_or_path={tmp}/not_a_model"],
+        ["not_a_model", "holds no config.json"],
+    ),
+    "two models": (["model_name_or_path=x/y"], ["model.make", "give one"]),
+    "unknown task": (["data.task=sort_leters"], ["sort_leters", "sort_letters"]),
+    "missing file": (["data.task=null", "data_files={tmp}/dta.jsonl"], ["dta.jsonl", "data.jsonl"]),
+    "empty dataset": (["data.task=null", "data_files={tmp}/empty.jsonl", "reward_funcs=[exact_match]"], ["empty.jsonl"]),
+    "missing column": (
+        ["data.task=null", "data_files={tmp}/data.jsonl", "reward_funcs=[exact_match]", "num_eval_prompts=2"],
+        ["'prompt'", "question", "answer"],
+    ),
+    "too few prompts": (["prompts_per_step=100"], ["64", "100"]),
+    "reward that does not exist": (["reward_funcs=[exact_macth]"], ["exact_macth", "exact_match"]),
+    "reward file that does not exist": (["reward_funcs=['{tmp}/nine.py:scores']"], ["nine.py"]),
+    "reward that needs a missing column": (["reward_funcs=['{tmp}/mine.py:scores']"], ["target", "letters"]),
+    "two sources of prompts": (["data_files={tmp}/data.jsonl"], ["task", "data_files", "one source"]),
+    "weights without functions": (["reward_funcs=[sort_letters]", "reward_weights=[1, 2]"], ["2 numbers", "1 function"]),
+}
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command in a fresh interpreter where importing torch is an error."""
+    code = "import sys; sys.modules['torch'] = None; from llm_pg.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_in_one_paragraph_before_torch_is_imported(case: str, config: Path) -> None:
+    settings, words = BAD[case]
+    settings = [s.format(tmp=config.parent) for s in settings]
+    done = run(["train", str(config), f"output_dir={config.parent}/runs", *settings])
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "quickstrat.yaml"], ["quickstrat.yaml", "quickstart.yaml"]),
+        (["train", "quickstart.yaml", "nonsense"], ["key=value"]),
+        (["quickstart", "--algorithm", "ppo"], ["reinforce, rloo, grpo"]),
+        (["quickstart", "--task", "sort_leters"], ["sort_leters"]),
+        (["eval", "somewhere/model"], ["--task", "--data"]),
+        (["cp", "quickstrat"], ["quickstart.yaml"]),
+    ],
+)
+def test_bad_words_of_the_other_commands(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    done = run(arguments)
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.faults
+def test_a_hub_name_without_a_network_is_one_paragraph(config: Path) -> None:
+    settings = ["model.make=null", "model_name_or_path=nobody/no-such-model", f"output_dir={config.parent}/runs"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_pg.cli", "train", str(config), *settings],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(config.parent)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "nobody/no-such-model" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_comes_without_torch() -> None:
+    for arguments in (["--help"], ["train", "--help"], ["quickstart", "--help"], ["prove", "--help"]):
+        done = run(arguments)
+        assert done.returncode == 0, done.stderr
+        assert "usage: llm-pg" in done.stdout
+    assert "num_generations" in run(["train", "--help"]).stdout
+
+
+def test_a_good_config_passes_all_that_is_checked_before_torch(config: Path) -> None:
+    from llm_pg.config import load_config
+    from llm_pg.preflight import preflight
+
+    preflight(load_config(config, [f"output_dir={config.parent}/runs"]))
+
+
+def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path) -> None:
+    assert run(["cp", "quickstart", str(tmp_path)]).returncode == 0
+    assert (tmp_path / "quickstart.yaml").read_text().startswith("# llm-pg quickstart")
+    again = run(["cp", "quickstart", str(tmp_path)])
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
