@@ -145,10 +145,14 @@ def _heavy_imports() -> tuple[Clock, type]:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     clock, begin = Clock(), time.perf_counter()
+    from transformers.utils import logging
+
     from . import trainer  # noqa: F401
 
+    logging.disable_progress_bar()
     clock.seconds["import"] = time.perf_counter() - begin
     return clock, Terminal
 

@@ -121,18 +121,19 @@ class Collector:
 
     def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
         """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers."""
-        params = (
-            self.params
-            if not greedy
-            else SamplingParams(
-                greedy=True, max_completion_length=self.params.max_completion_length, stop=self.params.stop
-            )
-        )
+        limits = {"max_completion_length": self.params.max_completion_length, "stop": self.params.stop}
+        params = SamplingParams(greedy=True, **limits) if greedy else self.params
         done = self._sample(prompts, num_samples, params, EVAL_STREAM, 0)
         return list(zip(*self.read(done), strict=True))
 
     def _sample(
-        self, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams, stream: int, step: int, first_place: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        params: SamplingParams,
+        stream: int,
+        step: int,
+        first_place: int = 0,
     ) -> Completions:
         place_P1 = (first_place + torch.arange(len(prompts))).unsqueeze(1)
         keys_PG = stream_key(self.seed, stream, step, place_P1, torch.arange(num_generations))
@@ -143,9 +144,7 @@ class Collector:
         ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids
 
-    def score(
-        self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0
-    ) -> Scores:
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0) -> Scores:
         """Rewards in TRL's form: conversational prompts get their completions as a list of one message."""
         given = [p.messages if p.messages is not None else p.text for p in prompts]
         completions = [

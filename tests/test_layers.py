@@ -102,7 +102,9 @@ def dangerous(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
-            found += [name for name in names if name.split(".")[0] in {"pickle", "dill", "cloudpickle", "marshal", "shelve"}]
+            found += [
+                name for name in names if name.split(".")[0] in {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+            ]
         if not isinstance(node, ast.Call):
             continue
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
@@ -130,7 +132,14 @@ def test_no_text_or_file_becomes_code_outside_the_sandbox() -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "line",
-    ["eval('1')", "import pickle", "yaml.load(x)", "torch.load(p)", "f(trust_remote_code=True)", "from sympy import x; x.parse_expr('1')"],
+    [
+        "eval('1')",
+        "import pickle",
+        "yaml.load(x)",
+        "torch.load(p)",
+        "f(trust_remote_code=True)",
+        "from sympy import x; x.parse_expr('1')",
+    ],
 )
 def test_each_dangerous_form_is_recognised(line: str) -> None:
     assert dangerous(line)

@@ -46,7 +46,10 @@ BAD = {
     "two models": (["model_name_or_path=x/y"], ["model.make", "give one"]),
     "unknown task": (["data.task=sort_leters"], ["sort_leters", "sort_letters"]),
     "missing file": (["data.task=null", "data_files={tmp}/dta.jsonl"], ["dta.jsonl", "data.jsonl"]),
-    "empty dataset": (["data.task=null", "data_files={tmp}/empty.jsonl", "reward_funcs=[exact_match]"], ["empty.jsonl"]),
+    "empty dataset": (
+        ["data.task=null", "data_files={tmp}/empty.jsonl", "reward_funcs=[exact_match]"],
+        ["empty.jsonl"],
+    ),
     "missing column": (
         ["data.task=null", "data_files={tmp}/data.jsonl", "reward_funcs=[exact_match]", "num_eval_prompts=2"],
         ["'prompt'", "question", "answer"],
@@ -56,7 +59,10 @@ BAD = {
     "reward file that does not exist": (["reward_funcs=['{tmp}/nine.py:scores']"], ["nine.py"]),
     "reward that needs a missing column": (["reward_funcs=['{tmp}/mine.py:scores']"], ["target", "letters"]),
     "two sources of prompts": (["data_files={tmp}/data.jsonl"], ["task", "data_files", "one source"]),
-    "weights without functions": (["reward_funcs=[sort_letters]", "reward_weights=[1, 2]"], ["2 numbers", "1 function"]),
+    "weights without functions": (
+        ["reward_funcs=[sort_letters]", "reward_weights=[1, 2]"],
+        ["2 numbers", "1 function"],
+    ),
 }
 
 

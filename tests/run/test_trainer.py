@@ -40,7 +40,13 @@ def begins_with_a_digit(completion: str, **row: Any) -> float:
 
 @pytest.fixture
 def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
-    def run(kind: Any = GRPOTrainer, config: Any = GRPOConfig, reward: Any = first_digit, resume: bool = False, **changes: Any) -> Any:
+    def run(
+        kind: Any = GRPOTrainer,
+        config: Any = GRPOConfig,
+        reward: Any = first_digit,
+        resume: bool = False,
+        **changes: Any,
+    ) -> Any:
         trainer = kind(
             model=make_model("llama"),
             reward_funcs=reward,
@@ -75,7 +81,9 @@ def test_each_trainer_writes_a_whole_run_folder(kind: Any, config: Any, train: C
 
 @pytest.mark.parametrize("kind, config", TRAINERS)
 def test_each_trainer_learns_to_begin_with_a_digit(kind: Any, config: Any, train: Callable[..., Any]) -> None:
-    trainer = train(kind, config, reward=begins_with_a_digit, max_steps=40, prompts_per_step=16, max_completion_length=2)
+    trainer = train(
+        kind, config, reward=begins_with_a_digit, max_steps=40, prompts_per_step=16, max_completion_length=2
+    )
     assert trainer.summary["sampled_before"] < 0.3
     assert trainer.summary["sampled_after"] > 0.9
 
@@ -112,9 +120,10 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(
         if self.step == 4:
             raise Killed
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "_one_step", dies)
-        train(kind, config, run_name="cut", save_steps=3, **changes)
+        with pytest.raises(Killed):
+            train(kind, config, run_name="cut", save_steps=3, **changes)
     resumed = train(kind, config, run_name="cut", save_steps=3, resume=True, **changes)
 
     timed = ("seconds", "tokens_per_second", "memory")
@@ -196,7 +205,9 @@ def test_lora_trains_the_adapter_alone(make_model: Callable[..., Any], tokenizer
         terminal=Terminal(quiet=True),
     )
     trainer.train()
-    after = {n.replace("base_model.model.", "").replace(".base_layer", ""): p for n, p in trainer.model.named_parameters()}
+    after = {
+        n.replace("base_model.model.", "").replace(".base_layer", ""): p for n, p in trainer.model.named_parameters()
+    }
     assert all(torch.equal(p, after[n]) for n, p in before.items())
     assert trainer.policy.reference is None
     assert (trainer.folder.model / "adapter_model.safetensors").exists()

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import FAMILIES
 
 from llm_pg.estimators.distributions import token_logp
 from llm_pg.models import end_token_ids
@@ -13,6 +12,7 @@ from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, SamplingParams
 from llm_pg.sampling.random import draw, stream_key, uniform
+from tests.conftest import FAMILIES
 
 PROMPTS = ["ab=", "a longer prompt, and more: ", "x"]
 ENGINES = [NativeSampler, GenerateSampler]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tests.conftest import FAMILIES
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
@@ -15,6 +14,7 @@ from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.policy import Policy, Updater, micro_batches
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
+from tests.conftest import FAMILIES
 
 
 def rollouts(num_prompts: int = 3, group: int = 2, seed: int = 0) -> TextRollouts:
@@ -49,13 +49,17 @@ def test_logp_and_entropy_equal_those_of_each_row_alone(
     for i, prompt in enumerate(batch.prompt_ids_B):
         n = int(batch.length_B[i])
         done = batch.tokens_BT[i, :n]
-        warped = params.warp(model(torch.tensor([[*prompt, *done.tolist()]])).logits[0, len(prompt) - 1 : -1], keep=done)
+        warped = params.warp(
+            model(torch.tensor([[*prompt, *done.tolist()]])).logits[0, len(prompt) - 1 : -1], keep=done
+        )
         torch.testing.assert_close(scores.logp_BT[i, :n], token_logp(warped, done), atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(scores.entropy_BT[i, :n], entropy(warped), atol=2e-5, rtol=1e-5)
         assert (scores.logp_BT[i, n:] == 0).all()
 
 
-def gradient(model: Any, name: str, batch: TextRollouts, micro_rows: int, order: torch.Tensor | None = None) -> torch.Tensor:
+def gradient(
+    model: Any, name: str, batch: TextRollouts, micro_rows: int, order: torch.Tensor | None = None
+) -> torch.Tensor:
     """Gradient of one step, before any optimiser; rows optionally in another order."""
     policy = policy_of(model)
     row = dataclasses.replace(TABLE[name], beta=0.05 if TABLE[name].kl_placement == "loss" else 0.0)
@@ -78,7 +82,12 @@ TEXT_ROWS = [name for name, row in TABLE.items() if not row.needs_critic]
 def test_micro_batches_row_order_and_padding_leave_the_gradient(name: str, make_model: Callable[..., Any]) -> None:
     model = make_model("llama").double()
     batch = rollouts()
-    batch = dataclasses.replace(batch, logp_BT=batch.logp_BT.double(), reward_BT=batch.reward_BT.double(), discount_BT=batch.discount_BT.double())
+    batch = dataclasses.replace(
+        batch,
+        logp_BT=batch.logp_BT.double(),
+        reward_BT=batch.reward_BT.double(),
+        discount_BT=batch.discount_BT.double(),
+    )
     whole = gradient(model, name, batch, 6)
     for micro_rows in (1, 2, 4):
         torch.testing.assert_close(gradient(model, name, batch, micro_rows), whole, rtol=1e-12, atol=1e-14)
@@ -161,7 +170,16 @@ def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Call
     policy, algorithm = policy_of(model), Algorithm(TABLE["grpo"])
     optimizer = torch.optim.SGD(policy.trainable(), lr=0.5)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    updater = Updater(policy, algorithm, optimizer, scheduler, Accelerator(cpu=True), micro_rows=6, num_iterations=2, max_grad_norm=0.0)
+    updater = Updater(
+        policy,
+        algorithm,
+        optimizer,
+        scheduler,
+        Accelerator(cpu=True),
+        micro_rows=6,
+        num_iterations=2,
+        max_grad_norm=0.0,
+    )
     start = policy.logp(batch, 6)
     weighted = algorithm.weigh(batch)
     steps = updater.update(weighted, torch.arange(6).repeat(2, 1))
