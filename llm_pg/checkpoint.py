@@ -138,7 +138,7 @@ def whole(root: Path) -> list[int]:
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest verified checkpoint, and one warning for each newer folder that had to be passed over."""
-    warnings = []
+    warnings: list[str] = []
     folders = sorted(
         (p for p in root.glob("step-*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]), reverse=True
     )

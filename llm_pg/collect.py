@@ -121,8 +121,9 @@ class Collector:
 
     def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
         """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers."""
-        limits = {"max_completion_length": self.params.max_completion_length, "stop": self.params.stop}
-        params = SamplingParams(greedy=True, **limits) if greedy else self.params
+        params = self.params
+        if greedy:
+            params = SamplingParams(greedy=True, max_completion_length=params.max_completion_length, stop=params.stop)
         done = self._sample(prompts, num_samples, params, EVAL_STREAM, 0)
         return list(zip(*self.read(done), strict=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ from .sampling.random import stream_key, uniform
 from .terminal import Terminal
 from .warm_start import warm_start
 
-ENGINES = {"native": NativeSampler, "transformers": GenerateSampler}
+ENGINES: dict[str, Callable[..., Sampler]] = {"native": NativeSampler, "transformers": GenerateSampler}
 
 
 class PolicyGradientTrainer:
