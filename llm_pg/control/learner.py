@@ -10,22 +10,9 @@ from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
 from .collect import ControlRollouts, Stretch
+from .optimizers import make_optimizer
 from .policies import Policy
 from .settings import Settings
-
-OPTIMIZERS = ("adam", "rmsprop", "sgd")
-
-
-def make_optimizer(name: str, theta: Tensor, learning_rate: float) -> torch.optim.Optimizer:
-    """One optimiser over the flat parameters; rmsprop as in A3C."""
-    if name == "adam":
-        return torch.optim.Adam([theta], lr=learning_rate, eps=1e-5, fused=True)
-    if name == "rmsprop":
-        return torch.optim.RMSprop([theta], lr=learning_rate, alpha=0.99, eps=1e-5)
-    if name == "sgd":
-        return torch.optim.SGD([theta], lr=learning_rate)
-    raise ValueError(f"There is no optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
-
 
 class Learner:
     """Holds the policy's optimiser and the algorithm's state.
@@ -76,7 +63,7 @@ class Learner:
         if settings.learning_rate_final is None or self.optimizer is None:
             return
         change = settings.learning_rate_final - settings.learning_rate
-        self.optimizer.param_groups[0]["lr"] = settings.learning_rate + change * min(progress, 1.0)
+        self.optimizer.learning_rate = settings.learning_rate + change * min(progress, 1.0)
 
     def _weigh(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
         """The weighed steps inside the mask, a row each where the algorithm allows it, and their forward pass."""
@@ -155,7 +142,7 @@ class Learner:
                 f"The gradient of {self.settings.row.name} on {self.settings.env} is {norm}: the run has diverged. "
                 f"Take a smaller learning rate than {self.settings.learning_rate} or a smaller reward_scale."
             )
-        self.optimizer.step()
+        self.optimizer.step(grad)
         return norm
 
     def _backward(

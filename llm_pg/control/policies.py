@@ -229,6 +229,8 @@ class Policy(nn.Module):
             scores_NA, value_N = out if isinstance(out, tuple) else (out, None)
         if self._fast_critic is not None:
             value_N = self._leaf(self._fast_critic, features_ND).squeeze(-1)
+        elif self.critic is not None:
+            value_N = self.critic(features_ND).squeeze(-1)
         return self.head.logp(scores_NA, raw_N), self.head.entropy(scores_NA, raw_N), value_N
 
     def _leaf(self, network: Perceptron, features_ND: Tensor) -> Tensor:
@@ -252,4 +254,4 @@ class Policy(nn.Module):
         """V(s), (N,), without a gradient."""
         if self._fast_critic is not None:
             return torch.from_numpy(self._fast_critic.forward(features_ND.numpy())).squeeze(-1)
-        return self.actor(features_ND)[1]
+        return self.actor(features_ND)[1] if self.critic is None else self.critic(features_ND).squeeze(-1)

@@ -119,14 +119,58 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 _GROUPS = {"num_envs": 16, "group_size": 8, "learning_rate": 5e-3}
 
-# What suits an environment, for every algorithm ("*") and for one.
+_BANDIT = {"policy": "linear", "num_envs": 8, "optimizer": "sgd", "max_grad_norm": 0.0, "normalize_advantages": "none"}
+_GRID = {
+    "policy": "linear",
+    "num_envs": 8,
+    "optimizer": "sgd",
+    "max_grad_norm": 0.0,
+    "learning_rate": 0.5,
+    "total_steps": 60_000,
+}
+
+# What suits an environment, for every algorithm ("*") and for one. A critic learns fastest when values are of order 1,
+# hence the scales of the rewards.
 ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "llm_pg/SigmoidBandit-v0": {
-        "*": {"policy": "linear", "num_envs": 8, "learning_rate": 0.5, "total_steps": 4_000, "optimizer": "sgd"},
+        "*": {**_BANDIT, "learning_rate": 0.5, "total_steps": 4_000},
         "reinforce": {"head": "sigmoid"},
     },
-    "llm_pg/KArmedBandit-v0": {
-        "*": {"policy": "linear", "num_envs": 8, "learning_rate": 0.2, "total_steps": 20_000, "optimizer": "sgd"},
+    "llm_pg/KArmedBandit-v0": {"*": {**_BANDIT, "learning_rate": 0.2, "total_steps": 20_000}},
+    "llm_pg/GridWorld-v0": {"*": _GRID},
+    "llm_pg/HackableGridWorld-v0": {"*": {**_GRID, "total_steps": 100_000}},
+    "CartPole-v1": {
+        "*": {"reward_scale": 0.05, "total_steps": 200_000},
+        "reinforce": {"learning_rate": 1e-2},
+        "a2c": {"num_envs": 8, "num_steps": 16, "learning_rate": 3e-3},
+        "ppo": {
+            "num_envs": 8,
+            "num_steps": 128,
+            "learning_rate": 2e-3,
+            "scale_observations": False,
+            "total_steps": 100_000,
+        },
+    },
+    "Acrobot-v1": {"*": {"reward_scale": 0.05, "total_steps": 200_000}},
+    "Pendulum-v1": {
+        "*": {"reward_scale": 0.1, "gamma": 0.9, "scale_observations": False, "total_steps": 200_000},
+        "ppo": {
+            "num_envs": 8,
+            "num_steps": 200,
+            "num_minibatches": 20,
+            "learning_rate": 2e-3,
+            "learning_rate_final": 0.0,
+            "total_steps": 80_000,
+        },
+    },
+    # The flag is far off and every push costs: without wide noise the best that is found is to stand still.
+    "MountainCarContinuous-v0": {
+        "*": {"reward_scale": 0.1, "gamma": 0.999, "log_std": 1.0, "total_steps": 100_000},
+        "ppo": {"num_envs": 8, "num_steps": 250, "num_minibatches": 8},
+    },
+    "LunarLander-v3": {
+        "*": {"reward_scale": 0.05, "gamma": 0.995, "total_steps": 600_000},
+        "ppo": {"num_envs": 16, "num_steps": 128, "num_minibatches": 16, "learning_rate": 1e-3},
     },
 }
 
