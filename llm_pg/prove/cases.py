@@ -92,6 +92,9 @@ def _masks() -> Iterator[Case]:
     yield Case(title, "reinforce", dropped, ONE, BIASED, "truncated dropped", quick=True)
     fined = dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5)
     yield Case(title, "reinforce", fined, ONE, EXACT, "truncated fined, as objective")
+    unscored = ONE.replace(unscored=True, prompts="one")
+    yield Case(title, "rloo", RLOO, unscored, DIRECTION, "unscored dropped, one prompt")
+    yield Case(title, "reinforce", PLAIN, unscored, BIASED, "unscored dropped, one prompt")
     cool: Warp = (("temperature", 0.6),)
     cut: Warp = (("top_k", 2),)
     nucleus: Warp = (("top_p", 0.7),)
@@ -109,6 +112,17 @@ def _critics() -> Iterator[Case]:
             row = dataclasses.replace(CRITIC, lam=lam)
             yield Case(title, "gae", row, ONE.replace(critic=critic), expect, f"{critic} critic, λ {lam:g}")
     yield Case(title, "a2c", TABLE["a2c"], ONE.replace(critic="wrong"), BIASED, "wrong critic, λ 1")
+
+
+def _with_penalty() -> Iterator[Case]:
+    title = "With its KL penalty, beta 0.5"
+    world = ONE.replace(reference="far")
+    for name, expect in (("reinforce", EXACT), ("rloo", EXACT), ("grpo", BIASED), ("dr_grpo", BIASED)):
+        row = dataclasses.replace(TABLE[name], beta=0.5)
+        detail = f"{row.kl_estimator} in the {row.kl_placement}"
+        yield Case(title, name, row, world, expect, detail)
+    summed = dataclasses.replace(RLOO, beta=0.5, returns="total")
+    yield Case(title, "rloo", summed, world, EXACT, "k1 in the reward, summed")
 
 
 def _penalties() -> Iterator[Case]:
@@ -180,5 +194,5 @@ def _bonus() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Every line, in the order of the table."""
-    parts = (_shipped, _reductions, _scaling, _returns, _masks, _critics, _penalties, _reused, _bonus)
+    parts = (_shipped, _reductions, _scaling, _returns, _masks, _critics, _with_penalty, _penalties, _reused, _bonus)
     return [case for part in parts for case in part()]

@@ -143,6 +143,13 @@ DEPARTURES: tuple[Departure, ...] = (
         _row(truncated="keep"),
     ),
     Departure(
+        "unscored dropped",
+        "Rows without a verdict leave sum and denominator: with a leave-one-out baseline that is the gradient of "
+        "E[R | scored] times the probability that two of the group are scored; without one it is not.",
+        lambda row, spec: spec.unscored,
+        _spec(unscored=False),
+    ),
+    Departure(
         "another distribution",
         "The tokens were drawn from a tempered or cut distribution, and the log-probabilities of another are trained.",
         lambda row, spec: spec.trained is not None and spec.trained != spec.sampler,

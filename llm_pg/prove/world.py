@@ -55,6 +55,7 @@ class World:
         value_PN: what the critic says of each prefix.
         gamma: discount.
         train_eos: False leaves the EOS out of the loss.
+        scored_PS: False where the reward function gives no verdict; the objective is then E[R | scored].
         ordered: list each order of a group apart.
     """
 
@@ -68,11 +69,17 @@ class World:
     value_PN: Tensor | None = None
     gamma: float = 1.0
     train_eos: bool = True
+    scored_PS: Tensor | None = None
     ordered: bool = False
 
     @property
     def completions(self) -> Completions:
         return self.policy.completions
+
+    @property
+    def _scored_PS(self) -> Tensor:
+        everything = torch.ones(self.policy.num_prompts, self.completions.num_completions, dtype=torch.bool)
+        return everything if self.scored_PS is None else self.scored_PS
 
     @property
     def sampled(self) -> TabularPolicy:
@@ -89,10 +96,20 @@ class World:
 
     def gradient(self, beta: float = 0.0) -> Tensor:
         """∇(J - beta·KL(π‖reference)), (P, N, V)."""
-        gradient = objective(self.policy, self.reward_PNV, self.gamma).gradient_PNV
+        if self.scored_PS is None:
+            gradient = objective(self.policy, self.reward_PNV, self.gamma).gradient_PNV
+        else:
+            gradient = self._gradient_where_scored()
         if beta and self.reference is not None:
             gradient = gradient - beta * kl(self.policy, self.reference).gradient_PNV
         return gradient
+
+    def _gradient_where_scored(self) -> Tensor:
+        assert self.scored_PS is not None
+        leaf_PNV = self.policy.logits_PNV.clone().requires_grad_()
+        scored_PS = self.policy.with_logits(leaf_PNV).prob_PS() * self.scored_PS
+        value = ((scored_PS * self.return_PS).sum(1) / scored_PS.sum(1)).mean()
+        return torch.autograd.grad(value, leaf_PNV)[0]
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
@@ -108,7 +125,7 @@ class World:
             "reward_BT": reward_PST,
             "discount_BT": (mask_PST & next_ST) * torch.tensor(self.gamma, dtype=reward_PST.dtype),
             "cut_BT": torch.zeros_like(mask_PST),
-            "valid_B": torch.ones(num_prompts, c.num_completions, dtype=torch.bool),
+            "valid_B": self._scored_PS,
             "truncated_B": c.truncated_S.expand(num_prompts, -1),
         }
         if self.reference is not None:

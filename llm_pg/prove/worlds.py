@@ -34,6 +34,7 @@ class Spec:
         sampler: settings of the sampler's `warp_logits`. trained: of the trained log-probability; None: the same.
         critic: none, exact, wrong (off by up to 0.5), zero.
         train_eos: False leaves the EOS out of the loss.
+        unscored: completions that begin with b get no verdict.
         gamma: discount.
         ordered: each order of a group is listed apart.
     """
@@ -49,6 +50,7 @@ class Spec:
     trained: Warp | None = None
     critic: str = "none"
     train_eos: bool = True
+    unscored: bool = False
     gamma: float = 1.0
     ordered: bool = False
 
@@ -105,6 +107,9 @@ def build(spec: Spec) -> World:
         value_PN=value,
         gamma=spec.gamma,
         train_eos=spec.train_eos,
+        scored_PS=(enumerate_completions(3, spec.horizon).tokens_ST[:, 0] != B).repeat(num_prompts, 1)
+        if spec.unscored
+        else None,
         ordered=spec.ordered,
     )
 
