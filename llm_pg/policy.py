@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,15 @@ class Policy:
         model.eval()
         try:
             out_BT = torch.zeros_like(rollouts.logp_BT)
-            for index in micro_batches(rollouts.length_B, micro_rows):
-                out_BT[index] = self._score(model, rollouts.rows(index), False, False).logp_BT.to(out_BT.dtype)
+            pieces = list(micro_batches(rollouts.length_B, micro_rows))
+            while pieces:
+                index = pieces.pop(0)
+                try:
+                    logp_BT = self._score(model, rollouts.rows(index), False, False).logp_BT
+                except torch.OutOfMemoryError as error:
+                    pieces[:0] = halves(index, error)
+                    continue
+                out_BT[index] = logp_BT.to(out_BT.dtype)
         finally:
             model.train(was_training)
         return out_BT
@@ -159,13 +167,24 @@ def micro_batches(length_B: Tensor, micro_rows: int) -> Iterator[Tensor]:
     yield from order.split(micro_rows)
 
 
+def halves(index: Tensor, error: torch.OutOfMemoryError) -> list[Tensor]:
+    """A micro-batch that ran out of memory, in two; the error again where it is a single row."""
+    if len(index) == 1:
+        raise error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return list(index.chunk(2))
+
+
 @dataclass
 class UpdateStats:
-    """Of one optimiser step: sums over the batch, the gradient's norm before clipping, and whether it stepped."""
+    """Of one optimiser step: sums over the batch, the gradient's norm before clipping, whether it stepped (not where
+    loss or gradient were not finite on any rank), and how often a micro-batch was halved for want of memory."""
 
     values: dict[str, float]
     grad_norm: float
     stepped: bool
+    splits: int = 0
 
 
 class Updater:
@@ -220,19 +239,43 @@ class Updater:
 
     def _step(self, batch: Batch) -> UpdateStats:
         self.policy.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        values: dict[str, float] = {}
-        alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
-        for index in micro_batches(batch.rollouts.length_B[alive], self.micro_rows) if len(alive) else ():
-            part = batch.rows(alive[index])
-            for key, value in self._backward(part).items():
-                values[key] = values.get(key, 0.0) + value
+        values, splits = self._gradient(batch)
         self._sum_gradients()
         grad_norm = self._clip()
-        stepped = bool(torch.isfinite(torch.tensor(grad_norm)))
-        if stepped:
+        if not self._finite_everywhere(values):
+            grad_norm = float("nan")
+        stepped = math.isfinite(grad_norm)
+        # A loss scaler finds the overflow itself, and lowers its scale only where it is asked to step.
+        if stepped or self.accelerator.scaler is not None:
             self.optimizer.step()
-        return UpdateStats(values, grad_norm, stepped)
+        return UpdateStats(values, grad_norm, stepped, splits)
+
+    def _gradient(self, batch: Batch) -> tuple[dict[str, float], int]:
+        """Sums over this rank's rows, their gradient in `.grad`, and the halvings of a micro-batch it took.
+
+        A backward pass that runs out of memory leaves a part of its gradient behind, so all of it is made again with
+        smaller pieces. The longest rows come first, so little is lost; the gradient is the same however it is cut.
+        """
+        rows, splits = self.micro_rows, 0
+        alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            values: dict[str, float] = {}
+            try:
+                for index in micro_batches(batch.rollouts.length_B[alive], rows) if len(alive) else ():
+                    for key, value in self._backward(batch.rows(alive[index])).items():
+                        values[key] = values.get(key, 0.0) + value
+                return values, splits
+            except torch.OutOfMemoryError as error:
+                rows = len(halves(alive[:rows], error)[0])
+                splits += 1
+
+    def _finite_everywhere(self, values: dict[str, float]) -> bool:
+        """Whether the loss is a number on every rank; a NaN in it can have a gradient that is finite."""
+        losses = [value for key, value in values.items() if key.endswith("_loss")]
+        total = torch.tensor(sum(losses), dtype=torch.float32, device=self.accelerator.device)
+        total = self.accelerator.reduce(total, reduction="sum")
+        return math.isfinite(float(total))
 
     def _backward(self, part: Batch) -> dict[str, float]:
         rollouts = part.rollouts
