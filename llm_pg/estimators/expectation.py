@@ -98,9 +98,9 @@ def _one_prompt(prob_S: Tensor, num_generations: int, ordered: bool) -> tuple[Te
         pick_MG = torch.tensor(list(itertools.combinations_with_replacement(range(len(support)), num_generations)))
         count_MS = torch.zeros(len(pick_MG), len(support), dtype=prob_S.dtype)
         count_MS.scatter_add_(1, pick_MG, torch.ones_like(pick_MG, dtype=prob_S.dtype))
-        orders_M = math.factorial(num_generations) / (count_MS + 1).lgamma().sum(1).exp()
+        orders_M = (math.lgamma(num_generations + 1) - (count_MS + 1).lgamma().sum(1)).exp().round()
     index_MG = support[pick_MG]
-    return index_MG, orders_M.round() * prob_S[index_MG].prod(1)
+    return index_MG, orders_M * prob_S[index_MG].prod(1)
 
 
 def enumerate_groups(

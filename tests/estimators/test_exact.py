@@ -90,7 +90,9 @@ def test_gradient_is_the_visits_times_action_minus_its_expectation() -> None:
     c = policy.completions
     prob_PNV = policy.logits_PNV.softmax(-1)
     value_PN = state_values(policy, reward_PNV)
-    follow_PNV = torch.where(c.child_NV >= 0, value_PN[:, c.child_NV.clamp(min=0)], torch.zeros((), dtype=torch.float64))
+    follow_PNV = torch.where(
+        c.child_NV >= 0, value_PN[:, c.child_NV.clamp(min=0)], torch.zeros((), dtype=torch.float64)
+    )
     visit_PN = torch.zeros_like(value_PN)
     visit_PN[:, 0] = 1
     for n in range(c.num_prefixes):

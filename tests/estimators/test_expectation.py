@@ -74,9 +74,7 @@ def test_variance_of_reinforce_equals_its_closed_form() -> None:
 
 def test_averaging_g_independent_completions_divides_the_variance_by_g() -> None:
     row = Row("total", "", returns="total", surrogate="reinforce")
-    traces = [
-        expect_in(build(Spec(num_generations=g, prompts="one")), algorithm_of(row, 3)).trace for g in (1, 2, 4)
-    ]
+    traces = [expect_in(build(Spec(num_generations=g, prompts="one")), algorithm_of(row, 3)).trace for g in (1, 2, 4)]
     assert traces[0] / traces[1] == pytest.approx(2.0, rel=1e-10)
     assert traces[0] / traces[2] == pytest.approx(4.0, rel=1e-10)
 
