@@ -18,6 +18,7 @@ from .sampling.protocol import Completions, Sampler, SamplingParams
 from .sampling.random import stream_key
 
 TRAIN_STREAM, EVAL_STREAM = 1, 2
+MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of the longest character in UTF-8
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Experience:
     texts: list[str]
     scores: Scores
     num_generations: int
+    pieces: Pieces | None = None
 
     def metrics(self) -> dict[str, float]:
         """Facts of the batch; see `metrics.METRICS`."""
@@ -54,7 +56,7 @@ class Experience:
         return out
 
     def readable(self, weight_BT: Tensor, num_groups: int) -> list[dict[str, Any]]:
-        """The first groups as JSON rows: texts, scores and the numbers of every token."""
+        """The first groups as JSON rows: texts, scores, and the text and numbers of every token."""
         rollouts, rows = self.rollouts, []
         lengths, ids = rollouts.length_B.tolist(), rollouts.completion_ids()
         for i in range(min(num_groups * self.num_generations, len(self.texts))):
@@ -70,12 +72,48 @@ class Experience:
                     "reward": self.scores.reward[i],
                     "parts": {name: values[i] for name, values in self.scores.parts.items()},
                     "truncated": bool(rollouts.truncated_B[i]),
+                    **({} if self.pieces is None else {"pieces": self.pieces(ids[i])}),
                     "tokens": {
                         name: [round(v, 5) for v in x[i, :n].tolist()] for name, x in numbers.items() if x is not None
                     },
                 }
             )
         return rows
+
+
+class Pieces:
+    """The text that each token adds; whole tokens are looked up once, as a step has tens of thousands of them."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[int, str] = {}
+
+    def __call__(self, ids: Sequence[int]) -> list[str]:
+        """Special tokens by name. A character made of several tokens belongs to the last of them."""
+        pieces: list[str] = []
+        pending: list[int] = []
+        for token in ids:
+            text = self._alone(token) if not pending else self._decode([*pending, token])
+            pending.append(token)
+            if text.endswith("\ufffd") and len(pending) < MOST_TOKENS_OF_A_CHARACTER:
+                pieces.append("")
+                continue
+            pieces.append(text)
+            pending = []
+        if pending:
+            pieces[-1] = self._decode(pending)
+        return pieces
+
+    def _alone(self, token: int) -> str:
+        if token not in self.known:
+            text = self._decode([token])
+            # SentencePiece writes a leading space as ▁ and drops it when a token is decoded alone.
+            spaced = str(self.tokenizer.convert_ids_to_tokens(token)).startswith("▁")
+            self.known[token] = f" {text}" if spaced and not text.startswith(" ") else text
+        return self.known[token]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 class Collector:
@@ -91,6 +129,7 @@ class Collector:
     ) -> None:
         self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
         self.seed, self.gamma = seed, gamma
+        self.pieces = Pieces(tokenizer)
 
     def collect(
         self, prompts: Sequence[Prompt], step: int, num_generations: int, clock: Clock, first_place: int = 0
@@ -117,7 +156,7 @@ class Collector:
             tokens_BT=done.tokens_BT,
             prompt_ids_B=[p.ids for p in prompts for _ in range(num_generations)],
         )
-        return Experience(list(prompts), rollouts, texts, scores, num_generations)
+        return Experience(list(prompts), rollouts, texts, scores, num_generations, self.pieces)
 
     def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
         """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers."""
