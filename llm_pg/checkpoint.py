@@ -10,15 +10,18 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+FILES = {"weights.safetensors", "optimizer.safetensors", "numbers.json"}
 _FORMAT = 1
 
 
@@ -40,11 +43,14 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:06d}"
 
 
-def save(root: Path, state: State, identity: dict[str, Any], keep: int | None = None) -> Path:
+def save(
+    root: Path, state: State, identity: dict[str, Any], keep: int | None = None, protected: Collection[int] = ()
+) -> Path:
     """Write a checkpoint of `state` under `root` and drop the oldest beyond `keep`.
 
     Args:
         identity: what must be the same to go on (config, data fingerprint, versions); kept in the manifest.
+        protected: steps that are kept however old they are.
 
     Raises:
         CheckpointError: when a weight is not finite, or the disk has no room; older checkpoints stay.
@@ -55,47 +61,73 @@ def save(root: Path, state: State, identity: dict[str, Any], keep: int | None = 
             f"Step {state.step} was not saved: {len(bad)} of {len(state.weights)} weights hold NaN or inf "
             f"({bad[0]} first). The last good checkpoint stays."
         )
-    folder = folder_of(root, state.step)
-    if folder.exists():
-        shutil.rmtree(folder)
-    need = sum(t.numel() * t.element_size() for part in (state.weights, state.optimizer) for t in part.values())
-    root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
-    if free < need * 1.05:
-        raise CheckpointError(
-            f"Step {state.step} was not saved: it needs {need:,} bytes at {root}, which has {free:,} free."
-        )
-    folder.mkdir()
+    folder, need = folder_of(root, state.step), size(state)
     try:
-        save_file({k: v.detach().contiguous().cpu() for k, v in state.weights.items()}, folder / "weights.safetensors")
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in state.optimizer.items()}, folder / "optimizer.safetensors"
-        )
+        root.mkdir(parents=True, exist_ok=True)
+        remove(folder)
+        check_room(root, need)
+        folder.mkdir()
+        for name, tensors in (("weights", state.weights), ("optimizer", state.optimizer)):
+            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors")
         (folder / "numbers.json").write_text(json.dumps({"step": state.step, **state.numbers}, indent=1))
         _commit(folder, {"format": _FORMAT, "step": state.step, "identity": identity})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(root).free if root.exists() else 0
         with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
+            remove(folder)
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CheckpointError(
-            f"Step {state.step} was not saved at {folder}: {error.strerror or error}. It needs {need:,} bytes and "
-            f"{shutil.disk_usage(root).free:,} are free. Older checkpoints stay."
+            f"Step {state.step} was not saved: it needs {need:,} bytes at {folder}, where {free:,} are free ({why}). "
+            "Older checkpoints stay."
         ) from None
     if keep is not None:
         for old in sorted(whole(root))[:-keep]:
-            shutil.rmtree(folder_of(root, old))
+            if old not in protected:
+                remove(folder_of(root, old))
     return folder
+
+
+def size(state: State) -> int:
+    """Bytes of the tensors of a checkpoint, which are all but a few kilobytes of it."""
+    return sum(t.numel() * t.element_size() for part in (state.weights, state.optimizer) for t in part.values())
+
+
+def check_room(root: Path, need: int) -> None:
+    """CheckpointError when the disk under `root` has no room for `need` bytes."""
+    place = next(p for p in (root, *root.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < need * 1.05:
+        raise CheckpointError(
+            f"There is no room for a checkpoint: it needs {need:,} bytes at {root}, which has {free:,}."
+        )
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint, its manifest first: what a kill leaves behind is then no checkpoint."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _commit(folder: Path, head: dict[str, Any]) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(path)
         files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     with (folder / MANIFEST).open("w") as file:
         json.dump({**head, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sha256(path: Path) -> str:
@@ -112,37 +144,49 @@ def problem(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         return "it has no manifest, so it was not written to the end"
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return "its manifest cannot be read"
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != _FORMAT
-        or not isinstance(manifest.get("files"), dict)
-    ):
+    if not _well_formed(manifest):
         return "its manifest is of another format"
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["size"]:
-            return f"{name} has {path.stat().st_size} bytes where {facts['size']} were written"
-        if _sha256(path) != facts["sha256"]:
-            return f"{name} does not have the sha256 that was written"
+    return next((why for name, facts in manifest["files"].items() if (why := _damage(folder / name, facts))), None)
+
+
+def _well_formed(manifest: Any) -> bool:
+    """Exactly our files, by plain names: a manifest cannot point outside its folder."""
+    return (
+        isinstance(manifest, dict)
+        and manifest.get("format") == _FORMAT
+        and isinstance(manifest.get("identity"), dict)
+        and isinstance(manifest.get("files"), dict)
+        and set(manifest["files"]) == FILES
+        and all(isinstance(facts, dict) and {"size", "sha256"} <= set(facts) for facts in manifest["files"].values())
+    )
+
+
+def _damage(path: Path, facts: dict[str, Any]) -> str | None:
+    if not path.is_file() or path.is_symlink():
+        return f"{path.name} is missing"
+    if path.stat().st_size != facts["size"]:
+        return f"{path.name} has {path.stat().st_size} bytes where {facts['size']} were written"
+    if _sha256(path) != facts["sha256"]:
+        return f"{path.name} does not have the sha256 that was written"
     return None
 
 
 def whole(root: Path) -> list[int]:
     """Steps of the folders that have a manifest (not yet verified)."""
-    return [int(p.name[5:]) for p in root.glob("step-*") if p.name[5:].isdigit() and (p / MANIFEST).exists()]
+    return [int(p.name[5:]) for p in folders(root) if (p / MANIFEST).exists()]
+
+
+def folders(root: Path) -> list[Path]:
+    """All folders named as checkpoints, whole or not, in the order of their steps."""
+    return sorted((p for p in root.glob("step-*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest verified checkpoint, and one warning for each newer folder that had to be passed over."""
     warnings: list[str] = []
-    folders = sorted(
-        (p for p in root.glob("step-*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]), reverse=True
-    )
-    for folder in folders:
+    for folder in reversed(folders(root)):
         why = problem(folder)
         if why is None:
             return folder, warnings
@@ -155,15 +199,21 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
     why = problem(folder)
     if why is not None:
         raise CheckpointError(f"Checkpoint {folder} cannot be used: {why}.")
-    numbers = json.loads((folder / "numbers.json").read_text())
-    identity = json.loads((folder / MANIFEST).read_text())["identity"]
-    state = State(
-        numbers.pop("step"),
-        load_file(folder / "weights.safetensors"),
-        load_file(folder / "optimizer.safetensors"),
-        numbers,
-    )
-    return state, identity
+    try:
+        numbers = json.loads((folder / "numbers.json").read_text())
+        state = State(
+            int(numbers.pop("step")),
+            load_file(folder / "weights.safetensors"),
+            load_file(folder / "optimizer.safetensors"),
+            numbers,
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # The hashes were right, so somebody wrote other content and a manifest for it.
+        raise CheckpointError(
+            f"Checkpoint {folder} cannot be used: its files are not safetensors and JSON of this format "
+            f"({type(error).__name__}: {error}). Nothing of it was executed."
+        ) from None
+    return state, json.loads((folder / MANIFEST).read_text())["identity"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,0 +1,78 @@
+"""What the ranks of a run tell each other beside gradients. With one rank everything here is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from .guard import RunStopped, mean
+
+T = TypeVar("T")
+# Sums whose denominator is already that of all ranks; see algorithms.algorithm.
+_SUMS = ("tokens", "tokens_per_second", "policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl")
+_SUMS += ("sampler_gap", "oom_splits")
+_MAXIMA = ("memory", "seconds")
+
+
+class Ranks:
+    """The processes of one run, over accelerate."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.number, self.count = accelerator.process_index, accelerator.num_processes
+        self.is_main = accelerator.is_main_process
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        return x if self.count == 1 else self.accelerator.reduce(x, reduction="sum")
+
+    def gather(self, value: T) -> list[T]:
+        """Of every rank, in order; values travel as pickles between ranks of one run only."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of `work` on this rank, if it came to an end on every rank.
+
+        Where it raised on one, that rank raises its error and the others RunStopped with the first rank's cause: all
+        end, and none waits for one that is gone.
+        """
+        if self.count == 1:
+            return work()
+        failure: Exception | None = None
+        result: T | None = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001  raised again below, once the other ranks know
+            failure = error
+        causes = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, cause in enumerate(causes):
+            if cause is not None:
+                raise RunStopped(f"Rank {rank} ended the run: {cause}")
+        return result  # type: ignore[return-value]
+
+
+def merge_metrics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of one step from those of each rank: sums, maxima, else means (rewards by their scorable completions)."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    out: dict[str, Any] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        holders = [part for part in parts if name in part]
+        values = [part[name] for part in holders]
+        if all(value == values[0] for value in values) and name not in _SUMS:
+            out[name] = values[0]
+        elif name in _SUMS:
+            out[name] = sum(values)
+        elif name in _MAXIMA or name.startswith("seconds/"):
+            out[name] = max(values)
+        else:
+            scorable = [1 - part.get("unscorable", 0.0) if name.startswith("reward") else 1.0 for part in holders]
+            out[name] = mean(values, scorable)
+    return out
