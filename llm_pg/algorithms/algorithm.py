@@ -239,12 +239,15 @@ class Algorithm:
             measure: False leaves out the statistics of the ratios, which cost as much as the loss of a small batch.
         """
         row, mask_BT = self.row, batch.mask_BT
-        old_BT = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
+        # Junk outside the mask would come back through the gradient of exp, as 0 · inf, though no sum reads it.
+        outside_BT = ~mask_BT
+        logp_BT = logp_BT.masked_fill(outside_BT, 0.0)
+        old_BT = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT.masked_fill(outside_BT, 0.0)
         ratio_BT = importance_ratio(logp_BT, old_BT, mask_BT, row.importance_sampling_level)
         term_BT = self._surrogate(logp_BT, ratio_BT, batch)
         stats = self._ratio_stats(logp_BT, old_BT, ratio_BT, batch) if measure else {}
         if batch.ref_logp_BT is not None:
-            kl_BT = KL_ESTIMATORS[row.kl_estimator](logp_BT, batch.ref_logp_BT)
+            kl_BT = KL_ESTIMATORS[row.kl_estimator](logp_BT, batch.ref_logp_BT.masked_fill(outside_BT, 0.0))
             if row.use_bias_correction_kl:
                 kl_BT = kl_BT * ratio_BT
             term_BT = term_BT + row.beta * kl_BT

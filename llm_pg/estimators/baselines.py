@@ -32,14 +32,29 @@ def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, T
     return sum_P[group_B], num_P[group_B]
 
 
+def _origin(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """The least valid entry of each rollout's group, shaped as `x_B`.
+
+    Sums are taken of the distance from it, so that a group of equal rewards has advantage 0 to the last bit: 0.7 is
+    not (0.7 + 0.7 + 0.7) / 3 in floating point, and dividing by a deviation of 1e-4 would make a signal of the rest.
+    """
+    valid = valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
+    index = group_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
+    num_groups = int(group_B.max()) + 1 if group_B.numel() else 0
+    least_P = x_B.new_full((num_groups, *x_B.shape[1:]), torch.inf)
+    least_P = least_P.scatter_reduce(0, index, torch.where(valid, x_B, torch.inf), "amin")
+    return torch.where(least_P == torch.inf, torch.zeros_like(least_P), least_P)[group_B]
+
+
 def group_mean(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     """Mean of the rollout's group, itself included.
 
     Bias: the expected update is (G-1)/G of the gradient: the right direction, shrunk.
     Source: GRPO, Shao et al. 2024 (arXiv 2402.03300).
     """
-    sum_B, num_B = group_sums(x_B, group_B, valid_B)
-    return sum_B / num_B.clamp(min=1)
+    origin_B = _origin(x_B, group_B, valid_B)
+    sum_B, num_B = group_sums(x_B - origin_B, group_B, valid_B)
+    return origin_B + sum_B / num_B.clamp(min=1)
 
 
 def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
@@ -50,8 +65,9 @@ def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
 
     Source: Kool et al. 2019; RLOO, Ahmadian et al. 2024 (arXiv 2402.14740).
     """
-    sum_B, num_B = group_sums(x_B, group_B, valid_B)
-    others_B = (sum_B - x_B) / (num_B - 1).clamp(min=1)
+    origin_B = _origin(x_B, group_B, valid_B)
+    sum_B, num_B = group_sums(x_B - origin_B, group_B, valid_B)
+    others_B = origin_B + (sum_B - (x_B - origin_B)) / (num_B - 1).clamp(min=1)
     return torch.where(num_B > 1, others_B, x_B)
 
 

@@ -1,0 +1,109 @@
+"""Batches made of nothing but numbers, for tests of the algorithms: no model, no text."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llm_pg.algorithms.algorithm import Algorithm, Batch
+from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.rollouts import Rollouts
+
+LIMIT = 9
+
+
+@dataclass
+class Linear:
+    """A stand-in for a model: every number that is trained is linear in the same ten parameters."""
+
+    logp_BTK: Tensor
+    entropy_BTK: Tensor
+    value_BTK: Tensor
+
+    def rows(self, index: Tensor) -> Linear:
+        return Linear(self.logp_BTK[index], self.entropy_BTK[index], self.value_BTK[index])
+
+    def gradient(self, algorithm: Algorithm, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient of the loss over these rows, and the statistics."""
+        theta = torch.linspace(-0.5, 0.5, 10, dtype=self.logp_BTK.dtype).requires_grad_()
+        loss, stats = algorithm.loss(
+            self.logp_BTK @ theta - 1.0,
+            batch,
+            entropy_BT=self.entropy_BTK @ theta,
+            value_BT=self.value_BTK @ theta,
+        )
+        (gradient,) = torch.autograd.grad(loss, theta, allow_unused=True)
+        stats = {name: value.detach() for name, value in stats.items()}
+        return (torch.zeros_like(theta) if gradient is None else gradient), {**stats, "loss": loss.detach()}
+
+
+def rows_of_the_table() -> dict[str, Row]:
+    """Every algorithm, as shipped and with everything on that it can have."""
+    out = dict(TABLE)
+    for name, row in TABLE.items():
+        out[f"{name} with all"] = dataclasses.replace(row, beta=0.1, entropy_coef=0.02, value_clip=0.2)
+    out["rloo of batch deviation"] = dataclasses.replace(TABLE["rloo"], scale_rewards="batch", kl_target=0.01)
+    out["reinforce of batch mean"] = dataclasses.replace(TABLE["reinforce"], baseline="batch_mean", gamma=0.9)
+    out["grpo, bnpo, truncated masked"] = dataclasses.replace(TABLE["grpo"], loss_type="bnpo", truncated="mask")
+    out["rloo, truncated fined"] = dataclasses.replace(TABLE["rloo"], truncated="penalise", truncation_penalty=0.5)
+    out["normalised rollouts"] = dataclasses.replace(TABLE["reinforce"], normalize_advantages="rollouts")
+    return out
+
+
+def make(
+    seed: int,
+    *,
+    prompts: int = 2,
+    generations: int = 3,
+    steps: int = 6,
+    dtype: torch.dtype = torch.float64,
+    reused: bool = False,
+    unscored: bool = False,
+) -> tuple[Rollouts, Linear]:
+    """Rows of random lengths, some cut, some at the limit, one prompt with equal rewards."""
+    g = torch.Generator().manual_seed(seed)
+    num = prompts * generations
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    length_B = torch.randint(1, steps + 1, (num,), generator=g)
+    at_BT = torch.arange(steps).expand(num, -1)
+    mask_BT = at_BT < length_B.unsqueeze(1)
+    last_BT = at_BT == length_B.unsqueeze(1) - 1
+    cut_B = torch.rand(num, generator=g) < 0.3
+    group_B = torch.arange(prompts).repeat_interleave(generations)
+    reward_B = (torch.rand(num, generator=g) < 0.5).to(dtype)
+    reward_B[group_B == prompts - 1] = 1.0  # a group that teaches nothing
+    model = Linear(0.3 * normal(num, steps, 10), 0.3 * normal(num, steps, 10), 0.3 * normal(num, steps, 10))
+    theta = torch.linspace(-0.5, 0.5, 10, dtype=dtype)
+    present_BT = model.logp_BTK @ theta - 1.0
+    sampled_BT = present_BT + (0.2 * normal(num, steps) if reused else 0)
+    rollouts = Rollouts(
+        mask_BT=mask_BT,
+        logp_BT=sampled_BT,
+        group_B=group_B,
+        reward_BT=last_BT * reward_B.unsqueeze(1),
+        discount_BT=(mask_BT & ~(last_BT & ~cut_B.unsqueeze(1))).to(dtype),
+        cut_BT=last_BT & cut_B.unsqueeze(1),
+        valid_B=torch.rand(num, generator=g) < (0.7 if unscored else 2.0),
+        truncated_B=cut_B,
+        ref_logp_BT=present_BT + 0.5 * normal(num, steps),
+        value_BT=normal(num, steps),
+        bootstrap_BT=normal(num, steps),
+    )
+    return rollouts, model
+
+
+def weighed(algorithm: Algorithm, rollouts: Rollouts, reused: bool) -> Batch:
+    batch = algorithm.weigh(rollouts)
+    return dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT) if reused else batch
+
+
+def close(a: Tensor, b: Tensor, dtype: torch.dtype, unit: float = 1e-3) -> bool:
+    """Equal to 1e-12 of the length in float64, to 1e-6 in float32; numbers under `unit` count as being that long."""
+    bound = 1e-12 if dtype == torch.float64 else 1e-6
+    return float((a - b).norm()) <= bound * max(float(b.norm()), unit)

@@ -1,0 +1,157 @@
+"""No cut of a batch changes its gradient: order, micro-batches, padding, ranks, rows that teach nothing."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from algorithm_batches import LIMIT, close, make, rows_of_the_table, weighed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_pg.algorithms.algorithm import Algorithm
+from llm_pg.rollouts import Rollouts
+
+ROWS = rows_of_the_table()
+DTYPES = (torch.float64, torch.float32)
+BATCHES = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 10_000),
+        "prompts": st.integers(1, 3),
+        "generations": st.integers(2, 4),
+        "dtype": st.sampled_from(DTYPES),
+        "reused": st.booleans(),
+        "unscored": st.booleans(),
+    }
+)
+
+
+def algorithm(name: str) -> Algorithm:
+    return Algorithm(ROWS[name], max_completion_length=LIMIT)
+
+
+def whole(name: str, case: dict) -> tuple:
+    rollouts, model = make(**case)
+    batch = weighed(algorithm(name), rollouts, case["reused"])
+    return rollouts, model, batch, *model.gradient(algorithm(name), batch)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+@given(case=BATCHES, data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_micro_batches_of_any_size_in_any_order_add_up_to_the_batch(name: str, case: dict, data: st.DataObject) -> None:
+    rollouts, model, batch, gradient, stats = whole(name, case)
+    num = len(rollouts.group_B)
+    order = torch.tensor(data.draw(st.permutations(range(num))))
+    size = data.draw(st.integers(1, num))
+    parts = [model.rows(rows).gradient(algorithm(name), batch.rows(rows)) for rows in order.split(size)]
+    assert close(torch.stack([g for g, _ in parts]).sum(0), gradient, case["dtype"])
+    for key, value in stats.items():
+        assert close(torch.stack([s[key] for _, s in parts]).sum(), value, case["dtype"], unit=1.0), key
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+@given(case=BATCHES, data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_the_rows_changes_no_weight(name: str, case: dict, data: st.DataObject) -> None:
+    rollouts, _, batch, _, _ = whole(name, case)
+    order = torch.tensor(data.draw(st.permutations(range(len(rollouts.group_B)))))
+    turned = weighed(algorithm(name), rollouts.rows(order), case["reused"])
+    assert close(turned.weight_BT, batch.weight_BT[order], case["dtype"])
+    assert close(turned.scale_BT, batch.scale_BT[order], case["dtype"])
+
+
+def padded(rollouts: Rollouts, columns: int, junk: float) -> Rollouts:
+    """The same rollouts with more columns; what a trainer leaves there is arbitrary, rewards and discounts are 0."""
+    extra = {}
+    for name in rollouts.__dataclass_fields__:
+        value = getattr(rollouts, name)
+        if not name.endswith("_BT") or value is None:
+            continue
+        fill = {"logp_BT": junk, "ref_logp_BT": junk, "value_BT": -30.0, "bootstrap_BT": 7.0}.get(name, 0)
+        extra[name] = torch.nn.functional.pad(value, (0, columns), value=fill)
+    return Rollouts(
+        **{n: extra.get(n, getattr(rollouts, n)) for n in rollouts.__dataclass_fields__}  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+@given(case=BATCHES, columns=st.integers(1, 5), junk=st.sampled_from([0.0, -30.0, float("nan")]))
+@settings(max_examples=10, deadline=None)
+def test_padding_changes_nothing_whatever_stands_in_it(name: str, case: dict, columns: int, junk: float) -> None:
+    rollouts, model, _, gradient, stats = whole(name, case)
+    longer = padded(rollouts, columns, junk)
+    for field in ("logp_BTK", "entropy_BTK", "value_BTK"):
+        setattr(model, field, torch.nn.functional.pad(getattr(model, field), (0, 0, 0, columns)))
+    found, found_stats = model.gradient(algorithm(name), weighed(algorithm(name), longer, case["reused"]))
+    assert close(found, gradient, case["dtype"])
+    for key, value in stats.items():
+        assert close(found_stats[key], value, case["dtype"], unit=1.0), key
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+@given(case=BATCHES)
+@settings(max_examples=12, deadline=None)
+def test_rows_that_cannot_contribute_may_be_dropped(name: str, case: dict) -> None:
+    _, model, batch, gradient, _ = whole(name, case)
+    kept = algorithm(name).contributes_B(batch).nonzero().squeeze(1)
+    found = model.rows(kept).gradient(algorithm(name), batch.rows(kept))[0] if len(kept) else gradient * 0
+    assert close(found, gradient, case["dtype"])
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "rloo", "cispo", "dr_grpo"])
+def test_a_group_of_equal_rewards_is_dropped_and_its_neighbour_is_not(name: str) -> None:
+    rollouts = Rollouts.of_scored_text(
+        mask_BT=torch.ones(6, 4),
+        logp_BT=torch.full((6, 4), -1.0),
+        group_B=torch.tensor([0, 0, 0, 1, 1, 1]),
+        reward_B=torch.tensor([1.0, 0.0, 1.0, 0.7, 0.7, 0.7]),
+    )
+    kept_B = algorithm(name).contributes_B(algorithm(name).weigh(rollouts))
+    assert kept_B.tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=6, deadline=None)
+def test_two_ranks_with_whole_groups_add_up_to_one(name: str, seed: int) -> None:
+    rollouts, model = make(seed, prompts=3)
+    batch = algorithm(name).weigh(rollouts)
+    expected, _ = model.gradient(algorithm(name), batch)
+    shards = [(rollouts.group_B == 0).nonzero().squeeze(1), (rollouts.group_B > 0).nonzero().squeeze(1)]
+    given: list[list[torch.Tensor]] = [[], []]
+    meet = threading.Barrier(2)
+
+    def rank(i: int) -> torch.Tensor:
+        def all_sum(x: torch.Tensor) -> torch.Tensor:
+            given[i].append(x)
+            meet.wait(timeout=10)
+            total = given[0][len(given[i]) - 1] + given[1][len(given[i]) - 1]
+            meet.wait(timeout=10)
+            return total
+
+        mine = rollouts.rows(shards[i])
+        mine.group_B = mine.group_B - mine.group_B.min()
+        shard = algorithm(name).weigh(mine, all_sum=all_sum)
+        return model.rows(shards[i]).gradient(algorithm(name), shard)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(rank, range(2)))
+    assert close(parts[0] + parts[1], expected, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["a2c", "ppo", "reinforce"])
+def test_steps_as_rows_of_their_own_add_up_to_the_batch(name: str) -> None:
+    """Minibatches of steps, as classic control trains on, cut a batch inside its rows."""
+    rollouts, model = make(1)
+    batch = algorithm(name).weigh(rollouts)
+    expected, _ = model.gradient(algorithm(name), batch)
+    steps = batch.steps()
+    kept = batch.mask_BT.reshape(-1).nonzero().squeeze(1)
+    flat = model.rows(torch.arange(len(rollouts.group_B)))
+    for field in ("logp_BTK", "entropy_BTK", "value_BTK"):
+        setattr(flat, field, getattr(model, field).flatten(0, 1)[kept].unsqueeze(1))
+    parts = [
+        flat.rows(rows).gradient(algorithm(name), steps.rows(rows))[0] for rows in torch.arange(len(kept)).split(4)
+    ]
+    assert close(torch.stack(parts).sum(0), expected, torch.float64)
