@@ -1,0 +1,97 @@
+"""What a run's folder tells, finished or still running, read without torch and tolerant of a line half written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import ConfigError
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that a running process has not finished is left out."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; {} where there is none yet."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+@dataclass
+class Run:
+    """One run.
+
+    config: sections of settings as resolved. metrics: a dict a step. before: the evaluation before the first step.
+    summary: {} until the run has ended.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    before: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def setting(self, section: str, name: str, default: Any = None) -> Any:
+        value = (self.config.get(section) or {}).get(name)
+        return default if value is None else value
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of the steps that measured it with a finite number."""
+        return [
+            (int(m["step"]), float(m[name]))
+            for m in self.metrics
+            if isinstance(m.get(name), (int, float)) and math.isfinite(m[name]) and "step" in m
+        ]
+
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.series(name)]
+
+    @property
+    def max_steps(self) -> int:
+        return int(self.setting("train", "max_steps", len(self.metrics)))
+
+    def completions(self) -> list[tuple[int, Path]]:
+        """(step, file) of the sampled completions, in order of steps."""
+        files = sorted((self.path / "completions").glob("step-*.jsonl"))
+        return [(int(f.stem.split("-")[1]), f) for f in files if f.stem.split("-")[1].isdigit()]
+
+
+def read_run(path: str | Path) -> Run:
+    """The run in a folder. Raises ConfigError where the folder holds no run."""
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        inside = sorted(p.parent.name for p in folder.glob("*/config.yaml")) if folder.is_dir() else []
+        hint = f" Inside it are the runs {', '.join(inside)}; name one of them." if inside else ""
+        raise ConfigError(f"{folder} holds no run: there is no config.yaml in it.{hint}")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    return Run(
+        folder,
+        folder.resolve().name,
+        config,
+        list(json_lines(folder / "metrics.jsonl")),
+        json_object(folder / "before.json"),
+        json_object(folder / "summary.json"),
+    )

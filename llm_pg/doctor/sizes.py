@@ -1,0 +1,84 @@
+"""How large a model is, and what training it takes, told without loading it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Config
+from ..config.schema import ModelConfig
+
+_NAMED = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+LOGITS_COPIES = 3  # logits, their log-softmax and its gradient, in float32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model. vocabulary and context: 0 = unknown."""
+
+    parameters: float
+    vocabulary: int
+    context: int
+
+
+def sizes_of(model: ModelConfig) -> Sizes | None:
+    """From `make`, a local folder's config.json, or the number of parameters in a hub name; None = unknown."""
+    if model.make:
+        return _of_config(model.make)
+    if not model.model_name_or_path:
+        return None
+    path = Path(model.model_name_or_path).expanduser() / "config.json"
+    if path.is_file():
+        return _of_config(json.loads(path.read_text()))
+    named = _NAMED.findall(model.model_name_or_path.split("/")[-1])
+    if not named:
+        return None
+    number, unit = named[-1]
+    return Sizes(float(number) * (1e9 if unit.lower() == "b" else 1e6), 0, 0)
+
+
+def _of_config(values: dict[str, Any]) -> Sizes | None:
+    hidden, layers = values.get("hidden_size"), values.get("num_hidden_layers")
+    if not hidden or not layers:
+        return None
+    heads = values.get("num_attention_heads") or 1
+    shared = values.get("num_key_value_heads") or heads
+    inner = values.get("intermediate_size") or 4 * hidden
+    vocabulary = values.get("vocab_size") or 0
+    layer = hidden * hidden * (2 + 2 * shared / heads) + 3 * hidden * inner
+    tables = 1 if values.get("tie_word_embeddings") else 2
+    return Sizes(layers * layer + tables * vocabulary * hidden, vocabulary, values.get("max_position_embeddings") or 0)
+
+
+def training_bytes(config: Config, sizes: Sizes, reference: bool, micro_rows: int) -> dict[str, int]:
+    """Bytes by part: a lower bound, as activations beside the logits are left out."""
+    each, model = _BYTES[config.model.dtype], config.model
+    weights = sizes.parameters * each
+    if model.use_peft:
+        trained = 0.02 * sizes.parameters
+        parts = {"weights": weights, "gradients and AdamW": trained * (each + 2 * each)}
+    else:
+        parts = {"weights": weights, "gradients and AdamW": weights + 2 * weights}
+        if reference:
+            parts["reference"] = weights
+    rows = micro_rows * config.rollout.max_completion_length
+    if sizes.vocabulary:
+        parts["logits"] = rows * sizes.vocabulary * 4 * LOGITS_COPIES
+    return {name: int(size) for name, size in parts.items()}
+
+
+def available_bytes() -> int | None:
+    """This machine's memory; None where an accelerator is present, whose memory only its driver knows."""
+    if shutil.which("nvidia-smi") or not hasattr(os, "sysconf"):
+        return None
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f}"
