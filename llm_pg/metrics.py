@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .policy import UpdateStats
 
 # name -> (unit, meaning). A name that ends in "/" stands for all names that begin with it.
 METRICS: dict[str, tuple[str, str]] = {
@@ -31,12 +37,13 @@ METRICS: dict[str, tuple[str, str]] = {
     "grad_norm": ("", "Norm of the gradient before clipping."),
     "learning_rate": ("", "Of this step."),
     "entropy_coef": ("", "Weight of the entropy bonus in this step."),
-    "skipped_updates": ("steps", "Optimiser steps skipped because the gradient was not finite."),
+    "skipped_updates": ("steps", "Optimiser steps skipped because loss or gradient was not finite."),
+    "oom_splits": ("", "Times that a micro-batch did not fit into memory and was halved; absent where none was."),
     "tokens": ("tokens", "Completion tokens sampled."),
     "tokens_per_second": ("tokens/s", "Of the sampling phase."),
     "memory": ("MB", "Peak memory of this process so far (of the accelerator where there is one)."),
     "seconds": ("s", "The whole step."),
-    "seconds/": ("s", "One phase of it: sample, reward, reference, update, eval, save."),
+    "seconds/": ("s", "One phase of it: sample, reward, reference, update, eval; save is that of the step before."),
     "eval/": ("share", "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; length in tokens."),
 }
 
@@ -83,7 +90,10 @@ class MetricsFile:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError):
                 continue
-        self.path.write_text("".join(line + "\n" for line in kept))
+        # Beside it first: a kill in the middle must not lose the lines that are there.
+        beside = self.path.with_suffix(".new")
+        beside.write_text("".join(line + "\n" for line in kept))
+        beside.replace(self.path)
 
     def write(self, values: dict[str, Any]) -> None:
         unknown = [name for name in values if not described(name)]
@@ -94,6 +104,31 @@ class MetricsFile:
             clean["nan"] = nan
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
+
+    def sync(self) -> None:
+        """Onto the disk: a checkpoint must not outlive the lines of its steps."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, Any]:
+    """Of the optimiser steps of one batch: means over them, where sums over a pass stay sums; NaN stays NaN.
+
+    per_pass: minibatches of a pass.
+    """
+    out: dict[str, Any] = {"skipped_updates": sum(not update.stepped for update in updates)}
+    for name in dict.fromkeys(name for update in updates for name in update.values):
+        share = per_pass if name in ("entropy", "clip_fraction", "approx_kl", "sampler_gap") else 1
+        out[name] = sum(update.values.get(name, 0.0) for update in updates) / len(updates) * share
+    out["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
+    splits = sum(update.splits for update in updates)
+    return {**out, "oom_splits": splits} if splits else out
+
+
+def peak_memory_mb() -> float:
+    """Peak resident set of this process in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,56 +11,107 @@ import transformers
 from . import __version__, checkpoint
 from .config import Config, ConfigError
 from .policy import Updater
+from .redact import Redactor
 
 # Sections that may differ when a run goes on: where it writes, how it is watched, how functions are bounded.
 _FREE = ("run", "eval", "reward")
+# Settings that change memory and speed and never the result.
+_FREE_LEAVES = {"train": ("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "use_cpu")}
 
 
 class Saver:
-    """Saves and restores the moving parts of a run: trainable weights, optimiser, schedule, the algorithm's state."""
+    """Saves and restores the moving parts of a run: trainable weights, optimiser, schedule, the algorithm's state.
 
-    def __init__(self, root: Path, config: Config, updater: Updater, data: str) -> None:
-        self.root, self.config, self.updater, self.data = root, config, updater, data
+    Args:
+        root: folder of the checkpoints. clean: hides secrets of the config, which stands in every manifest.
+        facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
+    """
+
+    def __init__(self, root: Path, config: Config, updater: Updater, clean: Redactor, facts: dict[str, Any]) -> None:
+        self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
+        self.saved: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         settings = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in _FREE}
+        for section, leaves in _FREE_LEAVES.items():
+            settings[section] = {k: v for k, v in settings[section].items() if k not in leaves}
         settings["run"] = {"seed": self.config.run.seed}
         versions = {"llm_pg": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-        return {"config": settings, "data": self.data, "versions": versions}
+        return self.clean.tree({"config": settings, **self.facts, "versions": versions})
 
-    def save(self, step: int) -> None:
+    def numbers(self) -> dict[str, Any]:
+        """The part of the state that is small: the schedule's place and the algorithm's running numbers."""
         updater = self.updater
-        state = checkpoint.State(
-            step,
-            {name: p for name, p in updater.policy.model.named_parameters() if p.requires_grad},
-            checkpoint.optimizer_tensors(updater.optimizer.optimizer),
-            {"scheduler": _plain(updater.scheduler.state_dict()), "algorithm": updater.algorithm.state_dict()},
-        )
-        checkpoint.save(self.root, state, self.identity(), self.config.run.save_total_limit)
+        return {"scheduler": _plain(updater.scheduler.state_dict()), "algorithm": updater.algorithm.state_dict()}
 
-    def restore(self, folder: Path) -> int:
-        """Put a verified checkpoint back; returns its step. ConfigError when it belongs to other settings."""
+    def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
+        weights = {name: p for name, p in self.updater.policy.model.named_parameters() if p.requires_grad}
+        optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer)
+        return checkpoint.State(step, weights, optimizer, self.numbers() if numbers is None else numbers)
+
+    def save(self, step: int, numbers: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint of a step, once. CheckpointError where it cannot be written."""
+        if self.saved == step:
+            return
+        checkpoint.save(self.root, self._state(step, numbers), self.identity(), self.config.run.save_total_limit)
+        self.saved = step
+
+    def check_room(self) -> None:
+        """CheckpointError when the disk has no room for one checkpoint: weights and two moments of each."""
+        weights = sum(p.numel() * p.element_size() for p in self.updater.policy.trainable())
+        checkpoint.check_room(self.root, 3 * weights)
+
+    def newest_step(self) -> int | None:
+        return max(checkpoint.whole(self.root), default=None)
+
+    def restore(self, folder: Path, *, override: bool = False) -> tuple[int, list[str]]:
+        """Put a verified checkpoint back; its step, and the differences that were overridden.
+
+        Raises ConfigError, with a table, when it belongs to other settings and `override` is false, or when its
+        weights have other names or shapes.
+        """
         state, identity = checkpoint.load(folder)
         changed = difference(identity, self.identity())
-        if changed:
+        if changed and not override:
             raise ConfigError(
-                f"Checkpoint {folder} belongs to a run with other settings: {'; '.join(changed)}. Go back to those, or "
-                "start anew with run.overwrite=true or another run.run_name."
+                f"Checkpoint {folder} belongs to a run with other settings:\n{table(changed)}\nGo back to those, go on "
+                "with the present ones all the same (--override; the result is then that of neither), or start anew "
+                "with run.overwrite=true or another run.run_name."
             )
-        parameters = dict(self.updater.policy.model.named_parameters())
+        self._restore_weights(folder, state)
+        self._restore_numbers(state.numbers)
+        self.saved = state.step
+        return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
+
+    def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:
+        parameters = {n: p for n, p in self.updater.policy.model.named_parameters() if p.requires_grad}
+        odd = sorted(set(parameters) ^ set(state.weights)) or [
+            n for n, p in parameters.items() if p.shape != state.weights[n].shape
+        ]
+        if odd:
+            raise ConfigError(
+                f"Checkpoint {folder} holds the weights of another model: {len(odd)} differ in name or shape, "
+                f"{odd[0]} first. Give the model (and adapter) that it was made with."
+            )
         with torch.no_grad():
             for name, value in state.weights.items():
                 parameters[name].copy_(value)
         checkpoint.restore_optimizer(self.updater.optimizer.optimizer, state.optimizer)
-        lambdas = self.updater.scheduler.state_dict()["lr_lambdas"]
-        self.updater.scheduler.load_state_dict({**state.numbers["scheduler"], "lr_lambdas": lambdas})
-        for group, rate in zip(
-            self.updater.optimizer.param_groups, state.numbers["scheduler"]["_last_lr"], strict=True
-        ):
+
+    def _restore_numbers(self, numbers: dict[str, Any]) -> None:
+        # Base rates and functions of the schedule come from the config, so that an overridden rate takes effect.
+        scheduler = self.updater.scheduler
+        own = {k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "lr_lambdas")}
+        scheduler.load_state_dict({**numbers["scheduler"], **own})
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        scheduler._last_lr = rates
+        for group, rate in zip(self.updater.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.updater.algorithm.load_state_dict(state.numbers["algorithm"])
-        return state.step
+        self.updater.algorithm.load_state_dict(numbers["algorithm"])
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -68,11 +119,18 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "lr_lambdas"}
 
 
-def difference(saved: Any, present: Any, path: str = "") -> list[str]:
-    """'section.key: saved -> present' for every leaf that differs; versions are told apart by their own line."""
+def difference(saved: Any, present: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """(setting, then, now) for every leaf that differs."""
     if isinstance(saved, dict) and isinstance(present, dict):
         keys = [*saved, *(k for k in present if k not in saved)]
         return [
             line for k in keys for line in difference(saved.get(k), present.get(k), f"{path}.{k}" if path else str(k))
         ]
-    return [] if saved == present else [f"{path.removeprefix('config.')}: {saved!r} then, {present!r} now"]
+    return [] if saved == present else [(path.removeprefix("config."), repr(saved), repr(present))]
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """Differences in aligned columns."""
+    lines = [("setting", "then", "now"), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in lines)

@@ -32,6 +32,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.start = self.path / "start"
         self.model = self.path / "model"
+        self.crash = self.path / "crash"
 
     def check(self, config: Config, *, resume: bool) -> None:
         """Raises ConfigError when the folder cannot be written, or holds another run."""
@@ -50,15 +51,14 @@ class RunFolder:
                 "this one another run.run_name."
             )
 
-    def begin(self, config: Config) -> None:
-        """Empty the folder of an earlier run and write the resolved config."""
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Empty the folder of an earlier run and write the resolved settings, without secrets."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.checkpoints, self.start, self.model, self.path / "completions"):
+        for folder in (self.checkpoints, self.start, self.model, self.crash, self.path / "completions"):
             shutil.rmtree(folder, ignore_errors=True)
         for old in ("summary.json", "before.json"):
             (self.path / old).unlink(missing_ok=True)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        (self.path / "config.yaml").write_text(text)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def write_completions(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         folder = self.path / "completions"

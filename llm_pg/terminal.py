@@ -19,6 +19,11 @@ class Terminal:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.quiet = quiet
 
+    @classmethod
+    def silent(cls) -> Terminal:
+        """Prints nothing at all: every rank but the first."""
+        return cls(quiet=True, console=Console(quiet=True))
+
     def say(self, text: str) -> None:
         if not self.quiet:
             self.console.print(escape(text))

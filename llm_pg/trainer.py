@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import transformers
-from accelerate import Accelerator
 from torch import Tensor
 
 from . import checkpoint
-from .algorithms.algorithm import Algorithm
-from .collect import Collector, Experience
-from .config import Config, ConfigError, flat
-from .config.check import plan_batch, resolve_row
+from .collect import Experience
+from .config import ConfigError, flat
+from .crash import Keeper
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
 from .evaluate import Evaluation, evaluate
-from .metrics import Clock, MetricsFile
-from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
-from .policy import Policy, Updater, UpdateStats
-from .preflight import task_rewards
-from .prompts import PromptStream, fingerprint, load_prompts
+from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
+from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
+from .parts import Parts
+from .prompts import Prompt, fingerprint
+from .ranks import merge_metrics
 from .resume import Saver
-from .rewards.scorer import Scorer
-from .run_folder import RunFolder
-from .sampling.generate import GenerateSampler
-from .sampling.native import NativeSampler
-from .sampling.protocol import Sampler, SamplingParams
 from .sampling.random import stream_key, uniform
-from .terminal import Terminal
+from .trackers import Trackers
 from .warm_start import warm_start
 
-ENGINES: dict[str, Callable[..., Sampler]] = {"native": NativeSampler, "transformers": GenerateSampler}
 
-
-class PolicyGradientTrainer:
+class PolicyGradientTrainer(Parts):
     """Fine-tunes a causal LM by policy gradient. The algorithm is the row that the config names.
 
     Args:
@@ -57,203 +45,121 @@ class PolicyGradientTrainer:
         ConfigError: bad settings, data, model or reward functions, before anything expensive.
     """
 
-    algorithms: ClassVar[tuple[str, ...]] = ()
-    default_config: ClassVar[type[Config]] = flat.GRPOConfig
+    def train(self, resume: bool | str | Path = False, *, override: bool = False) -> dict[str, Any]:
+        """Run to `max_steps`; returns the summary that is also written to `summary.json`.
 
-    def __init__(
-        self,
-        model: Any = None,
-        reward_funcs: Any = None,
-        args: Config | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        peft_config: Any = None,
-        *,
-        terminal: Terminal | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self.began = time.perf_counter()
-        self.config = config = (args or self.default_config()).model_copy(deep=True)
-        self._check_algorithm()
-        self.terminal, self.clock = terminal or Terminal(), clock or Clock()
-        self.row = resolve_row(config)
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
-            cpu=config.train.use_cpu,
-            log_with=list(config.run.report_to) or None,
-            project_dir=config.run.output_dir,
-        )
-        self.plan = plan_batch(config, self.accelerator.num_processes)
-        self.folder = RunFolder(config)
-        with self.clock("load"):
-            self._load(model, processing_class, peft_config, train_dataset, eval_dataset)
-        self.scorer = self._make_scorer(reward_funcs)
-        self.params = SamplingParams(
-            temperature=config.rollout.temperature,
-            top_k=config.rollout.top_k,
-            top_p=config.rollout.top_p,
-            min_p=config.rollout.min_p,
-            max_completion_length=config.rollout.max_completion_length,
-            stop=tuple(config.rollout.stop),
-        )
-        self.algorithm = Algorithm(self.row, config.rollout.max_completion_length)
-        self.collector = self._make_collector()
-        self.step = 0
+        Args:
+            resume: True = go on from the newest whole checkpoint of the run's folder; a path = from that one.
+            override: go on although the checkpoint belongs to other settings.
 
-    # --- making the parts
-
-    def _check_algorithm(self) -> None:
-        name = self.config.algorithm.name
-        if self.algorithms and name not in self.algorithms:
-            raise ConfigError(
-                f"{type(self).__name__} runs {', '.join(self.algorithms)}, and the config names algorithm {name!r}. "
-                "Use the trainer of that algorithm, or PolicyGradientTrainer, which runs every row."
-            )
-
-    def _load(self, model: Any, tokenizer: Any, peft_config: Any, train: Any, held_out: Any) -> None:
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
+            RunStopped, RewardError: the run cannot go on. Whatever a step raises, its batch and the state before it
+                are kept first (`crash/`).
+        """
         config = self.config
-        if isinstance(model, (str, Path)):
-            config.model.model_name_or_path = str(model)
-            config.model.make = None
-        self.tokenizer = prepare_tokenizer(tokenizer) if tokenizer is not None else self._own_tokenizer(model)
-        if model is None or isinstance(model, (str, Path)):
-            self.model = load_model(config.model, self.tokenizer, seed=config.run.seed)
-        else:
-            self.model = prepare_model(model, self.tokenizer, config.model)
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            self.model = get_peft_model(self.model, peft_config)
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        self.train_prompts, self.eval_prompts = load_prompts(
-            config, self.tokenizer, train_dataset=train, eval_dataset=held_out, context_length=context
-        )
-        self.stream = PromptStream(
-            self.train_prompts, self.plan.prompts, seed=config.run.seed, shuffle=config.data.shuffle_dataset
-        )
-        self.model.to(self.accelerator.device)
-        if config.train.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            if hasattr(self.model, "enable_input_require_grads"):
-                self.model.enable_input_require_grads()
-
-    def _own_tokenizer(self, model: Any) -> Any:
-        if model is not None and not isinstance(model, (str, Path)):
-            name = getattr(model.config, "_name_or_path", "")
-            if not name:
-                raise ConfigError(
-                    "The model was given as an object without a name: give its tokenizer as processing_class."
-                )
-            self.config.model.model_name_or_path = name
-            self.config.model.make = None
-        return load_tokenizer(self.config.model)
-
-    def _make_scorer(self, reward_funcs: Any) -> Scorer:
-        settings = self.config.reward
-        if reward_funcs is None:
-            funcs = task_rewards(self.config)
-        else:
-            funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        scorer = Scorer(
-            funcs,
-            settings.reward_weights,
-            workers=settings.reward_workers,
-            deadline=settings.reward_timeout,
-            in_process=settings.reward_in_process,
-            max_unscorable=settings.max_unscorable,
-            strict=settings.strict,
-        )
-        scorer.check_columns(sorted(self.train_prompts[0].row))
-        return scorer
-
-    def _make_collector(self) -> Collector:
-        rollout = self.config.rollout
-        if rollout.engine not in ENGINES:
-            raise ConfigError(f"rollout.engine {rollout.engine!r} is not available here; use {' or '.join(ENGINES)}.")
-        sampler: Sampler = ENGINES[rollout.engine](
-            self.model, self.tokenizer, end_token_ids(self.model, self.tokenizer), rollout.rollout_batch_size
-        )
-        return Collector(
-            sampler, self.scorer, self.tokenizer, self.params, seed=self.config.run.seed, gamma=self.row.gamma
-        )
-
-    def _make_updater(self) -> Updater:
-        config, train = self.config, self.config.train
-        self.policy = Policy(
-            self.model,
-            params=self.params,
-            pad_id=int(self.tokenizer.pad_token_id),
-            with_reference=self.row.beta > 0,
-            autocast=self.accelerator.autocast,
-        )
-        optimizer = torch.optim.AdamW(
-            self.policy.trainable(),
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_epsilon,
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
-        self.scheduler = transformers.get_scheduler(
-            train.lr_scheduler_type, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=train.max_steps
-        )
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        return Updater(
-            self.policy,
-            self.algorithm,
-            self.optimizer,
-            self.scheduler,
-            self.accelerator,
-            micro_rows=self.plan.micro_rows,
-            num_iterations=config.algorithm.num_iterations,
-            num_minibatches=config.algorithm.steps_per_generation,
-            max_grad_norm=train.max_grad_norm,
-        )
-
-    # --- the run
-
-    def train(self, resume: bool = False) -> dict[str, Any]:
-        """Run to `max_steps`; returns the summary that is also written to `summary.json`."""
-        config = self.config
-        self.folder.check(config, resume=resume)
+        self.ranks.together(lambda: self._check_folder(bool(resume)))
         self.scorer.write_output_to(self.folder.path / "rewards.log")
         with self.scorer:
-            start = self._begin(resume)
+            start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
             if config.eval.eval_on_start and not start:
-                before = self.evaluate("Before")
-                self.folder.write_evaluation(before)
-            for self.step in range(start + 1, config.train.max_steps + 1):
-                self._one_step()
-            after = self.evaluate("After")
+                before = self.ranks.together(lambda: self.evaluate("Before"))
+                if self.ranks.is_main:
+                    self.folder.write_evaluation(before)
+            self._steps(start)
+            after = self.ranks.together(lambda: self.evaluate("After"))
         with self.clock("save"):
             self.save_model(self.folder.model)
         return self._finish(before, after)
 
-    def _begin(self, resume: bool) -> int:
+    def _check_folder(self, resume: bool) -> None:
+        if self.ranks.is_main:
+            self.folder.check(self.config, resume=resume)
+
+    def _steps(self, start: int) -> None:
+        last, self.saving = self.config.train.max_steps, Clock()
+        self.received: int | None = None
+        with Signals() as self.signals:
+            for self.step in range(start + 1, last + 1):
+                self.keeper.begin(self.step)
+                try:
+                    self._one_step()
+                except Exception as error:
+                    self.keeper.keep(error)
+                    raise
+                if self.received is not None and self.step < last:
+                    self._interrupt(self.received)
+        self.clock.add(self.saving)
+
+    def _interrupt(self, number: int) -> None:
+        """End in order after the step that a signal came in."""
+        saved = self.save_checkpoint()
+        where = "its state is saved, --resume goes on from it" if saved else "its state could not be saved"
+        text = f"{name_of(number)}: ended after step {self.step} of {self.config.train.max_steps}; {where}."
+        self.trackers.finish()
+        self.accelerator.end_training()
+        self.terminal.warn(text)
+        raise Interrupted(number, text)
+
+    def _begin(self, resume: bool | str | Path, override: bool) -> int:
         """Warm start or resume; returns the number of steps already done."""
-        found = None
-        if resume:
-            found, warnings = checkpoint.newest(self.folder.checkpoints)
-            for warning in warnings:
-                self.terminal.warn(warning)
-            if found is None:
-                self.terminal.warn(f"No whole checkpoint in {self.folder.checkpoints}: starting from the beginning.")
+        found = self._find(resume) if resume else None
+        settings = self.clean.tree(self.config.model_dump(mode="json"))
         if found is None:
-            self.folder.begin(self.config)
+            if self.ranks.is_main:
+                self.folder.begin(settings)
             if self.config.warm_start.warm_start_steps:
                 self._warm_start()
-                self.model.save_pretrained(self.folder.start)
-        elif self.folder.start.exists():
+                if self.ranks.is_main:
+                    self._save_start()
+        elif self.row.beta and self.folder.start.exists():
             self._load_start()
         self.updater = self._make_updater()
-        self.saver = Saver(self.folder.checkpoints, self.config, self.updater, fingerprint(self.train_prompts))
-        self.accelerator.init_trackers("llm_pg", config=self.config.model_dump(mode="json"))
-        done = self.saver.restore(found) if found else 0
-        if found:
-            self.terminal.say(f"Going on from {found}: {done} steps are done.")
-        self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)
+        facts: dict[str, Any] = {
+            "data": fingerprint(self.train_prompts),
+            "reward_funcs": [function.name for function in self.scorer.functions],
+            "reward_weights": self.scorer.weights,
+            "prompts_per_step": self.plan.prompts,
+        }
+        if self.config.algorithm.steps_per_generation > 1:
+            facts["ranks"] = self.ranks.count  # a minibatch is made of the same share of every rank
+        self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts)
+        self.finite = FiniteCheck(NON_FINITE_LIMIT if self.accelerator.scaler is None else NON_FINITE_LIMIT_SCALED)
+        self.keeper = Keeper(
+            self.folder.crash, self.saver, self.optimizer.optimizer, self.ranks, self.clean, self.terminal.warn
+        )
+        done = self._restore(found, override) if found else 0
+        if self.config.run.save_steps and self.ranks.is_main:
+            self.saver.check_room()
+        self.trackers = Trackers(self.accelerator, self.config.run.report_to, self.terminal.warn, self.clean)
+        self.trackers.start("llm_pg", settings)
+        if self.ranks.is_main:
+            self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)
+        self.accelerator.wait_for_everyone()
+        return done
+
+    def _find(self, resume: bool | str | Path) -> Path | None:
+        """The checkpoint to go on from. One that was named is taken or refused, never replaced by another."""
+        if not isinstance(resume, bool):
+            why = checkpoint.problem(Path(resume))
+            if why is not None:
+                raise ConfigError(
+                    f"Checkpoint {resume} cannot be used: {why}. Without a path, --resume takes the newest whole one."
+                )
+            return Path(resume)
+        found, warnings = checkpoint.newest(self.folder.checkpoints)
+        for warning in warnings:
+            self.terminal.warn(warning)
+        if found is None:
+            self.terminal.warn(f"No whole checkpoint in {self.folder.checkpoints}: starting from the beginning.")
+        return found
+
+    def _restore(self, found: Path, override: bool) -> int:
+        done, overridden = self.saver.restore(found, override=override)
+        for line in overridden:
+            self.terminal.warn(f"Overridden: {line}.")
+        self.terminal.say(f"Going on from {found}: {done} steps are done.")
         return done
 
     def _warm_start(self) -> None:
@@ -263,73 +169,76 @@ class PolicyGradientTrainer:
             loss = warm_start(self.model, self.tokenizer, self.config, {p.text for p in self.eval_prompts})
         self.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {self.clock.seconds['warm_start']:.1f} s.")
 
+    def _save_start(self) -> None:
+        """The weights after the warm start, the reference of a resumed run; an adapter's is the bare model."""
+        if self.row.beta and not hasattr(self.model, "disable_adapter"):
+            self.model.save_pretrained(self.folder.start, max_shard_size="1000GB")
+
     def _load_start(self) -> None:
         from safetensors.torch import load_model as load_weights
 
         load_weights(self.model, self.folder.start / "model.safetensors")
 
     def _one_step(self) -> None:
-        clock, config = Clock(), self.config
+        """One batch, from its prompts to its line of metrics and its checkpoint."""
+        clock, config = self.saving, self.config
+        self.saving = Clock()
         begin = time.perf_counter()
-        each = self.plan.prompts // self.accelerator.num_processes  # whole groups, in order
-        first = each * self.accelerator.process_index
-        prompts = self.stream.take(self.step - 1)[first : first + each]
-        experience = self.collector.collect(prompts, self.step, self.plan.num_generations, clock, first)
+        torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
+        prompts, first = self._prompts()
+        experience = self.ranks.together(
+            lambda: self.collector.collect(prompts, self.step, self.plan.num_generations, clock, first)
+        )
+        self.keeper.experience = experience
         rollouts = experience.rollouts
         if self.row.beta:
             with clock("reference"):
                 rollouts.ref_logp_BT = self.policy.ref_logp(rollouts, self.plan.micro_rows)
         with clock("update"):
-            batch = self.algorithm.weigh(
-                rollouts, progress=(self.step - 1) / config.train.max_steps, all_sum=self._all_sum
-            )
+            progress = (self.step - 1) / config.train.max_steps
+            batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self.ranks.all_sum)
+            self.keeper.batch = batch
             rate = self.scheduler.get_last_lr()[0]
             updates = self.updater.update(batch, self._orders(len(prompts) * self.plan.num_generations))
-        values = {"step": self.step, **experience.metrics(), **self._update_metrics(updates, rate)}
-        values["entropy_coef"] = batch.entropy_coef
+        values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
+        values.update(update_metrics(updates, config.algorithm.steps_per_generation))
         if rollouts.ref_logp_BT is not None:
             values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
-        if config.run.log_completions:
+        if config.run.log_completions and self.ranks.is_main:
             readable = experience.readable(batch.weight_BT, config.run.log_completions)
             self.folder.write_completions(self.step, readable)
         if config.eval.eval_steps and self.step % config.eval.eval_steps == 0 and self.step < config.train.max_steps:
-            values.update(self.evaluate(f"Step {self.step}", clock).metrics())
-        if config.run.save_steps and self.step % config.run.save_steps == 0:
-            with clock("save"):
-                self.save_checkpoint()
+            values.update(self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics())
         self._write(values, experience, clock, time.perf_counter() - begin)
+        self.finite.observe([u.stepped for u in updates], self.step)
+        if config.run.save_steps and self.step % config.run.save_steps == 0:
+            with self.saving("save"):
+                self.save_checkpoint()
 
-    def _update_metrics(self, updates: list[UpdateStats], rate: float) -> dict[str, Any]:
-        out: dict[str, Any] = {"learning_rate": rate, "skipped_updates": sum(not u.stepped for u in updates)}
-        for name in updates[0].values:
-            out[name] = sum(u.values.get(name, 0.0) for u in updates) / len(updates)
-        if len(updates) > 1:
-            per_pass = self.config.algorithm.steps_per_generation
-            out.update(
-                {
-                    k: v * per_pass
-                    for k, v in out.items()
-                    if k in ("entropy", "clip_fraction", "approx_kl", "sampler_gap")
-                }
-            )
-        out["grad_norm"] = sum(u.grad_norm for u in updates) / len(updates)
-        return out
+    def _prompts(self) -> tuple[list[Prompt], int]:
+        """This rank's prompts of the step, whole groups in order, and the place of the first among those of all."""
+        each = self.plan.prompts // self.ranks.count
+        first = each * self.ranks.number
+        return self.stream.take(self.step - 1)[first : first + each], first
 
     def _write(self, values: dict[str, Any], experience: Experience, clock: Clock, seconds: float) -> None:
+        """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
-        values["memory"] = peak_memory_mb()
+        values["memory"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
         values["seconds"] = seconds
         values.update({f"seconds/{phase}": s for phase, s in clock.seconds.items()})
         self.clock.add(clock)
-        self.metrics.write(values)
-        self.accelerator.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=self.step)
+        told = self.ranks.gather((values, experience.scores.problems, self.signals.received))
+        values = merge_metrics([each[0] for each in told])
+        if self.ranks.is_main:
+            self.metrics.write(values)
+            self.trackers.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, self.step)
         if self.step % self.config.run.logging_steps == 0 or self.step == self.config.train.max_steps:
             self.terminal.step(values, self.config.train.max_steps)
-        for function, causes in experience.scores.problems.items():
-            self.terminal.warn(f"Reward function {function}: {causes}")
-
-    def _all_sum(self, x: Tensor) -> Tensor:
-        return x if self.accelerator.num_processes == 1 else self.accelerator.reduce(x, reduction="sum")
+        for rank, (_, problems, _) in enumerate(told):
+            for function, causes in problems.items():
+                self.terminal.warn(f"Reward function {function}{f' (rank {rank})' if rank else ''}: {causes}")
+        self.received = next((number for _, _, number in told if number is not None), None)
 
     def _orders(self, num_rows: int) -> Tensor:
         """The order of the rows in each pass over the batch, a function of (seed, step, pass)."""
@@ -362,18 +271,21 @@ class PolicyGradientTrainer:
 
     def save_model(self, path: str | Path) -> None:
         """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter)."""
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main:
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
-        if not self.accelerator.is_main_process:
-            return
+        if not self.ranks.is_main:
+            return True
         try:
+            self.metrics.sync()
             self.saver.save(self.step)
         except checkpoint.CheckpointError as error:
             self.terminal.warn(str(error))
+            return False
+        return True
 
     def _finish(self, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:
         seconds = self.clock.seconds
@@ -395,20 +307,13 @@ class PolicyGradientTrainer:
             "model": str(self.folder.model),
             "versions": self.saver.identity()["versions"],
         }
-        if self.accelerator.is_main_process:
+        self.trackers.finish()
+        if self.ranks.is_main:
             self.folder.write_summary(summary)
             places = [f"Model:   {self.folder.model}", f"Metrics: {self.folder.metrics}"]
             self.terminal.summary(summary, before, after, places)
         self.accelerator.end_training()
         return summary
-
-
-def peak_memory_mb() -> float:
-    """Peak memory in MB: the accelerator's where there is one, else this process's resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class ReinforceTrainer(PolicyGradientTrainer):

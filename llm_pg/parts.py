@@ -1,0 +1,192 @@
+"""The parts of a trainer, made from a config and from what its caller brings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from .algorithms.algorithm import Algorithm
+from .collect import Collector
+from .config import Config, ConfigError, flat
+from .config.check import plan_batch, resolve_row
+from .metrics import Clock
+from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .policy import Policy, Updater
+from .preflight import task_rewards
+from .prompts import PromptStream, load_prompts
+from .ranks import Ranks
+from .redact import Redactor
+from .rewards.scorer import Scorer
+from .run_folder import RunFolder
+from .sampling.generate import GenerateSampler
+from .sampling.native import NativeSampler
+from .sampling.protocol import Sampler, SamplingParams
+from .terminal import Terminal
+
+ENGINES: dict[str, Callable[..., Sampler]] = {"native": NativeSampler, "transformers": GenerateSampler}
+
+
+class Parts:
+    """See `trainer.PolicyGradientTrainer` for the arguments."""
+
+    algorithms: ClassVar[tuple[str, ...]] = ()
+    default_config: ClassVar[type[Config]] = flat.GRPOConfig
+
+    def __init__(
+        self,
+        model: Any = None,
+        reward_funcs: Any = None,
+        args: Config | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        *,
+        terminal: Terminal | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.config = config = (args or self.default_config()).model_copy(deep=True)
+        self._check_algorithm()
+        self.clean = Redactor(config.model_dump(mode="json"))
+        self.clock = clock or Clock()
+        self.row = resolve_row(config)
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
+            cpu=config.train.use_cpu,
+            log_with=list(config.run.report_to) or None,
+            project_dir=config.run.output_dir,
+        )
+        self.ranks = Ranks(self.accelerator)
+        self.terminal = (terminal or Terminal()) if self.ranks.is_main else Terminal.silent()
+        self.plan = plan_batch(config, self.ranks.count)
+        self.folder = RunFolder(config)
+        with self.clock("load"):
+            self._load(model, processing_class, peft_config, train_dataset, eval_dataset)
+        self.scorer = self._make_scorer(reward_funcs)
+        self.params = SamplingParams(
+            temperature=config.rollout.temperature,
+            top_k=config.rollout.top_k,
+            top_p=config.rollout.top_p,
+            min_p=config.rollout.min_p,
+            max_completion_length=config.rollout.max_completion_length,
+            stop=tuple(config.rollout.stop),
+        )
+        self.algorithm = Algorithm(self.row, config.rollout.max_completion_length)
+        self.collector = self._make_collector()
+        self.step = 0
+
+    def _check_algorithm(self) -> None:
+        name = self.config.algorithm.name
+        if self.algorithms and name not in self.algorithms:
+            raise ConfigError(
+                f"{type(self).__name__} runs {', '.join(self.algorithms)}, and the config names algorithm {name!r}. "
+                "Use the trainer of that algorithm, or PolicyGradientTrainer, which runs every row."
+            )
+
+    def _load(self, model: Any, tokenizer: Any, peft_config: Any, train: Any, held_out: Any) -> None:
+        config = self.config
+        if isinstance(model, (str, Path)):
+            config.model.model_name_or_path = str(model)
+            config.model.make = None
+        self.tokenizer = prepare_tokenizer(tokenizer) if tokenizer is not None else self._own_tokenizer(model)
+        if model is None or isinstance(model, (str, Path)):
+            self.model = load_model(config.model, self.tokenizer, seed=config.run.seed)
+        else:
+            self.model = prepare_model(model, self.tokenizer, config.model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            self.model = get_peft_model(self.model, peft_config)
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        self.train_prompts, self.eval_prompts = load_prompts(
+            config, self.tokenizer, train_dataset=train, eval_dataset=held_out, context_length=context
+        )
+        self.stream = PromptStream(
+            self.train_prompts, self.plan.prompts, seed=config.run.seed, shuffle=config.data.shuffle_dataset
+        )
+        self.model.to(self.accelerator.device)
+        if config.train.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            if hasattr(self.model, "enable_input_require_grads"):
+                self.model.enable_input_require_grads()
+
+    def _own_tokenizer(self, model: Any) -> Any:
+        if model is not None and not isinstance(model, (str, Path)):
+            name = getattr(model.config, "_name_or_path", "")
+            if not name:
+                raise ConfigError(
+                    "The model was given as an object without a name: give its tokenizer as processing_class."
+                )
+            self.config.model.model_name_or_path = name
+            self.config.model.make = None
+        return load_tokenizer(self.config.model)
+
+    def _make_scorer(self, reward_funcs: Any) -> Scorer:
+        settings = self.config.reward
+        if reward_funcs is None:
+            funcs = task_rewards(self.config)
+        else:
+            funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        scorer = Scorer(
+            funcs,
+            settings.reward_weights,
+            workers=settings.reward_workers,
+            deadline=settings.reward_timeout,
+            in_process=settings.reward_in_process,
+            max_unscorable=settings.max_unscorable,
+            strict=settings.strict,
+        )
+        scorer.check_columns(sorted(self.train_prompts[0].row))
+        return scorer
+
+    def _make_collector(self) -> Collector:
+        rollout = self.config.rollout
+        if rollout.engine not in ENGINES:
+            raise ConfigError(f"rollout.engine {rollout.engine!r} is not available here; use {' or '.join(ENGINES)}.")
+        sampler: Sampler = ENGINES[rollout.engine](
+            self.model, self.tokenizer, end_token_ids(self.model, self.tokenizer), rollout.rollout_batch_size
+        )
+        return Collector(
+            sampler, self.scorer, self.tokenizer, self.params, seed=self.config.run.seed, gamma=self.row.gamma
+        )
+
+    def _make_updater(self) -> Updater:
+        config, train = self.config, self.config.train
+        self.policy = Policy(
+            self.model,
+            params=self.params,
+            pad_id=int(self.tokenizer.pad_token_id),
+            with_reference=self.row.beta > 0,
+            autocast=self.accelerator.autocast,
+            packing=train.packing,
+        )
+        optimizer = torch.optim.AdamW(
+            self.policy.trainable(),
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_epsilon,
+            weight_decay=train.weight_decay,
+            fused=True,
+        )
+        self.scheduler = transformers.get_scheduler(
+            train.lr_scheduler_type, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=train.max_steps
+        )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        return Updater(
+            self.policy,
+            self.algorithm,
+            self.optimizer,
+            self.scheduler,
+            self.accelerator,
+            micro_rows=self.plan.micro_rows,
+            num_iterations=config.algorithm.num_iterations,
+            num_minibatches=config.algorithm.steps_per_generation,
+            max_grad_norm=train.max_grad_norm,
+        )
