@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..estimators.expectation import Comparison, compare
 from .cases import all_cases
-from .measure import Case, Line, expect_in, line_of, measure, one_thread
+from .measure import Case, Line, expect_in, line_of, one_thread
 from .render import as_json as _as_json
 from .render import markdown as _markdown
 from .render import text as _text
@@ -35,7 +35,6 @@ __all__ = [
     "line_of",
     "main",
     "markdown_table",
-    "measure",
     "prove_own",
     "table",
 ]

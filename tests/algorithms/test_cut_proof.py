@@ -40,11 +40,14 @@ def whole(name: str, case: dict) -> tuple:
 @given(case=BATCHES, data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_micro_batches_of_any_size_in_any_order_add_up_to_the_batch(name: str, case: dict, data: st.DataObject) -> None:
-    rollouts, model, batch, gradient, stats = whole(name, case)
-    num = len(rollouts.group_B)
-    order = torch.tensor(data.draw(st.permutations(range(num))))
-    size = data.draw(st.integers(1, num))
-    parts = [model.rows(rows).gradient(algorithm(name), batch.rows(rows)) for rows in order.split(size)]
+    num = case["prompts"] * case["generations"]
+    order = data.draw(st.permutations(range(num)))
+    check_micro_batches(name, case, order, data.draw(st.integers(1, num)))
+
+
+def check_micro_batches(name: str, case: dict, order: list[int], size: int) -> None:
+    _, model, batch, gradient, stats = whole(name, case)
+    parts = [model.rows(rows).gradient(algorithm(name), batch.rows(rows)) for rows in torch.tensor(order).split(size)]
     assert close(torch.stack([g for g, _ in parts]).sum(0), gradient, case["dtype"])
     for key, value in stats.items():
         assert close(torch.stack([s[key] for _, s in parts]).sum(), value, case["dtype"], unit=1.0), key
@@ -79,6 +82,10 @@ def padded(rollouts: Rollouts, columns: int, junk: float) -> Rollouts:
 @given(case=BATCHES, columns=st.integers(1, 5), junk=st.sampled_from([0.0, -30.0, float("nan")]))
 @settings(max_examples=10, deadline=None)
 def test_padding_changes_nothing_whatever_stands_in_it(name: str, case: dict, columns: int, junk: float) -> None:
+    check_padding(name, case, columns, junk)
+
+
+def check_padding(name: str, case: dict, columns: int, junk: float) -> None:
     rollouts, model, _, gradient, stats = whole(name, case)
     longer = padded(rollouts, columns, junk)
     for field in ("logp_BTK", "entropy_BTK", "value_BTK"):
@@ -115,6 +122,10 @@ def test_a_group_of_equal_rewards_is_dropped_and_its_neighbour_is_not(name: str)
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=6, deadline=None)
 def test_two_ranks_with_whole_groups_add_up_to_one(name: str, seed: int) -> None:
+    check_two_ranks(name, seed)
+
+
+def check_two_ranks(name: str, seed: int) -> None:
     rollouts, model = make(seed, prompts=3)
     batch = algorithm(name).weigh(rollouts)
     expected, _ = model.gradient(algorithm(name), batch)

@@ -93,7 +93,9 @@ def test_the_value_loss_is_a_half_square_and_clipping_it_never_makes_it_smaller(
 def test_what_stands_outside_the_mask_reaches_neither_sum_nor_gradient(poison: float) -> None:
     x = torch.tensor([[1.0, 2.0, poison]], requires_grad=True)
     mask = torch.tensor([[True, True, False]])
-    masked_sum(x, mask).backward()
+    total = masked_sum(x, mask)
+    total.backward()
+    assert total.item() == 3.0
     assert x.grad is not None
     assert x.grad.tolist() == [[1.0, 1.0, 0.0]]
     assert masked_mean(x.detach(), mask).item() == 1.5

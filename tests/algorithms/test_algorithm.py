@@ -1,0 +1,252 @@
+"""What an algorithm does with scored rollouts: each line is a bug that a published trainer had."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from algorithm_batches import LIMIT, make, weighed
+
+from llm_pg.algorithms.algorithm import Algorithm
+from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.estimators.baselines import STD_EPS
+from llm_pg.rollouts import Rollouts, is_last
+
+GROUPED = [name for name, row in TABLE.items() if row.needs_group]
+
+
+def algorithm(row: Row | str, **changes: object) -> Algorithm:
+    row = TABLE[row] if isinstance(row, str) else row
+    return Algorithm(dataclasses.replace(row, **changes), max_completion_length=LIMIT)  # type: ignore[arg-type]
+
+
+def text(
+    reward_B: list[float], *, group_B: list[int] | None = None, length_B: list[int] | None = None, **others: object
+) -> Rollouts:
+    num = len(reward_B)
+    length = torch.tensor(length_B or [3] * num)
+    return Rollouts.of_scored_text(
+        mask_BT=torch.arange(int(length.max())).expand(num, -1) < length.unsqueeze(1),
+        logp_BT=torch.full((num, int(length.max())), -1.0),
+        group_B=torch.tensor(group_B or [0] * num),
+        reward_B=torch.tensor(reward_B),
+        **others,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("reward", [0.0, 0.7, 1.0, -3.3, 1e6])
+def test_a_group_of_equal_rewards_weighs_nothing_to_the_last_bit(name: str, reward: float) -> None:
+    """Dividing by a deviation of 0 gives NaN, and by one of rounding errors gives noise the size of a signal."""
+    for size in (1, 2, 3, 7):
+        batch = algorithm(name).weigh(text([reward] * size))
+        assert torch.equal(batch.weight_BT, torch.zeros(size, 3))
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_no_weight_is_nan_when_nothing_could_be_scored(name: str) -> None:
+    nothing = text([math.nan] * 4, value_BT=torch.zeros(4, 3))
+    batch = algorithm(name).weigh(nothing)
+    assert torch.equal(batch.weight_BT, torch.zeros(4, 3))
+    assert not batch.mask_BT.any()
+    assert not algorithm(name).contributes_B(batch).any()
+    assert float(algorithm(name).loss(nothing.logp_BT, batch)[0]) == 0.0
+
+
+def test_z_scores_are_the_rewards_less_their_mean_over_their_deviation() -> None:
+    batch = algorithm("grpo").weigh(text([1.0, 0.0, 0.0, 0.0, 5.0, 5.0, 7.0, 7.0], group_B=[0, 0, 0, 0, 1, 1, 1, 1]))
+    first = torch.tensor([0.75, -0.25, -0.25, -0.25]) / (0.5 + STD_EPS)
+    second = torch.tensor([-1.0, -1.0, 1.0, 1.0]) / (math.sqrt(4 / 3) + STD_EPS)
+    assert torch.allclose(batch.weight_BT[:, 0], torch.cat([first, second]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_the_rewards_of_one_prompt_move_no_weight_of_another(name: str) -> None:
+    base = [1.0, 0.0, 0.0, 0.2, 0.5, 0.9]
+    moved = [1.0, 0.0, 0.0, 9.2, -4.5, 3.9]
+    groups = [0, 0, 0, 1, 1, 1]
+    weights = [algorithm(name).weigh(text(r, group_B=groups)).weight_BT[:3] for r in (base, moved)]
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_beta_is_read_by_every_algorithm(name: str) -> None:
+    """Whatever its placement, a penalty must change the gradient."""
+    gradients = []
+    for beta in (0.0, 0.3):
+        rollouts, model = make(7)
+        tried = algorithm(name, beta=beta)
+        gradients.append(model.gradient(tried, tried.weigh(rollouts))[0])
+    assert float((gradients[0] - gradients[1]).norm()) > 1e-3 * float(gradients[0].norm())
+
+
+@pytest.mark.parametrize("placement", ["reward", "loss"])
+def test_a_penalty_pulls_toward_the_reference(placement: str) -> None:
+    """The sign: with no reward, a step must raise the tokens that the reference likes better."""
+    estimator = "k1" if placement == "reward" else "k3"
+    row = Row("kl", "", surrogate="reinforce", beta=1.0, kl_placement=placement, kl_estimator=estimator)
+    logp_BT = torch.tensor([[-1.0], [-1.0]], requires_grad=True)
+    rollouts = Rollouts.of_scored_text(
+        mask_BT=torch.ones(2, 1),
+        logp_BT=logp_BT.detach(),
+        group_B=torch.zeros(2, dtype=torch.long),
+        reward_B=torch.zeros(2),
+        ref_logp_BT=torch.tensor([[-0.2], [-3.0]]),
+    )
+    tried = Algorithm(row)
+    tried.loss(logp_BT, tried.weigh(rollouts))[0].backward()
+    assert logp_BT.grad is not None
+    assert logp_BT.grad[0] < 0 < logp_BT.grad[1]
+
+
+def test_beta_without_a_reference_is_refused() -> None:
+    with pytest.raises(ValueError, match="must carry ref_logp_BT"):
+        algorithm("grpo", beta=0.04).weigh(text([1.0, 0.0]))
+
+
+def test_a_critics_algorithm_without_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a critic"):
+        algorithm("ppo").weigh(text([1.0, 0.0]))
+
+
+def test_a_constant_denominator_without_its_constant_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_completion_length"):
+        Algorithm(TABLE["dr_grpo"])
+
+
+def test_the_eos_is_in_the_mask_and_carries_the_verdict() -> None:
+    rollouts = text([1.0, 2.0], length_B=[2, 4])
+    assert rollouts.reward_BT.tolist() == [[0, 1, 0, 0], [0, 0, 0, 2]]
+    assert is_last(rollouts.mask_BT).tolist() == [[False, True, False, False], [False, False, False, True]]
+    batch = algorithm("rloo").weigh(rollouts)
+    assert batch.mask_BT[0].tolist() == [True, True, False, False]
+    assert batch.weight_BT[0].tolist() == [-1.0, -1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_the_last_token_of_a_completion_is_trained_like_any_other(name: str) -> None:
+    """The stop token must get a gradient, or a policy never learns when to stop."""
+    rollouts = text([1.0, 0.2, -0.5], length_B=[1, 2, 3], value_BT=torch.full((3, 3), 0.3))
+    logp_BT = rollouts.logp_BT.clone().requires_grad_()
+    tried = algorithm(name)
+    tried.loss(logp_BT, tried.weigh(rollouts))[0].backward()
+    assert logp_BT.grad is not None
+    assert (logp_BT.grad[is_last(rollouts.mask_BT)] != 0).all()
+    assert (logp_BT.grad[~rollouts.mask_BT] == 0).all()
+
+
+def test_truncated_completions_follow_the_policy_that_is_named() -> None:
+    rollouts = text([1.0, 0.0, 1.0, 0.0], truncated_B=torch.tensor([True, False, False, False]))
+    kept, masked, fined = (
+        algorithm("rloo", truncated=policy, truncation_penalty=0.6).weigh(rollouts)
+        for policy in ("keep", "mask", "penalise")
+    )
+    assert kept.weight_BT[:, 0].tolist() == pytest.approx([2 / 3, -2 / 3, 2 / 3, -2 / 3])
+    assert masked.mask_BT.any(1).tolist() == [False, True, True, True]
+    assert masked.weight_BT[0].tolist() == [0, 0, 0]
+    assert masked.num_tokens == 9
+    assert fined.weight_BT[:, 0].tolist() == pytest.approx([0.4 - 1 / 3, -0.8 / 1.5 + 0.2 / 3, 1 - 0.4 / 3, -1.4 / 3])
+
+
+def test_a_row_that_could_not_be_scored_enters_neither_baseline_nor_denominator() -> None:
+    """What remains is the batch without it."""
+    with_hole = algorithm("rloo").weigh(text([1.0, math.nan, 0.0, 0.5]))
+    without = algorithm("rloo").weigh(text([1.0, 0.0, 0.5]))
+    keep = torch.tensor([0, 2, 3])
+    assert torch.allclose(with_hole.weight_BT[keep], without.weight_BT)
+    assert torch.allclose(with_hole.scale_BT[keep], without.scale_BT)
+    assert with_hole.weight_BT[1].tolist() == [0, 0, 0]
+
+
+def test_the_denominators_are_those_of_the_whole_batch() -> None:
+    rollouts = text([1.0, 0.0, 1.0], length_B=[1, 2, 4])
+    token_mean = algorithm("dapo").weigh(rollouts)
+    assert token_mean.scale_BT[rollouts.mask_BT].tolist() == pytest.approx([1 / 7] * 7)
+    assert token_mean.rows(torch.tensor([0])).scale_BT[0, 0] == pytest.approx(1 / 7)
+    by_row = algorithm("grpo", loss_type="grpo").weigh(rollouts)
+    assert by_row.scale_BT.sum(1).tolist() == pytest.approx([1 / 3] * 3)
+    constant = algorithm("dr_grpo").weigh(rollouts)
+    assert constant.scale_BT[rollouts.mask_BT].tolist() == pytest.approx([1 / (3 * LIMIT)] * 7)
+    summed = algorithm("rloo").weigh(rollouts)
+    assert summed.scale_BT[rollouts.mask_BT].tolist() == pytest.approx([1 / 3] * 7)
+
+
+def test_logged_kl_and_entropy_are_means_over_completion_tokens_only() -> None:
+    rollouts, _ = make(3)
+    batch = weighed(algorithm("ppo"), rollouts, reused=True)
+    logp_BT = torch.where(rollouts.mask_BT, rollouts.logp_BT + 0.1, torch.tensor(50.0, dtype=torch.float64))
+    entropy_BT = torch.where(rollouts.mask_BT, 0.7, 1e6)
+    stats = algorithm("ppo").loss(logp_BT, batch, entropy_BT=entropy_BT)[1]
+    assert float(stats["entropy"]) == pytest.approx(0.7)
+    assert float(stats["approx_kl"]) == pytest.approx(math.exp(0.1) - 1.1)
+    assert float(stats["sampler_gap"]) == 0.0
+
+
+def test_the_fraction_of_clipped_tokens_counts_only_those_without_a_gradient() -> None:
+    rollouts = text([1.0, 0.0], length_B=[2, 2])
+    tried = algorithm("grpo")
+    batch = dataclasses.replace(tried.weigh(rollouts), old_logp_BT=torch.full((2, 2), -1.0))
+    logp_BT = torch.tensor([[-0.5, -1.5], [-0.5, -1.0]])  # ratios 1.65, 0.61 | 1.65, 1
+    assert float(tried.loss(logp_BT, batch)[1]["clip_fraction"]) == 0.25
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) - {"reinforce", "a2c"}))
+def test_a_second_pass_measures_its_ratio_from_the_policy_that_sampled(name: str) -> None:
+    """Without the kept log-probabilities every ratio would be 1 and nothing would ever be clipped."""
+    rollouts, model = make(11, reused=True)
+    tried = algorithm(name)
+    kept = model.gradient(tried, weighed(tried, rollouts, reused=True))[0]
+    forgotten = model.gradient(tried, weighed(tried, rollouts, reused=False))[0]
+    assert float((kept - forgotten).norm()) > 1e-3 * float(kept.norm())
+
+
+def test_the_entropy_bonus_moves_linearly_to_its_end() -> None:
+    tried = algorithm("reinforce", entropy_coef=0.4, entropy_coef_final=0.0)
+    coefs = [tried.weigh(text([1.0, 0.0]), progress=p).entropy_coef for p in (-1.0, 0.0, 0.25, 1.0, 2.0)]
+    assert coefs == pytest.approx([0.4, 0.4, 0.3, 0.0, 0.0])
+
+
+def test_the_entropy_bonus_raises_entropy() -> None:
+    tried = algorithm("reinforce", entropy_coef=0.4)
+    entropy_BT = torch.full((2, 3), 0.5, requires_grad=True)
+    rollouts = text([0.0, 0.0])
+    loss = tried.loss(rollouts.logp_BT, tried.weigh(rollouts), entropy_BT=entropy_BT)[0]
+    (gradient,) = torch.autograd.grad(loss, entropy_BT)
+    assert torch.allclose(gradient, torch.full((2, 3), -0.4 / 6))
+
+
+def test_the_critic_learns_the_returns() -> None:
+    """At λ = 1 the value target is the reward-to-go, whatever the critic said before."""
+    rollouts = text([1.0, 0.0], length_B=[3, 2], value_BT=torch.randn(2, 3))
+    batch = algorithm("a2c").weigh(rollouts)
+    assert batch.value_target_BT is not None
+    assert torch.allclose(batch.value_target_BT[rollouts.mask_BT], torch.tensor([1.0, 1, 1, 0, 0]), atol=1e-6)
+
+
+def test_a_running_mean_is_fixed_before_the_batch_it_is_compared_with() -> None:
+    tried = algorithm("reinforce", baseline="running_mean")
+    first = tried.weigh(text([1.0, 0.0])).weight_BT[:, 0].tolist()
+    second = tried.weigh(text([1.0, 0.0])).weight_BT[:, 0].tolist()
+    assert first == [1.0, 0.0]
+    assert second == pytest.approx([0.5, -0.5])
+    resumed = algorithm("reinforce", baseline="running_mean")
+    resumed.load_state_dict(tried.state_dict())
+    assert resumed.running_mean.value == tried.running_mean.value
+
+
+def test_an_adaptive_penalty_survives_saving() -> None:
+    tried = algorithm("ppo", kl_target=0.01)
+    for kl in (0.1, 0.1, 0.001):
+        tried.observe_kl(kl)
+    resumed = algorithm("ppo", kl_target=0.01)
+    resumed.load_state_dict(tried.state_dict())
+    assert tried.kl_penalty is not None
+    assert resumed.kl_penalty is not None
+    assert resumed.kl_penalty.weight == tried.kl_penalty.weight == 2.0
+
+
+def test_no_weight_carries_a_gradient() -> None:
+    rollouts, _ = make(2)
+    rollouts.value_BT = rollouts.value_BT.clone().requires_grad_()  # type: ignore[union-attr]
+    for name in TABLE:
+        assert not algorithm(name).weigh(rollouts).weight_BT.requires_grad
