@@ -259,7 +259,7 @@ def check_loss(algorithm: OwnAlgorithm, name: str) -> None:
                 )
             if not torch.isfinite(loss):
                 raise ProofError(
-                    f"{name} returned {float(loss)}; steps outside batch.mask_BT hold arbitrary numbers and must be "
+                    f"{name} returned {float(loss.detach())}; steps outside batch.mask_BT hold arbitrary numbers and must be "
                     f"left out of the sum."
                 )
             if not torch.equal(loss, again):
