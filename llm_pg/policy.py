@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from .algorithms.algorithm import Algorithm, Batch
+from .attention import core_of, eval_mode, may_pack
 from .estimators.distributions import entropy, token_logp
+from .head import token_scores
+from .packing import bins, packed_hidden, packs_exactly
 from .rollouts import TextRollouts
 from .sampling.protocol import SamplingParams
+
+# Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
+TOKENS_PER_PASS = {"cpu": 1024}
+TOKENS_PER_PASS_OTHERWISE = 32_768
 
 
 @dataclass
@@ -38,6 +45,11 @@ class Policy:
         pad_id: filler of unused positions, never attended.
         with_reference: keep a frozen reference (needed where beta > 0).
         autocast: context in which forwards run (mixed precision).
+        packing: shared_prefix (no padding, each prompt once for all its completions), padded (a row a completion), or
+            auto: shared_prefix where a trial shows that it computes the same.
+
+    Raises:
+        ValueError: packing is shared_prefix and the model's attention is not covered.
     """
 
     def __init__(
@@ -48,6 +60,7 @@ class Policy:
         pad_id: int,
         with_reference: bool = False,
         autocast: Any = contextlib.nullcontext,
+        packing: str = "auto",
     ) -> None:
         self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
         self.has_adapter = hasattr(model, "disable_adapter")
@@ -56,6 +69,13 @@ class Policy:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.with_reference = with_reference
         self._splits = _head_is_separate(model)
+        self.packs = packing != "padded" and self._splits and packs_exactly(model)
+        if packing == "shared_prefix" and not self.packs:
+            raise ValueError(
+                f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "
+                "the hidden states they have alone (sliding windows, soft caps, gradient checkpointing, layers with a "
+                "state). Use train.packing: auto, which takes the padded layout for such a model."
+            )
 
     def trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -80,39 +100,49 @@ class Policy:
             return self._in_pieces(self.model, rollouts, micro_rows)
 
     def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int) -> Tensor:
-        was_training = model.training
-        model.eval()
-        try:
+        with eval_mode(model):
             out_BT = torch.zeros_like(rollouts.logp_BT)
-            pieces = list(micro_batches(rollouts.length_B, micro_rows))
-            while pieces:
-                index = pieces.pop(0)
-                try:
-                    logp_BT = self._score(model, rollouts.rows(index), False, False).logp_BT
-                except torch.OutOfMemoryError as error:
-                    pieces[:0] = halves(index, error)
-                    continue
-                out_BT[index] = logp_BT.to(out_BT.dtype)
-        finally:
-            model.train(was_training)
+            for index in self.cuts(rollouts, micro_rows):
+                out_BT[index] = self._score(model, rollouts.rows(index), False, False).logp_BT.to(out_BT.dtype)
         return out_BT
+
+    def cuts(self, rollouts: TextRollouts, micro_rows: int) -> list[Tensor]:
+        """Rows of each forward pass: at most as many tokens as `micro_rows` of the longest rows have.
+
+        Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
+        """
+        if not self._packs_now():
+            return list(micro_batches(rollouts.length_B, micro_rows))
+        lengths = rollouts.length_B.tolist()
+        longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
+        device = rollouts.mask_BT.device
+        most = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
+        passes = bins(rollouts.prompt_ids_B, lengths, min(micro_rows * longest, most))
+        return [torch.tensor(rows, device=device) for rows in passes]
+
+    def _packs_now(self) -> bool:
+        # Gradient checkpointing may be switched on after the policy is made.
+        return self.packs and may_pack(self.model)
 
     def _score(self, model: Any, rollouts: TextRollouts, with_entropy: bool, entropy_grad: bool) -> Scores:
         assert rollouts.tokens_BT is not None
-        ids, attention, start_B = self._layout(rollouts)
-        row_N, step_N = rollouts.mask_BT.nonzero(as_tuple=True)
-        place_N = start_B[row_N] - 1 + step_N  # the position that predicts the token
-        token_N = rollouts.tokens_BT[row_N, step_N]
+        row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
+        token_M = rollouts.tokens_BT[row_M, step_M]
         with self.autocast():
-            logits = self._logits_at(model, ids, attention, row_N, place_N)
-        warped = self.params.warp(logits, keep=token_N)
-        zeros_BT = torch.zeros(rollouts.mask_BT.shape, dtype=warped.dtype, device=warped.device)
-        logp_BT = zeros_BT.index_put((row_N, step_N), token_logp(warped, token_N))
-        entropy_BT = zeros_BT
-        if with_entropy:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_grad):
-                entropy_BT = zeros_BT.index_put((row_N, step_N), entropy(warped))
-        return Scores(logp_BT, entropy_BT)
+            if self._splits:
+                hidden_M = packed_hidden(model, rollouts) if self._packs_now() else self._padded(model, rollouts)
+                head = core_of(model).get_output_embeddings()
+                logp_M, entropy_M = token_scores(
+                    hidden_M, head, token_M, self.params, with_entropy=with_entropy, entropy_grad=entropy_grad
+                )
+            else:
+                warped = self.params.warp(self._padded(model, rollouts), keep=token_M)
+                logp_M = token_logp(warped, token_M)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_grad):
+                    entropy_M = entropy(warped) if with_entropy else torch.zeros_like(logp_M)
+        zeros_BT = torch.zeros(rollouts.mask_BT.shape, dtype=logp_M.dtype, device=logp_M.device)
+        entropy_BT = zeros_BT.index_put((row_M, step_M), entropy_M) if with_entropy else zeros_BT
+        return Scores(zeros_BT.index_put((row_M, step_M), logp_M), entropy_BT)
 
     def _layout(self, rollouts: TextRollouts) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of prompt then completion, right-padded: ids, attention mask, and where each completion begins."""
@@ -129,14 +159,19 @@ class Policy:
         ids[inside] = rollouts.tokens_BT[rollouts.mask_BT]
         return ids, (column < end_B.unsqueeze(1)).long(), start_B
 
-    def _logits_at(self, model: Any, ids: Tensor, attention: Tensor, row_N: Tensor, place_N: Tensor) -> Tensor:
+    def _padded(self, model: Any, rollouts: TextRollouts) -> Tensor:
+        """What predicts each completion token, a row a completion: hidden states, or logits where the head is not
+        separate."""
+        ids, attention, start_B = self._layout(rollouts)
+        row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
+        place_M = start_B[row_M] - 1 + step_M
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
         if not self._splits:
-            return model(**inputs).logits[row_N, place_N]
-        core = model.get_base_model() if hasattr(model, "get_base_model") else model
-        hidden = core.base_model(**inputs).last_hidden_state
-        return core.get_output_embeddings()(hidden[row_N, place_N])
+            logits: Tensor = model(**inputs).logits[row_M, place_M]
+            return logits
+        hidden: Tensor = core_of(model).base_model(**inputs).last_hidden_state
+        return hidden[row_M, place_M]
 
 
 def _head_is_separate(model: Any) -> bool:
@@ -145,19 +180,14 @@ def _head_is_separate(model: Any) -> bool:
     Then the head needs to run only where a log-probability is read. Models that cap or scale their logits fail the
     comparison and take the whole forward.
     """
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    core = core_of(model)
     head = core.get_output_embeddings()
     if head is None or core.base_model is core:
         return False
     ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-            whole = model(input_ids=ids, use_cache=False).logits
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), eval_mode(model):
+        split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(input_ids=ids, use_cache=False).logits
     return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -262,7 +292,7 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             values: dict[str, float] = {}
             try:
-                for index in micro_batches(batch.rollouts.length_B[alive], rows) if len(alive) else ():
+                for index in self.policy.cuts(batch.rollouts.rows(alive), rows) if len(alive) else ():
                     for key, value in self._backward(batch.rows(alive[index])).items():
                         values[key] = values.get(key, 0.0) + value
                 return values, splits

@@ -162,6 +162,11 @@ class TrainConfig(Section):
     bf16: bool = Field(False, description="Autocast to bfloat16.")
     fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    packing: Literal["auto", "padded", "shared_prefix"] = Field(
+        "auto",
+        description="Layout of a training pass: shared_prefix = no padding and each prompt once for all its "
+        "completions, padded = a row a completion; auto = shared_prefix where a trial shows that it is exact.",
+    )
     use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
 

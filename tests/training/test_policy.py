@@ -75,19 +75,29 @@ def gradient(
     return torch.cat([p.grad.reshape(-1) for p in policy.trainable() if p.grad is not None])
 
 
+def in_double(batch: TextRollouts) -> TextRollouts:
+    wide = {name: getattr(batch, name).double() for name in ("logp_BT", "reward_BT", "discount_BT")}
+    return dataclasses.replace(batch, **wide)
+
+
+def doubled(model: Any) -> Any:
+    """The model in float64 throughout: transformers' RMSNorms round to float32 inside, torch's do not."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                eps = next(value for value in (getattr(child, k, None) for k in ("variance_epsilon", "eps")) if value)
+                norm = torch.nn.RMSNorm(child.weight.shape, eps=eps)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model.double()
+
+
 TEXT_ROWS = [name for name, row in TABLE.items() if not row.needs_critic]
 
 
 @pytest.mark.parametrize("name", TEXT_ROWS)
 def test_micro_batches_row_order_and_padding_leave_the_gradient(name: str, make_model: Callable[..., Any]) -> None:
-    model = make_model("llama").double()
-    batch = rollouts()
-    batch = dataclasses.replace(
-        batch,
-        logp_BT=batch.logp_BT.double(),
-        reward_BT=batch.reward_BT.double(),
-        discount_BT=batch.discount_BT.double(),
-    )
+    model, batch = doubled(make_model("llama")), in_double(rollouts())
     whole = gradient(model, name, batch, 6)
     for micro_rows in (1, 2, 4):
         torch.testing.assert_close(gradient(model, name, batch, micro_rows), whole, rtol=1e-12, atol=1e-14)

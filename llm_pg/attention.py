@@ -1,0 +1,117 @@
+"""A layout of our own inside the models of transformers: it brings its attention, the model brings everything else.
+
+Tokens stand in one row without padding, so every linear layer sees only tokens that count; which token attends to
+which is known to the layout alone, through transformers' registry of attention functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "llm_pg_layout"
+
+
+class Layout(Protocol):
+    """Which token attends to which."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attention of one layer: (rows, heads, N, d), keys and values with their own number of heads; returns
+        (rows, N, heads, d)."""
+        ...
+
+
+class UnsupportedAttention(ValueError):
+    """The model's attention has something that a layout does not compute (soft caps, windows, sinks)."""
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    extra = [name for name in ("softcap", "sliding_window", "s_aux") if others.get(name) is not None]
+    if layout is None or extra or dropout:
+        raise UnsupportedAttention(
+            f"{type(module).__name__} asks for attention that packing does not compute "
+            f"({', '.join(extra) or ('dropout' if dropout else 'no layout arrived')}). Use train.packing: padded."
+        )
+    return layout.attend(module.layer_idx, query, key, value, scaling), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def core_of(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper; its adapters stand in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def _own_attention(core: Any) -> Iterator[None]:
+    before = core.config._attn_implementation
+    core.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        core.config._attn_implementation = before
+
+
+def forward(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """Last hidden states of `ids` (rows, N) at `positions`, with the attention of `layout`: (rows, N, hidden)."""
+    core = core_of(model)
+    with _own_attention(core):
+        out = core.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+    hidden: Tensor = out.last_hidden_state
+    return hidden
+
+
+def may_pack(model: Any) -> bool:
+    """What can be told without running it: full attention in every layer, and nothing recomputed later.
+
+    A recomputed layer (gradient checkpointing) would look the attention function up after it was put back.
+    """
+    core = core_of(model)
+    config = core.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    full = kinds == {"full_attention"} and (
+        getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False
+    )
+    return full and core.base_model is not core and not getattr(core, "is_gradient_checkpointing", False)
+
+
+def grouped(query: Tensor, kv_heads: int) -> Tensor:
+    """(R, heads, n, d) -> (R, kv_heads, heads/kv_heads · n, d): the queries that read one key head, together."""
+    rows, heads, n, d = query.shape
+    return query.reshape(rows, kv_heads, heads // kv_heads * n, d)
+
+
+def eval_mode(model: Any) -> contextlib.AbstractContextManager[None]:
+    """The model without dropout inside the block, and its mode restored after it."""
+
+    @contextlib.contextmanager
+    def mode() -> Iterator[None]:
+        was_training = model.training
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(was_training)
+
+    return mode()
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two roads to the same hidden state may lie apart, relative to its largest entry."""
+    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
