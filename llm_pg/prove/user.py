@@ -259,8 +259,8 @@ def check_loss(algorithm: OwnAlgorithm, name: str) -> None:
                 )
             if not torch.isfinite(loss):
                 raise ProofError(
-                    f"{name} returned {float(loss.detach())}; steps outside batch.mask_BT hold arbitrary numbers and must be "
-                    f"left out of the sum."
+                    f"{name} returned {float(loss.detach())}; steps outside batch.mask_BT hold arbitrary numbers and "
+                    f"must be left out of the sum."
                 )
             if not torch.equal(loss, again):
                 raise ProofError(f"{name} returned different losses for the same batch: take the randomness out.")
