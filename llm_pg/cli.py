@@ -8,31 +8,46 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__, shipped
 from .config import Config, ConfigError, load_config
 from .config.schema import Config as Schema
+from .guard import RunStopped
+from .redact import Redactor
 
 if TYPE_CHECKING:
     from .metrics import Clock
 
 EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 1
 ALGORITHMS = ("reinforce", "rloo", "grpo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input prints one paragraph and returns 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except ConfigError as error:
-        print(f"llm-pg: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    except (ConfigError, RunStopped) as error:
+        print(Redactor().text(f"llm-pg: {error}"), file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_STOPPED
     except KeyboardInterrupt:
         print("llm-pg: interrupted.", file=sys.stderr)
         return 130
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes no settings after an option; here they may stand anywhere."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "settings") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.settings = [*arguments.settings, *rest]
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,8 +77,25 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint of the run's folder"
     )
+    train.add_argument("--checkpoint", metavar="PATH", help="with --resume: from this checkpoint and no other")
+    train.add_argument(
+        "--override", action="store_true", help="with --resume: go on although the checkpoint has other settings"
+    )
     _common(train)
     train.set_defaults(run=_train)
+
+    check = commands.add_parser("check", help="find what is wrong with a config before a run")
+    check.add_argument("config", help="a YAML file, or the name of a shipped one")
+    check.add_argument(
+        "--probe-rewards", action="store_true", help="what do the reward functions pay for completions without work?"
+    )
+    _common(check)
+    check.set_defaults(run=_check)
+
+    saved = commands.add_parser("checkpoint", help="verify checkpoints by size and sha256")
+    saved.add_argument("action", choices=["verify"])
+    saved.add_argument("path", help="a checkpoint, a folder of them, or a run's folder")
+    saved.set_defaults(run=_checkpoint)
 
     evaluate = commands.add_parser("eval", help="pass rates of a model on a task or data")
     evaluate.add_argument("model", help="hub id or local folder")
@@ -121,20 +153,44 @@ def _quickstart(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    if (arguments.checkpoint or arguments.override) and not arguments.resume:
+        raise ConfigError("--checkpoint and --override say how to go on: give --resume beside them.")
+    resume = arguments.checkpoint or arguments.resume
+    return _run(_config_of(arguments), resume=resume, override=arguments.override, quiet=arguments.quiet)
+
+
+def _config_of(arguments: argparse.Namespace) -> Config:
     path = arguments.config if os.path.exists(arguments.config) or os.sep in arguments.config else None
-    config = load_config(path or shipped.find(arguments.config), arguments.settings)
-    return _run(config, resume=arguments.resume, quiet=arguments.quiet)
+    return load_config(path or shipped.find(arguments.config), arguments.settings)
 
 
-def _run(config: Config, *, resume: bool, quiet: bool) -> int:
+def _check(arguments: argparse.Namespace) -> int:
+    from .commands import check
+
+    return check(_config_of(arguments), probe=arguments.probe_rewards)
+
+
+def _checkpoint(arguments: argparse.Namespace) -> int:
+    from .commands import verify
+
+    return verify(Path(arguments.path))
+
+
+def _run(config: Config, *, resume: bool | str, quiet: bool, override: bool = False) -> int:
     from .preflight import preflight
 
-    preflight(config, resume=resume)
+    preflight(config, resume=bool(resume))
+    Redactor(config.model_dump(mode="json")).guard_process()
     clock, terminal_class = _heavy_imports()
+    from .checkpoint import CheckpointError
+    from .rewards import RewardError
     from .trainer import PolicyGradientTrainer
 
-    trainer = PolicyGradientTrainer(args=config, terminal=terminal_class(quiet=quiet), clock=clock)
-    trainer.train(resume=resume)
+    try:
+        trainer = PolicyGradientTrainer(args=config, terminal=terminal_class(quiet=quiet), clock=clock)
+        trainer.train(resume=resume, override=override)
+    except (RunStopped, RewardError, CheckpointError) as error:
+        raise RunStopped(str(error)) from None
     return 0
 
 

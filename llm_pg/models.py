@@ -30,7 +30,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     if config.make is not None:
         return character_tokenizer()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.model_name_or_path, revision=config.model_revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _not_found(config, error) from None
     return prepare_tokenizer(tokenizer)
@@ -56,7 +58,12 @@ def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
         return prepare_model(_make_model(config.make, tokenizer, seed, **extra).to(dtype), tokenizer, config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            config.model_name_or_path, revision=config.model_revision, dtype=dtype, use_safetensors=True, **extra
+            config.model_name_or_path,
+            revision=config.model_revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **extra,
         )
     except (OSError, ValueError) as error:
         raise _not_found(config, error) from None

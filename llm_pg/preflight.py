@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from reward_fns.registry import tasks
 
 from .config import Config, ConfigError
 from .config.schema import ModelConfig
+from .doctor.sizes import checkpoint_bytes
 from .prompts import check_data
 from .rewards.specs import resolve_all
 from .run_folder import RunFolder
@@ -49,7 +51,25 @@ def task_rewards(config: Config) -> list[Any]:
 def preflight(config: Config, *, resume: bool = False) -> None:
     """Check model, data, reward functions and the run's folder. Raises ConfigError with one paragraph."""
     check_inputs(config)
+    check_room(config)
     RunFolder(config).check(config, resume=resume)
+
+
+def check_room(config: Config) -> None:
+    """Has the disk room for one checkpoint, or for the model at the end? Told from sizes in names and headers.
+
+    Raises ConfigError; says nothing where the size of the model is unknown (the trainer then asks once it is loaded).
+    """
+    need = checkpoint_bytes(config)
+    path = RunFolder(config).path.absolute()
+    place = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if need is not None and need > free:
+        what = "a checkpoint (weights and both moments of AdamW)" if config.run.save_steps else "the trained model"
+        raise ConfigError(
+            f"There is no room for {what}: it needs about {need:,} bytes at {path}, where {free:,} are free. "
+            "Free some, or set run.output_dir elsewhere."
+        )
 
 
 def check_inputs(config: Config) -> None:

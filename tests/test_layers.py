@@ -94,6 +94,7 @@ def test_estimators_import_torch_and_nothing_else_that_is_heavy() -> None:
 
 
 DANGEROUS_CALLS = {"eval", "exec", "parse_expr", "compile"}
+SAFE_VALUES = {"trust_remote_code": "False", "weights_only": "True"}
 
 
 def dangerous(source: str) -> list[str]:
@@ -116,7 +117,7 @@ def dangerous(source: str) -> list[str]:
         if owner == "torch" and name == "load":
             found.append("torch.load")
         for keyword in node.keywords:
-            if keyword.arg in {"trust_remote_code", "weights_only"}:
+            if keyword.arg in SAFE_VALUES and ast.unparse(keyword.value) != SAFE_VALUES[keyword.arg]:
                 found.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from ..config.schema import ModelConfig
 
 _NAMED = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+_LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 LOGITS_COPIES = 3  # logits, their log-softmax and its gradient, in float32
 
 
@@ -71,6 +73,33 @@ def training_bytes(config: Config, sizes: Sizes, reference: bool, micro_rows: in
     if sizes.vocabulary:
         parts["logits"] = rows * sizes.vocabulary * 4 * LOGITS_COPIES
     return {name: int(size) for name, size in parts.items()}
+
+
+def checkpoint_bytes(config: Config) -> int | None:
+    """Of one checkpoint, or with save_steps 0 of the model that is saved at the end; None = unknown. A lower bound."""
+    model = config.model
+    stored = _stored_parameters(Path(model.model_name_or_path).expanduser()) if model.model_name_or_path else 0
+    if not stored:
+        sizes = sizes_of(model)
+        if sizes is None:
+            return None
+        stored = int(sizes.parameters)
+    trained = stored // 100 if model.use_peft else stored
+    return trained * _BYTES[model.dtype] * (3 if config.run.save_steps else 1)
+
+
+def _stored_parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors files, from their headers; 0 = there are none that can be read."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, _LARGEST_HEADER)))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return 0
+    return total
 
 
 def available_bytes() -> int | None:

@@ -1,0 +1,86 @@
+"""The commands that train nothing: `llm-pg checkpoint verify` and `llm-pg check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import Config, ConfigError
+from .doctor import examine_config, show
+from .preflight import check_inputs, check_room, task_rewards
+
+if TYPE_CHECKING:
+    from .rewards.probes import Finding
+
+PROBED_ROWS = 4
+
+
+def verify(path: Path) -> int:
+    """Print what each checkpoint under `path` is: a checkpoint, a folder of them, or a run. 1 where one is damaged."""
+    from . import checkpoint
+
+    places = [path, path / "checkpoints"]
+    found = [path] if path.name.startswith("step-") else [f for place in places for f in checkpoint.folders(place)]
+    if not found:
+        raise ConfigError(
+            f"There is no checkpoint at {path}. Give a step-* folder, the folder of several, or a run's folder."
+        )
+    damaged = 0
+    for folder in found:
+        why = checkpoint.problem(folder)
+        damaged += why is not None
+        if why is None:
+            manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+            size = sum(facts["size"] for facts in manifest["files"].values())
+            print(f"{folder}: whole, {len(manifest['files'])} files, {size:,} bytes, every sha256 as written")
+        else:
+            print(f"{folder}: DAMAGED: {why}")
+    return int(damaged > 0)
+
+
+def check(config: Config, *, probe: bool) -> int:
+    """Everything that can be found wrong before a run; with `probe` also what the reward functions pay for nothing."""
+    check_inputs(config)
+    check_room(config)
+    findings = examine_config(config)
+    print(show(findings))
+    bad = any(finding.level == "problem" for finding in findings)
+    if probe:
+        bad = _probe(config) or bad
+    return int(bad)
+
+
+def _probe(config: Config) -> bool:
+    """Whether a function pays for completions without work in them, or executes them; prints which."""
+    from .prompts.rows import draft_prompts
+    from .prompts.sources import read_sources
+    from .rewards.probes import probe_rewards
+    from .rewards.specs import resolve_all
+
+    drafts = draft_prompts(config.data, read_sources(config)[0])[:PROBED_ROWS]
+    functions = resolve_all(task_rewards(config))
+    found = probe_rewards(
+        task_rewards(config),
+        [draft.content for draft in drafts],
+        [draft.row for draft in drafts],
+        deadline=config.reward.reward_timeout,
+    )
+    print(f"\nProbes: {len({f.probe for f in found})} completions without work, on {len(drafts)} rows")
+    bad = [_report(function.name, [f for f in found if f.function == function.name]) for function in functions]
+    return any(bad)
+
+
+def _report(name: str, found: list[Finding]) -> bool:
+    lowest = min((f.highest for f in found if f.highest is not None), default=None)
+    paid = [f for f in found if lowest is not None and f.highest is not None and f.highest > lowest]
+    failed = [f for f in found if f.problems]
+    ran = [f for f in found if f.ran_code]
+    print(f"{name}: " + ("every probe earns the same" if not paid else f"{len(paid)} probes earn more than the least"))
+    for finding in sorted(paid, key=lambda f: -(f.highest or 0.0))[:8]:
+        print(f"  pays {finding.highest:g} for {finding.probe} (the least paid is {lowest:g})")
+    for finding in failed[:8]:
+        print(f"  fails on {finding.probe}: {', '.join(f'{cause} ({n})' for cause, n in finding.problems.items())}")
+    for finding in ran:
+        print(f"  EXECUTES the completion: {finding.probe}")
+    return bool(paid or failed or ran)

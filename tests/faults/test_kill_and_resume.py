@@ -1,0 +1,76 @@
+"""R1, R2, R3: a run that is killed and goes on ends as the run that was not, bit for bit."""
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import lines, weights
+from tests.faults.tiny_run import ROWS, make
+
+pytestmark = pytest.mark.faults
+
+REUSE = {"num_iterations": 2, "steps_per_generation": 2, "surrogate": "clip", "beta": 0.05}
+
+
+@pytest.mark.parametrize(
+    "algorithm, changes, lora",
+    [
+        ("reinforce", {"baseline": "running_mean"}, False),
+        ("rloo", {"lr_scheduler_type": "linear"}, False),
+        ("grpo", REUSE, False),
+        ("grpo", REUSE, True),
+    ],
+    ids=["reinforce", "rloo", "grpo reused", "grpo reused, adapter with dropout"],
+)
+def test_a_run_killed_where_nothing_was_saved_ends_as_the_one_that_was_not(
+    algorithm: str, changes: dict[str, Any], lora: bool, tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    """SIGKILL after step 5, in the second epoch; the newest checkpoint is that of step 3, in the first."""
+    options = {"algorithm": algorithm, "changes": {**changes, "save_steps": 3}, "lora": lora}
+    whole = tiny("whole", **options)
+    assert whole.returncode == 0, whole.stderr
+    assert tiny("cut", fault="kill", at=5, **options).returncode == -signal.SIGKILL
+    assert [line["step"] for line in lines(tmp_path / "cut")] == [1, 2, 3, 4, 5]
+    resumed = tiny("cut", resume=True, **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
+
+
+def test_a_resume_in_the_third_epoch_sees_each_prompt_once_an_epoch(tmp_path: Path) -> None:
+    """16 prompts, 4 a step, so epochs of 4 steps; interrupted after step 10 of 16."""
+
+    class Killed(Exception):
+        pass
+
+    def run(name: str, resume: bool = False, stop: int = 0) -> None:
+        changes = {"max_steps": 16, "save_steps": 5, "reward_in_process": True, "log_completions": 4}
+        trainer = make({"out": str(tmp_path), "name": name, "changes": changes})
+        step = trainer._one_step
+
+        def dies() -> None:
+            step()
+            if trainer.step == stop:
+                raise Killed
+
+        trainer._one_step = dies  # type: ignore[method-assign]
+        trainer.train(resume=resume)
+
+    run("whole")
+    with pytest.raises(Killed):
+        run("cut", stop=11)
+    run("cut", resume=True)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
+    for epoch in range(4):
+        seen: Counter[int] = Counter()
+        for step in range(4 * epoch + 1, 4 * epoch + 5):
+            path = tmp_path / "cut" / "completions" / f"step-{step:06d}.jsonl"
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            seen.update({row["group"]: row["prompt_index"] for row in rows}.values())
+        assert seen == Counter(range(len(ROWS)))

@@ -1,0 +1,103 @@
+"""One small run in a process of its own: `python tiny_run.py '<json>'`, for tests that kill it, or start two ranks of it.
+
+Keys: out, name, algorithm, changes (settings), resume, override, lora, fault ("kill", "sigterm", "sigint", "raise", "nan"),
+at (the step of the fault), reward (a file.py:function).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from llm_pg.config import check_values
+from llm_pg.config.schema import ModelConfig
+from llm_pg.models import character_tokenizer, load_model
+from llm_pg.trainer import PolicyGradientTrainer
+
+SIZES = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+SMALL = {
+    "max_steps": 6,
+    "prompts_per_step": 4,
+    "num_generations": 4,
+    "max_completion_length": 4,
+    "num_eval_prompts": 0,
+    "eval_on_start": False,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+    "reward_workers": 1,
+}
+ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(4) for b in range(4)]
+
+
+def inject(trainer: Any, fault: str, at: int) -> None:
+    """Break step `at`."""
+    step, loss = trainer._one_step, trainer.algorithm.loss
+
+    def faulty_step() -> None:
+        if trainer.step == at and fault in ("sigterm", "sigint"):
+            os.kill(os.getpid(), signal.SIGTERM if fault == "sigterm" else signal.SIGINT)
+        step()
+        if trainer.step == at and fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def faulty_loss(*given: Any, **named: Any) -> Any:
+        value, stats = loss(*given, **named)
+        if trainer.step == at and fault == "raise":
+            raise RuntimeError("injected: the loss is broken")
+        if trainer.step == at and fault == "twice":  # two signals while the step lasts
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        if fault == "nan" and trainer.step >= at:
+            value = value * float("nan")
+            stats["policy_loss"] = value.detach()
+        return value, stats
+
+    trainer._one_step, trainer.algorithm.loss = faulty_step, faulty_loss
+
+
+def begins_with_a_digit(completion: str, answer: str) -> float:
+    return float(completion[:1] == answer) + 0.1 * len(completion.strip("abc"))
+
+
+def make(options: dict[str, Any]) -> PolicyGradientTrainer:
+    algorithm = options.get("algorithm", "grpo")
+    values = {**SMALL, "name": algorithm, "output_dir": options["out"], "run_name": options["name"]}
+    config = check_values({**values, **options.get("changes", {})})
+    tokenizer = character_tokenizer()
+    peft_config = None
+    if options.get("lora"):
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
+    return PolicyGradientTrainer(
+        model=load_model(ModelConfig(make=SIZES), tokenizer, seed=0),
+        reward_funcs=options.get("reward", f"{__file__}:begins_with_a_digit"),
+        args=config,
+        train_dataset=options.get("rows", ROWS),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    made = make(given)
+    if "fault" in given:
+        inject(made, given["fault"], given["at"])
+    made.train(resume=given.get("resume", False), override=given.get("override", False))
