@@ -152,6 +152,13 @@ class Pool:
             self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
             self._want_to_write(worker)
 
+    def _listen(self) -> None:
+        """Bring the pool to its size. Workers that still load have their time from now: nobody listened before."""
+        self.start()
+        for worker in self._workers:
+            if worker.state == "loading":
+                worker.deadline = time.monotonic() + self._load_deadline
+
     def close(self) -> None:
         """End all workers. The pool cannot be used again."""
         for worker in list(self._workers):
@@ -162,14 +169,14 @@ class Pool:
 
     def signatures(self) -> list[dict[str, Any]]:
         """The functions' signatures, as soon as one worker has loaded them. UnloadedError when one cannot be."""
-        self.start()
+        self._listen()
         while self._signatures is None:
             self._turn(deque(), None)
         return self._signatures
 
     def run(self, jobs: deque[Job], encode_job: Callable[[Job], bytes], ledger: Ledger) -> None:
         """Run all jobs. When this raises, workers in the middle of a job are replaced: the pool can be used again."""
-        self.start()
+        self._listen()
         try:
             while jobs or any(worker.state == "busy" for worker in self._workers):
                 for worker in self._workers:

@@ -406,3 +406,12 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.mark.faults
+def test_a_long_pause_before_the_first_batch_is_not_held_against_the_workers() -> None:
+    """The pool is opened, and the caller is busy for longer than loading may take (a warm start, say)."""
+    with Scorer(["exact_match"], workers=1, load_deadline=3.0) as scorer:
+        time.sleep(3.2)
+        scores = scorer.score(["p"], ["a"], [[1]], [{"answer": "a"}])
+    assert scores.reward == [1.0]
