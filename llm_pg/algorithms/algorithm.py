@@ -275,7 +275,11 @@ class Algorithm:
         if row.surrogate == "cispo":
             assert row.epsilon_high is not None
             return cispo(ratio_BT, logp_BT, batch.weight_BT, row.epsilon_high)
-        return clipped(ratio_BT, batch.weight_BT, row.epsilon, row.epsilon_high, row.delta)
+        term_BT = clipped(ratio_BT, batch.weight_BT, row.epsilon, row.epsilon_high, row.delta)
+        if row.importance_sampling_level == "sequence_sum":
+            # The ratio is the row's: its value counts once a row, not once a token. The gradient is that of each token.
+            term_BT = term_BT - term_BT.detach() * (1 - 1 / batch.mask_BT.sum(1, keepdim=True).clamp(min=1))
+        return term_BT
 
     @torch.no_grad()
     def _ratio_stats(self, logp_BT: Tensor, old_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> dict[str, Tensor]:

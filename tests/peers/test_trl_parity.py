@@ -1,0 +1,275 @@
+"""On the same weights, prompts and completions, loss and gradient are those of TRL 1.16's own trainers.
+
+TRL samples, scores, computes its advantages and its loss with its own code; ours starts from the completions and
+rewards it got. Where we differ on purpose, the test says which of the two is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm_pg.algorithms.algorithm import Algorithm, Batch
+from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.estimators.distributions import token_logp, warp_logits
+from llm_pg.rollouts import Rollouts
+
+GENERATIONS, ROWS, LIMIT = 4, 8, 6
+PROMPTS = ["ab", "cdab"]
+
+
+def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """Graded, different for nearly every completion, one group with two equal ones."""
+    return [((sum(ids) * 7 + len(ids)) % 5) / 4 for ids in completion_ids]
+
+
+def no_verdict_on_long_ones(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+    return [None if sum(ids) % 3 == 0 else r for ids, r in zip(completion_ids, reward(completion_ids), strict=True)]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
+    """A tiny Llama and its tokenizer, saved: TRL loads its reference from there."""
+    from llm_pg.config.schema import ModelConfig
+    from llm_pg.models import load_model
+
+    folder = str(tmp_path_factory.mktemp("trl") / "model")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = load_model(ModelConfig(make={"model_type": "llama", **size, "num_key_value_heads": 2}), tokenizer, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclasses.dataclass
+class Sampled:
+    """What TRL sampled and computed, and the trainer, its weights moved on since."""
+
+    trainer: Any
+    inputs: dict[str, Any]
+    rewards_B: Tensor
+
+    def theirs(self) -> tuple[float, Tensor]:
+        model = self.trainer.model
+        model.zero_grad()
+        loss = self.trainer.compute_loss(model, self.inputs)
+        loss.backward()
+        return float(loss.detach()), _gradient(model)
+
+    def logp(self, model: Any) -> Tensor:
+        ids = torch.cat([self.inputs["prompt_ids"], self.inputs["completion_ids"]], 1)
+        attention = torch.cat([self.inputs["prompt_mask"], self.inputs["completion_mask"]], 1)
+        logits = model(input_ids=ids, attention_mask=attention).logits
+        completion = self.inputs["completion_ids"]
+        width = completion.shape[1]
+        return token_logp(warp_logits(logits[:, -width - 1 : -1]), completion)
+
+    def clipped(self, batch: Batch) -> float:
+        """Share of tokens whose ratio is out of bounds on the side that clips, as TRL's default epsilon has it."""
+        with torch.no_grad():
+            algorithm = Algorithm(dataclasses.replace(TABLE["rloo"], importance_sampling_level="token"))
+            return float(algorithm.loss(self.logp(self.trainer.model), batch)[1]["clip_fraction"])
+
+    def rollouts(self, old_logp_BT: Tensor) -> Rollouts:
+        reference = self.trainer.ref_model
+        with torch.no_grad():
+            ref_logp_BT = None if reference is None else self.logp(reference)
+        return Rollouts.of_scored_text(
+            mask_BT=self.inputs["completion_mask"],
+            logp_BT=old_logp_BT,
+            group_B=torch.arange(ROWS) // GENERATIONS,
+            reward_B=self.rewards_B,
+            ref_logp_BT=ref_logp_BT,
+        )
+
+    def ours(self, row: Row, old_logp_BT: Tensor, reused: bool) -> tuple[float, Tensor, Batch]:
+        algorithm, model = Algorithm(row, max_completion_length=LIMIT), self.trainer.model
+        batch = algorithm.weigh(self.rollouts(old_logp_BT))
+        if reused:
+            batch = dataclasses.replace(batch, old_logp_BT=old_logp_BT)
+        model.zero_grad()
+        loss = algorithm.loss(self.logp(model), batch)[0]
+        loss.backward()
+        return float(loss.detach()), _gradient(model), batch
+
+
+def _gradient(model: Any) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+
+
+def _same(theirs: tuple[float, Tensor], ours: tuple[float, Tensor]) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5, abs=1e-6)
+    assert float((ours[1] - theirs[1]).norm()) < 1e-5 * float(theirs[1].norm())
+
+
+@pytest.fixture
+def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tensor]]:
+    """TRL's trainer after one generation, its weights moved where the data are to be reused."""
+
+    def run(kind: str, *, moved: float = 0.0, function: Any = reward, **settings: Any) -> tuple[Sampled, Tensor]:
+        import trl
+        from datasets import Dataset
+
+        torch.manual_seed(0)
+        trainer_type, config_type = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
+        arguments = config_type(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=ROWS,
+            num_generations=GENERATIONS,
+            max_completion_length=LIMIT,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            disable_tqdm=True,
+            **settings,
+        )
+        trainer = trainer_type(
+            model=checkpoint,
+            reward_funcs=function,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        )
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        rows = [{"prompt": prompt} for prompt in PROMPTS for _ in range(GENERATIONS)]
+        inputs = trainer._generate_and_score_completions(rows)
+        ids = [
+            row[mask.bool()].tolist()
+            for row, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+        ]
+        values = [float("nan") if value is None else value for value in function(completion_ids=ids)]
+        sampled = Sampled(trainer, inputs, torch.tensor(values))
+        with torch.no_grad():
+            old_logp_BT = sampled.logp(trainer.model)
+            generator = torch.Generator().manual_seed(1)
+            for p in trainer.model.parameters():
+                p.add_(moved * torch.randn(p.shape, generator=generator))
+        return sampled, old_logp_BT
+
+    return run
+
+
+def grpo(loss_type: str, scale_rewards: str, beta: float) -> Row:
+    return dataclasses.replace(TABLE["grpo"], loss_type=loss_type, scale_rewards=scale_rewards, beta=beta)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+def test_grpo_has_the_loss_and_the_gradient_of_trl(
+    sample: Any, loss_type: str, scale_rewards: str, beta: float, num_iterations: int
+) -> None:
+    sampled, old = sample(
+        "GRPO",
+        moved=0.02 if num_iterations == 2 else 0.0,
+        loss_type=loss_type,
+        scale_rewards=scale_rewards,
+        beta=beta,
+        num_iterations=num_iterations,
+    )
+    loss, gradient, batch = sampled.ours(grpo(loss_type, scale_rewards, beta), old, reused=num_iterations == 2)
+    assert torch.allclose(batch.weight_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-6)
+    _same(sampled.theirs(), (loss, gradient))
+    if num_iterations == 2:
+        assert torch.allclose(sampled.inputs["old_per_token_logps"][batch.mask_BT], old[batch.mask_BT], atol=1e-5)
+        assert 0 < sampled.clipped(batch) < 1
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.02])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gspo", {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4}),
+        ("cispo", {"loss_type": "cispo", "epsilon_high": 5.0}),
+        ("dapo", {"loss_type": "dapo", "epsilon_high": 0.28}),
+        ("grpo", {"loss_type": "dapo", "delta": 1.3}),
+    ],
+)
+def test_its_relatives_have_the_loss_and_the_gradient_of_trl(
+    sample: Any, name: str, settings: dict[str, Any], moved: float
+) -> None:
+    sampled, old = sample("GRPO", moved=moved, num_iterations=2, **settings)
+    row = dataclasses.replace(TABLE[name], delta=settings.get("delta"))
+    _same(sampled.theirs(), sampled.ours(row, old, reused=True)[:2])
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.01])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_rloo_has_the_loss_and_the_gradient_of_trl(sample: Any, beta: float, moved: float) -> None:
+    """TRL credits every token with the whole completion's KL; ours, as shipped, with the KL from that token on."""
+    sampled, old = sample("RLOO", moved=moved, beta=beta, num_iterations=2)
+    row = dataclasses.replace(TABLE["rloo"], beta=beta, returns="total")
+    loss, gradient, batch = sampled.ours(row, old, reused=True)
+    assert torch.allclose(batch.weight_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-5)
+    _same(sampled.theirs(), (loss, gradient))
+    assert (0 < sampled.clipped(batch) < 1) == (moved > 0)
+
+
+def test_rloo_as_shipped_credits_the_kl_to_go_and_both_are_exact(sample: Any) -> None:
+    """Exact: both (`llm-pg prove`). Ours has the smaller variance, so it is what ships."""
+    shipped = dataclasses.replace(TABLE["rloo"], beta=0.5)
+    sampled, old = sample("RLOO", beta=0.5, num_iterations=2)
+    with torch.no_grad():
+        for p in sampled.trainer.ref_model.parameters():
+            p.mul_(0.9)
+    summed = sampled.ours(dataclasses.replace(shipped, returns="total"), old, reused=True)[1]
+    to_go = sampled.ours(shipped, old, reused=True)[1]
+    assert float((summed - to_go).norm()) > 1e-3 * float(summed.norm())
+    from llm_pg.prove.measure import measure
+    from llm_pg.prove.worlds import Spec
+
+    far = Spec(rewards="none", reference="far")
+    ours, theirs = (measure(dataclasses.replace(shipped, returns=r), far)[0] for r in ("reward_to_go", "total"))
+    assert max(ours.bias, theirs.bias) < 1e-10
+    assert ours.noise < theirs.noise
+
+
+def test_rloo_with_normalised_advantages_has_trls_weights(sample: Any) -> None:
+    """TRL's `normalize_advantages` is ours over rollouts, of the leave-one-out advantages."""
+    sampled, old = sample("RLOO", num_iterations=2, normalize_advantages=True)
+    row = dataclasses.replace(TABLE["rloo"], returns="total", normalize_advantages="rollouts")
+    loss, gradient, _ = sampled.ours(row, old, reused=True)
+    _same(sampled.theirs(), (loss, gradient))
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_rows_without_a_verdict_have_trls_advantages_and_another_denominator(sample: Any, kind: str) -> None:
+    """TRL still counts them, which shrinks the step by the share that was scored; ours divides by what was scored.
+
+    Exact up to the chance that two of a group are scored is ours: see the line "unscored dropped" of `llm-pg prove`.
+    """
+    settings = {"loss_type": "grpo", "scale_rewards": "none"} if kind == "GRPO" else {"num_iterations": 2}
+    sampled, old = sample(kind, function=no_verdict_on_long_ones, **settings)
+    scored = int((~sampled.rewards_B.isnan()).sum())
+    assert 2 < scored < ROWS
+    row = grpo("grpo", "none", 0.0) if kind == "GRPO" else dataclasses.replace(TABLE["rloo"], returns="total")
+    loss, gradient, batch = sampled.ours(row, old, reused=kind == "RLOO")
+    assert torch.allclose(batch.weight_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-5)
+    _same(sampled.theirs(), (loss * scored / ROWS, gradient * scored / ROWS))
+
+
+def test_bnpo_in_two_micro_batches_differs_in_trl_and_not_here(sample: Any) -> None:
+    """TRL averages the micro-batches' token means, so its gradient depends on the cut; the whole batch's does not."""
+    sampled, old = sample("GRPO", loss_type="bnpo", scale_rewards="none")
+    whole, inputs = sampled.ours(grpo("bnpo", "none", 0.0), old, reused=False)[1], sampled.inputs
+    order = inputs["completion_mask"].sum(1).argsort()
+    sampled.trainer.current_gradient_accumulation_steps = 2
+    theirs = torch.zeros_like(whole)
+    ours = torch.zeros_like(whole)
+    algorithm, model = Algorithm(grpo("bnpo", "none", 0.0)), sampled.trainer.model
+    batch = algorithm.weigh(sampled.rollouts(old))
+    for half in order.split([2, 6]):
+        sampled.inputs = {k: v[half] if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()}
+        theirs += sampled.theirs()[1]
+        model.zero_grad()
+        algorithm.loss(sampled.logp(model), batch.rows(half))[0].backward()
+        ours += _gradient(model)
+    assert float((ours - whole).norm()) < 1e-5 * float(whole.norm())
+    assert float((theirs - whole).norm()) > 1e-2 * float(whole.norm())
