@@ -1,0 +1,140 @@
+"""Models, prompts and our step, shared by the benchmarks. Random weights: only the shapes matter for speed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llm_pg.algorithms.algorithm import Algorithm
+from llm_pg.algorithms.table import TABLE
+from llm_pg.models import character_tokenizer, disable_dropout
+from llm_pg.policy import Policy, Updater
+from llm_pg.rollouts import TextRollouts
+from llm_pg.sampling.native import NativeSampler
+from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.sampling.random import stream_key
+
+SHAPES = {
+    "S": {"hidden_size": 256, "intermediate_size": 683, "num_hidden_layers": 6, "num_attention_heads": 4,
+          "num_key_value_heads": 4, "vocab_size": 512},
+    "M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+          "num_key_value_heads": 3, "vocab_size": 49_152},
+}  # fmt: skip
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def make_model(size: str, completion: int, seed: int = 0) -> tuple[Any, Any]:
+    """A Llama of that shape whose completions end by the end token after about half of `completion` tokens."""
+    tokenizer = character_tokenizer()
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "llama", **SHAPES[size], max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    disable_dropout(model)
+    with torch.no_grad():  # a coordinate that is the same everywhere stands in for a bias of the end token
+        weight = model.get_input_embeddings().weight
+        weight[:, 0] = 0.3
+        hidden = model.base_model(torch.randint(3, 90, (4, 32))).last_hidden_state
+        hazard = 1.6 / completion
+        logits = hidden @ weight.T
+        odds = torch.tensor(hazard / (1 - hazard)).log() + logits.logsumexp(-1).mean()
+        weight[tokenizer.eos_token_id, 0] += (odds - logits[..., tokenizer.eos_token_id].mean()) / hidden[..., 0].mean()
+    return model, tokenizer
+
+
+def texts(count: int, length: int, seed: int) -> list[str]:
+    g = torch.Generator().manual_seed(seed)
+    return ["".join(LETTERS[i] for i in torch.randint(26, (length,), generator=g)) for _ in range(count)]
+
+
+def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """Share of even ids: any number that differs between completions."""
+    return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
+
+
+class Ours:
+    """One GRPO step as the trainer makes it, without its files; seconds and tokens by phase.
+
+    Args: as those of the config; `packing` and `micro_rows` of the update.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, group: int, completion: int, *, packing: str = "auto", micro_rows: int = 10**6
+    ) -> None:
+        self.tokenizer, self.group = tokenizer, group
+        self.params = SamplingParams(max_completion_length=completion)
+        self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
+        self.policy = Policy(model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing)
+        self.algorithm = Algorithm(TABLE["grpo"], completion)
+        optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1e-6, fused=True)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        self.updater = Updater(
+            self.policy, self.algorithm, optimizer, scheduler, Accelerator(cpu=True), micro_rows=micro_rows
+        )
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def rollouts(self, prompts: Sequence[str], step: int) -> TextRollouts:
+        ids = [self.tokenizer(p)["input_ids"] for p in prompts]
+        keys = stream_key(0, step, torch.arange(len(ids)).unsqueeze(1), torch.arange(self.group)).reshape(-1)
+        done = self.sampler.sample(ids, self.group, self.params, keys)
+        completions = [row[mask].tolist() for row, mask in zip(done.tokens_BT, done.mask_BT, strict=True)]
+        return TextRollouts.of_scored_text(
+            mask_BT=done.mask_BT, logp_BT=done.logp_BT, tokens_BT=done.tokens_BT, truncated_B=done.truncated_B,
+            group_B=torch.arange(len(ids)).repeat_interleave(self.group), reward_B=torch.tensor(reward(completions)),
+            prompt_ids_B=[tuple(ids[i // self.group]) for i in range(len(completions))],
+        )  # fmt: skip
+
+    def step(self, prompts: Sequence[str], step: int) -> dict[str, float]:
+        start = time.perf_counter()
+        rollouts = self.rollouts(prompts, step)
+        sampled = time.perf_counter()
+        self.updater.update(self.algorithm.weigh(rollouts), torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
+        end = time.perf_counter()
+        tokens = float(rollouts.mask_BT.sum())
+        return {"generate": sampled - start, "update": end - sampled, "step": end - start, "tokens": tokens}
+
+
+def rates() -> dict[str, float]:
+    """What this machine gives at this moment: GEMM rate (FLOP/s, float32, 1024 rows) and copy rate (bytes/s)."""
+    a, b = torch.randn(1024, 512), torch.randn(512, 1024)
+    big = torch.empty(1 << 24)
+
+    def best(work: Any) -> float:
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    gemm = 2 * 1024 * 512 * 1024 / best(lambda: a @ b)
+    return {"gemm": gemm, "bytes": 2 * big.nbytes / best(lambda: big.clone())}
+
+
+def floor(size: str, prompts: int, length: int, tokens: float, steps: int, rate: dict[str, float]) -> dict[str, float]:
+    """Seconds below which no step of this work can come: 2 FLOPs a parameter and token forward, 4 backward; the
+    weights read once a decoding step; each prompt once, each live token once."""
+    shape = SHAPES[size]
+    d, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    kv = d * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    body = layers * (2 * d * d + 2 * d * kv + 3 * d * shape["intermediate_size"])
+    head = shape["vocab_size"] * d
+    all_tokens = prompts * length + tokens
+    forward = 2 * (body * all_tokens + head * tokens)
+    decode = max(forward / rate["gemm"], steps * 4 * (body + head) / rate["bytes"])
+    return {"generate": decode, "update": 3 * forward / rate["gemm"], "step": decode + 3 * forward / rate["gemm"]}
+
+
+def peak_mb() -> float:
+    scale = 1024 if sys.platform != "darwin" else 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

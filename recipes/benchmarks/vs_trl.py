@@ -1,0 +1,160 @@
+"""Our step against TRL's GRPOTrainer: the same model, prompts, lengths, reward and optimiser, alternating in one run.
+
+    python recipes/benchmarks/vs_trl.py --size S --prompt-len 64 --json out.json
+
+TRL runs its own training loop; after each of its steps one of ours is timed. TRL's micro-batch and precision are swept
+first and its fastest kept. Peak memory comes from a process for each side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import trl
+from common import Ours, floor, make_model, peak_mb, rates, reward, texts
+
+PRESETS = {("S", 64): (8, 8, 64), ("S", 256): (8, 8, 128), ("M", 64): (2, 8, 64)}
+TRL_CHOICES = {
+    "whole batch": {},
+    "half batch": {"halves": 2},
+    "bf16": {"bf16": True},
+    "static cache": {"generation_kwargs": {"cache_implementation": "static"}},
+}
+
+
+def timed(seconds: dict[str, float], name: str, function: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        out = function(*args, **kwargs)
+        seconds[name] += time.perf_counter() - start
+        return out
+
+    return wrapped
+
+
+class Alternate(transformers.TrainerCallback):
+    """Times each of TRL's steps by phase, and runs one of ours after it."""
+
+    def __init__(self, ours: Ours | None, prompts: list[list[str]], warm_up: int) -> None:
+        self.ours, self.prompts, self.warm_up = ours, prompts, warm_up
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.trl: list[dict[str, float]] = []
+        self.mine: list[dict[str, float]] = []
+        self.rates: list[dict[str, float]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds.clear()
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = time.perf_counter() - self.start
+        generate = self.seconds["generate"]
+        self.trl.append({"generate": generate, "update": step - generate, "step": step, **self.seconds})
+        if self.ours is not None:
+            self.rates.append(rates())
+            self.mine.append(self.ours.step(self.prompts[state.global_step % len(self.prompts)], state.global_step))
+
+
+def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, prompts: list[list[str]]) -> Alternate:
+    options = dict(TRL_CHOICES[choice])
+    halves = options.pop("halves", 1)
+    model, tokenizer = make_model(a.size, a.completion)
+    rows = [{"prompt": p} for batch in prompts for p in batch]
+    callback = Alternate(ours, prompts, a.warm_up)
+    with tempfile.TemporaryDirectory() as folder:
+        config = trl.GRPOConfig(
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=a.prompts * a.group // halves,
+            gradient_accumulation_steps=halves, num_generations=a.group, max_completion_length=a.completion,
+            learning_rate=1e-6, lr_scheduler_type="constant", beta=0.0, temperature=1.0, loss_type="grpo", use_cpu=True,
+            gradient_checkpointing=False, shuffle_dataset=False, report_to="none", save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused", **{"bf16": False, **options},
+        )  # fmt: skip
+        trainer = trl.GRPOTrainer(
+            model, reward, config, datasets.Dataset.from_list(rows), processing_class=tokenizer, callbacks=[callback]
+        )
+        phases = {"generate": "_generate_single_turn", "forward": "_get_per_token_logps_and_entropies"}
+        for phase, name in phases.items():
+            setattr(trainer, name, timed(callback.seconds, phase, getattr(trainer, name)))
+        trainer.accelerator.backward = timed(callback.seconds, "backward", trainer.accelerator.backward)
+        trainer.train()
+    return callback
+
+
+def measure(a: argparse.Namespace) -> dict[str, Any]:
+    prompts = [texts(a.prompts, a.prompt_len, seed) for seed in range(a.warm_up + a.steps)]
+    sweep = {}
+    for choice in a.choices:
+        done = run_trl(a, choice, 3, None, prompts).trl[1:]
+        sweep[choice] = statistics.median(s["step"] for s in done)
+        print(f"TRL, {choice}: {sweep[choice]:.2f} s", file=sys.stderr)
+    best = min(sweep, key=lambda k: sweep[k])
+    ours = Ours(*make_model(a.size, a.completion), a.group, a.completion, packing=a.packing)
+    run = run_trl(a, best, a.warm_up + a.steps, ours, prompts)
+    theirs, mine = run.trl[a.warm_up :], run.mine[a.warm_up :]
+    rate = {k: max(r[k] for r in run.rates) for k in run.rates[0]}
+    tokens = statistics.median(s["tokens"] for s in mine)
+    bound = floor(a.size, a.prompts, a.prompt_len, tokens, a.completion, rate)
+
+    def middle(steps: list[dict[str, float]]) -> dict[str, float]:
+        return {k: statistics.median(s.get(k, 0.0) for s in steps) for k in steps[0]}
+
+    ratios = {k: [t[k] / m[k] for t, m in zip(theirs, mine, strict=True)] for k in ("generate", "update", "step")}
+    return {
+        "trl": middle(theirs) | {"best": best, "sweep": sweep}, "ours": middle(mine), "floor": bound,
+        "ratio": {k: {"median": statistics.median(v), "range": [min(v), max(v)]} for k, v in ratios.items()},
+        "over_floor": {k: middle(mine)[k] / bound[k] for k in bound}, "rates": rate,
+        "threads": torch.get_num_threads(), "versions": {"trl": trl.__version__, "torch": torch.__version__},
+    }  # fmt: skip
+
+
+def memory(a: argparse.Namespace, side: str) -> float:
+    """Peak resident memory (MB) of two steps of one side in its own process."""
+    command = [sys.executable, __file__, "--size", a.size, "--prompt-len", str(a.prompt_len), "--only", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=["S", "M"], default="S")
+    parser.add_argument("--prompt-len", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=7, help="measured steps of each side")
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--packing", default="auto")
+    parser.add_argument("--choices", nargs="+", default=list(TRL_CHOICES), help="TRL settings to sweep")
+    parser.add_argument("--json", help="file for the numbers")
+    parser.add_argument("--only", choices=["trl", "ours"], help="two steps of one side; prints its peak memory in MB")
+    a = parser.parse_args()
+    a.prompts, a.group, a.completion = PRESETS.get((a.size, a.prompt_len), (8, 8, 64))
+    if a.only:
+        prompts = [texts(a.prompts, a.prompt_len, seed) for seed in range(2)]
+        if a.only == "trl":
+            run_trl(a, "whole batch", 2, None, prompts)
+        else:
+            ours = Ours(*make_model(a.size, a.completion), a.group, a.completion)
+            for i, batch in enumerate(prompts):
+                ours.step(batch, i)
+        print(peak_mb())
+        return
+    result = measure(a)
+    result["memory_mb"] = {side: memory(a, side) for side in ("trl", "ours")}
+    text = json.dumps(result, indent=1)
+    print(text)
+    if a.json:
+        with open(a.json, "w") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    main()
