@@ -263,7 +263,7 @@ def hacked_reward(case: Case) -> Iterator[Finding]:
     before = case.run.before.get("greedy") or {}
     after = case.run.summary.get("pass_rate_after")
     if after is None:
-        after = (case.run.values("eval/greedy") or [None])[-1]
+        after = next(reversed(case.run.values("eval/greedy")), None)
     if not before or after is None or case.gain("reward") < HACKED_GAIN or after >= before["low"]:
         return
     yield Finding(
