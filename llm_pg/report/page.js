@@ -1,0 +1,257 @@
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const data = JSON.parse($("data").textContent);
+  const PAGE = 40;
+
+  /* Everything that a model or a user wrote goes through textContent, with control characters by their numbers. */
+  const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
+  const visible = (text) =>
+    String(text).replace(HIDDEN, (c) => "⟨U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "⟩");
+  const el = (name, props = {}, ...children) => {
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(props)) {
+      if (key in node) node[key] = value;
+      else node.setAttribute(key, value);
+    }
+    node.append(...children);
+    return node;
+  };
+  const num = (x, digits = 3) => (x === null || x === undefined ? "–" : Number(x.toPrecision(digits)).toString());
+
+  $("theme").addEventListener("click", () => {
+    const dark = getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) < 380;
+    document.documentElement.style.colorScheme = dark ? "light" : "dark";
+    if (chosen) show(chosen, false);
+  });
+
+  /* Curves: numbers under the pointer or by arrow keys. */
+  for (const drawing of document.querySelectorAll(".chart")) {
+    const chart = data.charts[+drawing.dataset.chart];
+    const out = drawing.parentElement.querySelector(".reading");
+    const xs = [...new Set(chart.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    let at = xs.length - 1;
+    const read = (k) => {
+      at = Math.max(0, Math.min(xs.length - 1, k));
+      const x = xs[at];
+      const px = chart.left + ((x - chart.x0) / (chart.x1 - chart.x0)) * (chart.right - chart.left);
+      drawing.querySelector(".cross").setAttribute("d", `M${px} ${chart.top}V${chart.bottom}`);
+      const said = chart.lines.map((line) => [line, line.x.indexOf(x)]).filter(([, i]) => i >= 0);
+      out.textContent = `step ${num(x, 6)}: ` + said.map(([line, i]) => `${visible(line.label)} ${num(line.y[i], 4)}`).join(", ");
+    };
+    drawing.addEventListener("pointermove", (event) => {
+      const box = drawing.getBoundingClientRect();
+      const px = ((event.clientX - box.left) / box.width) * drawing.viewBox.baseVal.width;
+      const x = chart.x0 + ((px - chart.left) / (chart.right - chart.left)) * (chart.x1 - chart.x0);
+      let best = 0;
+      xs.forEach((v, i) => { if (Math.abs(v - x) < Math.abs(xs[best] - x)) best = i; });
+      read(best);
+    });
+    drawing.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 }[event.key];
+      if (move === undefined) return;
+      event.preventDefault();
+      read(at + move);
+    });
+  }
+
+  /* Completions. */
+  const rows = data.rows;
+  const text = (row) => (row.full ??= row.t ? row.t.map((i) => data.pieces[i]).join("") : row.text);
+  const per = (values, i) => (Array.isArray(values) ? values[i] : values);
+  const value = (row, name, i) => {
+    const v = per(row[name], i);
+    return v === null || v === undefined ? null : v / data.scale;
+  };
+  const meanKl = (row) => {
+    if (row.k === undefined) return -Infinity;
+    let sum = 0;
+    for (let i = 0; i < row.t.length; i++) sum += value(row, "k", i) ?? 0;
+    return sum / Math.max(row.t.length, 1);
+  };
+  const score = (row) => {
+    const k = $("part").selectedIndex - 1;
+    return k < 0 ? row.w : row.c[k] ?? null;
+  };
+  const options = (id, pairs) => $(id).replaceChildren(...pairs.map(([v, label]) => el("option", { value: v, textContent: visible(label) })));
+  const clip = (s, n) => (s.length > n ? s.slice(0, n) + "…" : s);
+
+  const choices = () => {
+    const run = +$("run").value;
+    const mine = rows.filter((row) => row.r === run);
+    options("step", [["", "all"], ...[...new Set(mine.map((row) => row.s))].map((s) => [s, `step ${s}`])]);
+    options("part", [["", "reward (the sum)"], ...(data.parts[run] ?? []).map((name, i) => [i, name])]);
+    const prompts = [...new Set(mine.map((row) => row.p))].slice(0, 500);
+    options("prompt", [["", "all"], ...prompts.map((p) => [p, clip(data.prompts[p].trim(), 60) || "(empty)"])]);
+    const [kept, there] = [data.steps_shown[run] ?? 0, data.steps_there[run] ?? 0];
+    $("shown").textContent = !there
+      ? "This run kept no completions (run.log_completions)."
+      : kept < there
+        ? `${mine.length} completions of ${kept} of the ${there} steps that were kept, spread over the run so that the page stays small. All are in completions/.`
+        : `${mine.length} completions of ${there} steps.`;
+  };
+
+  let found = [], page = 0, chosen = null;
+  const SORTS = {
+    step: (a, b) => b.s - a.s || a.g - b.g,
+    first: (a, b) => a.s - b.s || a.g - b.g,
+    high: (a, b) => (score(b) ?? -Infinity) - (score(a) ?? -Infinity) || b.s - a.s,
+    low: (a, b) => (score(a) ?? Infinity) - (score(b) ?? Infinity) || b.s - a.s,
+    long: (a, b) => b.n - a.n,
+    kl: (a, b) => (b.meanKl ??= meanKl(b)) - (a.meanKl ??= meanKl(a)) || b.s - a.s,
+  };
+  const KINDS = {
+    truncated: (row) => row.x, whole: (row) => !row.x, unscorable: (row) => row.w === null, scored: (row) => row.w !== null,
+  };
+  const filter = () => {
+    const run = +$("run").value, step = $("step").value, prompt = $("prompt").value, wanted = $("search").value.toLowerCase();
+    const low = $("low").value, high = $("high").value, kind = KINDS[$("kind").value];
+    found = rows.filter((row) =>
+      row.r === run && (!step || row.s === +step) && (!prompt || row.p === +prompt) && (!kind || kind(row)) &&
+      (!low || (score(row) !== null && score(row) >= +low)) && (!high || (score(row) !== null && score(row) <= +high)) &&
+      (!wanted || text(row).toLowerCase().includes(wanted) || data.prompts[row.p].toLowerCase().includes(wanted)));
+    found.sort(SORTS[$("sort").value]);
+    page = 0;
+    list();
+  };
+  const flags = (row) => [row.x && "truncated", row.w === null && "unscorable"].filter(Boolean).map((f) => el("span", { className: "flag", textContent: f }));
+  const list = () => {
+    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    $("count").textContent = found.length === 1 ? "1 completion" : `${found.length} completions`;
+    $("page").textContent = `page ${page + 1} of ${pages}`;
+    $("back").disabled = page === 0;
+    $("next").disabled = page >= pages - 1;
+    $("list").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
+      const button = el("button", { type: "button", className: "row" },
+        el("span", { className: "quiet", textContent: `step ${row.s}` }),
+        el("span", { className: "clip", textContent: visible(clip(text(row), 200)) || "(empty)" }),
+        el("span", { className: "score" }, num(score(row)), ...flags(row)),
+        el("span", { className: "quiet", textContent: `${row.n} tok` }),
+        el("span", { className: "clip of-prompt", textContent: visible(clip(data.prompts[row.p].trim(), 200)) }));
+      if (row === chosen) button.setAttribute("aria-current", "true");
+      button.row = row;
+      button.addEventListener("click", () => show(row, true));
+      return el("li", {}, button);
+    }));
+  };
+  $("list").addEventListener("keydown", (event) => {
+    const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!move) return;
+    const buttons = [...$("list").querySelectorAll("button")];
+    const to = buttons[buttons.indexOf(document.activeElement) + move];
+    if (to) { event.preventDefault(); to.focus(); }
+  });
+  $("back").addEventListener("click", () => { page--; list(); });
+  $("next").addEventListener("click", () => { page++; list(); });
+
+  /* One completion, a span a token. */
+  const MODES = {
+    a: ["weight", "advantage of the token: what its log-probability is pushed by"],
+    l: ["log-prob", "log-probability under the sampled distribution, nats"],
+    k: ["KL", "log-probability less that of the reference, nats"],
+  };
+  let mode = "a";
+  const limits = {};
+  const limit = (name) => {
+    if (limits[name] === undefined) {
+      const seen = [];
+      for (const row of rows) if (row.t && row[name] !== undefined) for (let i = 0; i < row.t.length; i += 1 + (row.t.length >> 6)) seen.push(Math.abs(value(row, name, i) ?? 0));
+      seen.sort((a, b) => a - b);
+      limits[name] = seen[Math.floor(seen.length * 0.99)] || seen.at(-1) || 1;
+    }
+    return limits[name];
+  };
+  const colour = (v, name) => {
+    const share = Math.max(-1, Math.min(1, v / limit(name)));
+    const ink = name === "l" ? "138 80 200" : share < 0 ? "226 88 34" : "22 120 240";
+    return `rgb(${ink} / ${(0.72 * Math.abs(share)).toFixed(3)})`;
+  };
+  const paint = (spans, row) => {
+    spans.forEach((span, i) => {
+      const v = value(row, mode, i);
+      span.style.backgroundColor = v === null ? "" : colour(v, mode);
+      span.classList.toggle("neg", mode !== "l" && v !== null && v < 0);
+    });
+  };
+  const scale = () => {
+    const box = el("span"), top = limit(mode);
+    const steps = mode === "l" ? [-1, -0.75, -0.5, -0.25, 0] : [-1, -0.66, -0.33, 0, 0.33, 0.66, 1];
+    for (const s of steps) { const i = el("i"); i.style.backgroundColor = colour(s * top, mode); box.append(i); }
+    return el("p", { className: "scale" }, num(-top), box, mode === "l" ? "0" : num(top), ` ${MODES[mode][1]}${mode === "l" ? "" : "; negative ones are underlined"}`);
+  };
+  const tokens = (row, box) => {
+    const out = el("output", { id: "numbers", "aria-live": "polite", textContent: "Point at a token, or focus the text and press the arrow keys." });
+    const spans = row.t.map((place, i) => {
+      const piece = visible(data.pieces[place]);
+      const span = el("span", { className: "tok", textContent: piece === "\n" ? "↵\n" : piece.replace(/\n/g, "↵\n") || "▯" });
+      span.dataset.i = i;
+      return span;
+    });
+    const read = (i) => {
+      const said = Object.entries(MODES).filter(([name]) => row[name] !== undefined)
+        .map(([name, [label]]) => `${label} ${num(value(row, name, i), 4)}`);
+      const l = value(row, "l", i);
+      if (l !== null) said.push(`probability ${num(Math.exp(l))}`);
+      out.textContent = `token ${i + 1} of ${row.n} “${clip(spans[i].textContent.replace(/\n/g, ""), 40)}”: ${said.join(", ")}`;
+    };
+    let at = 0;
+    const move = (to) => {
+      spans[at].tabIndex = -1;
+      at = Math.max(0, Math.min(spans.length - 1, to));
+      spans[at].tabIndex = 0;
+      spans[at].focus();
+      read(at);
+    };
+    const group = el("div", { className: "text tokens", role: "group", "aria-label": "Tokens of the completion" }, ...spans);
+    if (spans.length) spans[0].tabIndex = 0;
+    group.addEventListener("pointerover", (event) => { if (event.target.dataset.i) read(+event.target.dataset.i); });
+    group.addEventListener("focusin", (event) => { if (event.target.dataset.i) { at = +event.target.dataset.i; read(at); } });
+    group.addEventListener("keydown", (event) => {
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
+      if (to !== undefined) { event.preventDefault(); move(to); }
+    });
+    const picks = el("div", { className: "bar-of-buttons" }, el("label", {}, "Colour tokens by ", el("select", { id: "mode" },
+      ...Object.entries(MODES).filter(([name]) => row[name] !== undefined).map(([name, [label]]) => el("option", { value: name, textContent: label, selected: name === mode })))));
+    const key = el("div");
+    const repaint = () => { paint(spans, row); key.replaceChildren(scale()); };
+    picks.querySelector("select").addEventListener("change", (event) => { mode = event.target.value; repaint(); });
+    if (row[mode] === undefined) mode = "a";
+    repaint();
+    box.append(picks, key, group, out);
+  };
+  const show = (row, scroll) => {
+    chosen = row;
+    const names = data.parts[row.r] ?? [];
+    const facts = el("dl", {},
+      el("dt", { textContent: "Reward" }), el("dd", {}, row.w === null ? "unscorable" : num(row.w, 4), ...flags(row)),
+      ...(names.length > 1 ? row.c.flatMap((v, i) => [el("dt", { textContent: visible(names[i] ?? i) }), el("dd", { textContent: num(v, 4) })]) : []),
+      el("dt", { textContent: "Length" }), el("dd", { textContent: `${row.n} tokens` + (row.cut === undefined ? "" : `; cut for the page (${row.cut} characters in all)`) }));
+    const group = rows.filter((other) => other.r === row.r && other.s === row.s && other.g === row.g);
+    const others = el("div", { className: "others", role: "group", "aria-label": "Completions of the same prompt" }, ...group.map((other, i) => {
+      const button = el("button", { type: "button", textContent: `#${i + 1}: ${num(other.w)}`, "aria-pressed": String(other === row) });
+      button.disabled = other === row;
+      button.addEventListener("click", () => { show(other, false); $("detail").focus({ preventScroll: true }); });
+      return button;
+    }));
+    const box = $("detail");
+    box.replaceChildren(el("h3", { textContent: `Step ${row.s}, group ${row.g + 1}` }), facts,
+      el("h3", { textContent: "Prompt" }), el("div", { className: "text", textContent: visible(data.prompts[row.p]) || "(empty)" }), el("h3", { textContent: "Completion" }));
+    if (row.t && row.t.length) tokens(row, box);
+    else box.append(el("div", { className: "text", textContent: visible(text(row)) || "(empty)" }));
+    box.append(el("h3", { textContent: "Its group, by reward" }), others);
+    for (const button of $("list").querySelectorAll("button")) {
+      if (button.row === row) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    }
+    if (scroll && matchMedia("(max-width: 800px)").matches) box.scrollIntoView();
+  };
+
+  options("run", data.runs.map((name, i) => [i, name]));
+  $("run-label").hidden = data.runs.length < 2;
+  choices();
+  $("filters").addEventListener("input", (event) => { if (event.target.id === "run") choices(); filter(); });
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  $("filters").addEventListener("reset", () => setTimeout(() => { choices(); filter(); }));
+  filter();
+  if (found.length) show(found[0], false);
+})();

@@ -1,0 +1,153 @@
+"""The page: one file, no network. A content policy with the hashes of its own script and style lets nothing else run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import unicodedata
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from .. import __version__
+from ..config.schema import Config
+from ..doctor.evidence import Run, read_run
+from ..doctor.finding import by_gravity
+from ..doctor.live import examine
+from ..metrics import METRICS
+from .charts import charts
+from .completions import encoded, gather
+from .svg import hover_data, number, svg
+
+PLACES = {("run", "output_dir"), ("run", "run_name"), ("run", "overwrite")}
+
+
+def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page about the runs in these folders; by default `report.html` in the first one.
+
+    Raises ConfigError where a folder holds no run.
+    """
+    runs = [read_run(path) for path in paths]
+    place = Path(out) if out is not None else runs[0].path / "report.html"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside.write_bytes(render(runs).encode("utf-8", "replace"))
+    beside.replace(place)
+    return place
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The HTML of the page."""
+    style, script = _asset("page.css"), _asset("page.js")
+    panels = charts(runs)
+    data = {**gather(runs), "charts": [hover_data(chart) for chart in panels], "runs": [run.name for run in runs]}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["visible"] = visible
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["number"] = number
+    return environment.from_string(_asset("page.html.j2")).render(
+        runs=runs,
+        panels=[(chart, Markup(svg(chart, place))) for place, chart in enumerate(panels)],
+        findings=[(run, by_gravity(examine(run))) for run in runs],
+        outcomes=[_outcome(run) for run in runs],
+        differences=differences(runs),
+        phases=[_phases(run) for run in runs],
+        glossary=METRICS,
+        data=Markup(_in_script(data)),
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:",
+        version=__version__,
+        title=", ".join(run.name for run in runs),
+    )
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _in_script(data: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
+    text = encoded(data).decode("utf-8")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def visible(text: Any) -> str:
+    """Text with control and direction characters by their numbers, so that they cannot disturb the page."""
+    hidden = {"Cc", "Cf", "Cs", "Co", "Cn"}
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in hidden else f"⟨U+{ord(c):04X}⟩" for c in str(text)
+    )
+
+
+def _outcome(run: Run) -> dict[str, Any]:
+    """Before and after as rows of (what, before, after), each a (mean, low, high) or None."""
+    summary, before = run.summary, run.before
+    after_at = summary.get("pass_at") or {}
+    rows = [
+        ("greedy", _triple(before.get("greedy")), _triple(summary.get("pass_rate_after_interval"))),
+        ("sampled", _triple(before.get("sampled")), _triple(summary.get("sampled_after"))),
+    ]
+    rows += [
+        (f"pass@{k}", _triple((before.get("pass_at") or {}).get(k)), _triple(after_at.get(k)))
+        for k in sorted({*after_at, *(before.get("pass_at") or {})}, key=int)
+    ]
+    done = int(run.metrics[-1].get("step", 0)) if run.metrics else 0
+    seconds = summary.get("seconds_total") or sum(run.values("seconds"))
+    return {
+        "rows": [row for row in rows if row[1] or row[2]],
+        "done": done,
+        "ended": bool(summary),
+        "prompts": summary.get("num_eval_prompts") or before.get("num_prompts") or 0,
+        "minutes": seconds / 60,
+        "reward": next(reversed(run.values("reward")), None),
+        "algorithm": run.setting("algorithm", "name", "?"),
+        "model": run.setting("model", "model_name_or_path") or "made model",
+    }
+
+
+def _triple(value: Any) -> tuple[float, float | None, float | None] | None:
+    """Mean and interval from the forms in which before.json and summary.json hold them."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return value["mean"], value["low"], value["high"]
+    if isinstance(value, (list, tuple)):
+        return value[0], value[1], value[2]
+    return float(value), None, None
+
+
+def _phases(run: Run) -> list[tuple[str, float, float]]:
+    """(phase, seconds, share of all), the longest first."""
+    seconds = run.summary.get("seconds_by_phase") or {}
+    if not seconds:
+        names = {name for m in run.metrics for name in m if name.startswith("seconds/")}
+        seconds = {name.removeprefix("seconds/"): sum(run.values(name)) for name in names}
+    total = sum(seconds.values()) or 1.0
+    return sorted(((name, s, s / total) for name, s in seconds.items()), key=lambda row: -row[1])
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Settings in which runs differ; for a single run, from the defaults (the default is then the first column)."""
+    if len(runs) > 1:
+        columns = [run.config for run in runs]
+    else:
+        columns = [Config().model_dump(mode="json"), runs[0].config]
+    keys = dict.fromkeys((s, leaf) for c in columns for s in c if isinstance(c[s], dict) for leaf in c[s])
+    rows = []
+    for section, leaf in keys:
+        values = [(c.get(section) or {}).get(leaf) for c in columns]
+        if (section, leaf) not in PLACES and any(value != values[0] for value in values):
+            rows.append((f"{section}.{leaf}", ["–" if value is None else str(value) for value in values]))
+    return rows

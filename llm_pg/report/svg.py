@@ -1,0 +1,186 @@
+"""Curves as inline SVG. Colours come from the page's style sheet by class, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
+MOST_POINTS = 300
+SMOOTH_FROM = 40  # points from which a line is drawn faint, with its running mean over it
+
+Point = tuple[float, float]
+
+
+@dataclass
+class Series:
+    """A line. band: (x, low, high). marks: points of their own, with bars where there is a band. style: its colour."""
+
+    label: str
+    points: list[Point]
+    band: list[tuple[float, float, float]] = field(default_factory=list)
+    marks: bool = False
+    style: int = 0
+
+
+@dataclass
+class Chart:
+    """A panel. low, high: limits of y that are always shown; None = the data's."""
+
+    title: str
+    unit: str
+    caption: str
+    series: list[Series]
+    low: float | None = None
+    high: float | None = None
+
+
+def thinned(points: Sequence[tuple[float, ...]], most: int = MOST_POINTS) -> list[tuple[float, ...]]:
+    """At most `most` points: means of neighbours."""
+    if len(points) <= most:
+        return list(points)
+    size = -(-len(points) // most)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [tuple(sum(column) / len(part) for column in zip(*part, strict=True)) for part in parts]
+
+
+def running_mean(points: Sequence[Point]) -> list[Point]:
+    """The mean over a twentieth of the points around each."""
+    half = max(len(points) // 40, 1)
+    out = []
+    for i, (x, _) in enumerate(points):
+        near = points[max(i - half, 0) : i + half + 1]
+        out.append((x, sum(y for _, y in near) / len(near)))
+    return out
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers that cover [low, high]."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """Three digits, short."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10000 or abs(value) < 0.001:
+        return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
+    return f"{value:.3g}"
+
+
+class Frame:
+    """From data to the coordinates of the drawing."""
+
+    def __init__(self, chart: Chart) -> None:
+        xs = [p[0] for s in chart.series for p in s.points] or [0.0]
+        ys = [p[1] for s in chart.series for p in s.points]
+        ys += [y for s in chart.series for _, low, high in s.band for y in (low, high)]
+        ys += [y for y in (chart.low, chart.high) if y is not None]
+        self.x0, self.x1 = min(xs), max(xs)
+        self.y0, self.y1 = min(ys, default=0.0), max(ys, default=1.0)
+        if self.x0 == self.x1:
+            self.x1 = self.x0 + 1
+        room = (self.y1 - self.y0) * 0.06 or abs(self.y0) * 0.1 or 1.0
+        if chart.low is None or self.y0 < chart.low:
+            self.y0 -= room
+        if chart.high is None or self.y1 > chart.high:
+            self.y1 += room
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, points: Sequence[tuple[float, ...]]) -> str:
+        return "M" + "L".join(f"{self.x(p[0]):.1f} {self.y(p[1]):.1f}" for p in points)
+
+
+def _axes(frame: Frame) -> list[str]:
+    out = []
+    for value in ticks(frame.y0, frame.y1, 4):
+        y = frame.y(value)
+        out.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        out.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
+    for value in ticks(frame.x0, frame.x1, 5):
+        if value == int(value):
+            out.append(
+                f'<text x="{frame.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number(value)}</text>'
+                if value < 10000
+                else f'<text x="{frame.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value / 1000:g}k</text>'
+            )
+    return out
+
+
+def _drawn(series: Series, frame: Frame) -> list[str]:
+    style, out = f"s{series.style % 8}", []
+    points = [(p[0], p[1]) for p in thinned(series.points)]
+    if not points:
+        return []
+    if series.marks:
+        out += [
+            f'<path class="{style} bar" d="M{frame.x(x):.1f} {frame.y(low):.1f}V{frame.y(high):.1f}"/>'
+            for x, low, high in series.band
+        ]
+        out += [f'<circle class="{style} dot" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>' for x, y in points]
+    elif series.band:
+        band = thinned(series.band)
+        edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+        out.append(f'<path class="{style} area" d="{frame.path(edge)}Z"/>')
+    if len(points) >= SMOOTH_FROM:
+        out.append(f'<path class="{style} line raw" d="{frame.path(points)}"/>')
+        points = running_mean(points)
+    out.append(f'<path class="{style} line" d="{frame.path(points)}"/>')
+    return out
+
+
+def spoken(chart: Chart) -> str:
+    """The chart in a sentence, for those who cannot see it."""
+    said = []
+    for s in chart.series:
+        if s.points:
+            (x0, y0), (x1, y1) = s.points[0], s.points[-1]
+            said.append(f"{s.label}: {number(y0)} at step {x0:.0f}, {number(y1)} at step {x1:.0f}")
+    return f"{chart.title}. " + "; ".join(said)
+
+
+def svg(chart: Chart, index: int) -> str:
+    """The drawing; `index` is its place in the page's data, where the numbers for hovering are."""
+    frame = Frame(chart)
+    inside = _axes(frame)
+    for series in chart.series:
+        inside += _drawn(series, frame)
+    label = escape(spoken(chart), quote=True)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" data-chart="{index}" '
+        f'aria-label="{label}">{"".join(inside)}<path class="cross" d=""/></svg>'
+    )
+
+
+def hover_data(chart: Chart) -> dict[str, object]:
+    """Numbers behind the drawing: limits of x in data and in pixels, and every line's points."""
+    frame = Frame(chart)
+    lines = [
+        {
+            "label": s.label,
+            "x": [round(p[0], 2) for p in thinned(s.points)],
+            "y": [float(f"{p[1]:.4g}") for p in thinned(s.points)],
+        }
+        for s in chart.series
+    ]
+    return {
+        "x0": frame.x0,
+        "x1": frame.x1,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "lines": lines,
+    }
