@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="pass rates of a model on a task or data")
     evaluate.add_argument("model", help="hub id or local folder")
     evaluate.add_argument("--task", help="a synthetic task")
-    evaluate.add_argument("--data", help="a local JSONL, JSON, Parquet or CSV file, or a hub dataset")
+    evaluate.add_argument("--data", help="a local JSONL, JSON, Parquet or CSV file: all its rows")
+    evaluate.add_argument("--num-prompts", type=int, help="prompts to answer, sampled evenly; all rows, 256 of a task")
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
     _common(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -218,21 +219,18 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.task:
         given.append(f"data.task={arguments.task}")
     if arguments.data:
-        key = "data_files" if os.path.exists(arguments.data) else "dataset_name"
-        given.append(f"data.{key}={arguments.data}")
+        given += [f"data.eval_data_files={arguments.data}", f"num_eval_prompts={arguments.num_prompts or 10**9}"]
+    elif arguments.num_prompts:
+        given.append(f"num_eval_prompts={arguments.num_prompts}")
     if not (arguments.task or arguments.data):
         raise ConfigError("eval needs --task NAME or --data FILE.")
     config = load_config(None, given)
-    from .preflight import check_inputs
+    from .commands import evaluate_model
+    from .preflight import check_model
 
-    check_inputs(config)
+    check_model(config.model)
     _, terminal_class = _heavy_imports()
-    from .trainer import PolicyGradientTrainer
-
-    terminal = terminal_class(quiet=arguments.json or arguments.quiet)
-    trainer = PolicyGradientTrainer(args=config, terminal=terminal)
-    with trainer.scorer:
-        result = trainer.evaluate(arguments.model)
+    result = evaluate_model(config, terminal_class(quiet=arguments.json or arguments.quiet))
     if arguments.json:
         print(json.dumps(result.metrics()))
     return 0

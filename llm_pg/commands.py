@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError
 from .doctor import examine_config, show
 from .preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
+    from .evaluate import Evaluation
     from .rewards.probes import Finding
 
 PROBED_ROWS = 4
@@ -84,3 +85,28 @@ def _report(name: str, found: list[Finding]) -> bool:
     for finding in ran:
         print(f"  EXECUTES the completion: {finding.probe}")
     return bool(paid or failed or ran)
+
+
+def evaluate_model(config: Config, terminal: Any) -> Evaluation:
+    """Pass rates of a model as it stands on held-out prompts: all rows of a file, or those of a task or hub split."""
+    from .models import load_model, load_tokenizer
+    from .parts import evaluate_held_out, make_collector, make_scorer
+    from .prompts import load_held_out
+
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, tokenizer, seed=config.run.seed)
+    if not config.train.use_cpu:
+        model.to(default_device())
+    context = getattr(model.config, "max_position_embeddings", None)
+    prompts = load_held_out(config, tokenizer, context_length=context)
+    with make_scorer(config, None, sorted(prompts[0].row)) as scorer:
+        result = evaluate_held_out(make_collector(config, model, tokenizer, scorer), prompts, config.eval)
+    terminal.evaluation(str(config.model.model_name_or_path), result)
+    return result
+
+
+def default_device() -> str:
+    """The accelerator where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

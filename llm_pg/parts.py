@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,11 +15,13 @@ from .algorithms.algorithm import Algorithm
 from .collect import Collector
 from .config import Config, ConfigError, flat
 from .config.check import plan_batch, resolve_row
+from .config.schema import EvalConfig
+from .evaluate import Evaluation, evaluate
 from .metrics import Clock
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .policy import Policy, Updater
 from .preflight import task_rewards
-from .prompts import PromptStream, load_prompts
+from .prompts import Prompt, PromptStream, load_prompts
 from .ranks import Ranks
 from .redact import Redactor
 from .rewards.scorer import Scorer
@@ -69,17 +71,10 @@ class Parts:
         self.folder = RunFolder(config)
         with self.clock("load"):
             self._load(model, processing_class, peft_config, train_dataset, eval_dataset)
-        self.scorer = self._make_scorer(reward_funcs)
-        self.params = SamplingParams(
-            temperature=config.rollout.temperature,
-            top_k=config.rollout.top_k,
-            top_p=config.rollout.top_p,
-            min_p=config.rollout.min_p,
-            max_completion_length=config.rollout.max_completion_length,
-            stop=tuple(config.rollout.stop),
-        )
+        self.scorer = make_scorer(config, reward_funcs, sorted(self.train_prompts[0].row))
+        self.params = sampling_params(config)
         self.algorithm = Algorithm(self.row, config.rollout.max_completion_length)
-        self.collector = self._make_collector()
+        self.collector = make_collector(config, self.model, self.tokenizer, self.scorer, gamma=self.row.gamma)
         self.step = 0
 
     def _check_algorithm(self) -> None:
@@ -128,35 +123,6 @@ class Parts:
             self.config.model.make = None
         return load_tokenizer(self.config.model)
 
-    def _make_scorer(self, reward_funcs: Any) -> Scorer:
-        settings = self.config.reward
-        if reward_funcs is None:
-            funcs = task_rewards(self.config)
-        else:
-            funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        scorer = Scorer(
-            funcs,
-            settings.reward_weights,
-            workers=settings.reward_workers,
-            deadline=settings.reward_timeout,
-            in_process=settings.reward_in_process,
-            max_unscorable=settings.max_unscorable,
-            strict=settings.strict,
-        )
-        scorer.check_columns(sorted(self.train_prompts[0].row))
-        return scorer
-
-    def _make_collector(self) -> Collector:
-        rollout = self.config.rollout
-        if rollout.engine not in ENGINES:
-            raise ConfigError(f"rollout.engine {rollout.engine!r} is not available here; use {' or '.join(ENGINES)}.")
-        sampler: Sampler = ENGINES[rollout.engine](
-            self.model, self.tokenizer, end_token_ids(self.model, self.tokenizer), rollout.rollout_batch_size
-        )
-        return Collector(
-            sampler, self.scorer, self.tokenizer, self.params, seed=self.config.run.seed, gamma=self.row.gamma
-        )
-
     def _make_updater(self) -> Updater:
         config, train = self.config, self.config.train
         self.policy = Policy(
@@ -190,3 +156,66 @@ class Parts:
             num_minibatches=config.algorithm.steps_per_generation,
             max_grad_norm=train.max_grad_norm,
         )
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """The distribution that is sampled and trained."""
+    rollout = config.rollout
+    return SamplingParams(
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+        max_completion_length=rollout.max_completion_length,
+        stop=tuple(rollout.stop),
+    )
+
+
+def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Scorer:
+    """The reward functions given, else those of the config or the task; each finds its columns among `columns`."""
+    settings = config.reward
+    if reward_funcs is None:
+        funcs = task_rewards(config)
+    else:
+        funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    scorer = Scorer(
+        funcs,
+        settings.reward_weights,
+        workers=settings.reward_workers,
+        deadline=settings.reward_timeout,
+        in_process=settings.reward_in_process,
+        max_unscorable=settings.max_unscorable,
+        strict=settings.strict,
+    )
+    scorer.check_columns(columns)
+    return scorer
+
+
+def make_collector(config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0) -> Collector:
+    """Sampler and scorer as one."""
+    rollout = config.rollout
+    if rollout.engine not in ENGINES:
+        raise ConfigError(f"rollout.engine {rollout.engine!r} is not available here; use {' or '.join(ENGINES)}.")
+    sampler = ENGINES[rollout.engine](model, tokenizer, end_token_ids(model, tokenizer), rollout.rollout_batch_size)
+    return Collector(sampler, scorer, tokenizer, sampling_params(config), seed=config.run.seed, gamma=gamma)
+
+
+def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings: EvalConfig) -> Evaluation:
+    """Greedy and sampled pass rates on these prompts, with intervals."""
+
+    def verdicts(some: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]]) -> list[float | None]:
+        parts = collector.score(some, texts, ids).parts
+        name = settings.pass_reward or next(iter(parts))
+        if name not in parts:
+            raise ConfigError(
+                f"eval.pass_reward is {name!r}, which is none of the reward functions: {', '.join(parts)}."
+            )
+        return parts[name]
+
+    return evaluate(
+        prompts,
+        collector.answer,
+        verdicts,
+        num_samples=settings.eval_num_samples,
+        threshold=settings.pass_threshold,
+    )

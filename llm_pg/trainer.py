@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from .config import ConfigError, flat
 from .crash import Keeper
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation
 from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
-from .parts import Parts
+from .parts import Parts, evaluate_held_out
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
 from .resume import Saver
@@ -250,22 +249,10 @@ class PolicyGradientTrainer(Parts):
 
     def evaluate(self, title: str = "Evaluation", clock: Clock | None = None) -> Evaluation:
         """Greedy and sampled pass rates on the held-out prompts, with intervals."""
-        settings = self.config.eval
         if not self.eval_prompts:
             raise ConfigError("There are no held-out prompts to evaluate on: set data.num_eval_prompts above 0.")
-
-        def verdicts(prompts: Sequence[Any], texts: Sequence[str], ids: Sequence[list[int]]) -> list[float | None]:
-            parts = self.collector.score(prompts, texts, ids).parts
-            return parts[settings.pass_reward or next(iter(parts))]
-
         with (clock or self.clock)("eval"):
-            result = evaluate(
-                self.eval_prompts,
-                self.collector.answer,
-                verdicts,
-                num_samples=settings.eval_num_samples,
-                threshold=settings.pass_threshold,
-            )
+            result = evaluate_held_out(self.collector, self.eval_prompts, self.config.eval)
         self.terminal.evaluation(title, result)
         return result
 

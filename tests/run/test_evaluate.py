@@ -1,9 +1,15 @@
 """Pass rates and their intervals."""
 
+import json
+from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from llm_pg.cli import main
 from llm_pg.evaluate import bootstrap, pass_at_k, summarise
 
 
@@ -37,3 +43,31 @@ def test_sampled_pass_at_1_is_the_mean_and_pass_at_k_grows() -> None:
     assert result.pass_at[2].mean == pytest.approx((1 / 2 + 0 + 1) / 3)
     assert result.pass_at[4].mean == pytest.approx(2 / 3)
     assert result.mean_length == 4
+
+
+def test_the_eval_command_scores_every_row_of_a_file(
+    make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Greedy answers of a model that was made to say one thing: it passes exactly the rows that want it."""
+    model = make_model("llama")
+    with torch.no_grad():  # all logits equal, whatever was read: greedy takes token 0, the pad, which reads as nothing
+        model.lm_head.weight.zero_()
+    tokenizer.save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    assert tokenizer.decode([0], skip_special_tokens=False) == "<pad>"
+    rows = [{"prompt": "x=", "answer": answer} for answer in ("nothing", "a", "b", "nothing")]
+    (tmp_path / "mine.py").write_text(
+        "def says(completion, answer, **row):\n    return float((completion or 'nothing') == answer)\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"), "--json"]
+    settings = [
+        f"reward_funcs=['{tmp_path}/mine.py:says']",
+        "max_completion_length=3",
+        "use_cpu=true",
+        "eval_num_samples=0",
+    ]
+    assert main([*command, *settings]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result["eval/greedy"] == 0.5
+    assert result["eval/length"] == 3
