@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     control = commands.add_parser("control", help="classic control with the same estimators")
     _control_arguments(control)
 
+    report = commands.add_parser("report", help="one offline page about runs, and what the doctor finds in them")
+    _report_arguments(report)
+
     copy = commands.add_parser("cp", help="copy a shipped config or recipe to edit")
     copy.add_argument("name")
     copy.add_argument("target", nargs="?", default=".")
@@ -250,6 +253,13 @@ def _prove(arguments: argparse.Namespace) -> int:
 
 def _control_arguments(parser: argparse.ArgumentParser) -> None:
     from .control import cli
+
+    cli.add_arguments(parser)
+    parser.set_defaults(run=cli.main)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    from .report import cli
 
     cli.add_arguments(parser)
     parser.set_defaults(run=cli.main)

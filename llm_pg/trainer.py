@@ -21,6 +21,7 @@ from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .parts import Parts, evaluate_held_out
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
+from .report import leave_report
 from .resume import Saver
 from .sampling.random import stream_key, uniform
 from .trackers import Trackers
@@ -298,6 +299,7 @@ class PolicyGradientTrainer(Parts):
         if self.ranks.is_main:
             self.folder.write_summary(summary)
             places = [f"Model:   {self.folder.model}", f"Metrics: {self.folder.metrics}"]
+            places += leave_report(self.folder.path, self.terminal.warn)
             self.terminal.summary(summary, before, after, places)
         self.accelerator.end_training()
         return summary

@@ -1,5 +1,5 @@
 """`report.html`: one offline page about one run or several. Imports no torch."""
 
-from .page import render, write_report
+from .page import leave_report, render, write_report
 
-__all__ = ["render", "write_report"]
+__all__ = ["leave_report", "render", "write_report"]

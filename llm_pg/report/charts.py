@@ -103,7 +103,7 @@ def _curve(runs: Sequence[Run], name: str, title: str) -> Chart | None:
     unit, meaning = METRICS[name]
     series = [Series(_name(run, runs, title), _floats(run, name), style=place) for place, run in enumerate(runs)]
     low, high = (0.0, 1.0) if name in SHARES else (0.0, None)
-    return Chart(title, unit, meaning, series, low, high)
+    return Chart(title, unit, meaning, series, low, high, smooth=name != "learning_rate")
 
 
 def _phases(runs: Sequence[Run]) -> Chart:

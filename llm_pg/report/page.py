@@ -1,4 +1,4 @@
-"""The page: one file, no network. A content policy with the hashes of its own script and style lets nothing else run."""
+"""The page: one file, no network. Its content policy names the hashes of its own script and style; nothing else runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import base64
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from .. import __version__
@@ -39,6 +39,15 @@ def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> 
     beside.write_bytes(render(runs).encode("utf-8", "replace"))
     beside.replace(place)
     return place
+
+
+def leave_report(folder: Path, warn: Callable[[str], None]) -> list[str]:
+    """The page of a run that ends, as a line that says where it is; what goes wrong is a warning, as the run is safe."""
+    try:
+        return [f"Page:    {write_report([folder])}"]
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, TemplateError) as error:
+        warn(f"The page could not be written ({type(error).__name__}: {error}). Try `llm-pg report {folder}`.")
+        return []
 
 
 def render(runs: Sequence[Run]) -> str:

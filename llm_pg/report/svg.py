@@ -36,6 +36,7 @@ class Chart:
     series: list[Series]
     low: float | None = None
     high: float | None = None
+    smooth: bool = True
 
 
 def thinned(points: Sequence[tuple[float, ...]], most: int = MOST_POINTS) -> list[tuple[float, ...]]:
@@ -72,7 +73,7 @@ def number(value: float) -> str:
         return "0"
     if abs(value) >= 10000 or abs(value) < 0.001:
         return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 class Frame:
@@ -119,7 +120,7 @@ def _axes(frame: Frame) -> list[str]:
     return out
 
 
-def _drawn(series: Series, frame: Frame) -> list[str]:
+def _drawn(series: Series, frame: Frame, smooth: bool) -> list[str]:
     style, out = f"s{series.style % 8}", []
     points = [(p[0], p[1]) for p in thinned(series.points)]
     if not points:
@@ -134,7 +135,7 @@ def _drawn(series: Series, frame: Frame) -> list[str]:
         band = thinned(series.band)
         edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
         out.append(f'<path class="{style} area" d="{frame.path(edge)}Z"/>')
-    if len(points) >= SMOOTH_FROM:
+    if smooth and len(points) >= SMOOTH_FROM:
         out.append(f'<path class="{style} line raw" d="{frame.path(points)}"/>')
         points = running_mean(points)
     out.append(f'<path class="{style} line" d="{frame.path(points)}"/>')
@@ -156,7 +157,7 @@ def svg(chart: Chart, index: int) -> str:
     frame = Frame(chart)
     inside = _axes(frame)
     for series in chart.series:
-        inside += _drawn(series, frame)
+        inside += _drawn(series, frame, chart.smooth)
     label = escape(spoken(chart), quote=True)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" data-chart="{index}" '
