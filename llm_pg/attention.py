@@ -77,18 +77,18 @@ def forward(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tenso
     return hidden
 
 
-def may_pack(model: Any) -> bool:
-    """What can be told without running it: full attention in every layer, and nothing recomputed later.
-
-    A recomputed layer (gradient checkpointing) would look the attention function up after it was put back.
-    """
+def has_full_attention(model: Any) -> bool:
+    """Every token attends to all before it, in every layer, as far as the config tells."""
     core = core_of(model)
     config = core.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    full = kinds == {"full_attention"} and (
-        getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False
-    )
-    return full and core.base_model is not core and not getattr(core, "is_gradient_checkpointing", False)
+    windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return kinds == {"full_attention"} and not windows and core.base_model is not core
+
+
+def recomputes(model: Any) -> bool:
+    """Whether layers run again in the backward pass; they would then look for the attention after it was put back."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in core_of(model).modules())
 
 
 def grouped(query: Tensor, kv_heads: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .attention import core_of, eval_mode
 from .estimators.distributions import entropy, token_logp
 from .sampling.protocol import SamplingParams
 
@@ -113,3 +114,20 @@ def token_scores(
 def head_width(head: Any) -> int:
     """The vocabulary: rows of the output layer's weight."""
     return int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+
+def head_is_separate(model: Any) -> bool:
+    """Whether logits are just the output embedding of the last hidden state, tried on three tokens.
+
+    Then the head needs to run only where a log-probability is read. Models that cap or scale their logits fail the
+    comparison and take the whole forward.
+    """
+    core = core_of(model)
+    head = core.get_output_embeddings()
+    if head is None or core.base_model is core:
+        return False
+    ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
+    with torch.no_grad(), eval_mode(model):
+        split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(input_ids=ids, use_cache=False).logits
+    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5)

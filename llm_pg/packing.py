@@ -7,7 +7,6 @@ is no input: nothing reads what follows it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import UnsupportedAttention, core_of, eval_mode, forward, grouped, may_pack, tolerance
+from .attention import UnsupportedAttention, core_of, eval_mode, forward, grouped, has_full_attention, tolerance
 from .rollouts import TextRollouts
 
 # Segments in one attention call: few enough that sorting them by length leaves little padding.
@@ -144,8 +143,8 @@ class Packed:
             (rows, q), k = call.query_index.shape, call.key_index.shape[1]
             parts = (queries[q_at : q_at + rows * q], keys[k_at : k_at + rows * k], values[k_at : k_at + rows * k])
             q_at, k_at = q_at + rows * q, k_at + rows * k
-            heads = (x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x in parts)
-            out.append(call(*heads, scale).reshape(rows * q, -1))
+            split = [x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x in parts]
+            out.append(call(split[0], split[1], split[2], scale).reshape(rows * q, -1))
         return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, d)
 
 
@@ -193,7 +192,7 @@ def bins(prompt_ids_B: Sequence[tuple[int, ...]], length_B: Sequence[int], budge
 @torch.no_grad()
 def packs_exactly(model: Any) -> bool:
     """Whether the packed layout gives this model's own hidden states, tried on two prompts with three completions."""
-    if not may_pack(model):
+    if not has_full_attention(model):
         return False
     core = core_of(model)
     weight = core.get_input_embeddings().weight

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .algorithms.algorithm import Algorithm, Batch
-from .attention import core_of, eval_mode, may_pack
+from .attention import core_of, eval_mode, recomputes
 from .estimators.distributions import entropy, token_logp
-from .head import token_scores
+from .head import head_is_separate, token_scores
 from .packing import bins, packed_hidden, packs_exactly
 from .rollouts import TextRollouts
 from .sampling.protocol import SamplingParams
@@ -68,7 +68,7 @@ class Policy:
         if with_reference and not self.has_adapter:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.with_reference = with_reference
-        self._splits = _head_is_separate(model)
+        self._splits = head_is_separate(model)
         self.packs = packing != "padded" and self._splits and packs_exactly(model)
         if packing == "shared_prefix" and not self.packs:
             raise ValueError(
@@ -122,7 +122,7 @@ class Policy:
 
     def _packs_now(self) -> bool:
         # Gradient checkpointing may be switched on after the policy is made.
-        return self.packs and may_pack(self.model)
+        return self.packs and not recomputes(self.model)
 
     def _score(self, model: Any, rollouts: TextRollouts, with_entropy: bool, entropy_grad: bool) -> Scores:
         assert rollouts.tokens_BT is not None
@@ -172,23 +172,6 @@ class Policy:
             return logits
         hidden: Tensor = core_of(model).base_model(**inputs).last_hidden_state
         return hidden[row_M, place_M]
-
-
-def _head_is_separate(model: Any) -> bool:
-    """Whether logits are just the output embedding of the last hidden state, tried on three tokens.
-
-    Then the head needs to run only where a log-probability is read. Models that cap or scale their logits fail the
-    comparison and take the whole forward.
-    """
-    core = core_of(model)
-    head = core.get_output_embeddings()
-    if head is None or core.base_model is core:
-        return False
-    ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
-    with torch.no_grad(), eval_mode(model):
-        split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        whole = model(input_ids=ids, use_cache=False).logits
-    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5)
 
 
 def micro_batches(length_B: Tensor, micro_rows: int) -> Iterator[Tensor]:

@@ -10,9 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StopStringCriteria
+from transformers import StopStringCriteria
 
+from ..attention import eval_mode
 from ..estimators.distributions import token_logp
+from ..head import head_is_separate
+from ..packing import packs_exactly
+from .decoding import CacheDecoder, Decoder, SharedDecoder
 from .protocol import Completions, SamplingParams
 from .random import draw, uniform
 
@@ -28,23 +32,32 @@ class NativeSampler:
         tokenizer: for the pad id and stop strings.
         eos_ids: ids that end a completion.
         rows_at_once: completions in one batch; None = all.
+        share_prompts: keep each prompt's keys once for its completions, where a trial shows that it is exact; False =
+            always through the library's cache.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], rows_at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+        rows_at_once: int | None = None,
+        *,
+        share_prompts: bool = True,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_ids = tuple(eos_ids)
         self.rows_at_once = rows_at_once
+        self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
 
     @torch.no_grad()
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
         """See `Sampler.sample`."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            per_batch = max((self.rows_at_once or len(prompt_ids) * num_generations) // num_generations, 1)
+        per_batch = max((self.rows_at_once or len(prompt_ids) * num_generations) // num_generations, 1)
+        with eval_mode(self.model):
             parts = [
                 self._batch(
                     prompt_ids[at : at + per_batch],
@@ -54,20 +67,14 @@ class NativeSampler:
                 )
                 for at in range(0, len(prompt_ids), per_batch)
             ]
-        finally:
-            self.model.train(was_training)
         return _join(parts, self.pad_id)
 
     def _batch(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
         device = self.model.device
-        logits, cache, attention, position = self._prefill(prompt_ids)
-        if num_generations > 1:
-            cache.batch_repeat_interleave(num_generations)
-            logits, attention, position = (
-                x.repeat_interleave(num_generations, 0) for x in (logits, attention, position)
-            )
+        decoder: Decoder = SharedDecoder(self.model) if self.shares else CacheDecoder(self.model, self.pad_id)
+        logits = decoder.prefill(prompt_ids, num_generations)
         num_rows, limit = logits.shape[0], params.max_completion_length
         tokens_BT = torch.full((num_rows, limit), self.pad_id, dtype=torch.int64, device=device)
         logp_BT = torch.zeros((num_rows, limit), dtype=torch.float32, device=device)
@@ -95,41 +102,12 @@ class NativeSampler:
                 break
             if num_live < COMPACT_BELOW * live_R.numel():
                 kept = live_R.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                row_R, next_R, attention, position, keys_R = (
-                    x[kept] for x in (row_R, next_R, attention, position, keys_R)
-                )
-                live_R = live_R[kept]
-            attention = torch.cat([attention, attention.new_ones((attention.shape[0], 1))], 1)
-            position = position + 1
-            out = self.model(
-                input_ids=next_R.unsqueeze(1),
-                attention_mask=attention,
-                position_ids=position.unsqueeze(1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = out.logits[:, -1]
+                decoder.keep(kept)
+                row_R, next_R, keys_R, live_R = (x[kept] for x in (row_R, next_R, keys_R, live_R))
+            logits = decoder.step(next_R)
         longest = int(length_B.max())
         mask_BT = torch.arange(longest, device=device) < length_B.unsqueeze(1)
         return Completions(tokens_BT[:, :longest], mask_BT, logp_BT[:, :longest] * mask_BT, truncated_B)
-
-    def _prefill(self, prompt_ids: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
-        """Logits after each prompt, the cache, its mask, and the position of each prompt's last token (left-padded)."""
-        device, width = self.model.device, max(len(ids) for ids in prompt_ids)
-        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompt_ids], device=device)
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
-        positions = (attention.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=attention,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1], cache, attention, positions[:, -1]
 
 
 def _join(parts: list[Completions], pad_id: int) -> Completions:

@@ -147,3 +147,30 @@ def test_uniforms_are_even_and_uncorrelated_between_neighbouring_streams_and_pos
     assert chi < 63 + 5 * (2 * 63) ** 0.5
     for other in (v, w, uniform(key + 1, 0)):
         assert abs(float(torch.corrcoef(torch.stack([u, other]))[0, 1])) < 5 / n**0.5
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_shared_prompts_sample_what_the_librarys_cache_samples(
+    family: str, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """Over rows that leave, groups that end, and more tokens than were allocated at first."""
+    model, params = make_model(family), SamplingParams(max_completion_length=90)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 1.5
+    shared = run(NativeSampler, model, tokenizer, params, group=5)
+    cached = run(NativeSampler, model, tokenizer, params, group=5, share_prompts=False)
+    assert (shared.mask_BT.sum(1) == 90).any()
+    assert len(set(shared.mask_BT.sum(1).tolist())) > 2
+    assert torch.equal(shared.tokens_BT, cached.tokens_BT)
+    torch.testing.assert_close(shared.logp_BT, cached.logp_BT, atol=2e-5, rtol=1e-5)
+
+
+def test_the_same_prompt_twice_is_kept_once_and_its_rows_differ(make_model: Callable[..., Any], tokenizer: Any) -> None:
+    model, params = make_model("llama"), SamplingParams(max_completion_length=10)
+    ids = [tokenizer("same ")["input_ids"]] * 2
+    outs = [
+        NativeSampler(model, tokenizer, [tokenizer.eos_token_id], share_prompts=s).sample(ids, 3, params, keys(2, 3))
+        for s in (True, False)
+    ]
+    assert torch.equal(outs[0].tokens_BT, outs[1].tokens_BT)
+    assert len({tuple(row) for row in outs[0].tokens_BT.tolist()}) == 6
