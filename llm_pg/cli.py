@@ -259,10 +259,16 @@ def _control_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    from .report import cli
+    parser.add_argument("runs", nargs="+", help="folders of runs, finished or still going on")
+    parser.add_argument("--out", help="where to write the page; by default report.html in the first run")
+    parser.add_argument("--json", action="store_true", help="the doctor's findings as JSON on standard output")
+    parser.set_defaults(run=_report)
 
-    cli.add_arguments(parser)
-    parser.set_defaults(run=cli.main)
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report.cli import main as report
+
+    return report(arguments.runs, arguments.out, arguments.json)
 
 
 def _copy(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,8 @@ ORDER = [
     "resume",
     "collect",
     "terminal",
+    "doctor",
+    "report",
     "warm_start",
     "trainer",
     "shipped",

@@ -1,4 +1,4 @@
-"""The page: one file, no network. Its content policy names the hashes of its own script and style; nothing else runs."""
+"""The page: one file, no network. Its content policy holds the hashes of its script and style; nothing else runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> 
 
 
 def leave_report(folder: Path, warn: Callable[[str], None]) -> list[str]:
-    """The page of a run that ends, as a line that says where it is; what goes wrong is a warning, as the run is safe."""
+    """The page of a run that ends, as a line that says where it is. A failure is a warning: the run is safe."""
     try:
         return [f"Page:    {write_report([folder])}"]
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, TemplateError) as error:
