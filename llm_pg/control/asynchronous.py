@@ -142,19 +142,16 @@ def train_asynchronously(settings: Settings, *, on_point: Callable[[Point], None
     return run
 
 
-def _serve(
-    run: Run, learner: Learner, recorder: Recorder, shared: Shared, gifts: Any, workers: list[Any]
-) -> None:
+def _serve(run: Run, learner: Learner, recorder: Recorder, shared: Shared, gifts: Any, workers: list[Any]) -> None:
     steps, start = 0, 0.0
     theta = learner.policy.theta
-    assert theta.grad is not None
     while not recorder.over:
         gift = _receive(gifts, workers)
         start = start or time.perf_counter()  # the seconds in which the workers import torch are no training
         run.staleness.append(shared.version - gift.version)
         learner.set_learning_rate(recorder.progress)
         assert gift.gradient is not None
-        theta.grad.copy_(torch.from_numpy(gift.gradient))
+        learner.policy.grad.copy_(torch.from_numpy(gift.gradient))
         norm = learner.apply()
         steps += gift.steps
         for return_, length, true_return in gift.episodes:

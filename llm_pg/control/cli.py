@@ -1,4 +1,4 @@
-"""`llm-pg control ENV`: arguments without a heavy import, then the run. Bad input ends with one paragraph and code 2."""
+"""`llm-pg control ENV`: arguments without a heavy import, then the run. Bad input gets one paragraph and code 2."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, help_ in NUMBERS:
         parser.add_argument(_flag(name), type=kind, metavar="N" if kind is int else "X", help=help_)
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs side by side, with median and quartiles")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="runs side by side, with median and quartiles"
+    )
     parser.add_argument("--until-solved", action="store_true", help="end when the environment is solved")
     parser.add_argument("--folder", type=Path, help="where the run is written (default runs/control-ENV-ALGORITHM)")
     parser.add_argument("--force", action="store_true", help="go on where the adviser refuses what is only unwise")
@@ -101,9 +103,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         import gymnasium  # noqa: F401
     except ImportError as error:
-        raise ValueError(
-            'The control track needs gymnasium: pip install "llm-policy-gradient[control]"'
-        ) from error
+        raise ValueError('The control track needs gymnasium: pip install "llm-policy-gradient[control]"') from error
     from .environments import full_name, inspect
 
     env_id = full_name(args.env)
@@ -129,7 +129,9 @@ def _settings(args: argparse.Namespace, env_id: str, algorithm: str) -> Any:
     if args.hidden is not None:
         widths = args.hidden.split(",")
         if not all(width.isdigit() and int(width) > 0 for width in widths):
-            raise ValueError(f"--hidden takes widths above 0 with commas between them, e.g. 64,64; got {args.hidden!r}.")
+            raise ValueError(
+                f"--hidden takes widths above 0 with commas between them, e.g. 64,64; got {args.hidden!r}."
+            )
         changes["hidden"] = tuple(int(width) for width in widths)
     return resolve(env_id, algorithm, force=args.force, stop_when_solved=args.until_solved, **changes)
 

@@ -203,7 +203,7 @@ class Collector:
         observation_B = self._reset() if self._observation_B is None else self._observation_B
         everyone_B = np.ones(self.envs.num_envs, dtype=bool)
         noise_TBA = self.policy.noise(self._rng, self.num_steps, self.envs.num_envs)
-        columns = []
+        columns: list[tuple[NDArray[Any], ...]] = []
         for noise_BA in noise_TBA:
             feature_BD = self.scaler(observation_B)
             raw_B, action_B = self.policy.act(feature_BD, noise_BA)
@@ -219,7 +219,7 @@ class Collector:
     def _whole_episodes(self) -> Stretch:
         observation_B = self._reset()
         active_B = np.ones(self.envs.num_envs, dtype=bool)
-        columns = []
+        columns: list[tuple[NDArray[Any], ...]] = []
         while active_B.any():
             if len(columns) % 64 == 0:
                 noise_TBA = self.policy.noise(self._rng, 64, self.envs.num_envs)

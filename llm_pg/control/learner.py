@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from .optimizers import make_optimizer
 from .policies import Policy
 from .settings import Settings
 
+
 class Learner:
     """Holds the policy's optimiser and the algorithm's state.
 
@@ -24,9 +26,7 @@ class Learner:
     def __init__(self, settings: Settings, policy: Policy, horizon: int | None, optimize: bool = True) -> None:
         self.settings, self.policy = settings, policy
         self.algorithm = Algorithm(settings.row, max_completion_length=horizon)
-        self.optimizer = (
-            make_optimizer(settings.optimizer, policy.theta, settings.learning_rate) if optimize else None
-        )
+        self.optimizer = make_optimizer(settings.optimizer, policy.theta, settings.learning_rate) if optimize else None
         self._rng = np.random.default_rng(settings.seed)
 
     def update(self, stretch: Stretch, progress: float) -> dict[str, float]:
@@ -56,7 +56,7 @@ class Learner:
         with torch.enable_grad():
             batch, parts = self._weigh(stretch, progress)
         stats = self._backward(batch, parts, 1)
-        return self.policy.theta.grad.clone(), stats
+        return self.policy.grad.clone(), stats
 
     def set_learning_rate(self, progress: float) -> None:
         settings = self.settings
@@ -107,7 +107,7 @@ class Learner:
         for epoch in range(self.settings.num_epochs):
             last = epoch == self.settings.num_epochs - 1
             shuffled = batch.rows(torch.from_numpy(self._rng.permutation(num_rows)))
-            for low, high in zip(bounds, bounds[1:], strict=False):
+            for low, high in itertools.pairwise(bounds):
                 part = shuffled.rows(slice(int(low), int(high)))  # type: ignore[arg-type]
                 stats = self._step(part, self._forward(part), num_parts, measure=last)
                 if last:  # it tells how far the update went
@@ -129,10 +129,9 @@ class Learner:
         return stats
 
     def apply(self) -> float:
-        """A clipped step along `theta.grad`; returns the norm that it had before the clipping."""
+        """A clipped step along the policy's gradient; returns the norm that it had before the clipping."""
         assert self.optimizer is not None
-        grad = self.policy.theta.grad
-        assert grad is not None
+        grad = self.policy.grad
         norm = float(grad.norm())
         limit = self.settings.max_grad_norm
         if limit and norm > limit:
@@ -150,9 +149,8 @@ class Learner:
     ) -> dict[str, float]:
         """The gradient of the mean over one of `num_parts` equal parts: the scales are those of the whole batch."""
         shape = batch.mask_BT.shape
-        logp_BT, entropy_BT, value_BT = (None if x is None else x.view(shape) for x in forward)
+        logp_BT, entropy_BT = forward[0].view(shape), forward[1].view(shape)
+        value_BT = None if forward[2] is None else forward[2].view(shape)
         loss, stats = self.algorithm.loss(logp_BT, batch, entropy_BT=entropy_BT, value_BT=value_BT, measure=measure)
         self.policy.backward(loss * num_parts)
         return {key: float(value) * num_parts for key, value in stats.items()}
-
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,91 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .heads import make_head
+from .network import Perceptron, linear, mlp
 from .spaces import Interface
 
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-
-# Up to this many multiplications OpenBLAS stays on one thread whatever its settings; more go to torch, which obeys
-# set_num_threads. Two threads on one small matrix are many times slower than one when the machine is busy.
-_SINGLE_THREADED = 1 << 18
-
-
-def _matmul(
-    a: NDArray[np.float32], b: NDArray[np.float32], out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    if a.shape[0] * a.shape[1] * b.shape[1] <= _SINGLE_THREADED:
-        return np.matmul(a, b, out=out)
-    if out is None:
-        out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32)
-    torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
-    return out
-
-
-class Perceptron:
-    """Linear layers with tanh between them, forward and backward in numpy, on the memory of a torch module.
-
-    A step of a small network is all overhead: numpy's calls cost a fifth of torch's and its tanh a seventh, and no
-    graph is kept. The loss stays with autograd, down to the scores.
-
-    Args:
-        network: Sequential of Linear and Tanh, whose parameters and gradients already lie where they stay.
-    """
-
-    def __init__(self, network: nn.Sequential) -> None:
-        linears = [layer for layer in network if isinstance(layer, nn.Linear)]
-        self._weights = [layer.weight.detach().numpy() for layer in linears]
-        self._biases = [None if layer.bias is None else layer.bias.detach().numpy() for layer in linears]
-        self._weight_grads = [layer.weight.grad.numpy() for layer in linears]
-        self._bias_grads = [None if layer.bias is None else layer.bias.grad.numpy() for layer in linears]
-        self._inputs: list[NDArray[np.float32]] = []
-
-    @staticmethod
-    def serves(network: nn.Module | None) -> bool:
-        return isinstance(network, nn.Sequential) and all(isinstance(x, (nn.Linear, nn.Tanh)) for x in network)
-
-    def forward(self, x_ND: NDArray[np.float32], keep: bool = False) -> NDArray[np.float32]:
-        """Scores (N, num_out); `keep` remembers what `backward` needs."""
-        inputs = []
-        for i, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            if i:
-                np.tanh(x_ND, out=x_ND)
-            inputs.append(x_ND)
-            x_ND = _matmul(x_ND, weight.T)
-            if bias is not None:
-                x_ND += bias
-        if keep:
-            self._inputs = inputs
-        return x_ND
-
-    def backward(self, grad_NA: NDArray[np.float32]) -> None:
-        """Write the parameters' gradients, given the loss's gradient with respect to the scores last kept."""
-        for i in range(len(self._weights) - 1, -1, -1):
-            x_ND, bias_grad = self._inputs[i], self._bias_grads[i]
-            _matmul(grad_NA.T, x_ND, out=self._weight_grads[i])
-            if bias_grad is not None:
-                grad_NA.sum(0, out=bias_grad)
-            if i:
-                grad_NA = _matmul(grad_NA, self._weights[i])
-                grad_NA *= 1 - x_ND * x_ND
-
-
-def mlp(sizes: tuple[int, ...], last_gain: float) -> nn.Sequential:
-    """Linear layers with tanh between them, orthogonal weights: gain √2 inside, `last_gain` at the end."""
-    layers: list[nn.Module] = []
-    for i, (num_in, num_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        linear = nn.Linear(num_in, num_out)
-        nn.init.orthogonal_(linear.weight, math.sqrt(2) if i < len(sizes) - 2 else last_gain)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-def linear(num_in: int, num_out: int) -> nn.Sequential:
-    """One linear map that starts at 0: every action equally likely."""
-    layer = nn.Linear(num_in, num_out, bias=False)
-    nn.init.zeros_(layer.weight)
-    return nn.Sequential(layer)
 
 
 def load_module(spec: str, num_inputs: int, num_outputs: int) -> nn.Module:
@@ -142,7 +60,6 @@ class Policy(nn.Module):
         hidden: widths of the hidden layers of actor and critic.
         critic: whether there is a value head.
         log_std: logarithm of the first σ of a Gaussian head.
-        scale: show coordinates with finite bounds in [-1, 1].
     """
 
     def __init__(
@@ -171,12 +88,8 @@ class Policy(nn.Module):
         if critic and not self.gives_value:
             self.critic = linear(num_in, 1) if kind == "linear" else mlp((num_in, *hidden, 1), 1.0)
         self._flatten()
-        self._bind()
-
-    def _bind(self) -> None:
-        """Numpy's view of the networks, for where the parameters lie now."""
-        self._fast_actor = Perceptron(self.actor) if Perceptron.serves(self.actor) else None  # type: ignore[arg-type]
-        self._fast_critic = Perceptron(self.critic) if Perceptron.serves(self.critic) else None  # type: ignore[arg-type]
+        self._fast_actor = Perceptron(self.actor) if Perceptron.serves(self.actor) else None
+        self._fast_critic = Perceptron(self.critic) if Perceptron.serves(self.critic) else None
         self._forward = _through_torch(self.actor) if self._fast_actor is None else self._fast_actor.forward
         self._leaves: list[tuple[Perceptron, Tensor]] = []
 
@@ -192,21 +105,16 @@ class Policy(nn.Module):
         return isinstance(out, tuple)
 
     def _flatten(self) -> None:
+        """Make every parameter a view of `theta` and every gradient one of `grad`."""
         parameters = list(self.parameters())
         self.theta = torch.cat([p.detach().reshape(-1).float() for p in parameters])
-        self.theta.grad = torch.zeros_like(self.theta)
-        self.adopt(self.theta, self.theta.grad)
-
-    def adopt(self, theta: Tensor, grad: Tensor) -> None:
-        """Let every parameter be a view of `theta` and every gradient one of `grad`."""
+        self.grad = torch.zeros_like(self.theta)
         at = 0
-        for parameter in self.parameters():
+        for parameter in parameters:
             end = at + parameter.numel()
-            parameter.data = theta[at:end].view_as(parameter)
-            parameter.grad = grad[at:end].view_as(parameter)
+            parameter.data = self.theta[at:end].view_as(parameter)
+            parameter.grad = self.grad[at:end].view_as(parameter)
             at = end
-        if hasattr(self, "_forward"):
-            self._bind()
 
     def noise(self, rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
         return self.head.noise(rng, *shape)
@@ -241,11 +149,11 @@ class Policy(nn.Module):
         return scores_NA
 
     def backward(self, loss: Tensor) -> None:
-        """Put the gradient of a loss of the last `evaluate` into `theta.grad`."""
-        self.theta.grad.zero_()
+        """Put the gradient of a loss of the last `evaluate` into `grad`."""
+        self.grad.zero_()
         loss.backward()
         for network, scores_NA in self._leaves:
-            if scores_NA.grad is not None:
+            if scores_NA.grad is not None:  # a critic whose value the loss left out has none
                 network.backward(scores_NA.grad.numpy())
         self._leaves = []
 

@@ -1,4 +1,4 @@
-"""The final policy at its most probable actions: a text of one episode, and a GIF where the environment can be drawn."""
+"""The final policy at its most probable actions: a text of one episode, and a GIF where one can be drawn."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def _gif(frames: list[np.ndarray], path: Path, fps: int) -> Path:
     from PIL import Image
 
     every = max(round(fps / 25), 1)  # viewers slow down what runs faster than that
-    images = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE, colors=32) for frame in frames[::every]]
-    smaller = [image.resize((image.width // 2, image.height // 2)) for image in images]
-    smaller[0].save(path, save_all=True, append_images=smaller[1:], duration=int(1000 * every / fps), loop=0)
+    pictures = [Image.fromarray(frame) for frame in frames[::every]]
+    half = [
+        p.resize((p.width // 2, p.height // 2)).convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
+        for p in pictures
+    ]
+    half[0].save(path, save_all=True, append_images=half[1:], duration=int(1000 * every / fps), loop=0)
     return path

@@ -119,15 +119,16 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 _GROUPS = {"num_envs": 16, "group_size": 8, "learning_rate": 5e-3}
 
-_BANDIT = {"policy": "linear", "num_envs": 8, "optimizer": "sgd", "max_grad_norm": 0.0, "normalize_advantages": "none"}
+_BANDIT = {"policy": "linear", "num_envs": 8, "optimizer": "sgd", "max_grad_norm": 0.0}
 _GRID = {
     "policy": "linear",
-    "num_envs": 8,
-    "optimizer": "sgd",
+    "learning_rate": 0.1,
     "max_grad_norm": 0.0,
-    "learning_rate": 0.5,
-    "total_steps": 60_000,
+    "total_steps": 100_000,
+    "total_episodes": 1_000,
 }
+_GRID_REINFORCE = {"num_envs": 1, "optimizer": "sgd", "learning_rate": 0.3}
+_GRID_GROUPS = {name: {"num_envs": 8, "group_size": 8} for name, row in TABLE.items() if row.needs_group}
 
 # What suits an environment, for every algorithm ("*") and for one. A critic learns fastest when values are of order 1,
 # hence the scales of the rewards.
@@ -137,8 +138,8 @@ ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
         "reinforce": {"head": "sigmoid"},
     },
     "llm_pg/KArmedBandit-v0": {"*": {**_BANDIT, "learning_rate": 0.2, "total_steps": 20_000}},
-    "llm_pg/GridWorld-v0": {"*": _GRID},
-    "llm_pg/HackableGridWorld-v0": {"*": {**_GRID, "total_steps": 100_000}},
+    "llm_pg/GridWorld-v0": {"*": _GRID, "reinforce": _GRID_REINFORCE, **_GRID_GROUPS},
+    "llm_pg/HackableGridWorld-v0": {"*": _GRID, "reinforce": _GRID_REINFORCE, **_GRID_GROUPS},
     "CartPole-v1": {
         "*": {"reward_scale": 0.05, "total_steps": 200_000},
         "reinforce": {"learning_rate": 1e-2},

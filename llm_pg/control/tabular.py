@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -19,7 +20,7 @@ from .mdp import FiniteMDP, bandit, draw_grid, gridworld
 class TabularEnv(gymnasium.Env[np.int64, np.int64]):
     """A `FiniteMDP` as an environment with Discrete spaces. `info["true_reward"]` stands beside a proxy reward."""
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
 
     def __init__(self, mdp: FiniteMDP, render_mode: str | None = None) -> None:
         self.mdp = mdp
@@ -52,7 +53,7 @@ class TabularVectorEnv(gymnasium.vector.VectorEnv):
     `reset(options={"group_size": G})` starts each G rows in a row from the same state.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, mdp: FiniteMDP, num_envs: int, max_episode_steps: int) -> None:
         self.mdp, self.num_envs, self.max_episode_steps = mdp, num_envs, max_episode_steps
@@ -104,7 +105,7 @@ class TabularVectorEnv(gymnasium.vector.VectorEnv):
         return state_B.copy(), reward_B, terminated_B, truncated_B, info
 
 
-ENVIRONMENTS = {
+ENVIRONMENTS: dict[str, tuple[Callable[..., FiniteMDP], float | None]] = {
     "llm_pg/SigmoidBandit-v0": (lambda **kw: bandit([1.0, 0.0]), 0.98),
     "llm_pg/KArmedBandit-v0": (lambda k=10, noise=1.0: bandit(_arm_means(k), noise), 1.4),
     "llm_pg/GridWorld-v0": (gridworld, 0.3),
@@ -113,7 +114,7 @@ ENVIRONMENTS = {
 
 
 def _arm_means(k: int) -> list[float]:
-    """Means of the k arms, drawn once from N(0, 1) with a fixed seed, as in the ten-armed testbed of Sutton and Barto."""
+    """Means of the k arms, drawn once from N(0, 1) with a fixed seed (the testbed of Sutton and Barto)."""
     return [float(mean) for mean in np.random.default_rng(0).standard_normal(k)]
 
 

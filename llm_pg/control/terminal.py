@@ -28,9 +28,7 @@ class Bars:
             TimeRemainingColumn(),
             console=console,
         )
-        self._tasks = [
-            self._progress.add_task(f"seed {first_seed + i}", total=1.0, said="") for i in range(num_seeds)
-        ]
+        self._tasks = [self._progress.add_task(f"seed {first_seed + i}", total=1.0, said="") for i in range(num_seeds)]
 
     def __enter__(self) -> Bars:
         self._progress.__enter__()

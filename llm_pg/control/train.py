@@ -167,9 +167,9 @@ class Recorder:
         """After an update: `steps` of all rows so far, and what the learner says of it."""
         run, episodes = self.run, self.episodes
         run.steps, run.seconds = steps, seconds
-        if run.solved_steps is None and run.threshold is not None and episodes.window_full:
-            if episodes.mean() >= run.threshold:
-                run.solved_steps, run.solved_episodes = steps, len(episodes.returns)
+        goal = math.inf if run.threshold is None or not episodes.window_full else run.threshold
+        if run.solved_steps is None and episodes.mean() >= goal:
+            run.solved_steps, run.solved_episodes = steps, len(episodes.returns)
         if collapsed(run.settings, run.interface, stats["entropy"]) and self._collapsed_at is None:
             self._collapsed_at = steps
         if self.progress < self._next and not self.over:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-
 from llm_pg.control import tabular
 from llm_pg.control.environments import Listed, Vectorised, full_name, inspect, make_rows
 from llm_pg.control.mdp import bandit, draw_grid, gridworld
@@ -23,8 +22,10 @@ def _registered() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_every_row_of_a_transition_table_is_a_distribution(name: str) -> None:
     mdp = tabular.build(name)
-    assert np.allclose(mdp.transition_SAS.sum(2), 1) and (mdp.transition_SAS >= 0).all()
-    assert mdp.start_S.sum() == 1 and not mdp.start_S[mdp.terminal_S].any()
+    assert np.allclose(mdp.transition_SAS.sum(2), 1)
+    assert (mdp.transition_SAS >= 0).all()
+    assert mdp.start_S.sum() == 1
+    assert not mdp.start_S[mdp.terminal_S].any()
     assert (mdp.reward_SA[mdp.terminal_S] == 0).all()
 
 
@@ -57,7 +58,8 @@ def test_the_vectorised_form_gives_what_the_single_one_gives(name: str) -> None:
         state_B, reward_B, terminated_B, truncated_B, true_B = rows.step(action_B, ~over_B)
         for row, env in enumerate(singles):
             if over_B[row]:
-                assert state_B[row] == env.reset()[0] and reward_B[row] == 0
+                assert state_B[row] == env.reset()[0]
+                assert reward_B[row] == 0
                 continue
             state, reward, terminated, truncated, info = env.step(action_B[row])
             got = (state_B[row], reward_B[row], terminated_B[row])
@@ -90,16 +92,20 @@ def test_a_listed_row_shows_its_last_observation_and_starts_anew_at_the_next_ste
         expected, _, terminated, _, _ = single.step(0)
         assert (observation_B[0] == expected).all()
         ended = terminated_B | truncated_B
-    assert terminated and abs(observation_B[0, 2]) > 0.2
+    assert terminated
+    assert abs(observation_B[0, 2]) > 0.2
     observation_B, reward_B, terminated_B, _, _ = rows.step(np.zeros(2, dtype=int), everyone)
-    assert abs(observation_B[0, 2]) <= 0.05 and reward_B[0] == 0 and not terminated_B[0]
+    assert abs(observation_B[0, 2]) <= 0.05
+    assert reward_B[0] == 0
+    assert not terminated_B[0]
 
 
 def test_rows_outside_the_active_ones_stand_still() -> None:
     rows = Listed("CartPole-v1", 2, 1, {})
     before = rows.reset(0)
     after = rows.step(np.zeros(2, dtype=int), np.array([True, False]))[0]
-    assert (after[1] == before[1]).all() and (after[0] != before[0]).any()
+    assert (after[1] == before[1]).all()
+    assert (after[0] != before[0]).any()
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "llm_pg/GridWorld-v0"])
@@ -121,11 +127,15 @@ def test_a_time_limit_is_told_apart_from_an_end() -> None:
         # Row 0 pushes against the wall for ever, row 1 goes right and down.
         _, _, terminated_B, truncated_B, _ = rows.step(np.array([0, 1 if step < 3 else 2]), np.ones(2, dtype=bool))
         if step == 5:
-            assert terminated_B.tolist() == [False, True] and not truncated_B.any()
-    assert truncated_B[0] and not terminated_B[0]
+            assert terminated_B.tolist() == [False, True]
+            assert not truncated_B.any()
+    assert truncated_B[0]
+    assert not terminated_B[0]
 
 
-@pytest.mark.parametrize("word, near", [("cartpol", "cartpole"), ("CartPole-v7", "CartPole-v1"), ("gridwrld", "gridworld")])
+@pytest.mark.parametrize(
+    "word, near", [("cartpol", "cartpole"), ("CartPole-v7", "CartPole-v1"), ("gridwrld", "gridworld")]
+)
 def test_an_unknown_environment_gets_the_nearest_name(word: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"Did you mean.*{near}"):
         full_name(word)

@@ -181,7 +181,8 @@ def _stretch(seed: int = 0) -> tuple[Stretch, Tensor]:
     settings = resolve("cartpole", "a2c", num_envs=8, num_steps=40, seed=seed)
     _, collector, _ = prepare(settings)
     stretch = collector.collect()
-    assert stretch.terminated_BT.any() and not stretch.mask_BT.all()
+    assert stretch.terminated_BT.any()
+    assert not stretch.mask_BT.all()
     return stretch, torch.randn(8, 41, generator=torch.Generator().manual_seed(1))
 
 
@@ -234,15 +235,18 @@ def test_a_truncated_episode_of_a_real_environment_is_bootstrapped() -> None:
     settings = resolve("pendulum", "a2c", num_envs=2, num_steps=205)
     _, collector, _ = prepare(settings)
     stretch = collector.collect()
-    assert stretch.truncated_BT.nonzero().tolist() == [[0, 199], [1, 199]] and not stretch.terminated_BT.any()
-    assert not stretch.mask_BT[:, 200].any() and int(stretch.mask_BT.sum()) == 2 * 204
+    assert stretch.truncated_BT.nonzero().tolist() == [[0, 199], [1, 199]]
+    assert not stretch.terminated_BT.any()
+    assert not stretch.mask_BT[:, 200].any()
+    assert int(stretch.mask_BT.sum()) == 2 * 204
     # The pendulum moves at most 8 · 0.05 rad a step, so the column after the cut continues the swing.
     angle_BT = torch.atan2(stretch.feature_BT[..., 1], stretch.feature_BT[..., 0])
     moved_B = (angle_BT[:, 200] - angle_BT[:, 199]).abs()
     assert (torch.minimum(moved_B, 2 * torch.pi - moved_B) <= 0.41).all()
     value_BT = torch.ones(2, 206)
     rollouts = stretch.rollouts(torch.zeros(2, 205), value_BT, 0.9, 1.0, whole_episodes=False)
-    assert (rollouts.discount_BT[:, 199] == 0.9).all() and rollouts.cut_BT[:, 199].all()
+    assert (rollouts.discount_BT[:, 199] == 0.9).all()
+    assert rollouts.cut_BT[:, 199].all()
 
 
 def test_minibatches_of_steps_add_up_to_the_gradient_of_the_whole() -> None:
@@ -257,7 +261,7 @@ def test_minibatches_of_steps_add_up_to_the_gradient_of_the_whole() -> None:
     for part in index.split(17):
         cut = batch.rows(part)
         learner._backward(cut, learner._forward(cut), 1)
-        total += learner.policy.theta.grad
+        total += learner.policy.grad
     assert torch.allclose(total, whole, atol=1e-6)
 
 
@@ -283,4 +287,5 @@ def test_asking_for_a_gradient_moves_nothing() -> None:
     assert isinstance(learner, Learner)
     before = learner.policy.theta.clone()
     gradient, _ = learner.gradient(collector.collect(), 0.0)
-    assert torch.equal(learner.policy.theta, before) and gradient.abs().sum() > 0
+    assert torch.equal(learner.policy.theta, before)
+    assert gradient.abs().sum() > 0

@@ -16,8 +16,9 @@ from torch import nn
 
 from llm_pg.control.environments import inspect
 from llm_pg.control.heads import GaussianHead, SigmoidHead, SoftmaxHead
+from llm_pg.control.network import Perceptron, mlp
 from llm_pg.control.optimizers import make_optimizer
-from llm_pg.control.policies import Perceptron, Policy, mlp
+from llm_pg.control.policies import Policy
 from llm_pg.control.settings import resolve
 from llm_pg.control.train import prepare
 
@@ -77,7 +78,8 @@ def test_the_log_probability_of_a_squashed_draw_integrates_to_one() -> None:
     action = torch.from_numpy(head.to_env(raw.numpy()))[:, 0]
     density = head.logp(scores, raw).exp().detach()
     assert float(torch.trapezoid(density, action)) == pytest.approx(1.0, abs=1e-3)
-    assert action.min() >= -2 and action.max() <= 2
+    assert action.min() >= -2
+    assert action.max() <= 2
 
 
 def test_the_entropy_of_a_squashed_gaussian_is_that_of_its_density() -> None:
@@ -177,7 +179,9 @@ def test_a_module_of_the_users_own_learns_with_a_shared_trunk(own_module: str) -
     stretch = collector.collect()
     stats = learner.update(stretch, 0.0)
     trunk = learner.policy.actor.trunk[0].weight
-    assert not torch.equal(before, learner.policy.theta) and stats["value_loss"] > 0 and trunk.grad.abs().sum() > 0
+    assert not torch.equal(before, learner.policy.theta)
+    assert stats["value_loss"] > 0
+    assert trunk.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
