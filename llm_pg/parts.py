@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from .algorithms.algorithm import Algorithm
 from .collect import Collector
@@ -59,6 +60,8 @@ class Parts:
         self.clean = Redactor(config.model_dump(mode="json"))
         self.clock = clock or Clock()
         self.row = resolve_row(config)
+        # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
             cpu=config.train.use_cpu,
@@ -69,7 +72,9 @@ class Parts:
         self.terminal = (terminal or Terminal()) if self.ranks.is_main else Terminal.silent()
         self.plan = plan_batch(config, self.ranks.count)
         self.folder = RunFolder(config)
-        with self.clock("load"):
+        # An adapter draws its first weights from the global generator.
+        with self.clock("load"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
             self._load(model, processing_class, peft_config, train_dataset, eval_dataset)
         self.scorer = make_scorer(config, reward_funcs, sorted(self.train_prompts[0].row))
         self.params = sampling_params(config)

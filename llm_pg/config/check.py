@@ -115,6 +115,11 @@ def check_config(config: Config) -> None:
     """Raise ValueError, in one paragraph, at the first thing that cannot work."""
     row = resolve_row(config)
     plan = plan_batch(config)
+    if row.needs_critic:
+        raise ValueError(
+            f"algorithm {row.name} with baseline {row.baseline!r} needs a learned critic, and the text trainers have no "
+            "value head yet; it runs in `llm-pg control`. Use grpo, rloo or reinforce, or another baseline."
+        )
     _check_group(row, config.rollout.num_generations)
     _check_reuse(row, config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)

@@ -28,6 +28,7 @@ BAD = {
     "unknown key": (["train.learning_rat=1"], ["learning_rat", "Did you mean 'learning_rate'"]),
     "unknown word": (["loss_type=dapper"], ["dapper", "sequence_sum", "Did you mean 'dapo'"]),
     "unknown algorithm": (["algorithm=gropo"], ["gropo", "Did you mean 'grpo'"]),
+    "a critic for text": (["algorithm=ppo"], ["ppo", "value head", "grpo"]),
     "wrong section": (["data.num_generations=4"], ["belongs to section 'rollout'"]),
     "negative number": (["temperature=-1"], ["temperature", "-1", "greater than 0"]),
     "not a number": (["learning_rate=.nan"], ["learning_rate", "finite"]),

@@ -35,7 +35,10 @@ SMALL = [
 
 def gsm8k_rows(n: int) -> list[dict[str, str]]:
     return [
-        {"question": f"Ann has {i} apples and buys {i + 1}. How many?", "answer": f"{i}+{i + 1}=<<{2 * i + 1}>>\n#### {2 * i + 1}"}
+        {
+            "question": f"Ann has {i} apples and buys {i + 1}. How many?",
+            "answer": f"{i}+{i + 1}=<<{2 * i + 1}>>\n#### {2 * i + 1}",
+        }
         for i in range(n)
     ]
 
