@@ -63,7 +63,9 @@ class Alternate(transformers.TrainerCallback):
         self.trl.append({"generate": generate, "update": step - generate, "step": step, **self.seconds})
         if self.ours is not None:
             self.rates.append(rates())
-            self.mine.append(self.ours.step(self.prompts[state.global_step % len(self.prompts)], state.global_step))
+            self.mine.append(
+                self.ours.step(self.prompts[(state.global_step - 1) % len(self.prompts)], state.global_step)
+            )
 
 
 def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, prompts: list[list[str]]) -> Alternate:
@@ -80,8 +82,13 @@ def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, p
             gradient_checkpointing=False, shuffle_dataset=False, report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused", **{"bf16": False, **options},
         )  # fmt: skip
+
+        def counted(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+            callback.seconds["tokens"] = float(sum(map(len, completion_ids)))
+            return reward(completion_ids, **columns)
+
         trainer = trl.GRPOTrainer(
-            model, reward, config, datasets.Dataset.from_list(rows), processing_class=tokenizer, callbacks=[callback]
+            model, counted, config, datasets.Dataset.from_list(rows), processing_class=tokenizer, callbacks=[callback]
         )
         phases = {"generate": "_generate_single_turn", "forward": "_get_per_token_logps_and_entropies"}
         for phase, name in phases.items():
