@@ -119,6 +119,7 @@ def test_a_loss_is_proven_on_fresh_and_on_old_data(own: str) -> None:
     assert verdicts(loss=f"{own}:ppo_without_clipping") == ["exact"] * 4 + ["biased"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_indexes_by_the_mask_is_proven_in_a_loop(own: str) -> None:
     lines = prove.prove_own(None, f"{own}:indexed")
     assert [line.kind for line in lines] == ["exact"] * 4 + ["biased"]
