@@ -177,7 +177,8 @@
     const box = el("span"), top = limit(mode);
     const steps = mode === "l" ? [-1, -0.75, -0.5, -0.25, 0] : [-1, -0.66, -0.33, 0, 0.33, 0.66, 1];
     for (const s of steps) { const i = el("i"); i.style.backgroundColor = colour(s * top, mode); box.append(i); }
-    return el("p", { className: "scale" }, num(-top), box, mode === "l" ? "0" : num(top), ` ${MODES[mode][1]}${mode === "l" ? "" : "; negative ones are underlined"}`);
+    return el("p", { className: "scale" }, num(-top), box, mode === "l" ? "0" : num(top),
+      el("em", { textContent: MODES[mode][1] + (mode === "l" ? "" : "; negative ones are underlined") }));
   };
   const tokens = (row, box) => {
     const out = el("output", { id: "numbers", "aria-live": "polite", textContent: "Point at a token, or focus the text and press the arrow keys." });
@@ -239,6 +240,9 @@
     if (row.t && row.t.length) tokens(row, box);
     else box.append(el("div", { className: "text", textContent: visible(text(row)) || "(empty)" }));
     box.append(el("h3", { textContent: "Its group, by reward" }), others);
+    if (group.length > 1 && group.every((other) => other.w === row.w)) {
+      box.append(el("p", { className: "quiet", textContent: "All rewards of this group are equal: under a group baseline none of its tokens gets any credit." }));
+    }
     for (const button of $("list").querySelectorAll("button")) {
       if (button.row === row) button.setAttribute("aria-current", "true");
       else button.removeAttribute("aria-current");
@@ -253,5 +257,6 @@
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("reset", () => setTimeout(() => { choices(); filter(); }));
   filter();
-  if (found.length) show(found[0], false);
+  const credited = (row) => row.a !== undefined && (Array.isArray(row.a) ? row.a.some((v) => v) : row.a !== 0);
+  if (found.length) show(found.slice(0, PAGE).find(credited) ?? found[0], false);
 })();
