@@ -120,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="one offline page about runs, and what the doctor finds in them")
     _report_arguments(report)
 
+    advise = commands.add_parser("advise", help="settings that suit a task, each with its reason, as a YAML")
+    _advise_arguments(advise)
+
     copy = commands.add_parser("cp", help="copy a shipped config or recipe to edit")
     copy.add_argument("name")
     copy.add_argument("target", nargs="?", default=".")
@@ -269,6 +272,23 @@ def _report(arguments: argparse.Namespace) -> int:
     from .report.cli import main as report
 
     return report(arguments.runs, arguments.out, arguments.json)
+
+
+def _advise_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--actions", default="tokens", help="tokens (default), discrete or continuous")
+    parser.add_argument("--horizon", type=int, help="steps or tokens of an episode at most; left out = no limit")
+    parser.add_argument("--reward-range", metavar="LOW:HIGH", help="of an episode's return, for example -200:0")
+    parser.add_argument("--num-actions", type=int, default=2, help="actions of a list, or coordinates of a vector")
+    parser.add_argument("--algorithm", help="one that you have in mind: refused where it cannot work")
+    parser.add_argument("--baseline", help="the same of a baseline")
+    parser.add_argument("--head", help="the same of a policy head")
+    parser.set_defaults(run=_advise)
+
+
+def _advise(arguments: argparse.Namespace) -> int:
+    from .advise import main as advise
+
+    return advise(vars(arguments))
 
 
 def _copy(arguments: argparse.Namespace) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .settings import Settings
-from .spaces import Interface
+
+if TYPE_CHECKING:
+    from .spaces import Interface
 
 LONG_HORIZON = 500
 COLLAPSED_ENTROPY = 0.1
