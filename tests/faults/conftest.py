@@ -5,29 +5,72 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults import tiny_run
+
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 TIMED = ("seconds", "tokens_per_second", "memory")
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", **more}
+@dataclass
+class Ended:
+    """A process that ended: its exit status (minus a signal's number), and all it printed."""
+
+    status: int
+    output: str
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """tiny(name, ranks=1, **options): runs `tiny_run.py` to its end in tmp_path/name."""
+def tiny(tmp_path: Path) -> Callable[..., Ended]:
+    """tiny(name, env=None, **options): `tiny_run.main` in a fork of this process, a process of its own
+    without the seconds that importing takes."""
 
-    def run(name: str, ranks: int = 1, env: dict[str, str] | None = None, **options: Any) -> Any:
+    def run(name: str, env: dict[str, str] | None = None, **options: Any) -> Ended:
+        given = {"out": str(tmp_path), "name": name, **options}
+        log = tmp_path / f"{name}.log"
+        child = os.fork()
+        if child == 0:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            os.environ.update(env or {})
+            status = 1
+            try:
+                tiny_run.main(given)
+                status = 0
+            except SystemExit as end:
+                status = int(end.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text())
+
+    return run
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Callable[..., Ended]:
+    """Two processes under torchrun, with gloo on the CPU."""
+
+    def run(name: str, env: dict[str, str] | None = None, **options: Any) -> Ended:
         given = json.dumps({"out": str(tmp_path), "name": name, **options})
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *(launcher if ranks > 1 else []), str(SCRIPT), given]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(**(env or {})))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        more = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        done = subprocess.run(
+            [*launch, str(SCRIPT), given], capture_output=True, text=True, timeout=200, env={**os.environ, **more}
+        )
+        return Ended(done.returncode, done.stdout + done.stderr)
 
     return run
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import lines, weights
-from tests.faults.tiny_run import ROWS, make
+from tests.faults.tiny_run import NUM_TRAINED, make
 
 pytestmark = pytest.mark.faults
 
@@ -33,11 +33,11 @@ def test_a_run_killed_where_nothing_was_saved_ends_as_the_one_that_was_not(
     """SIGKILL after step 5, in the second epoch; the newest checkpoint is that of step 3, in the first."""
     options = {"algorithm": algorithm, "changes": {**changes, "save_steps": 3}, "lora": lora}
     whole = tiny("whole", **options)
-    assert whole.returncode == 0, whole.stderr
-    assert tiny("cut", fault="kill", at=5, **options).returncode == -signal.SIGKILL
+    assert whole.status == 0, whole.output
+    assert tiny("cut", fault="kill", at=5, **options).status == -signal.SIGKILL
     assert [line["step"] for line in lines(tmp_path / "cut")] == [1, 2, 3, 4, 5]
     resumed = tiny("cut", resume=True, **options)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.status == 0, resumed.output
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
     assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
 
@@ -73,4 +73,4 @@ def test_a_resume_in_the_third_epoch_sees_each_prompt_once_an_epoch(tmp_path: Pa
             path = tmp_path / "cut" / "completions" / f"step-{step:06d}.jsonl"
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             seen.update({row["group"]: row["prompt_index"] for row in rows}.values())
-        assert seen == Counter(range(len(ROWS)))
+        assert seen == Counter(range(NUM_TRAINED))

@@ -1,7 +1,6 @@
-"""One small run in a process of its own: `python tiny_run.py '<json>'`, for tests that kill it, or start two ranks of it.
+"""One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
-Keys: out, name, algorithm, changes (settings), resume, override, lora, fault ("kill", "sigterm", "sigint", "raise", "nan"),
-at (the step of the fault), reward (a file.py:function).
+Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward.
 """
 
 import json
@@ -16,11 +15,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from llm_pg.config import check_values
+from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
 from llm_pg.models import character_tokenizer, load_model
 from llm_pg.trainer import PolicyGradientTrainer
 
+LIGHT = Path(__file__).with_name("light_rewards.py")
 SIZES = {
     "model_type": "llama",
     "hidden_size": 16,
@@ -34,13 +34,15 @@ SMALL = {
     "prompts_per_step": 4,
     "num_generations": 4,
     "max_completion_length": 4,
-    "num_eval_prompts": 0,
+    "num_eval_prompts": 4,
+    "eval_num_samples": 0,
     "eval_on_start": False,
     "learning_rate": 1e-2,
     "use_cpu": True,
     "reward_workers": 1,
 }
-ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(4) for b in range(4)]
+ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(4) for b in range(5)]
+NUM_TRAINED = 16
 
 
 def inject(trainer: Any, fault: str, at: int) -> None:
@@ -71,10 +73,6 @@ def inject(trainer: Any, fault: str, at: int) -> None:
     trainer._one_step, trainer.algorithm.loss = faulty_step, faulty_loss
 
 
-def begins_with_a_digit(completion: str, answer: str) -> float:
-    return float(completion[:1] == answer) + 0.1 * len(completion.strip("abc"))
-
-
 def make(options: dict[str, Any]) -> PolicyGradientTrainer:
     algorithm = options.get("algorithm", "grpo")
     values = {**SMALL, "name": algorithm, "output_dir": options["out"], "run_name": options["name"]}
@@ -87,7 +85,7 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
         peft_config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
     return PolicyGradientTrainer(
         model=load_model(ModelConfig(make=SIZES), tokenizer, seed=0),
-        reward_funcs=options.get("reward", f"{__file__}:begins_with_a_digit"),
+        reward_funcs=options.get("reward", f"{LIGHT}:digits"),
         args=config,
         train_dataset=options.get("rows", ROWS),
         processing_class=tokenizer,
@@ -95,9 +93,12 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
     )
 
 
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
+def main(given: dict[str, Any]) -> None:
     made = make(given)
     if "fault" in given:
         inject(made, given["fault"], given["at"])
     made.train(resume=given.get("resume", False), override=given.get("override", False))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

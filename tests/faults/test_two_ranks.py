@@ -1,0 +1,82 @@
+"""R4 and W7: another number of ranks, and a rank whose reward function fails, with torchrun and gloo."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_pg.guard import RunStopped
+from llm_pg.ranks import Ranks, merge_metrics
+from tests.faults.conftest import lines
+from tests.faults.tiny_run import LIGHT, make
+
+pytestmark = pytest.mark.faults
+CHANGES = {"max_steps": 4, "save_steps": 2, "log_completions": 4, "reward_in_process": True}
+
+
+def first_half(folder: Path, step: int) -> list[tuple[int, list[int], list[float]]]:
+    """Prompt, completion and advantages of the rows that the first rank wrote down."""
+    path = folder / "completions" / f"step-{step:06d}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()][:8]
+    return [(row["prompt_index"], row["ids"], row["tokens"]["weight"]) for row in rows]
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_prompts_samples_and_advantages(
+    two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One rank to the end; two ranks from its checkpoint of step 2; and one rank again from that of the two."""
+    make({"out": str(tmp_path), "name": "one", "changes": {**CHANGES, "max_steps": 4}}).train()
+    both = two_ranks("two", changes=CHANGES)
+    assert both.status == 0, both.output
+    for step in (3, 4):
+        for a, b in zip(first_half(tmp_path / "one", step), first_half(tmp_path / "two", step), strict=True):
+            assert a[:2] == b[:2]
+            assert a[2] == pytest.approx(b[2], abs=1e-6)
+    (tmp_path / "one" / "checkpoints" / "step-000004" / "manifest.json").unlink()
+    (tmp_path / "two" / "checkpoints" / "step-000004" / "manifest.json").unlink()
+    more = two_ranks("one", changes=CHANGES, resume=True)
+    assert more.status == 0, more.output
+    make({"out": str(tmp_path), "name": "two", "changes": CHANGES}).train(resume=True)
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        for name in ("reward", "grad_norm", "tokens", "entropy", "policy_loss"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize("fault", ["raises", "exits", "hangs"])
+def test_a_reward_that_fails_on_one_rank_ends_both_with_its_cause(fault: str, two_ranks: Callable[..., Any]) -> None:
+    """Deadline 1 s; the launcher takes the rest of the time."""
+    changes = {"reward_timeout": 1.0, "max_steps": 2, "num_generations": 2, "prompts_per_step": 2}
+    begin = time.monotonic()
+    ended = two_ranks("r", changes=changes, reward=f"{LIGHT}:on_rank_1", env={"FAULT": fault})
+    assert ended.status != 0
+    assert time.monotonic() - begin < 150
+    assert "Rank 1 ended the run: RewardError: Reward function on_rank_1 could not score" in ended.output
+    if fault == "raises":
+        assert "injected on rank 1" in ended.output
+
+
+class FakeAccelerator:
+    process_index, num_processes, is_main_process = 0, 2, True
+
+
+def test_a_rank_ends_with_the_cause_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(FakeAccelerator())
+    monkeypatch.setattr(ranks, "gather", lambda value: [value, "KeyError: broken"])
+    with pytest.raises(RunStopped, match="Rank 1 ended the run: KeyError: broken"):
+        ranks.together(lambda: 1)
+    with pytest.raises(ZeroDivisionError):  # its own comes first
+        ranks.together(lambda: 1 // 0)
+
+
+def test_metrics_of_ranks_add_up_as_those_of_one_batch() -> None:
+    """Rewards 1, 1, 0 (one of four unscorable) on one rank and 0, 0, 0, 0 on the other: 2 of 7."""
+    parts = [
+        {"step": 3, "reward": 2 / 3, "unscorable": 0.25, "tokens": 10, "memory": 5.0, "policy_loss": 0.25},
+        {"step": 3, "reward": 0.0, "unscorable": 0.0, "tokens": 20, "memory": 7.0, "policy_loss": 0.5},
+    ]
+    merged = merge_metrics(parts)
+    assert merged["reward"] == pytest.approx(2 / 7)
+    assert (merged["step"], merged["tokens"], merged["memory"], merged["policy_loss"]) == (3, 30, 7.0, 0.75)
