@@ -101,11 +101,11 @@ def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, p
 def measure(a: argparse.Namespace) -> dict[str, Any]:
     prompts = [texts(a.prompts, a.prompt_len, seed) for seed in range(a.warm_up + a.steps)]
     sweep = {}
-    for choice in a.choices:
+    for choice in a.choices if len(a.choices) > 1 else ():
         done = run_trl(a, choice, 3, None, prompts).trl[1:]
         sweep[choice] = statistics.median(s["step"] for s in done)
         print(f"TRL, {choice}: {sweep[choice]:.2f} s", file=sys.stderr)
-    best = min(sweep, key=lambda k: sweep[k])
+    best = min(sweep, key=lambda k: sweep[k]) if sweep else a.choices[0]
     ours = Ours(*make_model(a.size, a.completion), a.group, a.completion, packing=a.packing)
     run = run_trl(a, best, a.warm_up + a.steps, ours, prompts)
     theirs, mine = run.trl[a.warm_up :], run.mine[a.warm_up :]
@@ -155,6 +155,7 @@ def main() -> None:
         print(peak_mb())
         return
     result = measure(a)
+    print(json.dumps(result), file=sys.stderr)
     result["memory_mb"] = {side: memory(a, side) for side in ("trl", "ours")}
     text = json.dumps(result, indent=1)
     print(text)
