@@ -108,7 +108,10 @@ def _for_control(task: Task) -> list[Advice]:
     else:
         number = episodes_for()
         why = f"standard error of the mean return under {STANDARD_ERROR:.0%} of its range: 0.5/√{number}"
-        out += [Advice("num_envs", str(number), why), Advice("num_steps", "0", "whole episodes: a return needs its end")]
+        out += [
+            Advice("num_envs", str(number), why),
+            Advice("num_steps", "0", "whole episodes: a return needs its end"),
+        ]
     return out
 
 
@@ -120,25 +123,24 @@ def _gamma(horizon: int | None) -> str:
 def _for_tokens(task: Task) -> list[Advice]:
     horizon = task.horizon or 1024
     binary = task.low is not None and task.high is not None and (task.low, task.high) == (0.0, 1.0)
-    group = 8 if binary or task.low is None else 4
+    plain = binary or task.low is None
+    group = 8 if plain else 4
+    grouped = "few wins among 0/1 rewards need larger groups" if plain else "graded rewards differ in small groups"
+    scaled = "0/1 rewards have a scale" if plain else f"one learning rate for returns of {task.low:g} to {task.high:g}"
     prompts = max(episodes_for() * 4 // group, 8)
     reuse = "each batch once: data of an older policy are biased without a ratio"
     return [
         Advice("algorithm.name", "rloo" if horizon <= 64 else "dr_grpo", "no critic: the group is the baseline"),
         Advice("rollout.max_completion_length", str(horizon), "the horizon: one action a token"),
-        Advice("rollout.num_generations", str(group), "few wins among 0/1 rewards need larger groups" if group > 4 else
-               "graded rewards differ within small groups"),
-        Advice("train.prompts_per_step", str(prompts), f"{prompts * group} completions: the mean over prompts, not over "
-               "copies of one, is what tightens the gradient"),
-        Advice("algorithm.scale_rewards", "none" if binary or task.low is None else "batch",
-               "0/1 rewards have a scale" if binary or task.low is None else
-               f"one learning rate for returns of {task.low:g} to {task.high:g}"),
+        Advice("rollout.num_generations", str(group), grouped),
+        Advice("train.prompts_per_step", str(prompts), f"{prompts * group} completions: prompts, not copies, tighten"),
+        Advice("algorithm.scale_rewards", "none" if plain else "batch", scaled),
         Advice("algorithm.entropy_coef", "0.001", "against early collapse"),
         Advice("algorithm.entropy_coef_final", "0.0", "gone by the end of the run"),
         Advice("algorithm.num_iterations", "1", reuse),
         Advice("rollout.temperature", "1.0", "what is sampled is what is trained"),
         Advice("train.max_grad_norm", "1.0", "one rare completion must not throw the policy"),
-    ]  # fmt: skip
+    ]
 
 
 def as_yaml(task: Task, advice: Sequence[Advice]) -> str:

@@ -42,12 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """argparse takes no settings after an option; here they may stand anywhere."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(_with_signs(sys.argv[1:] if argv is None else argv))
     if rest and (not hasattr(arguments, "settings") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.settings = [*arguments.settings, *rest]
     return arguments
+
+
+def _with_signs(words: Sequence[str]) -> list[str]:
+    """`--reward-range -200:0` as one word: argparse takes a value that begins with a minus for an option."""
+    out: list[str] = []
+    for word in words:
+        if out and out[-1] == "--reward-range":
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_the_page_of_200_steps_of_long_completions_stays_under_3_mb(make_run: Ma
     steps = sorted({row["s"] for row in data["rows"]})
     assert (data["steps_shown"], data["steps_there"]) == ([len(steps)], [200])
     assert {1, 200} <= set(steps)
-    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 50
+    assert max(b - a for a, b in pairwise(steps)) <= 50
 
 
 def test_a_beginning_of_the_spread_is_spread_evenly_and_all_of_it_is_everything() -> None:
@@ -136,7 +137,7 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     marks = ticks(low, high)
     assert 2 <= len(marks) <= 7
     assert all(low - 1e-9 * (high - low) <= m <= high + 1e-9 * (high - low) for m in marks)
-    gaps = {f"{b - a:.3e}" for a, b in zip(marks, marks[1:], strict=False)}
+    gaps = {f"{b - a:.3e}" for a, b in pairwise(marks)}
     assert len(gaps) == 1
     assert next(iter(gaps))[:3] in {"1.0", "2.0", "2.5", "5.0"}
 
