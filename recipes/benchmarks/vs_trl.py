@@ -63,8 +63,10 @@ class Alternate(transformers.TrainerCallback):
         self.trl.append({"generate": generate, "update": step - generate, "step": step, **self.seconds})
         if self.ours is not None:
             self.rates.append(rates())
-            self.mine.append(
-                self.ours.step(self.prompts[(state.global_step - 1) % len(self.prompts)], state.global_step)
+            prompts = self.prompts[(state.global_step - 1) % len(self.prompts)]
+            self.mine.append(self.ours.step(prompts, state.global_step))
+            print(
+                json.dumps({"trl": self.trl[-1], "ours": self.mine[-1], **self.rates[-1]}), file=sys.stderr, flush=True
             )
 
 
@@ -155,7 +157,6 @@ def main() -> None:
         print(peak_mb())
         return
     result = measure(a)
-    print(json.dumps(result), file=sys.stderr)
     result["memory_mb"] = {side: memory(a, side) for side in ("trl", "ours")}
     text = json.dumps(result, indent=1)
     print(text)
