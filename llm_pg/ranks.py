@@ -11,8 +11,10 @@ from .guard import RunStopped, mean
 
 T = TypeVar("T")
 # Sums whose denominator is already that of all ranks; see algorithms.algorithm.
-_SUMS = ("tokens", "tokens_per_second", "policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl")
-_SUMS += ("sampler_gap", "oom_splits")
+_SUMS = (
+    *("tokens", "tokens_per_second", "policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl"),
+    *("sampler_gap", "oom_splits"),
+)
 _MAXIMA = ("memory", "seconds")
 
 

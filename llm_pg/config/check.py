@@ -117,8 +117,8 @@ def check_config(config: Config) -> None:
     plan = plan_batch(config)
     if row.needs_critic:
         raise ValueError(
-            f"algorithm {row.name} with baseline {row.baseline!r} needs a learned critic, and the text trainers have no "
-            "value head yet; it runs in `llm-pg control`. Use grpo, rloo or reinforce, or another baseline."
+            f"algorithm {row.name} with baseline {row.baseline!r} needs a learned critic, and the text trainers have "
+            "no value head yet; it runs in `llm-pg control`. Use grpo, rloo or reinforce, or another baseline."
         )
     _check_group(row, config.rollout.num_generations)
     _check_reuse(row, config)
