@@ -122,8 +122,9 @@ class PolicyGradientTrainer(Parts):
             "reward_weights": self.scorer.weights,
             "prompts_per_step": self.plan.prompts,
         }
-        if self.config.algorithm.steps_per_generation > 1:
-            facts["ranks"] = self.ranks.count  # a minibatch is made of the same share of every rank
+        # A minibatch is made of the same share of every rank, and transformers' generate draws for a rank's whole batch.
+        if self.config.algorithm.steps_per_generation > 1 or self.config.rollout.engine == "transformers":
+            facts["ranks"] = self.ranks.count
         self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts)
         self.finite = FiniteCheck(NON_FINITE_LIMIT if self.accelerator.scaler is None else NON_FINITE_LIMIT_SCALED)
         self.keeper = Keeper(

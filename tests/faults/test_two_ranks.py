@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from llm_pg.config import ConfigError
 from llm_pg.guard import RunStopped
 from llm_pg.ranks import Ranks, merge_metrics
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, make
 
 pytestmark = pytest.mark.faults
-CHANGES = {"max_steps": 4, "save_steps": 2, "log_completions": 4, "reward_in_process": True}
+# The native engine draws each completion from a stream of its own; transformers' generate draws for a whole batch.
+CHANGES = {"max_steps": 4, "save_steps": 2, "log_completions": 4, "reward_in_process": True, "engine": "native"}
 
 
 def first_half(folder: Path, step: int) -> list[tuple[int, list[int], list[float]]]:
@@ -43,6 +45,22 @@ def test_another_number_of_ranks_goes_on_with_the_same_prompts_samples_and_advan
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         for name in ("reward", "grad_norm", "tokens", "entropy", "policy_loss"):
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize("changes", [{"engine": "transformers"}, {"engine": "native", "steps_per_generation": 2}])
+def test_another_number_of_ranks_is_refused_where_it_would_change_the_run(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {**CHANGES, "surrogate": "clip", "max_steps": 2, **changes}
+    make({"out": str(tmp_path), "name": "r", "changes": changes}).train()
+    trainer = make({"out": str(tmp_path), "name": "r", "changes": changes})
+    manifest = tmp_path / "r" / "checkpoints" / "step-000002" / "manifest.json"
+    found = json.loads(manifest.read_text())
+    assert found["identity"]["ranks"] == 1
+    found["identity"]["ranks"] = 2
+    manifest.write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"\n  ranks +2 +1\n"):
+        trainer.train(resume=True)
 
 
 @pytest.mark.parametrize("fault", ["raises", "exits", "hangs"])
