@@ -122,7 +122,7 @@ class PolicyGradientTrainer(Parts):
             "reward_weights": self.scorer.weights,
             "prompts_per_step": self.plan.prompts,
         }
-        # A minibatch is made of the same share of every rank, and transformers' generate draws for a rank's whole batch.
+        # A minibatch holds the same share of every rank; transformers' generate draws for a rank's whole batch.
         if self.config.algorithm.steps_per_generation > 1 or self.config.rollout.engine == "transformers":
             facts["ranks"] = self.ranks.count
         self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts)
