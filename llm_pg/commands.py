@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError
-from .doctor import examine_config, show
+from .doctor import arithmetic, examine_config, show
 from .preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check(config: Config, *, probe: bool) -> int:
     check_inputs(config)
     check_room(config)
     findings = examine_config(config)
-    print(show(findings))
+    print(f"{arithmetic(config)}\n\n{show(findings)}")
     bad = any(finding.level == "problem" for finding in findings)
     if probe:
         bad = _probe(config) or bad

@@ -9,12 +9,13 @@ Imports no torch.
 
 from .finding import Finding, by_gravity, show
 from .live import LIVE_RULES, examine, examine_run
-from .static import STATIC_RULES, examine_config
+from .static import STATIC_RULES, arithmetic, examine_config
 
 __all__ = [
     "LIVE_RULES",
     "STATIC_RULES",
     "Finding",
+    "arithmetic",
     "by_gravity",
     "examine",
     "examine_config",

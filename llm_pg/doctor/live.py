@@ -18,7 +18,7 @@ from .finding import Finding
 SOLVED = 0.75  # of the way from the lowest to the highest reward seen
 UNIFORM, TRUNCATED, UNSCORABLE = 0.7, 0.25, 0.02
 COLLAPSED_ENTROPY = 0.1  # nats a token
-RUNAWAY_KL, KL_GROWTH = 0.5, 1.5
+RUNAWAY_KL, KL_GROWTH = 1.0, 1.5
 SAMPLER_GAP, CLIPPED = 0.05, 0.3
 FORMAT_GAIN, TASK_GAIN, HACKED_GAIN = 0.2, 0.02, 0.1
 COMPLETION_FILES = 10

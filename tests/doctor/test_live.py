@@ -62,7 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"entropy": lambda t: 0.5 * (1 - t)},
         {"entropy": lambda t: 0.5 * (1 - t), "reward": lambda t: 0.3 + 0.65 * t},
     ),
-    "kl-runaway": ({"kl": lambda t: 0.01 * 1000**t}, {"kl": lambda t: min(0.6, 6 * t)}),
+    "kl-runaway": ({"kl": lambda t: 0.01 * 1000**t}, {"kl": lambda t: min(1.5, 15 * t)}),
     "sampler-drift": ({"sampler_gap": constant(0.1)}, {"sampler_gap": constant(0.01)}),
     "clipped": ({"clip_fraction": constant(0.5)}, {"clip_fraction": constant(0.1)}),
     "noisy-gradient": (
