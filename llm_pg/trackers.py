@@ -58,19 +58,19 @@ class Trackers:
 
     def finish(self) -> None:
         """Wait for what is left, at most `END_SECONDS`."""
-        if self._thread is None or self._tell():
-            return
-        self._calls.put(self._end)
-        self._calls.put(None)
-        self._thread.join(END_SECONDS)
-        if self._thread.is_alive():
-            self._failure = self._failure or f"it did not end within {END_SECONDS:.0f} s"
-        self._tell()
+        if self._thread is not None and not self._tell():
+            self._calls.put(self._end)
+            self._calls.put(None)
+            self._thread.join(END_SECONDS)
+            if self._thread.is_alive():
+                self._failure = self._failure or f"it did not end within {END_SECONDS:.0f} s"
+            self._tell()
+        # accelerate would end them once more, the broken ones too.
+        self.accelerator.trackers = []
 
     def _end(self) -> None:
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        self.accelerator.trackers = []
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -134,7 +134,7 @@ def test_a_judge_that_goes_down_gives_no_score_and_never_a_zero(
     assert [line["reward"] for line in lines(tmp_path / "r")] == [0.5, 0.5, None]
     rows = (tmp_path / "r" / "completions" / "step-000003.jsonl").read_text().splitlines()
     assert {json.loads(row)["reward"] for row in rows} == {None}
-    assert "Reward function judge: {'raised URLError" in capsys.readouterr().out
+    assert "Reward function judge: {'URLError': 16}" in capsys.readouterr().out
     strict = {**changes, "max_unscorable": 0.2, "eval_on_start": False}
     with pytest.raises(RewardError, match="judge could not score"):
         make({"out": str(tmp_path), "name": "s", "changes": strict, "reward": f"{LIGHT}:judge"}).train()
