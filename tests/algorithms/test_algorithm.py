@@ -250,3 +250,13 @@ def test_no_weight_carries_a_gradient() -> None:
     rollouts.value_BT = rollouts.value_BT.clone().requires_grad_()  # type: ignore[union-attr]
     for name in TABLE:
         assert not algorithm(name).weigh(rollouts).weight_BT.requires_grad
+
+
+def test_a_baseline_for_each_step_compares_what_is_still_to_come() -> None:
+    """Step t's rewards-to-go with the other rows' from step t on, not with their whole returns."""
+    rollouts = text([0.0, 0.0], length_B=[2, 2])
+    rollouts.reward_BT = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
+    per_step = algorithm("rloo", baseline_per_step=True).weigh(rollouts)
+    assert per_step.weight_BT.tolist() == [[3.0 - 30.0, 2.0 - 20.0], [30.0 - 3.0, 20.0 - 2.0]]
+    of_the_row = algorithm("rloo").weigh(rollouts)
+    assert of_the_row.weight_BT.tolist() == [[3.0 - 30.0, 2.0 - 30.0], [30.0 - 3.0, 20.0 - 3.0]]

@@ -19,7 +19,7 @@ def logits() -> torch.Tensor:
         {"top_k": 5},
         {"top_p": 0.8},
         {"min_p": 0.1},
-        {"temperature": 1.3, "top_k": 7, "top_p": 0.7, "min_p": 0.05},
+        {"temperature": 2.0, "top_k": 7, "top_p": 0.7, "min_p": 0.05},
     ],
 )
 def test_supports_and_probabilities_are_those_of_transformers(logits: torch.Tensor, settings: dict) -> None:
