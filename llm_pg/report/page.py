@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .. import __version__
 from ..config.schema import Config
@@ -24,6 +25,7 @@ from .charts import charts
 from .completions import encoded, gather
 from .svg import hover_data, number, svg
 
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 PLACES = {("run", "output_dir"), ("run", "run_name"), ("run", "overwrite")}
 
 
@@ -59,6 +61,7 @@ def render(runs: Sequence[Run]) -> str:
     environment.filters["visible"] = visible
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["number"] = number
+    environment.filters["linked"] = linked
     return environment.from_string(_asset("page.html.j2")).render(
         runs=runs,
         panels=[(chart, Markup(svg(chart, place))) for place, chart in enumerate(panels)],
@@ -98,6 +101,11 @@ def visible(text: Any) -> str:
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in hidden else f"⟨U+{ord(c):04X}⟩" for c in str(text)
     )
+
+
+def linked(text: str) -> Markup:
+    """Text whose arXiv ids are links; nothing is asked for before somebody follows one."""
+    return Markup(ARXIV.sub(r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', str(escape(text))))
 
 
 def _outcome(run: Run) -> dict[str, Any]:

@@ -61,7 +61,9 @@ class Browser:
     def hover(self, selector: str, place: int = 0) -> None:
         """Move the pointer to the middle of an element."""
         self.js(
-            "document.querySelectorAll(arguments[0])[arguments[1]].scrollIntoView({block: 'center'})", selector, place
+            "document.querySelectorAll(arguments[0])[arguments[1]].scrollIntoView({block: 'center', behavior: 'instant'})",
+            selector,
+            place,
         )
         body = {"using": "css selector", "value": selector}
         element = self._call("POST", f"{self.base}/elements", body)[place][ELEMENT]

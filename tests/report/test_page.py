@@ -17,7 +17,7 @@ from llm_pg.doctor.evidence import read_run
 from llm_pg.report import leave_report, write_report
 from llm_pg.report.charts import charts
 from llm_pg.report.completions import spread
-from llm_pg.report.page import differences, visible
+from llm_pg.report.page import differences, linked, visible
 from llm_pg.report.svg import Chart, Frame, Series, ticks
 
 MakeRun = Callable[..., Path]
@@ -96,7 +96,13 @@ def test_what_the_doctor_finds_is_on_the_page(make_run: MakeRun) -> None:
     run = make_run()
     lines = [json.loads(line) | {"truncated": 0.5} for line in (run / "metrics.jsonl").read_text().splitlines()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "cut by the length limit" in write_report([run]).read_text()
+    text = write_report([run]).read_text()
+    assert "cut by the length limit" in text
+    assert '<a href="https://arxiv.org/abs/2503.14476" rel="noreferrer">arXiv 2503.14476</a>' in text
+
+
+def test_a_source_is_escaped_before_it_is_linked() -> None:
+    assert str(linked("<b> arXiv 1606.06565")).startswith("&lt;b&gt; <a href=")
 
 
 def test_the_name_of_a_run_cannot_bring_markup_into_the_page(make_run: MakeRun) -> None:
