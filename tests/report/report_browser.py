@@ -61,7 +61,8 @@ class Browser:
     def hover(self, selector: str, place: int = 0) -> None:
         """Move the pointer to the middle of an element."""
         self.js(
-            "document.querySelectorAll(arguments[0])[arguments[1]].scrollIntoView({block: 'center', behavior: 'instant'})",
+            "const e = document.querySelectorAll(arguments[0])[arguments[1]];"
+            "e.scrollIntoView({block: 'center', behavior: 'instant'})",
             selector,
             place,
         )
