@@ -25,6 +25,7 @@ def train_all(env: str, num_seeds: int, num_episodes: int) -> dict[str, list[Run
         f"β = {beta:g}": train_seeds(
             resolve(env, "reinforce", baseline="running_mean", entropy_coef=beta, total_episodes=num_episodes),
             num_seeds,
+            num_processes=1,  # a run is shorter than the start of a process
         )
         for beta in COEFFICIENTS
     }

@@ -46,8 +46,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/control_reward_hacking"))
     args = parser.parse_args()
     changes = {"baseline": "running_mean", "total_episodes": args.episodes}
-    hacked = train_seeds(resolve("hackable-gridworld", "reinforce", **changes), args.seeds, folder=args.out)
-    honest = train_seeds(resolve("gridworld", "reinforce", **changes), args.seeds)
+    hacked = train_seeds(
+        resolve("hackable-gridworld", "reinforce", **changes), args.seeds, folder=args.out, num_processes=1
+    )
+    honest = train_seeds(resolve("gridworld", "reinforce", **changes), args.seeds, num_processes=1)
     for run in hacked:
         last = run.points[-1]
         print(

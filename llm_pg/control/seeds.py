@@ -114,11 +114,13 @@ def _here(settings: Settings, number: int, note: Callable[[int, Point], None], f
     return run
 
 
-def _child(settings: Settings, number: int, folder: Path | None, said: Any) -> None:
+def _child(jobs: list[tuple[int, Settings]], folder: Path | None, said: Any) -> None:
+    number = jobs[0][0]
     try:
-        run = _here(settings, number, lambda n, point: said.put(("point", n, point)), folder)
-        # The policy stays here: it is views of one tensor, and its replay is written.
-        said.put(("run", number, dataclasses.replace(run, policy=None, scaler=None)))
+        for number, settings in jobs:
+            run = _here(settings, number, lambda n, point: said.put(("point", n, point)), folder)
+            # The policy stays here: it is views of one tensor, and its replay is written.
+            said.put(("run", number, dataclasses.replace(run, policy=None, scaler=None)))
     except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it
         said.put(("error", number, (error if isinstance(error, ValueError) else None, traceback.format_exc())))
 
@@ -128,19 +130,19 @@ def _in_processes(
 ) -> list[Run]:
     context = multiprocessing.get_context("spawn")
     said = context.Queue()
-    waiting = list(enumerate(all_settings))
-    running: dict[int, Any] = {}
+    jobs = list(enumerate(all_settings))
+    processes = [
+        context.Process(target=_child, args=(jobs[i::at_once], folder, said), daemon=True) for i in range(at_once)
+    ]
     runs: dict[int, Run] = {}
+    for process in processes:
+        process.start()
     try:
-        while len(runs) < len(all_settings):
-            while waiting and len(running) < at_once:
-                number, settings = waiting.pop(0)
-                running[number] = context.Process(target=_child, args=(settings, number, folder, said), daemon=True)
-                running[number].start()
+        while len(runs) < len(jobs):
             try:
                 kind, number, what = said.get(timeout=PATIENCE_S)
             except queue.Empty:
-                _complain_of_the_dead(running)
+                _complain_of_the_dead(processes)
                 continue
             if kind == "point":
                 note(number, what)
@@ -149,18 +151,19 @@ def _in_processes(
                 raise error or RuntimeError(f"Seed {all_settings[number].seed} failed:\n{trace}")
             else:
                 runs[number] = what
-                running.pop(number).join()
+        for process in processes:
+            process.join()
     finally:
-        for process in running.values():
+        for process in processes:
             process.terminate()
             process.join()
-    return [runs[number] for number in range(len(all_settings))]
+    return [runs[number] for number in range(len(jobs))]
 
 
-def _complain_of_the_dead(running: dict[int, Any]) -> None:
-    for number, process in running.items():
+def _complain_of_the_dead(processes: list[Any]) -> None:
+    for process in processes:
         if not process.is_alive() and process.exitcode:
             raise RuntimeError(
-                f"The process of run {number} ended with exit code {process.exitcode} without a word; was it killed "
-                "for memory? Run fewer seeds at once."
+                f"A process of these runs ended with exit code {process.exitcode} without a word; was it killed for "
+                "memory? Run fewer seeds at once."
             )
