@@ -100,5 +100,15 @@ def main(given: dict[str, Any]) -> None:
     made.train(resume=given.get("resume", False), override=given.get("override", False))
 
 
+def logged(given: dict[str, Any], env: dict[str, str], log: str) -> None:
+    """`main` with this environment, everything that it prints in the file `log`."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.environ.update(env)
+    main(given)
+
+
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
