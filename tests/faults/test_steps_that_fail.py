@@ -66,7 +66,7 @@ def test_an_exception_in_a_step_keeps_the_batch_and_the_state_before_it(tmp_path
 
 
 def test_a_loss_that_stays_nan_stops_the_run_after_five_steps_and_is_logged_as_nan(tmp_path: Path) -> None:
-    trainer = make({"out": str(tmp_path), "name": "r", "changes": {**IN_PROCESS, "max_steps": 12}})
+    trainer = make({"out": str(tmp_path), "name": "r", "changes": {**IN_PROCESS, "max_steps": 12, "beta": 0.05}})
     inject(trainer, "nan", 3)
     before: dict[int, Any] = {}
     step = trainer._one_step
