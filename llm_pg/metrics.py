@@ -35,6 +35,14 @@ METRICS: dict[str, tuple[str, str]] = {
     "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
     "value_loss": ("reward²", "Of the critic."),
     "grad_norm": ("", "Norm of the gradient before clipping."),
+    "gradient_signal": (
+        "",
+        "Squared length of the expected gradient, from two halves of a step; average it.",
+    ),
+    "gradient_noise": (
+        "",
+        "Variance of one group's gradient; over the signal it is the simple noise scale.",
+    ),
     "learning_rate": ("", "Of this step."),
     "entropy_coef": ("", "Weight of the entropy bonus in this step."),
     "skipped_updates": ("steps", "Optimiser steps skipped because loss or gradient was not finite."),
@@ -121,6 +129,8 @@ def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, A
         share = per_pass if name in ("entropy", "clip_fraction", "approx_kl", "sampler_gap") else 1
         out[name] = sum(update.values.get(name, 0.0) for update in updates) / len(updates) * share
     out["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
+    for noise in (update.noise for update in updates if update.noise is not None):
+        out.update({"gradient_signal": noise.signal, "gradient_noise": noise.noise})
     splits = sum(update.splits for update in updates)
     return {**out, "oom_splits": splits} if splits else out
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .algorithms.algorithm import Algorithm, Batch
 from .attention import core_of, eval_mode, recomputes
 from .estimators.distributions import entropy, token_logp
+from .estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from .head import head_is_separate, token_scores
 from .packing import bins, packed_hidden, packs_exactly
 from .rollouts import TextRollouts
@@ -192,12 +193,14 @@ def halves(index: Tensor, error: torch.OutOfMemoryError) -> list[Tensor]:
 @dataclass
 class UpdateStats:
     """Of one optimiser step: sums over the batch, the gradient's norm before clipping, whether it stepped (not where
-    loss or gradient were not finite on any rank), and how often a micro-batch was halved for want of memory."""
+    loss or gradient were not finite on any rank), how often a micro-batch was halved for want of memory, and signal and
+    noise of the gradient where they were measured."""
 
     values: dict[str, float]
     grad_norm: float
     stepped: bool
     splits: int = 0
+    noise: GradientNoise | None = None
 
 
 class Updater:
@@ -230,29 +233,33 @@ class Updater:
         self.micro_rows, self.max_grad_norm = micro_rows, max_grad_norm
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
 
-    def update(self, batch: Batch, order: Tensor) -> list[UpdateStats]:
+    def update(self, batch: Batch, order: Tensor, *, measure_noise: bool = False) -> list[UpdateStats]:
         """All optimiser steps on one batch of rollouts.
 
         Args:
             batch: this rank's rows, weighted.
             order: int64 (num_iterations, B): the order of the rows in each pass (it only matters with minibatches).
+            measure_noise: tell signal from noise in the first step's gradient, from its two halves. Needs whole groups
+                in a step (one minibatch), at least two of them, one rank and no loss scaler; else nothing is measured.
         """
         reuses = self.num_iterations * self.num_minibatches > 1
         if reuses:
             rollouts = batch.rollouts
             assert isinstance(rollouts, TextRollouts)
             batch.old_logp_BT = self.policy.logp(rollouts, self.micro_rows)
+        alone = self.accelerator.num_processes == 1 and self.accelerator.scaler is None
+        measure_noise = measure_noise and alone and self.num_minibatches == 1
         steps = [
-            self._step(batch.rows(index))
+            self._step(batch.rows(index), measure_noise and iteration == 0)
             for iteration in range(self.num_iterations)
             for index in order[iteration].chunk(self.num_minibatches)
         ]
         self.scheduler.step()
         return steps
 
-    def _step(self, batch: Batch) -> UpdateStats:
+    def _step(self, batch: Batch, measure_noise: bool) -> UpdateStats:
         self.policy.model.train()
-        values, splits = self._gradient(batch)
+        values, splits, noise = self._gradient(batch, measure_noise)
         self._sum_gradients()
         grad_norm = self._clip()
         if not self._finite_everywhere(values):
@@ -261,10 +268,10 @@ class Updater:
         # A loss scaler finds the overflow itself, and lowers its scale only where it is asked to step.
         if stepped or self.accelerator.scaler is not None:
             self.optimizer.step()
-        return UpdateStats(values, grad_norm, stepped, splits)
+        return UpdateStats(values, grad_norm, stepped, splits, noise if stepped else None)
 
-    def _gradient(self, batch: Batch) -> tuple[dict[str, float], int]:
-        """Sums over this rank's rows, their gradient in `.grad`, and the halvings of a micro-batch it took.
+    def _gradient(self, batch: Batch, measure_noise: bool) -> tuple[dict[str, float], int, GradientNoise | None]:
+        """Sums over this rank's rows, their gradient in `.grad`, the halvings of a micro-batch it took, and its noise.
 
         A backward pass that runs out of memory leaves a part of its gradient behind, so all of it is made again with
         smaller pieces. The longest rows come first, so little is lost; the gradient is the same however it is cut.
@@ -274,14 +281,35 @@ class Updater:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             values: dict[str, float] = {}
+            first: list[Tensor] | None = None
+            pieces = self._halves(batch, alive) if measure_noise else [alive]
             try:
-                for index in self.policy.cuts(batch.rollouts.rows(alive), rows) if len(alive) else ():
-                    for key, value in self._backward(batch.rows(alive[index])).items():
-                        values[key] = values.get(key, 0.0) + value
-                return values, splits
+                for number, half in enumerate(pieces):
+                    first = self._gradients() if number else None
+                    for index in self.policy.cuts(batch.rollouts.rows(half), rows) if len(half) else ():
+                        for key, value in self._backward(batch.rows(half[index])).items():
+                            values[key] = values.get(key, 0.0) + value
+                return values, splits, self._noise(batch, first) if first is not None else None
             except torch.OutOfMemoryError as error:
                 rows = len(halves(alive[:rows], error)[0])
                 splits += 1
+
+    def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
+        """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""
+        groups, place_B = torch.unique(batch.rollouts.group_B, return_inverse=True)
+        if len(groups) == 1:
+            return [alive]
+        odd = place_B[alive] % 2 == 1
+        return [alive[~odd], alive[odd]]
+
+    def _gradients(self) -> list[Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.policy.trainable()]
+
+    def _noise(self, batch: Batch, first: list[Tensor]) -> GradientNoise:
+        num_groups = len(torch.unique(batch.rollouts.group_B))
+        whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable()]
+        one, other, both = (float(x) for x in half_square_norms(first, whole))
+        return gradient_noise([one, other], both, [num_groups - num_groups // 2, num_groups // 2])
 
     def _finite_everywhere(self, values: dict[str, float]) -> bool:
         """Whether the loss is a number on every rank; a NaN in it can have a gradient that is finite."""

@@ -200,7 +200,9 @@ class PolicyGradientTrainer(Parts):
             batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self.ranks.all_sum)
             self.keeper.batch = batch
             rate = self.scheduler.get_last_lr()[0]
-            updates = self.updater.update(batch, self._orders(len(prompts) * self.plan.num_generations))
+            measure = bool(config.run.noise_steps) and self.step % config.run.noise_steps == 0
+            order = self._orders(len(prompts) * self.plan.num_generations)
+            updates = self.updater.update(batch, order, measure_noise=measure)
         values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
         values.update(update_metrics(updates, config.algorithm.steps_per_generation))
         if rollouts.ref_logp_BT is not None:

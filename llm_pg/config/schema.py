@@ -206,6 +206,9 @@ class RunConfig(Section):
         1, gt=0, description="Steps between lines in the terminal; the metrics file has every step."
     )
     log_completions: int = Field(8, ge=0, description="Groups written to completions/ at each step; 0 = none.")
+    noise_steps: int = Field(
+        10, ge=0, description="Steps between measurements of the gradient's signal and noise; 0 = never."
+    )
     save_steps: int = Field(0, ge=0, description="Steps between checkpoints; 0 = none before the end.")
     save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")
     overwrite: bool = Field(False, description="Start anew in a run folder that already holds a run.")
