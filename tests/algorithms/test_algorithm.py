@@ -204,6 +204,7 @@ def test_the_entropy_bonus_moves_linearly_to_its_end() -> None:
     tried = algorithm("reinforce", entropy_coef=0.4, entropy_coef_final=0.0)
     coefs = [tried.weigh(text([1.0, 0.0]), progress=p).entropy_coef for p in (-1.0, 0.0, 0.25, 1.0, 2.0)]
     assert coefs == pytest.approx([0.4, 0.4, 0.3, 0.0, 0.0])
+    assert tried.weigh(text([1.0, 0.0])).entropy_coef == 0.4
 
 
 def test_the_entropy_bonus_raises_entropy() -> None:
