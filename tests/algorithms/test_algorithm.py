@@ -261,3 +261,15 @@ def test_a_baseline_for_each_step_compares_what_is_still_to_come() -> None:
     assert per_step.weight_BT.tolist() == [[3.0 - 30.0, 2.0 - 20.0], [30.0 - 3.0, 20.0 - 2.0]]
     of_the_row = algorithm("rloo").weigh(rollouts)
     assert of_the_row.weight_BT.tolist() == [[3.0 - 30.0, 2.0 - 30.0], [30.0 - 3.0, 20.0 - 3.0]]
+
+
+def test_the_critic_is_pulled_to_its_target_by_its_share_of_the_loss() -> None:
+    """d/dV of vf_coef · mean over tokens of ½(V - target)², and nothing of it outside the mask."""
+    rollouts = text([1.0, 0.0], length_B=[3, 2], value_BT=torch.zeros(2, 3))
+    tried = algorithm("a2c", vf_coef=0.25)
+    batch = tried.weigh(rollouts)
+    value_BT = torch.full((2, 3), 0.4, requires_grad=True)
+    tried.loss(rollouts.logp_BT, batch, value_BT=value_BT)[0].backward()
+    assert value_BT.grad is not None
+    expected = 0.25 * torch.tensor([[-0.6, -0.6, -0.6], [0.4, 0.4, 0.0]]) / 5
+    assert torch.allclose(value_BT.grad, expected, atol=1e-7)
