@@ -3,7 +3,7 @@
     python recipes/control_gridworld_baseline.py --seeds 10
     python recipes/control_gridworld_baseline.py --learning-rate 0.3      # small enough for all four
 
-Draws the mean and the standard deviation of the return (median and quartiles of the seeds), and prints after how many
+Draws the mean and the standard deviation of the return (each seed thin, their mean thick), and prints after how many
 episodes each is within 0.1 of the shortest way. The default learning rate is large, so that noise decides: an unlucky
 batch drives a policy into a wall for good, and a run that ends at -5 never left it. A running mean is a baseline for
 the total return; what is to come after a late step has another mean, so reward-to-go wants a value of the state. How
@@ -16,8 +16,10 @@ import argparse
 import statistics
 from pathlib import Path
 
+import numpy as np
+
 from llm_pg.control.curves import episode_band
-from llm_pg.control.plots import COLOURS, draw_band, figure, save
+from llm_pg.control.plots import COLOURS, figure, save
 from llm_pg.control.seeds import train_seeds
 from llm_pg.control.settings import resolve
 from llm_pg.control.train import Run
@@ -51,16 +53,19 @@ def train_all(num_seeds: int, num_episodes: int, learning_rate: float) -> dict[s
 def draw(runs: dict[str, list[Run]], path: Path) -> list[Path]:
     drawing, (mean_axis, std_axis) = figure(2)
     for (name, of_name), colour in zip(runs.items(), COLOURS, strict=False):
-        mean, std = episode_band([run.returns for run in of_name], WINDOW)
-        draw_band(mean_axis, mean, name, colour)
-        draw_band(std_axis, std, name, colour)
+        for axis, numbers in ((mean_axis, 0), (std_axis, 1)):
+            each = [episode_band([run.returns], WINDOW)[numbers] for run in of_name]
+            num_points = min(len(one.steps) for one in each)
+            table = np.stack([one.median[:num_points] for one in each])
+            axis.plot(each[0].steps[:num_points], table.T, color=colour, alpha=0.25, linewidth=0.8)
+            axis.plot(each[0].steps[:num_points], table.mean(0), color=colour, linewidth=2, label=name)
     threshold = next(iter(runs.values()))[0].threshold
     mean_axis.axhline(threshold, color="#777777", linestyle=":", label="solved")
     mean_axis.set_ylabel(f"mean return of {WINDOW} episodes")
     std_axis.set_ylabel(f"standard deviation of {WINDOW} returns")
     for axis in (mean_axis, std_axis):
         axis.set_xlabel("episodes")
-    mean_axis.legend(frameon=False, loc="lower right")
+    mean_axis.legend(frameon=False, loc="center right")
     rate = next(iter(runs.values()))[0].settings.learning_rate
     drawing.suptitle(f"REINFORCE on GridWorld, learning rate {rate:g}: what a baseline does")
     return save(drawing, path)

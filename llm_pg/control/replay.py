@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def replay(run: Run, folder: Path) -> list[Path]:
     """Play one episode; write `replay.txt`, and `replay.gif` where gymnasium can render. Returns what was written."""
     settings = run.settings
     metadata = gymnasium.spec(settings.env)
+    # Frames are drawn in memory; without this, SDL looks for a display and complains where there is none.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     mode = "rgb_array" if "rgb_array" in _render_modes(settings.env, settings.env_options) else None
     try:
         env = gymnasium.make(metadata, render_mode=mode, disable_env_checker=True, **settings.env_options)
