@@ -103,8 +103,15 @@ class Policy:
     def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int) -> Tensor:
         with eval_mode(model):
             out_BT = torch.zeros_like(rollouts.logp_BT)
-            for index in self.cuts(rollouts, micro_rows):
-                out_BT[index] = self._score(model, rollouts.rows(index), False, False).logp_BT.to(out_BT.dtype)
+            pieces = self.cuts(rollouts, micro_rows)
+            while pieces:
+                index = pieces.pop(0)
+                try:
+                    logp_BT = self._score(model, rollouts.rows(index), False, False).logp_BT
+                except torch.OutOfMemoryError as error:
+                    pieces[:0] = halves(index, error)
+                    continue
+                out_BT[index] = logp_BT.to(out_BT.dtype)
         return out_BT
 
     def cuts(self, rollouts: TextRollouts, micro_rows: int) -> list[Tensor]:
@@ -276,23 +283,31 @@ class Updater:
         A backward pass that runs out of memory leaves a part of its gradient behind, so all of it is made again with
         smaller pieces. The longest rows come first, so little is lost; the gradient is the same however it is cut.
         """
-        rows, splits = self.micro_rows, 0
+        most, splits = len(batch.mask_BT), 0  # rows in one piece; lowered where memory ends
         alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
+        parts = self._halves(batch, alive) if measure_noise else [alive]
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             values: dict[str, float] = {}
             first: list[Tensor] | None = None
-            pieces = self._halves(batch, alive) if measure_noise else [alive]
+            piece = alive
             try:
-                for number, half in enumerate(pieces):
+                for number, part in enumerate(parts):
                     first = self._gradients() if number else None
-                    for index in self.policy.cuts(batch.rollouts.rows(half), rows) if len(half) else ():
-                        for key, value in self._backward(batch.rows(half[index])).items():
+                    for piece in self._pieces(batch, part, most):
+                        for key, value in self._backward(batch.rows(piece)).items():
                             values[key] = values.get(key, 0.0) + value
                 return values, splits, self._noise(batch, first) if first is not None else None
             except torch.OutOfMemoryError as error:
-                rows = len(halves(alive[:rows], error)[0])
+                most = len(halves(piece, error)[0])
                 splits += 1
+
+    def _pieces(self, batch: Batch, rows: Tensor, most: int) -> list[Tensor]:
+        """The rows of each forward pass, at most `most` together."""
+        if not len(rows):
+            return []
+        cuts = self.policy.cuts(batch.rollouts.rows(rows), self.micro_rows)
+        return [rows[index] for cut in cuts for index in cut.split(most)]
 
     def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
         """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""

@@ -1,7 +1,7 @@
 """What a baseline does: REINFORCE on the 4×4 GridWorld without one, with a running mean and with a learned value.
 
     python recipes/control_gridworld_baseline.py --seeds 10
-    python recipes/control_gridworld_baseline.py --learning-rate 0.3      # small enough for all four
+    python recipes/control_gridworld_baseline.py --learning-rate 0.2      # small enough for all four
 
 Draws the mean and the standard deviation of the return (each seed thin, their mean thick), and prints after how many
 episodes each is within 0.1 of the shortest way. The default learning rate is large, so that noise decides: an unlucky

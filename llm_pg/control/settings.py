@@ -127,7 +127,7 @@ _GRID = {
     "total_steps": 100_000,
     "total_episodes": 1_000,
 }
-_GRID_REINFORCE = {"num_envs": 1, "optimizer": "sgd", "learning_rate": 0.3}
+_GRID_REINFORCE = {"num_envs": 1, "optimizer": "sgd", "learning_rate": 0.2}
 _GRID_GROUPS = {name: {"num_envs": 8, "group_size": 8} for name, row in TABLE.items() if row.needs_group}
 
 # What suits an environment, for every algorithm ("*") and for one. A critic learns fastest when values are of order 1,
