@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention import core_of, eval_mode
+from .distribution import SamplingParams
 from .estimators.distributions import entropy, token_logp
-from .sampling.protocol import SamplingParams
 
 # Logits of one chunk: 64 MiB in float32. What fits into one is kept for the backward pass, more is computed again.
 CHUNK_NUMBERS = 1 << 24

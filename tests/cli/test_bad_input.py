@@ -140,3 +140,21 @@ def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path) -> None
     again = run(["cp", "quickstart", str(tmp_path)])
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+@pytest.mark.faults
+def test_checkpoint_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from llm_pg import checkpoint
+    from llm_pg.cli import main
+
+    for step in (1, 2):
+        state = checkpoint.State(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})
+        checkpoint.save(tmp_path / "checkpoints", state, {})
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("whole") == 2
+    (tmp_path / "checkpoints" / "step-000002" / "weights.safetensors").write_bytes(b"short")
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 1
+    assert "step-000002: DAMAGED: weights.safetensors has 5 bytes" in capsys.readouterr().out
+    assert main(["checkpoint", "verify", str(tmp_path / "nowhere")]) == 2
