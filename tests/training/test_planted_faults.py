@@ -1,8 +1,8 @@
 """Planted faults on the road from prompt to gradient: each stood in a published trainer, and a named test goes red.
 
 Each killer is a test of this suite, called as it stands: first on the sound code, then with the fault put in. Those of
-the estimators and algorithms are in tests/algorithms/test_mutants.py; a temperature that the trainer forgets, and an end
-token without credit, in test_real_model_gradient.py.
+the estimators and algorithms are in tests/algorithms/test_mutants.py; a temperature that the trainer forgets, and an
+end token without credit, in test_real_model_gradient.py.
 """
 
 import contextlib
