@@ -52,7 +52,8 @@ class Experience:
         for name, values in self.scores.parts.items():
             scored = [v for v in values if v is not None]
             out[f"reward/{name}"] = sum(scored) / len(scored) if scored else float("nan")
-        out.update({f"log/{name}": value for name, value in self.scores.metrics.items()})
+        told = {name: value for name, value in self.scores.metrics.items() if not name.startswith("rewards/")}
+        out.update({f"log/{name}": value for name, value in told.items()})
         return out
 
     def readable(self, weight_BT: Tensor, num_groups: int) -> list[dict[str, Any]]:
