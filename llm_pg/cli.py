@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, shipped
 from .config import Config, ConfigError, load_config
@@ -67,7 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm-pg {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
+    _run_commands(commands)
+    _model_commands(commands)
+    _room_commands(commands)
+    return parser
 
+
+Commands = Any  # argparse's type of add_subparsers() is private
+
+
+def _run_commands(commands: Commands) -> None:
+    """Commands that begin or prepare a run."""
     quick = commands.add_parser(
         "quickstart", help="a small model learns a task by reinforcement, here, in a minute or two"
     )
@@ -103,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     _common(check)
     check.set_defaults(run=_check)
 
+    copy = commands.add_parser("cp", help="copy a shipped config or recipe to edit")
+    copy.add_argument("name")
+    copy.add_argument("target", nargs="?", default=".")
+    copy.set_defaults(run=_copy)
+
+
+def _model_commands(commands: Commands) -> None:
+    """Commands about what a run left behind."""
     saved = commands.add_parser("checkpoint", help="verify checkpoints by size and sha256")
     saved.add_argument("action", choices=["verify"])
     saved.add_argument("path", help="a checkpoint, a folder of them, or a run's folder")
@@ -117,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     _common(evaluate)
     evaluate.set_defaults(run=_eval)
 
+    report = commands.add_parser("report", help="one offline page about runs, and what the doctor finds in them")
+    _report_arguments(report)
+
+
+def _room_commands(commands: Commands) -> None:
+    """Commands about the estimators, without a run."""
     prove = commands.add_parser("prove", help="compare every estimator's expected update with the exact gradient")
     prove.add_argument("--quick", action="store_true", help="a smaller table, in under 10 seconds")
     prove.add_argument("--json", action="store_true", help="the rows as JSON")
@@ -128,17 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     control = commands.add_parser("control", help="classic control with the same estimators")
     _control_arguments(control)
 
-    report = commands.add_parser("report", help="one offline page about runs, and what the doctor finds in them")
-    _report_arguments(report)
-
     advise = commands.add_parser("advise", help="settings that suit a task, each with its reason, as a YAML")
     _advise_arguments(advise)
-
-    copy = commands.add_parser("cp", help="copy a shipped config or recipe to edit")
-    copy.add_argument("name")
-    copy.add_argument("target", nargs="?", default=".")
-    copy.set_defaults(run=_copy)
-    return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
