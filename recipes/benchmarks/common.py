@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
@@ -29,6 +30,18 @@ SHAPES = {
           "num_key_value_heads": 3, "vocab_size": 49_152},
 }  # fmt: skip
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def shape_arguments(description: str | None) -> argparse.Namespace:
+    """The command line of the scripts that measure one phase: sizes in tokens, rows and steps."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--size", choices=["S", "M"], default="S")
+    parser.add_argument("--prompt-len", type=int, default=64)
+    parser.add_argument("--completion", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=5)
+    return parser.parse_args()
 
 
 def make_model(size: str, completion: int, seed: int = 0) -> tuple[Any, Any]:

@@ -5,13 +5,12 @@ python recipes/benchmarks/decode.py --size S --prompt-len 64
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 
 import torch
-from common import make_model, texts
+from common import make_model, shape_arguments, texts
 
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
@@ -20,14 +19,7 @@ from llm_pg.sampling.random import stream_key
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=["S", "M"], default="S")
-    parser.add_argument("--prompt-len", type=int, default=64)
-    parser.add_argument("--completion", type=int, default=64)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
-    a = parser.parse_args()
+    a = shape_arguments(__doc__)
     model, tokenizer = make_model(a.size, a.completion)
     ends = [tokenizer.eos_token_id]
     engines = {

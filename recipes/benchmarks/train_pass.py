@@ -5,24 +5,16 @@ python recipes/benchmarks/train_pass.py --size S --prompt-len 256 --completion 1
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 
 import torch
-from common import Ours, floor, make_model, rates, texts
+from common import Ours, floor, make_model, rates, shape_arguments, texts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=["S", "M"], default="S")
-    parser.add_argument("--prompt-len", type=int, default=64)
-    parser.add_argument("--completion", type=int, default=64)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
-    a = parser.parse_args()
+    a = shape_arguments(__doc__)
     model, tokenizer = make_model(a.size, a.completion)
     sides = {
         name: Ours(model, tokenizer, a.group, a.completion, packing=name, micro_rows=rows)
