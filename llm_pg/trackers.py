@@ -54,7 +54,8 @@ class Trackers:
         """Hand over one step; never waits."""
         if self._thread is None or self._tell():
             return
-        self._calls.put(lambda: self.accelerator.log(values, step=step))
+        told = {name: value for name, value in values.items() if name != "step"}  # trackio reserves the name
+        self._calls.put(lambda: self.accelerator.log(told, step=step))
 
     def finish(self) -> None:
         """Wait for what is left, at most `END_SECONDS`."""
