@@ -15,9 +15,11 @@ _ROOMS = {
     "ReinforceTrainer": "llm_pg.trainer",
     "RLOOTrainer": "llm_pg.trainer",
     "GRPOTrainer": "llm_pg.trainer",
+    "ActorCriticTrainer": "llm_pg.trainer",
     "ReinforceConfig": "llm_pg.config",
     "RLOOConfig": "llm_pg.config",
     "GRPOConfig": "llm_pg.config",
+    "ActorCriticConfig": "llm_pg.config",
     "Config": "llm_pg.config",
 }
 

@@ -21,10 +21,13 @@ from ..estimators.baselines import (
     group_mean,
     group_std,
     leave_one_out,
+    length_weighted_mean,
 )
+from ..estimators.critics import explained_variance, length_adaptive_lambda
 from ..estimators.kl import KL_ESTIMATORS, AdaptivePenalty
-from ..estimators.losses import cispo, clipped, reinforce, value_loss
+from ..estimators.losses import cispo, clipped, reinforce, sapo, value_loss
 from ..estimators.masked import masked_sum
+from ..estimators.objectives import best_of_k, over_the_mean
 from ..estimators.ratios import importance_ratio
 from ..estimators.returns import gae, reward_to_go, total_return
 from ..rollouts import Rollouts, is_last
@@ -157,6 +160,9 @@ class Algorithm:
         if row.needs_critic:
             return self._critic_advantages(rollouts, reward_BT)
         return_B = total_return(reward_BT, rollouts.discount_BT)
+        if row.pass_k:
+            weight_B = best_of_k(return_B, rollouts.group_B, rollouts.valid_B, row.pass_k)
+            return weight_B.unsqueeze(1).expand_as(reward_BT), None
         if row.returns == "total":
             credit_BT = return_B.unsqueeze(1).expand_as(reward_BT)
         else:
@@ -169,16 +175,30 @@ class Algorithm:
             weight_BT = weight_BT / (group_std(return_B, rollouts.group_B, rollouts.valid_B) + STD_EPS).unsqueeze(1)
         elif row.scale_rewards == "batch":
             weight_BT = weight_BT / (batch_std(return_B, rollouts.valid_B, all_sum) + STD_EPS)
+        elif row.scale_rewards == "group_mean":
+            weight_BT = over_the_mean(weight_BT, return_B, rollouts.group_B, rollouts.valid_B)
         return weight_BT, None
 
     def _critic_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> tuple[Tensor, Tensor]:
         if rollouts.value_BT is None:
             raise ValueError("baseline 'value' needs a critic: the rollouts carry no value_BT.")
         bootstrap_BT = torch.zeros_like(reward_BT) if rollouts.bootstrap_BT is None else rollouts.bootstrap_BT
-        advantage_BT = gae(
-            reward_BT, rollouts.value_BT, rollouts.discount_BT, rollouts.cut_BT, bootstrap_BT, self.row.lam
-        )
-        return advantage_BT, (advantage_BT + rollouts.value_BT).detach()
+        row, lam = self.row, self.row.lam
+        policy_lam: float | Tensor = lam
+        if row.lam_length_alpha is not None:
+            policy_lam = length_adaptive_lambda(rollouts.length_B, row.lam_length_alpha).to(reward_BT.dtype)
+        value_lam = lam if row.lam_value is None else row.lam_value
+        along = (reward_BT, rollouts.value_BT, rollouts.discount_BT, rollouts.cut_BT, bootstrap_BT)
+        advantage_BT = gae(*along, policy_lam)
+        same = row.lam_length_alpha is None and value_lam == lam
+        target_BT = rollouts.value_BT + (advantage_BT if same else gae(*along, value_lam))
+        return advantage_BT, target_BT.detach()
+
+    def foretold(self, rollouts: Rollouts, mask_BT: Tensor, all_sum: AllSum = _identity) -> float | None:
+        """Explained variance of the rewards-to-go (penalties in the reward included) by `value_BT`; see `critics`."""
+        assert rollouts.value_BT is not None
+        return_BT = reward_to_go(self._rewards(rollouts), rollouts.discount_BT, rollouts.cut_BT, rollouts.bootstrap_BT)
+        return explained_variance(rollouts.value_BT, return_BT, mask_BT, all_sum)
 
     def _baseline(self, return_B: Tensor, rollouts: Rollouts, all_sum: AllSum) -> Tensor:
         kind, valid_B = self.row.baseline, rollouts.valid_B
@@ -186,6 +206,12 @@ class Algorithm:
             return leave_one_out(return_B, rollouts.group_B, valid_B)
         if kind == "group_mean":
             return group_mean(return_B, rollouts.group_B, valid_B)
+        if kind == "length_weighted":
+            return length_weighted_mean(return_B, rollouts.length_B, rollouts.group_B, valid_B)
+        if kind == "greedy":
+            if rollouts.greedy_B is None:
+                raise ValueError("baseline 'greedy' needs the reward of each prompt's greedy completion, greedy_B.")
+            return rollouts.greedy_B.to(return_B.dtype)
         mean = batch_mean(return_B, valid_B, all_sum)
         if kind == "batch_mean":
             return mean.expand_as(return_B)
@@ -275,6 +301,8 @@ class Algorithm:
         if row.surrogate == "cispo":
             assert row.epsilon_high is not None
             return cispo(ratio_BT, logp_BT, batch.weight_BT, row.epsilon_high)
+        if row.surrogate == "sapo":
+            return sapo(ratio_BT, batch.weight_BT, row.sapo_temperature_pos, row.sapo_temperature_neg)
         term_BT = clipped(ratio_BT, batch.weight_BT, row.epsilon, row.epsilon_high, row.delta)
         if row.importance_sampling_level == "sequence_sum":
             # The ratio is the row's: its value counts once a row, not once a token. The gradient is that of each token.

@@ -9,16 +9,16 @@ import dataclasses
 from dataclasses import dataclass
 
 RETURNS = ("reward_to_go", "total")
-BASELINES = ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "value")
-SCALE_REWARDS = ("none", "group", "batch")
+BASELINES = ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value")
+SCALE_REWARDS = ("none", "group", "batch", "group_mean")
 NORMALIZE = ("none", "rollouts", "steps")
-SURROGATES = ("reinforce", "clip", "cispo")
+SURROGATES = ("reinforce", "clip", "cispo", "sapo")
 LEVELS = ("token", "sequence", "sequence_sum")
 LOSS_TYPES = ("sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo")
 KL_PLACEMENTS = ("reward", "loss")
 KL_NAMES = ("k1", "k2", "k3")
-TRUNCATED = ("keep", "mask", "penalise")
-GROUP_BASELINES = ("group_mean", "leave_one_out")
+TRUNCATED = ("keep", "mask", "penalise", "bootstrap")
+GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,36 @@ class Row:
 
     Attributes:
         returns: what a token is credited with: the rewards from it on, or all of the row's.
-        baseline: what is subtracted; `value` needs a critic and uses GAE(gamma, lam).
+        baseline: what is subtracted; length_weighted: the group's mean weighted by length (OPO); greedy: the reward of
+            the prompt's greedy completion (ReMax); `value` needs a critic and uses GAE(gamma, lam).
         baseline_per_step: compare the reward-to-go of step t with the group's rewards-to-go of step t, where steps
             have rewards of their own (group baselines only); otherwise with the group's returns.
-        scale_rewards: deviation of the returns to divide by: none, each group's, the batch's.
+        scale_rewards: what to divide by: none, the deviation of each group's returns, of the batch's, or each group's
+            mean (MaxRL: the objective is then the likelihood of success, see `estimators.objectives`).
+        pass_k: 0 = the mean reward is the objective; k = the best reward of k completions is, with the groups' other
+            completions as baseline (k < group).
         normalize_advantages: weights shifted and scaled to mean 0, deviation 1 over rollouts or over steps.
-        surrogate: reinforce (-w log π, no reuse), clip (PPO), cispo.
+        surrogate: reinforce (-w log π, no reuse), clip (PPO), cispo, sapo (a soft gate instead of clipping).
         importance_sampling_level: token, sequence (geometric mean), sequence_sum (product).
         loss_type: the reduction. sequence_sum: tokens summed, completions averaged (exact). grpo: mean over each
             completion's tokens, then over completions. dapo, bnpo: mean over all tokens of the batch. dr_grpo: sum
             divided by completions × max_completion_length.
-        epsilon, epsilon_high, delta: clipping, see `estimators.losses.clipped`.
+        epsilon, epsilon_high, delta: clipping, see `estimators.losses.clipped`. sapo_temperature_pos, _neg: how fast
+            the soft gate closes for positive and for other weights.
         beta: weight of the KL penalty; 0 loads no reference. kl_placement, kl_estimator: see `estimators.kl`.
         use_bias_correction_kl: KL in the loss times the importance ratio, as TRL 1.16 does by default.
         kl_target: KL(old || new) of an update, nats a step, that an adaptive penalty keeps to; 0 = no penalty.
         entropy_coef: weight of the mean token entropy, moving linearly to `entropy_coef_final` by the end.
-        gamma: discount in (0, 1]. lam: λ of GAE. vf_coef: weight of the value loss. value_clip: its clipping width.
-        truncated: completions that hit the length limit are kept, masked out of the loss, or `truncation_penalty`
-            is taken off their reward.
+        gamma: discount in (0, 1]. lam: λ of GAE. lam_value: λ of the critic's targets where it differs (1 in VAPO: the
+            critic then learns the returns themselves). lam_length_alpha: λ of the advantages by each row's length,
+            see `estimators.critics.length_adaptive_lambda`; then `lam` serves the targets alone.
+        vf_coef: weight of the value loss. value_clip: its clipping width; off, as it holds the critic back where the
+            targets move most, and hurt at every width in Andrychowicz et al. 2021 (arXiv 2006.05990).
+        truncated: completions that hit the length limit are kept, masked out of the loss, `truncation_penalty` is
+            taken off their reward, or (with a critic) bootstrap: the value of the state they were cut in stands for
+            their verdict. Kept unless asked otherwise, also with a critic: the limit belongs to the task that is
+            evaluated, so its verdict is the true return, while a bootstrap pays a policy that never ends with its
+            own critic's hopes.
         baseline_decay: memory of the running mean.
     """
 
@@ -54,6 +66,7 @@ class Row:
     baseline: str = "none"
     baseline_per_step: bool = False
     scale_rewards: str = "none"
+    pass_k: int = 0
     normalize_advantages: str = "none"
     surrogate: str = "clip"
     importance_sampling_level: str = "token"
@@ -61,6 +74,8 @@ class Row:
     epsilon: float = 0.2
     epsilon_high: float | None = None
     delta: float | None = None
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
     beta: float = 0.0
     kl_placement: str = "reward"
     kl_estimator: str = "k1"
@@ -70,6 +85,8 @@ class Row:
     entropy_coef_final: float | None = None
     gamma: float = 1.0
     lam: float = 1.0
+    lam_value: float | None = None
+    lam_length_alpha: float | None = None
     vf_coef: float = 0.5
     value_clip: float | None = None
     truncated: str = "keep"
@@ -78,7 +95,7 @@ class Row:
 
     @property
     def needs_group(self) -> bool:
-        return self.baseline in GROUP_BASELINES or self.scale_rewards == "group"
+        return self.baseline in GROUP_BASELINES or self.scale_rewards in ("group", "group_mean") or self.pass_k > 0
 
     @property
     def needs_critic(self) -> bool:
@@ -121,6 +138,47 @@ _ROWS = (
     ),
     dataclasses.replace(
         _GRPO, name="cispo", source="MiniMax-M1 2025, arXiv 2506.13585", surrogate="cispo", epsilon_high=5.0
+    ),
+    dataclasses.replace(
+        _GRPO, name="sapo", source="Gao et al. 2025, arXiv 2511.20347", surrogate="sapo", loss_type="grpo"
+    ),
+    Row(
+        "reinforce_plus_plus",
+        "Hu et al. 2025, arXiv 2501.03262",
+        normalize_advantages="steps",
+        loss_type="dapo",
+    ),
+    Row(
+        "reinforce_plus_plus_baseline",
+        "Hu et al. 2025, arXiv 2501.03262, with baseline",
+        returns="total",
+        baseline="group_mean",
+        normalize_advantages="steps",
+        loss_type="dapo",
+        kl_placement="loss",
+        kl_estimator="k2",
+    ),
+    Row("remax", "Li et al. 2023, arXiv 2310.10505", baseline="greedy", surrogate="reinforce"),
+    Row(
+        "opo",
+        "Hao et al. 2025, arXiv 2505.23585",
+        returns="total",
+        baseline="length_weighted",
+        surrogate="reinforce",
+    ),
+    Row(
+        "maxrl",
+        "Maximum Likelihood Reinforcement Learning 2026, arXiv 2602.02710",
+        returns="total",
+        baseline="group_mean",
+        scale_rewards="group_mean",
+    ),
+    Row(
+        "pass_at_k",
+        "Walder and Karkhanis 2025, arXiv 2505.15201; baseline: k others",
+        returns="total",
+        baseline="leave_one_out",
+        pass_k=2,
     ),
     Row(
         "a2c",

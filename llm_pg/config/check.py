@@ -115,11 +115,7 @@ def check_config(config: Config) -> None:
     """Raise ValueError, in one paragraph, at the first thing that cannot work."""
     row = resolve_row(config)
     plan = plan_batch(config)
-    if row.needs_critic:
-        raise ValueError(
-            f"algorithm {row.name} with baseline {row.baseline!r} needs a learned critic, and the text trainers have "
-            "no value head yet; it runs in `llm-pg control`. Use grpo, rloo or reinforce, or another baseline."
-        )
+    _check_critic(row, config)
     _check_group(row, config.rollout.num_generations)
     _check_reuse(row, config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
@@ -156,6 +152,25 @@ def _check_group(row: Row, group: int) -> None:
             f"num_generations is {group}, and {row.name} uses {what}: a completion is compared with the others of its "
             "group, so a group needs at least 2. Raise num_generations, or use algorithm reinforce with baseline "
             "running_mean."
+        )
+
+
+def _check_critic(row: Row, config: Config) -> None:
+    if row.truncated == "bootstrap" and not row.needs_critic:
+        raise ValueError(
+            f"truncated is bootstrap, and {row.name} (baseline {row.baseline}) has no critic, whose value stands for "
+            "what would have followed. Use keep, mask or penalise, or an algorithm with a critic (a2c, ppo)."
+        )
+    warmup, steps = config.critic.critic_warmup_steps, config.train.max_steps
+    if row.needs_critic and warmup >= steps:
+        raise ValueError(
+            f"critic_warmup_steps is {warmup} and max_steps {steps}: the policy would never be trained. Take fewer "
+            "steps of warm-up (5 to 50), or more steps."
+        )
+    if row.needs_critic and config.critic.critic_kind == "model" and config.critic.critic_trunk_gradient:
+        raise ValueError(
+            "critic_trunk_gradient lets a value head move the policy's body; critic_kind model has a body of its own. "
+            "Use critic_kind head, or leave critic_trunk_gradient out."
         )
 
 

@@ -37,3 +37,9 @@ class GRPOConfig(_FlatConfig):
     """Settings of `GRPOTrainer`: group mean and deviation, TRL 1.16's reduction."""
 
     _algorithm: ClassVar[str] = "grpo"
+
+
+class ActorCriticConfig(_FlatConfig):
+    """Settings of `ActorCriticTrainer`: ppo, or a2c by `name="a2c"`, with a learned critic."""
+
+    _algorithm: ClassVar[str] = "ppo"

@@ -130,14 +130,41 @@ class AlgorithmConfig(Section):
     entropy_coef_final: float | None = Field(None, ge=0, description="Its value at the last step (linear).")
     gamma: float | None = Field(None, gt=0, le=1, description="Discount per token.")
     lam: float | None = Field(None, ge=0, le=1, description="λ of GAE.")
+    lam_value: float | None = Field(
+        None, ge=0, le=1, description="λ of the critic's targets; None = lam. 1 for long completions (VAPO)."
+    )
+    lam_length_alpha: float | None = Field(
+        None, gt=0, description="λ of the advantages = 1 - 1/(this × length), as VAPO (0.05); None = lam."
+    )
     vf_coef: float | None = Field(None, ge=0, description="Weight of the value loss.")
     value_clip: float | None = Field(None, gt=0, description="Clipping width of the value.")
-    truncated: str | None = Field(None, description="Completions cut by the length limit: keep, mask or penalise.")
+    truncated: str | None = Field(
+        None, description="Completions cut by the length limit: keep, mask, penalise, bootstrap."
+    )
     truncation_penalty: float | None = Field(None, ge=0, description="Taken off their reward with penalise.")
     mask_truncated_completions: bool | None = Field(None, description="TRL's name for truncated=mask.")
     baseline_decay: float | None = Field(None, ge=0, lt=1, description="Memory of the running mean.")
     num_iterations: int = Field(1, gt=0, description="μ, passes over each batch of rollouts.")
     steps_per_generation: int = Field(1, gt=0, description="Optimiser steps (minibatches) per pass.")
+
+
+class CriticConfig(Section):
+    """The learned critic of the rows that have one (a2c, ppo); the other rows make none."""
+
+    critic_kind: Literal["head", "model"] = Field(
+        "head", description="head = a linear layer on the policy's hidden states, model = a copy of the policy's body."
+    )
+    critic_trunk_gradient: bool = Field(
+        False,
+        description="Let the value loss move the policy's body too (kind head). Off: the policy's gradient is then the "
+        "algorithm's alone, whatever the size of the rewards, and an adapter learns nothing but the policy.",
+    )
+    critic_learning_rate: float | None = Field(
+        None, gt=0, description="Constant rate of AdamW; None = 3e-3 for a head, twice train.learning_rate for a model."
+    )
+    critic_warmup_steps: int = Field(
+        0, ge=0, description="First steps that train the critic alone; the policy's schedule begins after them."
+    )
 
 
 class TrainConfig(Section):
@@ -222,6 +249,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()  # type: ignore[call-arg]
     reward: RewardConfig = RewardConfig()  # type: ignore[call-arg]
     algorithm: AlgorithmConfig = AlgorithmConfig()  # type: ignore[call-arg]
+    critic: CriticConfig = CriticConfig()  # type: ignore[call-arg]
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
     eval: EvalConfig = EvalConfig()  # type: ignore[call-arg]

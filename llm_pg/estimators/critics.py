@@ -1,0 +1,51 @@
+"""What goes with a learned critic: how well it foretold, and how far to trust it on rows of different length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def length_adaptive_lambda(length_B: Tensor, alpha: float) -> Tensor:
+    """λ of each row's advantages, 1 - 1/(α·l) held to [0, 1]: the weights λ^k then sum to α·l, a share of the row.
+
+    Bias: that of GAE at this λ; long rows are weighed almost as Monte Carlo ones, rows of at most 1/α steps by their
+    one-step errors alone (λ = 0), so α should be well above 1 / (usual length).
+
+    Args:
+        length_B: steps of each row, > 0.
+        alpha: share of the row over which the errors are summed, > 0; the source takes 0.05 for thousands of tokens.
+
+    Source: VAPO, Yue et al. 2025 (arXiv 2504.05118).
+    """
+    return (1 - 1 / (alpha * length_B.clamp(min=1).to(torch.float64))).clamp(0.0, 1.0)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def explained_variance(
+    value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor, all_sum: Callable[[Tensor], Tensor] = _identity
+) -> float | None:
+    """1 - Var[G - V] / Var[G] over the steps inside the mask: 1 foretells all, 0 no better than a constant, < 0 worse.
+
+    Args:
+        value_BT: V(s_t) as it was before the returns were known. return_BT: G_t. all_sum: sums a tensor over ranks.
+
+    Returns:
+        None where the returns do not vary (to twelve digits), so that there is nothing to explain.
+    """
+    target = return_BT[mask_BT].to(torch.float64)
+    error = target - value_BT[mask_BT].to(torch.float64)
+    ones = torch.ones_like(target)
+    sums = all_sum(torch.stack([x.sum() for x in (ones, target, target**2, error, error**2)]))
+    n, first, second, error_first, error_second = sums.tolist()
+    if not n:
+        return None
+    spread = second / n - (first / n) ** 2
+    if spread <= 1e-12 * max(second / n, 1e-300):
+        return None
+    return 1 - (error_second / n - (error_first / n) ** 2) / spread
