@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1
-ALGORITHMS = ("reinforce", "rloo", "grpo")
+ALGORITHMS = ("reinforce", "rloo", "grpo", "a2c", "ppo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,10 +81,11 @@ def _run_commands(commands: Commands) -> None:
     quick = commands.add_parser(
         "quickstart", help="a small model learns a task by reinforcement, here, in a minute or two"
     )
-    quick.add_argument("--algorithm", default="grpo", help="reinforce, rloo or grpo (default)")
+    quick.add_argument("--algorithm", default="grpo", help="reinforce, rloo, grpo (default), a2c or ppo")
     quick.add_argument("--task", default="sort_letters", help="sort_letters (default) or countdown")
     quick.add_argument("--seed", type=int, default=0)
     _common(quick)
+    _steps_as_json(quick)
     quick.set_defaults(run=_quickstart)
 
     train = commands.add_parser(
@@ -103,6 +104,7 @@ def _run_commands(commands: Commands) -> None:
         "--override", action="store_true", help="with --resume: go on although the checkpoint has other settings"
     )
     _common(train)
+    _steps_as_json(train)
     train.set_defaults(run=_train)
 
     check = commands.add_parser("check", help="find what is wrong with a config before a run")
@@ -158,7 +160,12 @@ def _room_commands(commands: Commands) -> None:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of single settings")
-    parser.add_argument("--quiet", action="store_true", help="print only warnings and the end's table")
+    parser.add_argument("--quiet", action="store_true", help="print only warnings, findings and the end's table")
+
+
+def _steps_as_json(parser: argparse.ArgumentParser) -> None:
+    text = "one JSON line a step on standard output, everything else on standard error"
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def _settings() -> str:
@@ -182,14 +189,15 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     if arguments.algorithm not in ALGORITHMS:
         raise ConfigError(f"quickstart runs {', '.join(ALGORITHMS)}; got --algorithm {arguments.algorithm!r}.")
     config = load_config(path, [*overrides, f"algorithm.name={arguments.algorithm}", *arguments.settings])
-    return _run(config, resume=False, quiet=arguments.quiet)
+    return _run(config, resume=False, quiet=arguments.quiet, as_json=arguments.json)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     if (arguments.checkpoint or arguments.override) and not arguments.resume:
         raise ConfigError("--checkpoint and --override say how to go on: give --resume beside them.")
     resume = arguments.checkpoint or arguments.resume
-    return _run(_config_of(arguments), resume=resume, override=arguments.override, quiet=arguments.quiet)
+    config, override = _config_of(arguments), arguments.override
+    return _run(config, resume=resume, override=override, quiet=arguments.quiet, as_json=arguments.json)
 
 
 def _config_of(arguments: argparse.Namespace) -> Config:
@@ -209,28 +217,29 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
     return verify(Path(arguments.path))
 
 
-def _run(config: Config, *, resume: bool | str, quiet: bool, override: bool = False) -> int:
+def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:
     from .preflight import preflight
 
     preflight(config, resume=bool(resume))
     Redactor(config.model_dump(mode="json")).guard_process()
-    clock, terminal_class = _heavy_imports()
+    clock, make_terminal = _heavy_imports()
     from .checkpoint import CheckpointError
     from .rewards import RewardError
     from .trainer import PolicyGradientTrainer
 
     try:
-        trainer = PolicyGradientTrainer(args=config, terminal=terminal_class(quiet=quiet), clock=clock)
+        terminal = make_terminal(quiet=quiet, as_json=as_json)
+        trainer = PolicyGradientTrainer(args=config, terminal=terminal, clock=clock)
         trainer.train(resume=resume, override=override)
     except (RunStopped, RewardError, CheckpointError) as error:
         raise RunStopped(str(error)) from None
     return 0
 
 
-def _heavy_imports() -> tuple[Clock, type]:
+def _heavy_imports() -> tuple[Clock, Callable[..., Any]]:
     """torch and transformers, timed, with their chatter off; the run prints its own lines."""
     from .metrics import Clock
-    from .terminal import Terminal
+    from .terminal import make_terminal
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -243,7 +252,7 @@ def _heavy_imports() -> tuple[Clock, type]:
 
     logging.disable_progress_bar()
     clock.seconds["import"] = time.perf_counter() - begin
-    return clock, Terminal
+    return clock, make_terminal
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -261,8 +270,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     from .preflight import check_model
 
     check_model(config.model)
-    _, terminal_class = _heavy_imports()
-    result = evaluate_model(config, terminal_class(quiet=arguments.json or arguments.quiet))
+    _, make_terminal = _heavy_imports()
+    result = evaluate_model(config, make_terminal(quiet=arguments.json or arguments.quiet))
     if arguments.json:
         print(json.dumps(result.metrics()))
     return 0

@@ -8,13 +8,13 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .policy import UpdateStats
+    from .update import UpdateStats
 
 # name -> (unit, meaning). A name that ends in "/" stands for all names that begin with it.
 METRICS: dict[str, tuple[str, str]] = {
@@ -34,6 +34,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "sampler_gap": ("nats/token", "Mean |log-probability of the sampler - of the trainer| at the same weights."),
     "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
     "value_loss": ("reward²", "Of the critic."),
+    "explained_variance": (
+        "share",
+        "1 - Var[return - value] / Var[return] over tokens, values of before the step; absent where returns are equal.",
+    ),
+    "critic_grad_norm": ("", "Norm of the critic's gradient before clipping, which is its own."),
     "grad_norm": ("", "Norm of the gradient before clipping."),
     "gradient_signal": (
         "",
@@ -51,7 +56,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "tokens_per_second": ("tokens/s", "Of the sampling phase."),
     "memory": ("MB", "Peak memory of this process so far (of the accelerator where there is one)."),
     "seconds": ("s", "The whole step."),
-    "seconds/": ("s", "One phase of it: sample, reward, reference, update, eval; save is that of the step before."),
+    "seconds/": (
+        "s",
+        "One phase of it: sample, reward, reference, value, update, eval; save is that of the step before.",
+    ),
     "eval/": ("share", "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; length in tokens."),
 }
 
@@ -61,26 +69,38 @@ def described(name: str) -> bool:
 
 
 class Clock:
-    """Seconds by phase."""
+    """Seconds by phase. watch: told (phase, True) where one begins and (phase, False) where it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[str, bool], None] | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.watch = watch
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        if self.watch is not None:
+            self.watch(phase, True)
         begin = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+            if self.watch is not None:
+                self.watch(phase, False)
 
     def add(self, other: Clock) -> None:
         for phase, seconds in other.seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
+def as_line(values: dict[str, Any]) -> str:
+    """One JSON object. Not-a-number is written as null with its name under "nan"."""
+    nan = [name for name, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+    clean = {name: None if name in nan else v for name, v in values.items()}
+    return json.dumps({**clean, "nan": nan} if nan else clean)
+
+
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a step. Not-a-number is written as null with its name under "nan"."""
+    """`metrics.jsonl`: one JSON object a step, as `as_line` writes it."""
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         self.path = path
@@ -106,12 +126,8 @@ class MetricsFile:
     def write(self, values: dict[str, Any]) -> None:
         unknown = [name for name in values if not described(name)]
         assert not unknown, f"metrics without a line in the table: {unknown}"
-        nan = [name for name, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
-        clean = {name: None if name in nan else v for name, v in values.items()}
-        if nan:
-            clean["nan"] = nan
         with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write(as_line(values) + "\n")
 
     def sync(self) -> None:
         """Onto the disk: a checkpoint must not outlive the lines of its steps."""
@@ -129,6 +145,9 @@ def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, A
         share = per_pass if name in ("entropy", "clip_fraction", "approx_kl", "sampler_gap") else 1
         out[name] = sum(update.values.get(name, 0.0) for update in updates) / len(updates) * share
     out["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
+    critic = [update.critic_grad_norm for update in updates if update.critic_grad_norm is not None]
+    if critic:
+        out["critic_grad_norm"] = sum(critic) / len(critic)
     for noise in (update.noise for update in updates if update.noise is not None):
         out.update({"gradient_signal": noise.signal, "gradient_noise": noise.noise})
     splits = sum(update.splits for update in updates)

@@ -2,7 +2,7 @@
 
 The prompt is computed once, every completion attends to it, and its keys and values collect the gradient of all of
 them: the same function of the weights as a row a completion, hence the same gradient. The last token of a completion
-is no input: nothing reads what follows it.
+is no input, unless the state after it is asked for: nothing else reads what follows it.
 """
 
 from __future__ import annotations
@@ -90,12 +90,16 @@ class Packed:
 
     Attributes:
         ids, positions: int64 (1, N).
-        place_M: for each completion token, in row-major order of the mask, the place whose output predicts it.
-        segments: number of runs: prompts and completions.
+        place_M: for each completion token, in row-major order of the mask, the place whose output predicts it; then,
+            for each row of `after_B` that is true, that of its last token.
     """
 
     def __init__(
-        self, prompt_ids_B: Sequence[tuple[int, ...]], completions_B: Sequence[Sequence[int]], device: torch.device
+        self,
+        prompt_ids_B: Sequence[tuple[int, ...]],
+        completions_B: Sequence[Sequence[int]],
+        device: torch.device,
+        after_B: Sequence[bool] | None = None,
     ) -> None:
         starts: dict[tuple[int, ...], int] = {}
         ids: list[int] = []
@@ -108,22 +112,27 @@ class Packed:
         prompts = _Segments(list(starts.values()), [len(p) for p in starts], [0] * len(starts), [0] * len(starts))
         runs = _Segments([], [], [], [])
         places: list[int] = []
-        for prompt, completion in zip(prompt_ids_B, completions_B, strict=True):
+        ends: list[int] = []
+        after_B = after_B or [False] * len(prompt_ids_B)
+        for prompt, completion, after in zip(prompt_ids_B, completions_B, after_B, strict=True):
             begin, n = len(ids), len(completion)
-            if n:
-                places += [starts[prompt] + len(prompt) - 1, *range(begin, begin + n - 1)]
-            if n > 1:
+            steps = [starts[prompt] + len(prompt) - 1, *range(begin, begin + n)]
+            places += steps[:-1]
+            if after:
+                ends.append(steps[-1])
+            fed = n if after else n - 1
+            if fed > 0:
                 for values, value in zip(
                     (runs.start, runs.length, runs.prefix_start, runs.prefix_length),
-                    (begin, n - 1, starts[prompt], len(prompt)),
+                    (begin, fed, starts[prompt], len(prompt)),
                     strict=True,
                 ):
                     values.append(value)
-                ids += completion[:-1]
-                positions += range(len(prompt), len(prompt) + n - 1)
+                ids += completion[:fed]
+                positions += range(len(prompt), len(prompt) + fed)
         self.ids = torch.tensor([ids], device=device)
         self.positions = torch.tensor([positions], device=device)
-        self.place_M = torch.tensor(places, device=device)
+        self.place_M = torch.tensor(places + ends, device=device)
         self._calls = [_Call(part, device) for part in (*_alike(prompts), *_alike(runs))]
         self._query_index = torch.cat([c.query_index.flatten() for c in self._calls])
         self._key_index = torch.cat([c.key_index.flatten() for c in self._calls])
@@ -153,9 +162,11 @@ def _alike(segments: _Segments) -> list[_Segments]:
     return [segments.pick(order[i : i + SEGMENTS_PER_CALL]) for i in range(0, len(order), SEGMENTS_PER_CALL)]
 
 
-def packed_hidden(model: Any, rollouts: TextRollouts) -> Tensor:
-    """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask."""
-    packed = Packed(rollouts.prompt_ids_B, rollouts.completion_ids(), rollouts.mask_BT.device)
+def packed_hidden(model: Any, rollouts: TextRollouts, after_B: Tensor | None = None) -> Tensor:
+    """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask; behind them
+    those after the last tokens of the rows `after_B`."""
+    ends = None if after_B is None else after_B.tolist()
+    packed = Packed(rollouts.prompt_ids_B, rollouts.completion_ids(), rollouts.mask_BT.device, ends)
     hidden = forward(model, packed.ids, packed.positions, packed)[0]
     return F.embedding(packed.place_M, hidden)
 

@@ -17,10 +17,12 @@ from .collect import Collector
 from .config import Config, ConfigError, flat
 from .config.check import plan_batch, resolve_row
 from .config.schema import EvalConfig
+from .critic import HEAD_LEARNING_RATE, Critic
+from .doctor import arithmetic
 from .evaluate import Evaluation, evaluate
 from .metrics import Clock
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
-from .policy import Policy, Updater
+from .policy import Policy
 from .preflight import task_rewards
 from .prompts import Prompt, PromptStream, load_prompts
 from .ranks import Ranks
@@ -30,7 +32,10 @@ from .run_folder import RunFolder
 from .sampling.generate import GenerateSampler
 from .sampling.native import NativeSampler
 from .sampling.protocol import Sampler, SamplingParams
-from .terminal import Terminal
+from .terminal import Terminal, make_terminal
+from .terminal.plain import Plan
+from .trial import Trial, memory_text, try_longest, wanted
+from .update import Updater
 
 ENGINES: dict[str, Callable[..., Sampler]] = {"native": NativeSampler, "transformers": GenerateSampler}
 
@@ -69,7 +74,7 @@ class Parts:
             project_dir=config.run.output_dir,
         )
         self.ranks = Ranks(self.accelerator)
-        self.terminal = (terminal or Terminal()) if self.ranks.is_main else Terminal.silent()
+        self.terminal = (terminal or make_terminal()) if self.ranks.is_main else Terminal.silent()
         self.plan = plan_batch(config, self.ranks.count)
         self.folder = RunFolder(config)
         # An adapter draws its first weights from the global generator.
@@ -128,6 +133,23 @@ class Parts:
             self.config.model.make = None
         return load_tokenizer(self.config.model)
 
+    @property
+    def critic_only_steps(self) -> int:
+        """First steps of the run in which only the critic learns."""
+        return self.config.critic.critic_warmup_steps if self.row.needs_critic else 0
+
+    def _make_critic(self) -> Critic | None:
+        settings = self.config.critic
+        if not self.row.needs_critic:
+            return None
+        return Critic(self.model, kind=settings.critic_kind, trunk_gradient=settings.critic_trunk_gradient)
+
+    def _critic_rate(self) -> float:
+        settings = self.config.critic
+        if settings.critic_learning_rate is not None:
+            return settings.critic_learning_rate
+        return HEAD_LEARNING_RATE if settings.critic_kind == "head" else 2 * self.config.train.learning_rate
+
     def _make_updater(self) -> Updater:
         config, train = self.config, self.config.train
         self.policy = Policy(
@@ -137,18 +159,20 @@ class Parts:
             with_reference=self.row.beta > 0,
             autocast=self.accelerator.autocast,
             packing=train.packing,
+            critic=self._make_critic(),
         )
+        groups: list[dict[str, Any]] = [{"params": self.policy.trainable()}]
+        if self.policy.critic is not None:
+            groups.append({"params": self.policy.critic.trainable(), "lr": self._critic_rate(), "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(
-            self.policy.trainable(),
+            groups,
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_epsilon,
             weight_decay=train.weight_decay,
             fused=True,
         )
-        self.scheduler = transformers.get_scheduler(
-            train.lr_scheduler_type, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=train.max_steps
-        )
+        self.scheduler = make_scheduler(config, optimizer, train.max_steps - self.critic_only_steps)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         return Updater(
             self.policy,
@@ -160,6 +184,62 @@ class Parts:
             num_iterations=config.algorithm.num_iterations,
             num_minibatches=config.algorithm.steps_per_generation,
             max_grad_norm=train.max_grad_norm,
+        )
+
+
+def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> Any:
+    """The policy's schedule over `num_steps`. The critic (a second group of parameters) keeps its rate: its targets
+    move as long as the policy does."""
+    train = config.train
+    scheduler = transformers.get_scheduler(
+        train.lr_scheduler_type, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=num_steps
+    )
+    for number, group in enumerate(optimizer.param_groups[1:], 1):
+        scheduler.lr_lambdas[number] = _constant
+        group["lr"] = scheduler.base_lrs[number]
+    return scheduler
+
+
+def _constant(step: int) -> float:
+    return 1.0
+
+    def _try_longest(self) -> Trial | None:
+        """Whether the longest batch fits, before anything depends on it; None where it is not tried."""
+        config, micro = self.config, self.plan.micro_rows
+        self.terminal.say(f"{arithmetic(config, self.ranks.count)}\n{memory_text(config, self.policy, micro)}")
+        if not wanted(config.run.try_longest_batch, self.policy):
+            return None
+        trial = try_longest(
+            self.policy,
+            prompt_length=max(len(prompt.ids) for prompt in self.train_prompts),
+            completion_length=config.rollout.max_completion_length,
+            num_groups=self.plan.prompts // self.ranks.count,
+            num_generations=self.plan.num_generations,
+            micro_rows=micro,
+            entropy_grad=bool(self.row.entropy_coef),
+            moments=not self.optimizer.state,
+        )
+        self.terminal.say(str(trial))
+        if trial.rows < trial.asked:
+            self.terminal.warn(
+                f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: such a "
+                "pass will be halved when it comes, with the same gradient and in more time. Set "
+                f"train.per_device_train_batch_size={trial.rows} to avoid it."
+            )
+        return trial
+
+    def _plan_of_run(self) -> Plan:
+        config = self.config
+        return Plan(
+            name=self.folder.path.name,
+            algorithm=self.row.name,
+            max_steps=config.train.max_steps,
+            groups=self.plan.prompts,
+            rows=self.plan.prompts // self.ranks.count * self.plan.num_generations,
+            passes=config.algorithm.num_iterations,
+            logging_steps=config.run.logging_steps,
+            samples=config.run.num_completions_to_print,
+            every=(("eval", config.eval.eval_steps), ("save", config.run.save_steps)),
         )
 
 

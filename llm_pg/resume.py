@@ -10,8 +10,8 @@ import transformers
 
 from . import __version__, checkpoint
 from .config import Config, ConfigError
-from .policy import Updater
 from .redact import Redactor
+from .update import Updater
 
 # Sections that may differ when a run goes on: where it writes, how it is watched, how functions are bounded.
 _FREE = ("run", "eval", "reward")
@@ -45,8 +45,14 @@ class Saver:
         updater = self.updater
         return {"scheduler": _plain(updater.scheduler.state_dict()), "algorithm": updater.algorithm.state_dict()}
 
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name, the critic's with its prefix."""
+        policy = self.updater.policy
+        own: dict[str, torch.Tensor] = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+        return own if policy.critic is None else {**own, **policy.critic.weights()}
+
     def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
-        weights = {name: p for name, p in self.updater.policy.model.named_parameters() if p.requires_grad}
+        weights = self._weights()
         optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer)
         return checkpoint.State(step, weights, optimizer, self.numbers() if numbers is None else numbers)
 
@@ -59,7 +65,7 @@ class Saver:
 
     def check_room(self) -> None:
         """CheckpointError when the disk has no room for one checkpoint: weights and two moments of each."""
-        weights = sum(p.numel() * p.element_size() for p in self.updater.policy.trainable())
+        weights = sum(p.numel() * p.element_size() for p in self._weights().values())
         checkpoint.check_room(self.root, 3 * weights)
 
     def newest_step(self) -> int | None:
@@ -85,7 +91,7 @@ class Saver:
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
 
     def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:
-        parameters = {n: p for n, p in self.updater.policy.model.named_parameters() if p.requires_grad}
+        parameters = self._weights()
         odd = sorted(set(parameters) ^ set(state.weights)) or [
             n for n, p in parameters.items() if p.shape != state.weights[n].shape
         ]

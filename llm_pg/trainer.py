@@ -13,18 +13,24 @@ from . import checkpoint
 from .collect import Experience
 from .config import ConfigError, flat
 from .crash import Keeper
+from .critic import with_values
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
 from .evaluate import Evaluation
 from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
+from .onlookers import Onlookers
 from .parts import Parts, evaluate_held_out
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
 from .report import leave_report
 from .resume import Saver
+from .rollouts import TextRollouts
+from .sampling.native import NativeSampler
 from .sampling.random import stream_key, uniform
+from .terminal.figures import duration
 from .trackers import Trackers
+from .trial import expected_seconds
 from .warm_start import warm_start
 
 
@@ -63,12 +69,14 @@ class PolicyGradientTrainer(Parts):
         with self.scorer:
             start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
-            if config.eval.eval_on_start and not start:
-                before = self.ranks.together(lambda: self.evaluate("Before"))
-                if self.ranks.is_main:
-                    self.folder.write_evaluation(before)
-            self._steps(start)
-            after = self.ranks.together(lambda: self.evaluate("After"))
+            with self.terminal.running():
+                if config.eval.eval_on_start and not start:
+                    before = self.ranks.together(lambda: self.evaluate("Before"))
+                    if self.ranks.is_main:
+                        self.folder.write_evaluation(before)
+                    self._tell_expected(before)
+                self._steps(start)
+                after = self.ranks.together(lambda: self.evaluate("After"))
         with self.clock("save"):
             self.save_model(self.folder.model)
         return self._finish(before, after)
@@ -78,8 +86,10 @@ class PolicyGradientTrainer(Parts):
             self.folder.check(self.config, resume=resume)
 
     def _steps(self, start: int) -> None:
-        last, self.saving = self.config.train.max_steps, Clock()
+        last, self.saving = self.config.train.max_steps, Clock(self.terminal.phase)
         self.received: int | None = None
+        if self.onlookers is not None:
+            self.onlookers.begin()
         with Signals() as self.signals:
             for self.step in range(start + 1, last + 1):
                 self.keeper.begin(self.step)
@@ -137,8 +147,31 @@ class PolicyGradientTrainer(Parts):
         self.trackers.start("llm_pg", settings)
         if self.ranks.is_main:
             self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)
+        self.trial = self.ranks.together(self._try_longest)
+        self._be_seen(settings)
         self.accelerator.wait_for_everyone()
         return done
+
+    def _be_seen(self, settings: dict[str, Any]) -> None:
+        """Connect the terminal, and on the first rank the others who follow the run."""
+        self.terminal.begin(self._plan_of_run())
+        self.updater.progress = self.terminal.trained
+        if isinstance(self.collector.sampler, NativeSampler):
+            self.collector.sampler.progress = self.terminal.sampled
+        self.onlookers: Onlookers | None = None
+        if self.ranks.is_main:
+            self.onlookers = Onlookers(self.terminal, self.trackers, self.folder, self.config, settings)
+
+    def _tell_expected(self, before: Evaluation) -> None:
+        """The time that sampling and training may take, from the trial and the speed of the first evaluation."""
+        if self.trial is None:
+            return
+        tokens = before.num_prompts * (1 + self.config.eval.eval_num_samples) * before.mean_length
+        rate, passes = tokens / self.clock.seconds["eval"], self.config.algorithm.num_iterations
+        rows = self.plan.prompts // self.ranks.count * self.plan.num_generations
+        seconds = expected_seconds(self.trial, self.config.train.max_steps, passes, rows, rate, before.mean_length)
+        likely, most = (duration(s) for s in seconds)
+        self.terminal.say(f"Sampling and training: about {likely}, at most {most} with completions of full length.")
 
     def _find(self, resume: bool | str | Path) -> Path | None:
         """The checkpoint to go on from. One that was named is taken or refused, never replaced by another."""
@@ -183,7 +216,7 @@ class PolicyGradientTrainer(Parts):
     def _one_step(self) -> None:
         """One batch, from its prompts to its line of metrics and its checkpoint."""
         clock, config = self.saving, self.config
-        self.saving = Clock()
+        self.saving = Clock(self.terminal.phase)
         begin = time.perf_counter()
         torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
         prompts, first = self._prompts()
@@ -195,28 +228,47 @@ class PolicyGradientTrainer(Parts):
         if self.row.beta:
             with clock("reference"):
                 rollouts.ref_logp_BT = self.policy.ref_logp(rollouts, self.plan.micro_rows)
+        old_logp_BT: Tensor | None = None
+        if self.row.needs_critic:
+            with clock("value"):
+                rollouts, old_logp_BT = self._observe(rollouts)
         with clock("update"):
             progress = (self.step - 1) / config.train.max_steps
             batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self.ranks.all_sum)
+            if old_logp_BT is not None:
+                batch.old_logp_BT = old_logp_BT
             self.keeper.batch = batch
-            rate = self.scheduler.get_last_lr()[0]
+            critic_only = self.step <= self.critic_only_steps
+            rate = 0.0 if critic_only else self.scheduler.get_last_lr()[0]
             measure = bool(config.run.noise_steps) and self.step % config.run.noise_steps == 0
             order = self._orders(len(prompts) * self.plan.num_generations)
-            updates = self.updater.update(batch, order, measure_noise=measure)
+            updates = self.updater.update(batch, order, measure_noise=measure, critic_only=critic_only)
         values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
         values.update(update_metrics(updates, config.algorithm.steps_per_generation))
+        if self.row.needs_critic:
+            foretold = self.algorithm.foretold(rollouts, batch.mask_BT, self.ranks.all_sum)
+            values.update({} if foretold is None else {"explained_variance": foretold})
         if rollouts.ref_logp_BT is not None:
             values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
+        readable: list[dict[str, Any]] = []
         if config.run.log_completions and self.ranks.is_main:
             readable = experience.readable(batch.weight_BT, config.run.log_completions)
             self.folder.write_completions(self.step, readable)
         if config.eval.eval_steps and self.step % config.eval.eval_steps == 0 and self.step < config.train.max_steps:
             values.update(self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics())
-        self._write(values, experience, clock, time.perf_counter() - begin)
+        self._write(values, experience, readable, clock, time.perf_counter() - begin)
         self.finite.observe([u.stepped for u in updates], self.step)
         if config.run.save_steps and self.step % config.run.save_steps == 0:
             with self.saving("save"):
                 self.save_checkpoint()
+
+    def _observe(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
+        """The rollouts with the critic's values, and the log-probabilities of before the update where it needs them."""
+        after, reuses = self.row.truncated == "bootstrap", self.updater.reuses
+        seen = self.policy.observe(rollouts, self.plan.micro_rows, with_logp=reuses, after=after)
+        assert seen.value_BT is not None
+        valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=self.row.gamma)
+        return valued, seen.logp_BT if reuses else None
 
     def _prompts(self) -> tuple[list[Prompt], int]:
         """This rank's prompts of the step, whole groups in order, and the place of the first among those of all."""
@@ -224,7 +276,14 @@ class PolicyGradientTrainer(Parts):
         first = each * self.ranks.number
         return self.stream.take(self.step - 1)[first : first + each], first
 
-    def _write(self, values: dict[str, Any], experience: Experience, clock: Clock, seconds: float) -> None:
+    def _write(
+        self,
+        values: dict[str, Any],
+        experience: Experience,
+        readable: list[dict[str, Any]],
+        clock: Clock,
+        seconds: float,
+    ) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
         values["memory"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
@@ -233,11 +292,9 @@ class PolicyGradientTrainer(Parts):
         self.clock.add(clock)
         told = self.ranks.gather((values, experience.scores.problems, self.signals.received))
         values = merge_metrics([each[0] for each in told])
-        if self.ranks.is_main:
+        if self.onlookers is not None:
             self.metrics.write(values)
-            self.trackers.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, self.step)
-        if self.step % self.config.run.logging_steps == 0 or self.step == self.config.train.max_steps:
-            self.terminal.step(values, self.config.train.max_steps)
+            self.onlookers.step(values, readable)
         for rank, (_, problems, _) in enumerate(told):
             for function, causes in problems.items():
                 self.terminal.warn(f"Reward function {function}{f' (rank {rank})' if rank else ''}: {causes}")
@@ -261,10 +318,16 @@ class PolicyGradientTrainer(Parts):
         return result
 
     def save_model(self, path: str | Path) -> None:
-        """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter)."""
+        """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
+
+        A critic stands beside them, in `critic.safetensors`.
+        """
         if self.ranks.is_main:
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
+            if self.row.needs_critic:
+                assert self.policy.critic is not None
+                self.policy.critic.save(path)
 
     def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
@@ -299,8 +362,9 @@ class PolicyGradientTrainer(Parts):
             "versions": self.saver.identity()["versions"],
         }
         self.trackers.finish()
-        if self.ranks.is_main:
+        if self.onlookers is not None:
             self.folder.write_summary(summary)
+            self.onlookers.finish()
             places = [f"Model:   {self.folder.model}", f"Metrics: {self.folder.metrics}"]
             places += leave_report(self.folder.path, self.terminal.warn)
             self.terminal.summary(summary, before, after, places)
@@ -327,3 +391,10 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     algorithms = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
     default_config = flat.GRPOConfig
+
+
+class ActorCriticTrainer(PolicyGradientTrainer):
+    """A2C and PPO: a learned critic, GAE over tokens; see the config's `critic` section."""
+
+    algorithms = ("a2c", "ppo")
+    default_config = flat.ActorCriticConfig

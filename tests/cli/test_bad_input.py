@@ -28,7 +28,15 @@ BAD = {
     "unknown key": (["train.learning_rat=1"], ["learning_rat", "Did you mean 'learning_rate'"]),
     "unknown word": (["loss_type=dapper"], ["dapper", "sequence_sum", "Did you mean 'dapo'"]),
     "unknown algorithm": (["algorithm=gropo"], ["gropo", "Did you mean 'grpo'"]),
-    "a critic for text": (["algorithm=ppo"], ["ppo", "value head", "grpo"]),
+    "a bootstrap without a critic": (["truncated=bootstrap"], ["grpo", "no critic", "a2c, ppo"]),
+    "a critic's warm-up without end": (
+        ["algorithm=ppo", "critic_warmup_steps=100", "max_steps=100"],
+        ["critic_warmup_steps is 100", "never be trained"],
+    ),
+    "a critic's gradient to a body it does not share": (
+        ["algorithm=ppo", "critic_kind=model", "critic_trunk_gradient=true"],
+        ["critic_trunk_gradient", "critic_kind head"],
+    ),
     "wrong section": (["data.num_generations=4"], ["belongs to section 'rollout'"]),
     "negative number": (["temperature=-1"], ["temperature", "-1", "greater than 0"]),
     "not a number": (["learning_rate=.nan"], ["learning_rate", "finite"]),

@@ -1,0 +1,207 @@
+"""The update of the policy, and of its critic: gradients summed over micro-batches, then over ranks, then one step.
+
+The reduction is already inside the batch's scales, so that every sum here is plain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .algorithms.algorithm import Algorithm, Batch
+from .estimators.noise import GradientNoise, gradient_noise, half_square_norms
+from .policy import Policy, halves
+from .rollouts import TextRollouts
+
+
+@dataclass
+class UpdateStats:
+    """Of one optimiser step: sums over the batch, the gradient's norm before clipping, whether it stepped (not where
+    loss or gradient were not finite on any rank), how often a micro-batch was halved for want of memory, and signal and
+    noise of the gradient where they were measured."""
+
+    values: dict[str, float]
+    grad_norm: float
+    stepped: bool
+    splits: int = 0
+    noise: GradientNoise | None = None
+    critic_grad_norm: float | None = None
+
+
+class Updater:
+    """Turns a weighted batch into optimiser steps.
+
+    Args:
+        policy: what is trained. algorithm: whose `loss` is summed.
+        optimizer, scheduler: stepped once per minibatch; the scheduler once per batch of rollouts.
+        accelerator: accelerate's, for mixed precision and for sums over ranks.
+        micro_rows: completions in one forward pass; any value gives the same gradient.
+        num_iterations, num_minibatches: μ and the cuts of a pass; with both 1 the data are on-policy.
+        max_grad_norm: 0 = no clipping.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        optimizer: Any,
+        scheduler: Any,
+        accelerator: Any,
+        *,
+        micro_rows: int,
+        num_iterations: int = 1,
+        num_minibatches: int = 1,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        self.policy, self.algorithm, self.accelerator = policy, algorithm, accelerator
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.micro_rows, self.max_grad_norm = micro_rows, max_grad_norm
+        self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
+        self.critic_only = False
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a batch makes more than one step, so that it needs the log-probabilities from before the first."""
+        return self.num_iterations * self.num_minibatches > 1
+
+    def update(
+        self, batch: Batch, order: Tensor, *, measure_noise: bool = False, critic_only: bool = False
+    ) -> list[UpdateStats]:
+        """All optimiser steps on one batch of rollouts.
+
+        Args:
+            batch: this rank's rows, weighted.
+            order: int64 (num_iterations, B): the order of the rows in each pass (it only matters with minibatches).
+            measure_noise: tell signal from noise in the first step's gradient, from its two halves. Needs whole groups
+                in a step (one minibatch), at least two of them, one rank and no loss scaler; else nothing is measured.
+            critic_only: no step of the policy, nor of its schedule: the critic's warm-up.
+        """
+        self.critic_only = critic_only
+        if self.reuses and batch.old_logp_BT is None:
+            rollouts = batch.rollouts
+            assert isinstance(rollouts, TextRollouts)
+            batch.old_logp_BT = self.policy.logp(rollouts, self.micro_rows)
+        alone = self.accelerator.num_processes == 1 and self.accelerator.scaler is None
+        measure_noise = measure_noise and alone and self.num_minibatches == 1 and not critic_only
+        steps = [
+            self._step(batch.rows(index), measure_noise and iteration == 0)
+            for iteration in range(self.num_iterations)
+            for index in order[iteration].chunk(self.num_minibatches)
+        ]
+        if not critic_only:
+            self.scheduler.step()
+        return steps
+
+    def _step(self, batch: Batch, measure_noise: bool) -> UpdateStats:
+        self.policy.model.train()
+        if self.policy.critic is not None:
+            self.policy.critic.train()
+        values, splits, noise = self._gradient(batch, measure_noise)
+        self._sum_gradients()
+        grad_norm, critic_norm = self._clip()
+        if not self._finite_everywhere(values):
+            grad_norm = float("nan")
+        stepped = math.isfinite(grad_norm + (critic_norm or 0.0))
+        # A loss scaler finds the overflow itself, and lowers its scale only where it is asked to step.
+        if stepped or self.accelerator.scaler is not None:
+            self.optimizer.step()
+        return UpdateStats(values, grad_norm, stepped, splits, noise if stepped else None, critic_norm)
+
+    def _gradient(self, batch: Batch, measure_noise: bool) -> tuple[dict[str, float], int, GradientNoise | None]:
+        """Sums over this rank's rows, their gradient in `.grad`, the halvings of a micro-batch it took, and its noise.
+
+        A backward pass that runs out of memory leaves a part of its gradient behind, so all of it is made again with
+        smaller pieces. The longest rows come first, so little is lost; the gradient is the same however it is cut.
+        """
+        most, splits = len(batch.mask_BT), 0  # rows in one piece; lowered where memory ends
+        alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
+        parts = self._halves(batch, alive) if measure_noise else [alive]
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            values: dict[str, float] = {}
+            first: list[Tensor] | None = None
+            piece = alive
+            try:
+                for number, part in enumerate(parts):
+                    first = self._gradients() if number else None
+                    for piece in self._pieces(batch, part, most):
+                        for key, value in self._backward(batch.rows(piece)).items():
+                            values[key] = values.get(key, 0.0) + value
+                        if self.progress is not None:
+                            self.progress(len(piece))
+                return values, splits, self._noise(batch, first) if first is not None else None
+            except torch.OutOfMemoryError as error:
+                most = len(halves(piece, error)[0])
+                splits += 1
+
+    def _pieces(self, batch: Batch, rows: Tensor, most: int) -> list[Tensor]:
+        """The rows of each forward pass, at most `most` together."""
+        if not len(rows):
+            return []
+        cuts = self.policy.cuts(batch.rollouts.rows(rows), self.micro_rows)
+        return [rows[index] for cut in cuts for index in cut.split(most)]
+
+    def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
+        """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""
+        groups, place_B = torch.unique(batch.rollouts.group_B, return_inverse=True)
+        if len(groups) == 1:
+            return [alive]
+        odd = place_B[alive] % 2 == 1
+        return [alive[~odd], alive[odd]]
+
+    def _gradients(self) -> list[Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.policy.trainable()]
+
+    def _noise(self, batch: Batch, first: list[Tensor]) -> GradientNoise:
+        num_groups = len(torch.unique(batch.rollouts.group_B))
+        whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable()]
+        one, other, both = (float(x) for x in half_square_norms(first, whole))
+        return gradient_noise([one, other], both, [num_groups - num_groups // 2, num_groups // 2])
+
+    def _finite_everywhere(self, values: dict[str, float]) -> bool:
+        """Whether the loss is a number on every rank; a NaN in it can have a gradient that is finite."""
+        losses = [value for key, value in values.items() if key.endswith("_loss")]
+        total = torch.tensor(sum(losses), dtype=torch.float32, device=self.accelerator.device)
+        total = self.accelerator.reduce(total, reduction="sum")
+        return math.isfinite(float(total))
+
+    def _backward(self, part: Batch) -> dict[str, float]:
+        rollouts = part.rollouts
+        assert isinstance(rollouts, TextRollouts)
+        scores = self.policy.score(rollouts, entropy_grad=bool(part.entropy_coef), frozen=self.critic_only)
+        loss, stats = self.algorithm.loss(scores.logp_BT, part, entropy_BT=scores.entropy_BT, value_BT=scores.value_BT)
+        # Each minibatch is an optimiser step of its own, of the size the whole batch would have had.
+        self.accelerator.backward(loss * self.num_minibatches)
+        return {key: float(value) for key, value in stats.items()}
+
+    def _sum_gradients(self) -> None:
+        """Add the ranks' gradients: with global denominators the sum is the gradient of the whole batch."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in [*([] if self.critic_only else self.policy.trainable()), *self._critic_parameters()]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum")
+
+    def _critic_parameters(self) -> list[torch.nn.Parameter]:
+        return [] if self.policy.critic is None else self.policy.critic.trainable()
+
+    def _clip(self) -> tuple[float, float | None]:
+        """Gradient norms before clipping, of policy and critic; each is held to the limit on its own, so that a large
+        error of the critic does not shorten the policy's step."""
+        limit = self.max_grad_norm or float("inf")
+        own = [p for p in self.policy.trainable() if p.grad is not None]
+        critic = [p for p in self._critic_parameters() if p.grad is not None]
+        norm, critic_norm = 0.0, None if self.policy.critic is None else 0.0
+        if own:  # this also takes the loss scale out of every gradient, the critic's too
+            norm = float(self.accelerator.clip_grad_norm_(own, limit))
+        elif critic:
+            self.accelerator.unscale_gradients()
+        if critic:
+            critic_norm = float(torch.nn.utils.clip_grad_norm_(critic, limit))
+        return norm, critic_norm
