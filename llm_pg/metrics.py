@@ -31,6 +31,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "entropy": ("nats/token", "Mean entropy of the sampled distribution at completion tokens."),
     "clip_fraction": ("share", "Tokens whose ratio was clipped."),
     "approx_kl": ("nats/token", "Mean KL between the policy that sampled and the one trained (0 on-policy)."),
+    "off_policy_masked": ("share", "Tokens of completions dropped by off_policy_mask_threshold."),
+    "correction_bounded": ("share", "Tokens whose correction for the sampler was truncated or masked."),
     "sampler_gap": ("nats/token", "Mean |log-probability of the sampler - of the trainer| at the same weights."),
     "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
     "value_loss": ("reward²", "Of the critic."),

@@ -13,7 +13,7 @@ T = TypeVar("T")
 # Sums whose denominator is already that of all ranks; see algorithms.algorithm.
 _SUMS = (
     *("tokens", "tokens_per_second", "policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl"),
-    *("sampler_gap", "oom_splits"),
+    *("sampler_gap", "oom_splits", "off_policy_masked", "correction_bounded"),
 )
 _MAXIMA = ("memory", "seconds")
 

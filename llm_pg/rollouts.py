@@ -29,6 +29,8 @@ class Rollouts:
         cut_BT: True where the row stops although the episode does not.
         valid_B: False where the row could not be scored: it enters no baseline and gets weight 0.
         truncated_B: True where the row hit a length limit.
+        greedy_B: return of the greedy completion of the row's prompt, the baseline `greedy`.
+        entropy_BT: entropy of the distribution that each action was drawn from, nats.
         ref_logp_BT: log-probability of the same actions under the frozen reference.
         value_BT: V(s_t); bootstrap_BT: V(s_{t+1}), read where `cut_BT`.
     """
@@ -41,6 +43,8 @@ class Rollouts:
     cut_BT: Tensor
     valid_B: Tensor
     truncated_B: Tensor
+    greedy_B: Tensor | None = None
+    entropy_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
     value_BT: Tensor | None = None
     bootstrap_BT: Tensor | None = None

@@ -373,23 +373,26 @@ class PolicyGradientTrainer(Parts):
 
 
 class ReinforceTrainer(PolicyGradientTrainer):
-    """REINFORCE with reward-to-go; baseline none or running_mean. KL in the reward (k1), where beta > 0."""
+    """REINFORCE with reward-to-go and rows near it: its baseline or its normalisation differs. KL in the reward (k1)."""
 
-    algorithms = ("reinforce",)
+    algorithms = ("reinforce", "reinforce_plus_plus", "remax", "opo")
     default_config = flat.ReinforceConfig
 
 
 class RLOOTrainer(PolicyGradientTrainer):
-    """RLOO: each completion against the mean of the others of its group; unbiased. KL in the reward (k1)."""
+    """RLOO: each completion against the mean of the others of its group; unbiased. KL in the reward (k1).
 
-    algorithms = ("rloo",)
+    Also the rows that are unbiased for another objective: maxrl (likelihood of success), pass_at_k.
+    """
+
+    algorithms = ("rloo", "maxrl", "pass_at_k")
     default_config = flat.RLOOConfig
 
 
 class GRPOTrainer(PolicyGradientTrainer):
     """GRPO and its relatives: group mean, group deviation, clipping; the reduction and KL of TRL 1.16."""
 
-    algorithms = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
+    algorithms = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "reinforce_plus_plus_baseline")
     default_config = flat.GRPOConfig
 
 

@@ -26,9 +26,9 @@ from ..estimators.baselines import (
 from ..estimators.critics import explained_variance, length_adaptive_lambda
 from ..estimators.kl import KL_ESTIMATORS, AdaptivePenalty
 from ..estimators.losses import cispo, clipped, reinforce, sapo, value_loss
-from ..estimators.masked import masked_sum
+from ..estimators.masked import in_top_share, masked_sum
 from ..estimators.objectives import best_of_k, over_the_mean
-from ..estimators.ratios import importance_ratio
+from ..estimators.ratios import has_left, importance_ratio, sampler_correction
 from ..estimators.returns import gae, reward_to_go, total_return
 from ..rollouts import Rollouts, is_last
 from .table import Row
@@ -129,6 +129,11 @@ class Algorithm:
             mask_BT = mask_BT & ~rollouts.truncated_B.unsqueeze(1)
         weight_BT, target_BT = self._advantages(rollouts, self._rewards(rollouts), all_sum)
         weight_BT = self._normalise(torch.where(mask_BT, weight_BT, torch.zeros_like(weight_BT)), mask_BT, all_sum)
+        if row.top_entropy_quantile < 1:
+            if rollouts.entropy_BT is None:
+                raise ValueError(f"top_entropy_quantile is {row.top_entropy_quantile}: rollouts must carry entropy_BT.")
+            high_BT = in_top_share(rollouts.entropy_BT, mask_BT, row.top_entropy_quantile, all_sum)
+            weight_BT = torch.where(high_BT, weight_BT, torch.zeros_like(weight_BT))
         counts = all_sum(torch.stack([rollouts.valid_B.sum(), mask_BT.sum()]).to(weight_BT.dtype))
         num_rows, num_tokens = counts.clamp(min=1).unbind()
         final = row.entropy_coef if row.entropy_coef_final is None else row.entropy_coef_final
@@ -272,6 +277,8 @@ class Algorithm:
         ratio_BT = importance_ratio(logp_BT, old_BT, mask_BT, row.importance_sampling_level)
         term_BT = self._surrogate(logp_BT, ratio_BT, batch)
         stats = self._ratio_stats(logp_BT, old_BT, ratio_BT, batch) if measure else {}
+        term_BT, cut_stats = self._corrected(term_BT, logp_BT, old_BT, batch)
+        stats.update(cut_stats)
         if batch.ref_logp_BT is not None:
             kl_BT = KL_ESTIMATORS[row.kl_estimator](logp_BT, batch.ref_logp_BT.masked_fill(outside_BT, 0.0))
             if row.use_bias_correction_kl:
@@ -309,12 +316,38 @@ class Algorithm:
             term_BT = term_BT - term_BT.detach() * (1 - 1 / batch.mask_BT.sum(1, keepdim=True).clamp(min=1))
         return term_BT
 
+    def _corrected(
+        self, term_BT: Tensor, logp_BT: Tensor, old_BT: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy term less what the sampler is to blame for, and the shares of tokens that this met."""
+        row, mask_BT, stats = self.row, batch.mask_BT, {}
+        sampled_BT = batch.rollouts.logp_BT.masked_fill(~mask_BT, 0.0)
+        if row.off_policy_mask_threshold is not None:
+            left_B1 = has_left(logp_BT, sampled_BT, mask_BT, row.off_policy_mask_threshold)
+            dropped_BT = left_B1 & (batch.weight_BT < 0)
+            term_BT = term_BT.masked_fill(dropped_BT, 0.0)
+            stats["off_policy_masked"] = masked_sum(dropped_BT.to(term_BT.dtype), mask_BT) / batch.num_tokens
+        if row.vllm_importance_sampling_correction:
+            correction_BT, bounded_BT = sampler_correction(
+                old_BT,
+                sampled_BT,
+                mask_BT,
+                row.vllm_importance_sampling_mode,
+                row.vllm_importance_sampling_clip_min,
+                row.vllm_importance_sampling_clip_max,
+            )
+            term_BT = term_BT * correction_BT
+            stats["correction_bounded"] = masked_sum(bounded_BT.to(term_BT.dtype), mask_BT) / batch.num_tokens
+        return term_BT, stats
+
     @torch.no_grad()
     def _ratio_stats(self, logp_BT: Tensor, old_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> dict[str, Tensor]:
         row, n = self.row, batch.num_tokens
         high = row.epsilon if row.epsilon_high is None else row.epsilon_high
         if row.surrogate == "cispo":
             held_BT = ratio_BT > high
+        elif row.surrogate == "sapo":
+            held_BT = torch.zeros_like(batch.mask_BT)
         else:
             rising_BT = (ratio_BT > 1 + high) & (batch.weight_BT > 0)
             held_BT = rising_BT | ((ratio_BT < 1 - row.epsilon) & (batch.weight_BT < 0))

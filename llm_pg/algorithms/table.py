@@ -17,6 +17,7 @@ LEVELS = ("token", "sequence", "sequence_sum")
 LOSS_TYPES = ("sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo")
 KL_PLACEMENTS = ("reward", "loss")
 KL_NAMES = ("k1", "k2", "k3")
+CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 TRUNCATED = ("keep", "mask", "penalise", "bootstrap")
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 
@@ -43,6 +44,12 @@ class Row:
             divided by completions × max_completion_length.
         epsilon, epsilon_high, delta: clipping, see `estimators.losses.clipped`. sapo_temperature_pos, _neg: how fast
             the soft gate closes for positive and for other weights.
+        vllm_importance_sampling_correction: multiply the policy term by π_trainer/π_sampler of the same weights, where
+            the two compute differently; _mode, _clip_max, _clip_min: see `estimators.ratios.sampler_correction`. The
+            names are TRL's; any sampler is corrected.
+        off_policy_mask_threshold: nats a token; completions of negative weight that the policy has left by more are
+            dropped from the policy term; None = none is.
+        top_entropy_quantile: share of the batch's tokens, those of largest entropy, that keep their weight; 1 = all.
         beta: weight of the KL penalty; 0 loads no reference. kl_placement, kl_estimator: see `estimators.kl`.
         use_bias_correction_kl: KL in the loss times the importance ratio, as TRL 1.16 does by default.
         kl_target: KL(old || new) of an update, nats a step, that an adaptive penalty keeps to; 0 = no penalty.
@@ -76,6 +83,12 @@ class Row:
     delta: float | None = None
     sapo_temperature_pos: float = 1.0
     sapo_temperature_neg: float = 1.05
+    vllm_importance_sampling_correction: bool = False
+    vllm_importance_sampling_mode: str = "sequence_mask"
+    vllm_importance_sampling_clip_max: float | None = 3.0
+    vllm_importance_sampling_clip_min: float | None = None
+    off_policy_mask_threshold: float | None = None
+    top_entropy_quantile: float = 1.0
     beta: float = 0.0
     kl_placement: str = "reward"
     kl_estimator: str = "k1"

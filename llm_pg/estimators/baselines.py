@@ -32,7 +32,7 @@ def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, T
     return sum_P[group_B], num_P[group_B]
 
 
-def _origin(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+def origin_of_group(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     """The least valid entry of each rollout's group, shaped as `x_B`.
 
     Sums are taken of the distance from it, so that a group of equal rewards has advantage 0 to the last bit: 0.7 is
@@ -52,9 +52,29 @@ def group_mean(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     Bias: the expected update is (G-1)/G of the gradient: the right direction, shrunk.
     Source: GRPO, Shao et al. 2024 (arXiv 2402.03300).
     """
-    origin_B = _origin(x_B, group_B, valid_B)
+    origin_B = origin_of_group(x_B, group_B, valid_B)
     sum_B, num_B = group_sums(x_B - origin_B, group_B, valid_B)
     return origin_B + sum_B / num_B.clamp(min=1)
+
+
+def length_weighted_mean(x_B: Tensor, length_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Mean of the rollout's group, itself included, each weighted by its length: Σ lᵢ Rᵢ / Σ lᵢ.
+
+    The constant baseline of least variance is E[|∇log π|² R] / E[|∇log π|²], and a completion's squared score grows
+    about as its number of tokens.
+
+    Bias: it contains the rollout that it is compared with, and its weight depends on that rollout's length, so the
+    expected update is shrunk and turned (`llm-pg prove`); both go as 1/G.
+    Source: OPO, Hao et al. 2025 (arXiv 2505.23585).
+
+    Args:
+        x_B: one number a rollout. length_B: steps inside the mask, > 0 for valid rollouts.
+    """
+    origin_B = origin_of_group(x_B, group_B, valid_B)
+    weight_B = length_B.to(x_B.dtype)
+    sum_B, _ = group_sums(weight_B * (x_B - origin_B), group_B, valid_B)
+    total_B, _ = group_sums(weight_B, group_B, valid_B)
+    return origin_B + sum_B / total_B.clamp(min=1)
 
 
 def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
@@ -65,7 +85,7 @@ def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
 
     Source: Kool et al. 2019; RLOO, Ahmadian et al. 2024 (arXiv 2402.14740).
     """
-    origin_B = _origin(x_B, group_B, valid_B)
+    origin_B = origin_of_group(x_B, group_B, valid_B)
     sum_B, num_B = group_sums(x_B - origin_B, group_B, valid_B)
     others_B = origin_B + (sum_B - (x_B - origin_B)) / (num_B - 1).clamp(min=1)
     return torch.where(num_B > 1, others_B, x_B)

@@ -48,6 +48,25 @@ def cispo(ratio_BT: Tensor, logp_BT: Tensor, weight_BT: Tensor, epsilon_high: fl
     return -ratio_BT.detach().clamp(max=epsilon_high) * weight_BT * logp_BT
 
 
+def sapo(ratio_BT: Tensor, weight_BT: Tensor, temperature_pos: float, temperature_neg: float) -> Tensor:
+    """-(4/τ)·σ(τ(r - 1))·w: a gate that closes gradually as the ratio leaves 1, instead of clipping.
+
+    The gradient is that of -r·w times 4σ(1 - σ), which is 1 at ratio 1 and falls on both sides of it, whatever the
+    weight's sign; a larger τ closes sooner.
+
+    Args:
+        ratio_BT: importance ratio, > 0.
+        weight_BT: advantage.
+        temperature_pos, temperature_neg: τ where the weight is positive, and elsewhere, > 0.
+
+    Bias: none at ratio 1; away from it, by design.
+    Source: Gao et al. 2025 (arXiv 2511.20347).
+    """
+    high, low = torch.full_like(weight_BT, temperature_pos), torch.full_like(weight_BT, temperature_neg)
+    tau_BT = torch.where(weight_BT > 0, high, low)
+    return -torch.sigmoid(tau_BT * (ratio_BT - 1)) * 4 / tau_BT * weight_BT
+
+
 def value_loss(
     value_BT: Tensor, target_BT: Tensor, old_value_BT: Tensor | None = None, clip: float | None = None
 ) -> Tensor:

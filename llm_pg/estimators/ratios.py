@@ -29,6 +29,52 @@ def importance_ratio(logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor, leve
     return row_B1.detach().exp() * (logp_BT - logp_BT.detach()).exp()
 
 
+def sampler_correction(
+    logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, mode: str, low: float | None, high: float | None
+) -> tuple[Tensor, Tensor]:
+    """π_trainer/π_sampler of what was sampled, bounded; and where the bound was met. Both (B, T), no gradient.
+
+    An inference engine and a trainer with the same weights give a token different probabilities (other kernels, other
+    precision), so even fresh data come from another policy; this is their importance weight.
+
+    * `token_truncate`, `sequence_truncate`: a ratio over `high` counts as `high`, one under `low` as `low`.
+    * `token_mask`, `sequence_mask`: a token (a completion) whose ratio is outside [low, high] gets 0.
+
+    At the sequence level the ratio is the product over the row's tokens, the weight of the whole completion.
+
+    Args:
+        logp_BT, sampled_BT: log-probabilities under the trainer at the time of sampling, and the sampler's own.
+        low, high: bounds of the ratio, None = no bound.
+
+    Bias: none without bounds at the sequence level; a bound takes out what would make the variance large.
+    Source: Yao et al. 2025 (truncated, "Your efficient RL framework secretly brings you off-policy RL training"); Liu
+    et al. 2025 (masked); the names are TRL 1.16's.
+    """
+    level, _, bound = mode.partition("_")
+    difference_BT = torch.where(mask_BT, logp_BT - sampled_BT, torch.zeros_like(logp_BT)).detach()
+    if level == "sequence":
+        difference_BT = difference_BT.sum(1, keepdim=True).expand_as(difference_BT)
+    ratio_BT = difference_BT.exp()
+    outside_BT = torch.zeros_like(mask_BT)
+    if low is not None:
+        outside_BT = outside_BT | (ratio_BT < low)
+    if high is not None:
+        outside_BT = outside_BT | (ratio_BT > high)
+    held_BT = torch.zeros_like(ratio_BT) if bound == "mask" else ratio_BT.clamp(min=low, max=high)
+    return torch.where(outside_BT, held_BT, ratio_BT), outside_BT
+
+
+def has_left(logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, threshold: float) -> Tensor:
+    """True on rows whose mean log π_sampler - log π over tokens is above `threshold` nats, (B, 1).
+
+    The mean estimates the KL from the sampler to the present policy. Dropping such rows where their weight is
+    negative keeps completions that the policy would no longer give from being pushed further down.
+    Source: DeepSeek-V3.2 2025 (arXiv 2512.02556).
+    """
+    gap_B1 = masked_sum(sampled_BT - logp_BT.detach(), mask_BT, 1).unsqueeze(1)
+    return gap_B1 / mask_BT.sum(1, keepdim=True).clamp(min=1) > threshold
+
+
 def clip_range(ratio: Tensor, epsilon: float, epsilon_high: float | None = None) -> Tensor:
     """The ratio held inside [1 - epsilon, 1 + epsilon_high] (epsilon_high = epsilon when None)."""
     return torch.clamp(ratio, 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))

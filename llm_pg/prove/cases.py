@@ -36,15 +36,37 @@ class SequenceK2(Algorithm):
 
 
 def _shipped() -> Iterator[Case]:
-    expect = {"reinforce": EXACT, "rloo": EXACT, "dr_grpo": DIRECTION}
+    expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k"), EXACT) | {"dr_grpo": DIRECTION}
     for spec, title in (
         (ONE, "As shipped, one prompt a step"),
         (GRADED, "As shipped, two prompts a step, graded rewards"),
     ):
         for name, row in TABLE.items():
             world = spec.replace(critic="exact") if row.needs_critic else spec
-            detail = f"exact critic, λ {row.lam:g}" if row.needs_critic else ""
-            yield Case(title, name, row, world, expect.get(name, BIASED), detail, quick=spec is ONE)
+            detail = f"exact critic, λ {row.lam:g}" if row.needs_critic else _objective(row, spec)
+            verdict = BIASED if name == "maxrl" and spec is GRADED else expect.get(name, BIASED)
+            yield Case(title, name, row, world, verdict, detail, quick=spec is ONE)
+
+
+def _objective(row: Row, spec: Spec) -> str:
+    """The objective of a row, where it is not the mean reward."""
+    if row.pass_k:
+        return f"of the best of {row.pass_k}"
+    terms = spec.num_generations - 1
+    return f"of log p, {terms} term{'s' if terms > 1 else ''}" if row.scale_rewards == "group_mean" else ""
+
+
+def _objectives() -> Iterator[Case]:
+    title = "Other objectives than the mean reward"
+    best, likely = TABLE["pass_at_k"], TABLE["maxrl"]
+    for k in (1, 3):
+        row = dataclasses.replace(best, pass_k=k)
+        yield Case(title, "pass_at_k", row, ONE, EXACT, _objective(row, ONE))
+    for generations in (2, 3):
+        spec = ONE.replace(num_generations=generations)
+        yield Case(title, "maxrl", likely, spec, EXACT, _objective(likely, spec))
+    token_mean = dataclasses.replace(likely, loss_type="dapo")
+    yield Case(title, "maxrl", token_mean, ONE, BIASED, _objective(likely, ONE))
 
 
 def _reductions() -> Iterator[Case]:
@@ -177,7 +199,7 @@ def _reused() -> Iterator[Case]:
     token = dataclasses.replace(RLOO, importance_sampling_level="token")
     yield Case(title, "rloo", token, old, BIASED, "token ratio")
     yield Case(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
-    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo"):
+    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"):
         levels = {"token": "token ratio", "sequence": "geometric ratio"}
         yield Case(title, name, TABLE[name], old, BIASED, levels[TABLE[name].importance_sampling_level])
     yield Case(title, "ppo", TABLE["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
@@ -187,6 +209,34 @@ def _reused() -> Iterator[Case]:
     yield Case(title, "grpo", TABLE["grpo"], ONE, BIASED, "token ratio", second_pass=True)
 
 
+def _mismatched() -> Iterator[Case]:
+    title = "A sampler that computes the policy differently"
+    world = ONE.replace(mismatch=True)
+    yield Case(title, "rloo", RLOO, world, BIASED, "no correction", quick=True)
+    for mode, bound in (("sequence_truncate", NO_CLIP), ("sequence_truncate", 1.2), ("sequence_mask", 1.2)):
+        yield _corrected(title, world, mode, bound, EXACT if bound == NO_CLIP else BIASED)
+    yield _corrected(title, world, "sequence_mask", 3.0, EXACT)
+    for mode in ("token_truncate", "token_mask"):
+        yield _corrected(title, world, mode, 3.0, BIASED)
+    title = "Tokens and completions left out"
+    masked = dataclasses.replace(RLOO, off_policy_mask_threshold=0.05, epsilon=NO_CLIP)
+    yield Case(title, "rloo", masked, ONE, EXACT, "off-policy mask, fresh data")
+    yield Case(title, "rloo", masked, ONE.replace(reused=True), BIASED, "off-policy mask 0.05, older data")
+    some = dataclasses.replace(RLOO, top_entropy_quantile=0.2)
+    yield Case(title, "rloo", some, ONE, BIASED, "a fifth of the tokens, by entropy")
+
+
+def _corrected(title: str, world: Spec, mode: str, bound: float, expect: str) -> Case:
+    row = dataclasses.replace(
+        RLOO,
+        vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_max=bound,
+    )
+    detail = f"{mode}, no bound" if bound == NO_CLIP else f"{mode} {bound:g}"
+    return Case(title, "rloo", row, world, expect, detail, quick=expect == EXACT)
+
+
 def _bonus() -> Iterator[Case]:
     row = dataclasses.replace(PLAIN, entropy_coef=1.0)
     yield Case("Entropy bonus alone", "entropy", row, ONE.replace(rewards="none"), BIASED, "mean token entropy")
@@ -194,5 +244,5 @@ def _bonus() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Every line, in the order of the table."""
-    parts = (_shipped, _reductions, _scaling, _returns, _masks, _critics, _with_penalty, _penalties, _reused, _bonus)
+    parts = (_shipped, _objectives, _reductions, _scaling, _returns, _masks, _critics, _with_penalty, _penalties, _reused, _mismatched, _bonus)
     return [case for part in parts for case in part()]

@@ -108,10 +108,19 @@ def algorithm_of(row: Row, horizon: int) -> Algorithm:
 
 
 def target(row: Row, world: World) -> Tensor:
-    """The gradient that the row's expected update should be: of J - beta·KL + entropy_coef·entropy, less penalties."""
+    """The gradient that the row's expected update should be: of J - beta·KL + entropy_coef·entropy, less penalties.
+
+    J is the mean return; with `pass_k` the best return of k completions; with `scale_rewards` group_mean the
+    likelihood of success, cut off after G - 1 terms.
+    """
     if row.truncated == "penalise":
         world = world.replace(reward_PNV=less_truncated(world, row.truncation_penalty))
-    gradient = world.gradient(row.beta)
+    if row.pass_k:
+        gradient = world.gradient_of_best(row.pass_k)
+    elif row.scale_rewards == "group_mean":
+        gradient = world.gradient_of_likelihood(world.num_generations - 1)
+    else:
+        gradient = world.gradient(row.beta)
     if row.entropy_coef:
         gradient = gradient + row.entropy_coef * completion_entropy(world.policy).gradient_PNV
     return gradient
@@ -194,7 +203,7 @@ def _guilty_on_reused(row: Row, spec: Spec) -> list[Departure]:
 def plain(row: Row, spec: Spec) -> tuple[Row, Spec]:
     """Plain REINFORCE (total return, no baseline, k1 in the reward) on fresh, wholly trained data of the same world."""
     reference = Row("plain", "", returns="total", surrogate="reinforce", beta=row.beta)
-    return reference, spec.replace(reused=False, trained=None, critic="none", train_eos=True, unscored=False)
+    return reference, spec.replace(reused=False, mismatch=False, trained=None, critic="none", train_eos=True, unscored=False)
 
 
 def line_of(case: Case) -> Line:
@@ -214,7 +223,8 @@ def line_of(case: Case) -> Line:
         comparison, batches = measure(row, spec)
         kind = kind_of(comparison)
         departures = [] if kind == EXACT else blame(row, spec, kind)
-    noise = math.inf if row.entropy_coef else measure(*plain(row, spec))[0].noise
+    same_objective = not row.entropy_coef and not row.pass_k and row.scale_rewards != "group_mean"
+    noise = measure(*plain(row, spec))[0].noise if same_objective else math.inf
     comparable = math.isfinite(noise) and math.isfinite(comparison.noise) and comparison.scale > 0
     return describe(
         case,
@@ -237,7 +247,7 @@ def describe(
     row, spec = case.row, case.spec
     departures = [] if kind == EXACT else departures
     words = ", ".join(d.keyword for d in departures)
-    data = "second pass" if case.second_pass else "reused" if spec.reused else "fresh"
+    data = "second pass" if case.second_pass else "reused" if spec.reused else "mismatch" if spec.mismatch else "fresh"
     mask = "EOS left out" if not spec.train_eos else {"mask": "no truncated"}.get(row.truncated, "all")
     return Line(
         section=case.section,

@@ -48,6 +48,17 @@ def _has_ratio(row: Row, spec: Spec) -> bool:
     return spec.reused and row.surrogate != "reinforce"
 
 
+def _is_corrected(row: Row, spec: Spec) -> bool:
+    return spec.mismatch and row.vllm_importance_sampling_correction
+
+
+_UNBOUNDED = {
+    "vllm_importance_sampling_mode": "sequence_truncate",
+    "vllm_importance_sampling_clip_max": NO_CLIP,
+    "vllm_importance_sampling_clip_min": None,
+}
+
+
 OWN_DATA = Departure(
     "its own data",
     "After a first pass θ depends on the very rollouts that the second pass averages over, so no ratio, not even the "
@@ -60,8 +71,20 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure(
         "itself in the mean",
         "The mean that a rollout is compared with contains itself, which takes 1/n off the gradient.",
-        lambda row, spec: row.baseline in ("group_mean", "batch_mean"),
+        lambda row, spec: row.baseline in ("group_mean", "batch_mean") and row.scale_rewards != "group_mean",
         _row(baseline="leave_one_out"),
+    ),
+    Departure(
+        "own length in the mean",
+        "The mean that a rollout is compared with contains itself, at a weight that is its own length.",
+        lambda row, spec: row.baseline == "length_weighted",
+        _row(baseline="leave_one_out"),
+    ),
+    Departure(
+        "graded rewards",
+        "Over the group's mean, only verdicts of 0 and 1 make the update a gradient, that of the likelihood of success.",
+        lambda row, spec: row.scale_rewards == "group_mean" and spec.rewards not in ("binary", "none"),
+        _spec(rewards="binary"),
     ),
     Departure(
         "group deviation",
@@ -113,6 +136,12 @@ DEPARTURES: tuple[Departure, ...] = (
         _row(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(
+        "soft gate",
+        "The further a ratio leaves 1, the less gradient its token gets, by design.",
+        lambda row, spec: _has_ratio(row, spec) and row.surrogate == "sapo",
+        _row(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
         "token ratio",
         "A token's ratio corrects its own choice, not that its prefix and what follows came from the older policy.",
         lambda row, spec: _has_ratio(row, spec) and row.importance_sampling_level == "token",
@@ -129,6 +158,36 @@ DEPARTURES: tuple[Departure, ...] = (
         "The data came from an older policy and nothing corrects for it.",
         lambda row, spec: spec.reused and row.surrogate == "reinforce",
         _row(surrogate="clip", importance_sampling_level="sequence_sum", epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
+        "no correction",
+        "The sampler computes other probabilities than the trainer, and nothing corrects for it.",
+        lambda row, spec: spec.mismatch and not row.vllm_importance_sampling_correction,
+        _row(vllm_importance_sampling_correction=True, **_UNBOUNDED),
+    ),
+    Departure(
+        "token correction",
+        "A token's correction is for its own choice, not for the prefix that the sampler's policy led to.",
+        lambda row, spec: _is_corrected(row, spec) and row.vllm_importance_sampling_mode.startswith("token"),
+        _row(**_UNBOUNDED),
+    ),
+    Departure(
+        "correction bounded",
+        "Corrections past their bound count as the bound, or their completions are dropped, by design.",
+        lambda row, spec: _is_corrected(row, spec) and row.vllm_importance_sampling_clip_max != NO_CLIP,
+        _row(vllm_importance_sampling_clip_max=NO_CLIP, vllm_importance_sampling_clip_min=None),
+    ),
+    Departure(
+        "off-policy dropped",
+        "Completions of negative weight that the policy has left get no gradient, by design.",
+        lambda row, spec: row.off_policy_mask_threshold is not None and (spec.reused or spec.mismatch),
+        _row(off_policy_mask_threshold=None),
+    ),
+    Departure(
+        "low entropy dropped",
+        "Tokens at which the policy was sure get no gradient.",
+        lambda row, spec: row.top_entropy_quantile < 1,
+        _row(top_entropy_quantile=1.0),
     ),
     Departure(
         "EOS not trained",

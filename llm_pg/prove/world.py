@@ -51,6 +51,8 @@ class World:
         all_prompts: False: a step samples one group, of a prompt drawn at random; True: a group of every prompt.
         reference: the frozen policy of the KL penalty.
         behaviour: the policy that sampled, where the data are reused; None: `policy` did.
+        mismatch: `behaviour` is a sampler that computes the present policy differently: the trainer has no other old
+            log-probabilities than its own.
         trained_warp: settings of the trained log-probability; None: the sampler's.
         value_PN: what the critic says of each prefix.
         gamma: discount.
@@ -65,6 +67,7 @@ class World:
     all_prompts: bool = False
     reference: TabularPolicy | None = None
     behaviour: TabularPolicy | None = None
+    mismatch: bool = False
     trained_warp: Mapping[str, float] | None = None
     value_PN: Tensor | None = None
     gamma: float = 1.0
@@ -94,6 +97,22 @@ class World:
     def replace(self, **changes: Any) -> World:
         return dataclasses.replace(self, **changes)
 
+    def gradient_of_best(self, k: int) -> Tensor:
+        """∇E[largest return of k completions], (P, N, V)."""
+        order_PS = self.return_PS.argsort(1)
+        leaf_PNV = self.policy.logits_PNV.clone().requires_grad_()
+        up_to_PS = self.policy.with_logits(leaf_PNV).prob_PS().gather(1, order_PS).cumsum(1) ** k
+        chance_PS = torch.cat([up_to_PS[:, :1], up_to_PS.diff(dim=1)], 1)
+        value = (chance_PS * self.return_PS.gather(1, order_PS)).sum(1).mean()
+        return torch.autograd.grad(value, leaf_PNV)[0]
+
+    def gradient_of_likelihood(self, terms: int) -> Tensor:
+        """∇ of log p cut off after `terms` terms, -Σ (1-p)^k/k with p the expected return, (P, N, V)."""
+        leaf_PNV = self.policy.logits_PNV.clone().requires_grad_()
+        failed_P = 1 - (self.policy.with_logits(leaf_PNV).prob_PS() * self.return_PS).sum(1)
+        value = torch.stack([-(failed_P**k) / k for k in range(1, terms + 1)]).sum(0).mean()
+        return torch.autograd.grad(value, leaf_PNV)[0]
+
     def gradient(self, beta: float = 0.0) -> Tensor:
         """∇(J - beta·KL(π‖reference)), (P, N, V)."""
         if self.scored_PS is None:
@@ -111,6 +130,14 @@ class World:
         value = ((scored_PS * self.return_PS).sum(1) / scored_PS.sum(1)).mean()
         return torch.autograd.grad(value, leaf_PNV)[0]
 
+    @property
+    def _greedy_return_P(self) -> Tensor:
+        """Return of the completion that takes the likeliest token at every step."""
+        c = self.completions
+        best_PN = self.sampled.logits_PNV.argmax(2)
+        taken_PS = ((best_PN[:, c.prefix_ST] == c.tokens_ST) | ~c.mask_ST).all(2)
+        return self.return_PS[taken_PS]
+
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
         """What stands in `Rollouts`, for each prompt and completion: (P, S, T) or (P, S)."""
@@ -127,7 +154,11 @@ class World:
             "cut_BT": torch.zeros_like(mask_PST),
             "valid_B": self._scored_PS,
             "truncated_B": c.truncated_S.expand(num_prompts, -1),
+            "greedy_B": self._greedy_return_P.unsqueeze(1).expand(-1, c.num_completions),
         }
+        policy = self.policy
+        entropy_PN = entropy(policy.warped(policy.logits_PNV))
+        tables["entropy_BT"] = torch.where(c.mask_ST, entropy_PN[:, c.prefix_ST], 0.0)
         if self.reference is not None:
             tables["ref_logp_BT"] = self.reference.logp_PST()
         if self.value_PN is not None:
@@ -166,7 +197,7 @@ def _unchecked(fields: dict[str, Tensor], group_B: Tensor) -> Rollouts:
 def one_loss(world: World, estimator: Estimator, rollouts: Rollouts, logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
     """The loss of one batch as a trainer gets it: `weigh`, the old log-probabilities of reused data, `loss`."""
     batch = estimator.weigh(rollouts)
-    if world.behaviour is not None:
+    if world.behaviour is not None and not world.mismatch:
         batch = dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT)
     entropy_BT = entropy(logits_BTV) if batch.entropy_coef else None
     return estimator.loss(token_logp(logits_BTV, tokens_BT), batch, entropy_BT=entropy_BT, measure=False)[0]

@@ -31,6 +31,7 @@ class Spec:
         rewards: binary verdicts; graded ones; dense (each token pays); none.
         reference: none, near, far.
         reused: the data come from an older policy.
+        mismatch: the sampler computes the present policy differently from the trainer.
         sampler: settings of the sampler's `warp_logits`. trained: of the trained log-probability; None: the same.
         critic: none, exact, wrong (off by up to 0.5), zero.
         train_eos: False leaves the EOS out of the loss.
@@ -46,6 +47,7 @@ class Spec:
     rewards: str = "binary"
     reference: str = "none"
     reused: bool = False
+    mismatch: bool = False
     sampler: Warp = ()
     trained: Warp | None = None
     critic: str = "none"
@@ -102,7 +104,8 @@ def build(spec: Spec) -> World:
         num_generations=spec.num_generations,
         all_prompts=spec.prompts_per_step == 2,
         reference=reference,
-        behaviour=policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts]) if spec.reused else None,
+        behaviour=policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts]) if spec.reused or spec.mismatch else None,
+        mismatch=spec.mismatch,
         trained_warp=None if spec.trained is None else dict(spec.trained),
         value_PN=value,
         gamma=spec.gamma,

@@ -91,6 +91,7 @@ def make(
         cut_BT=last_BT & cut_B.unsqueeze(1),
         valid_B=torch.rand(num, generator=g) < (0.7 if unscored else 2.0),
         truncated_B=cut_B,
+        greedy_B=(group_B % 2).to(dtype),
         ref_logp_BT=present_BT + 0.5 * normal(num, steps),
         value_BT=normal(num, steps),
         bootstrap_BT=normal(num, steps),
@@ -104,6 +105,6 @@ def weighed(algorithm: Algorithm, rollouts: Rollouts, reused: bool) -> Batch:
 
 
 def close(a: Tensor, b: Tensor, dtype: torch.dtype, unit: float = 1e-3) -> bool:
-    """Equal to 1e-12 of the length in float64, to 1e-6 in float32; numbers under `unit` count as being that long."""
-    bound = 1e-12 if dtype == torch.float64 else 1e-6
+    """Equal to 1e-12 of the length in float64, to 3e-6 in float32; numbers under `unit` count as being that long."""
+    bound = 1e-12 if dtype == torch.float64 else 3e-6
     return float((a - b).norm()) <= bound * max(float(b.norm()), unit)

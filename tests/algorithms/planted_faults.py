@@ -68,7 +68,7 @@ def no_epsilon_under_the_deviation(patch: Patch) -> None:
 
 
 def mean_of_equal_rewards_by_plain_sums(patch: Patch) -> None:
-    patch.setattr(baselines, "_origin", lambda x_B, group_B, valid_B: torch.zeros_like(x_B))
+    patch.setattr(baselines, "origin_of_group", lambda x_B, group_B, valid_B: torch.zeros_like(x_B))
 
 
 def deviation_with_divisor_n(patch: Patch) -> None:
