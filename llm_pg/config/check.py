@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..algorithms import table
 from ..algorithms.table import TABLE, Row
+from .combinations import check_combinations
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -23,6 +24,7 @@ _WORDS = {
     "kl_placement": table.KL_PLACEMENTS,
     "kl_estimator": table.KL_NAMES,
     "truncated": table.TRUNCATED,
+    "vllm_importance_sampling_mode": table.CORRECTIONS,
 }
 SCHEDULES = (
     "linear",
@@ -118,6 +120,7 @@ def check_config(config: Config) -> None:
     _check_critic(row, config)
     _check_group(row, config.rollout.num_generations)
     _check_reuse(row, config)
+    check_combinations(row, config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")

@@ -92,6 +92,26 @@ class RolloutConfig(Section):
     min_p: float = Field(0.0, ge=0, lt=1, description="Keep tokens with this share of the largest probability.")
     stop: list[str] = Field([], description="Strings that end a completion; the token that completes one is its last.")
     rollout_batch_size: int | None = Field(None, gt=0, description="Completions sampled at once; None = all of a step.")
+    vllm_urls: list[str] = Field([], description="Servers of engine vllm that already run; [] = start one here.")
+    vllm_python: str | None = Field(
+        None, description="Python of an environment with vllm, to start the server; None = this one."
+    )
+    vllm_gpu_memory_utilization: float = Field(
+        0.3, gt=0, le=1, description="Share of the GPU's memory that the started server takes."
+    )
+    vllm_tensor_parallel_size: int = Field(1, gt=0, description="GPUs of the started server.")
+    vllm_max_model_length: int | None = Field(
+        None, gt=0, description="Prompt and completion at most, in the started server; None = the model's context."
+    )
+    vllm_options: dict[str, Any] = Field({}, description="Further flags of the started server: name and value.")
+    vllm_server_timeout: float = Field(240.0, gt=0, description="Seconds until a server has to answer.")
+    vllm_request_timeout: float = Field(600.0, gt=0, description="Seconds for one prompt's completions.")
+    vllm_max_logp_gap: float | None = Field(
+        None,
+        gt=0,
+        description="Mean |log-probability of the server - of the trainer| that stops the run, nats a token; None = "
+        "1e-4 in float32, 0.05 in half precision.",
+    )
 
 
 class RewardConfig(Section):
@@ -111,12 +131,23 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     """A row of the table (`name`), and what to change in it. Fields left at None keep the row's own value."""
 
-    name: str = Field("grpo", description="Row of the table: reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, ...")
+    name: str = Field(
+        "grpo",
+        description="Row of the table (reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, sapo, maxrl, pass_at_k, ...), "
+        "or a function of yours, file.py:function or module:function, from rollouts to advantages.",
+    )
     returns: str | None = Field(None, description="reward_to_go or total.")
-    baseline: str | None = Field(None, description="none, running_mean, batch_mean, group_mean, leave_one_out, value.")
-    scale_rewards: str | None = Field(None, description="Deviation to divide by: none, group, batch.")
+    baseline: str | None = Field(
+        None,
+        description="none, running_mean, batch_mean, group_mean, leave_one_out, length_weighted, greedy (one greedy "
+        "completion a prompt is sampled and scored beside the batch), value.",
+    )
+    scale_rewards: str | None = Field(
+        None, description="To divide by: none, the deviation of each group or of the batch, group_mean (maxrl)."
+    )
+    pass_k: int | None = Field(None, ge=0, description="Objective: the best of k completions; 0 = the mean reward.")
     normalize_advantages: str | None = Field(None, description="none, rollouts or steps.")
-    surrogate: str | None = Field(None, description="reinforce, clip or cispo.")
+    surrogate: str | None = Field(None, description="reinforce, clip, cispo or sapo.")
     importance_sampling_level: str | None = Field(None, description="token, sequence or sequence_sum.")
     loss_type: str | None = Field(None, description="Reduction: sequence_sum (exact), grpo, dapo, bnpo, dr_grpo.")
     beta: float | None = Field(None, ge=0, description="Weight of the KL to the frozen reference; 0 loads none.")
@@ -126,6 +157,31 @@ class AlgorithmConfig(Section):
     epsilon: float | None = Field(None, gt=0, description="Clipping width below 1.")
     epsilon_high: float | None = Field(None, gt=0, description="Clipping width above 1; None = epsilon.")
     delta: float | None = Field(None, gt=1, description="Upper bound of the ratio (two-sided clipping).")
+    sapo_temperature_pos: float | None = Field(
+        None, gt=0, description="How fast SAPO's gate closes where the advantage is positive."
+    )
+    sapo_temperature_neg: float | None = Field(None, gt=0, description="The same where it is not.")
+    vllm_importance_sampling_correction: bool | None = Field(
+        None, description="Weigh by π_trainer/π_sampler of the same weights; for any sampler, not vLLM alone."
+    )
+    vllm_importance_sampling_mode: str | None = Field(
+        None, description="token_truncate, token_mask, sequence_truncate or sequence_mask."
+    )
+    vllm_importance_sampling_clip_max: float | None = Field(
+        None, gt=0, description="Upper bound of that ratio; None = the row's, 3."
+    )
+    vllm_importance_sampling_clip_min: float | None = Field(
+        None, gt=0, description="Lower bound of that ratio; None = the row's, none."
+    )
+    off_policy_mask_threshold: float | None = Field(
+        None, gt=0, description="Drop completions of negative advantage that the policy left by more nats a token."
+    )
+    top_entropy_quantile: float | None = Field(
+        None, ge=0, le=1, description="Share of the batch's tokens, by entropy, that the policy term keeps."
+    )
+    kl_target: float | None = Field(
+        None, ge=0, description="KL(old || new), nats a token, that an adaptive penalty keeps updates to; 0 = none."
+    )
     entropy_coef: float | None = Field(None, ge=0, description="Weight of the mean token entropy.")
     entropy_coef_final: float | None = Field(None, ge=0, description="Its value at the last step (linear).")
     gamma: float | None = Field(None, gt=0, le=1, description="Discount per token.")
@@ -144,6 +200,11 @@ class AlgorithmConfig(Section):
     truncation_penalty: float | None = Field(None, ge=0, description="Taken off their reward with penalise.")
     mask_truncated_completions: bool | None = Field(None, description="TRL's name for truncated=mask.")
     baseline_decay: float | None = Field(None, ge=0, lt=1, description="Memory of the running mean.")
+    sync_ref_model: bool = Field(False, description="Move the reference towards the policy as training goes on.")
+    ref_model_mixup_alpha: float = Field(
+        0.6, gt=0, le=1, description="Share of the policy in the new reference; 1 replaces it."
+    )
+    ref_model_sync_steps: int = Field(512, gt=0, description="Steps between refreshes of the reference.")
     num_iterations: int = Field(1, gt=0, description="μ, passes over each batch of rollouts.")
     steps_per_generation: int = Field(1, gt=0, description="Optimiser steps (minibatches) per pass.")
 
@@ -235,6 +296,20 @@ class RunConfig(Section):
     log_completions: int = Field(8, ge=0, description="Groups written to completions/ at each step; 0 = none.")
     noise_steps: int = Field(
         10, ge=0, description="Steps between measurements of the gradient's signal and noise; 0 = never."
+    )
+    num_completions_to_print: int = Field(
+        1, ge=0, description="Completions shown now and then in the terminal, with their score parts; 0 = none."
+    )
+    report_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Least time between two writings of report.html while the run goes on, in at most 1 % of its time; "
+        "0 = only at the end.",
+    )
+    try_longest_batch: bool | None = Field(
+        None,
+        description="Try one pass of the longest prompt and completions before the first step, so that what does not "
+        "fit into memory shows at once; None = on an accelerator, or from 50 M parameters.",
     )
     save_steps: int = Field(0, ge=0, description="Steps between checkpoints; 0 = none before the end.")
     save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")

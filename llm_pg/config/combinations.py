@@ -1,0 +1,91 @@
+"""Changes of a row that do not go together, each refused with what to do instead. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..algorithms.table import Row
+
+if TYPE_CHECKING:
+    from .schema import Config
+
+
+def check_combinations(row: Row, config: Config) -> None:
+    """Raise ValueError, in one paragraph, at the first combination that cannot work."""
+    _check_best_of_k(row, config.rollout.num_generations)
+    _check_likelihood(row, config)
+    _check_other_objective(row)
+    _check_sampler(row)
+    _check_penalties(row, config)
+
+
+def _check_best_of_k(row: Row, group: int) -> None:
+    if not row.pass_k:
+        return
+    if row.pass_k >= group:
+        raise ValueError(
+            f"pass_k is {row.pass_k} and num_generations {group}: a completion is compared with the best of pass_k "
+            f"others of its group, so a group needs at least {row.pass_k + 1}. Raise num_generations or lower pass_k."
+        )
+    if (row.returns, row.baseline, row.scale_rewards) != ("total", "leave_one_out", "none"):
+        raise ValueError(
+            f"pass_k {row.pass_k} brings its own weights, those of the best of k completions, and would leave "
+            f"returns {row.returns}, baseline {row.baseline} and scale_rewards {row.scale_rewards} without effect. Use "
+            "algorithm=pass_at_k, or leave pass_k out."
+        )
+
+
+def _check_likelihood(row: Row, config: Config) -> None:
+    if row.scale_rewards != "group_mean":
+        return
+    if (row.returns, row.baseline) != ("total", "group_mean"):
+        raise ValueError(
+            f"scale_rewards group_mean is the gradient of the likelihood of success with returns total and baseline "
+            f"group_mean, and of nothing known with returns {row.returns} and baseline {row.baseline}. Use "
+            "algorithm=maxrl as it stands, or another scale_rewards."
+        )
+    if row.truncated == "penalise" and row.truncation_penalty:
+        raise ValueError(
+            f"scale_rewards group_mean divides by the mean reward of a group, which truncation_penalty "
+            f"{row.truncation_penalty:g} can push below 0. Use truncated keep or mask, or a reward that is 0 for "
+            "truncated completions."
+        )
+    negative = [w for w in config.reward.reward_weights or () if w < 0]
+    if negative:
+        raise ValueError(
+            f"scale_rewards group_mean divides by the mean reward of a group, which the reward weight {negative[0]:g} "
+            "can push below 0. Use weights of 0 and above, or algorithm=rloo."
+        )
+
+
+def _check_other_objective(row: Row) -> None:
+    if (row.pass_k or row.scale_rewards == "group_mean") and row.beta and row.kl_placement == "reward":
+        what = f"pass_k {row.pass_k}" if row.pass_k else "scale_rewards group_mean"
+        raise ValueError(
+            f"beta is {row.beta:g} with kl_placement reward, and {what} is made for verdicts: a reward less its KL is "
+            "none. Use kl_placement=loss with kl_estimator=k2 or k3, or beta=0."
+        )
+
+
+def _check_sampler(row: Row) -> None:
+    low, high = row.vllm_importance_sampling_clip_min, row.vllm_importance_sampling_clip_max
+    if row.vllm_importance_sampling_correction and low is not None and high is not None and low >= high:
+        raise ValueError(
+            f"vllm_importance_sampling_clip_min is {low:g} and vllm_importance_sampling_clip_max {high:g}: no ratio "
+            "lies between them. The lower bound must be below the upper one, and below 1."
+        )
+
+
+def _check_penalties(row: Row, config: Config) -> None:
+    updates = config.algorithm.num_iterations * config.algorithm.steps_per_generation
+    if row.kl_target and updates == 1:
+        raise ValueError(
+            f"kl_target is {row.kl_target:g}, and every batch is used for one update: until the policy has moved away "
+            "from the one that sampled, the penalty between the two has no gradient. Raise num_iterations or "
+            "steps_per_generation, or use beta, the penalty to the reference."
+        )
+    if config.algorithm.sync_ref_model and not row.beta:
+        raise ValueError(
+            "sync_ref_model is true and beta is 0, so there is no reference to refresh. Set beta above 0, or "
+            "sync_ref_model=false."
+        )
