@@ -225,13 +225,14 @@ def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, over
     clock, make_terminal = _heavy_imports()
     from .checkpoint import CheckpointError
     from .rewards import RewardError
+    from .sampling.vllm import EngineError
     from .trainer import PolicyGradientTrainer
 
     try:
         terminal = make_terminal(quiet=quiet, as_json=as_json)
         trainer = PolicyGradientTrainer(args=config, terminal=terminal, clock=clock)
         trainer.train(resume=resume, override=override)
-    except (RunStopped, RewardError, CheckpointError) as error:
+    except (RunStopped, RewardError, CheckpointError, EngineError) as error:
         raise RunStopped(str(error)) from None
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +132,16 @@ class Collector:
         self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
         self.seed, self.gamma = seed, gamma
         self.pieces = Pieces(tokenizer)
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Collector:
+        """Start what the engine needs beside this process; `__exit__` ends it."""
+        if isinstance(self.sampler, contextlib.AbstractContextManager):
+            self._open.enter_context(self.sampler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def collect(
         self, prompts: Sequence[Prompt], step: int, num_generations: int, clock: Clock, first_place: int = 0

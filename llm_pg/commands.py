@@ -100,7 +100,9 @@ def evaluate_model(config: Config, terminal: Any) -> Evaluation:
     context = getattr(model.config, "max_position_embeddings", None)
     prompts = load_held_out(config, tokenizer, context_length=context)
     with make_scorer(config, None, sorted(prompts[0].row)) as scorer:
-        result = evaluate_held_out(make_collector(config, model, tokenizer, scorer), prompts, config.eval)
+        collector = make_collector(config, model, tokenizer, scorer)
+        with collector:
+            result = evaluate_held_out(collector, prompts, config.eval)
     terminal.evaluation(str(config.model.model_name_or_path), result)
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +19,10 @@ from .config.check import plan_batch, resolve_row
 from .config.schema import EvalConfig
 from .critic import HEAD_LEARNING_RATE, Critic
 from .doctor import arithmetic
+from .engines import make_sampler
 from .evaluate import Evaluation, evaluate
 from .metrics import Clock
-from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .policy import Policy
 from .preflight import task_rewards
 from .prompts import Prompt, PromptStream, load_prompts
@@ -29,15 +30,12 @@ from .ranks import Ranks
 from .redact import Redactor
 from .rewards.scorer import Scorer
 from .run_folder import RunFolder
-from .sampling.generate import GenerateSampler
-from .sampling.native import NativeSampler
-from .sampling.protocol import Sampler, SamplingParams
+from .sampling.protocol import SamplingParams
 from .terminal import Terminal, make_terminal
+from .terminal.figures import duration
 from .terminal.plain import Plan
-from .trial import Trial, memory_text, try_longest, wanted
+from .trial import Trial, expected_seconds, memory_text, try_longest, wanted
 from .update import Updater
-
-ENGINES: dict[str, Callable[..., Sampler]] = {"native": NativeSampler, "transformers": GenerateSampler}
 
 
 class Parts:
@@ -84,7 +82,11 @@ class Parts:
         self.scorer = make_scorer(config, reward_funcs, sorted(self.train_prompts[0].row))
         self.params = sampling_params(config)
         self.algorithm = Algorithm(self.row, config.rollout.max_completion_length)
-        self.collector = make_collector(config, self.model, self.tokenizer, self.scorer, gamma=self.row.gamma)
+        sampler = make_sampler(config, self.model, self.tokenizer, ranks=self.ranks, say=self.terminal.warn)
+        self.collector = Collector(
+            sampler, self.scorer, self.tokenizer, self.params, seed=config.run.seed, gamma=self.row.gamma
+        )
+        self.trial: Trial | None = None
         self.step = 0
 
     def _check_algorithm(self) -> None:
@@ -150,6 +152,56 @@ class Parts:
             return settings.critic_learning_rate
         return HEAD_LEARNING_RATE if settings.critic_kind == "head" else 2 * self.config.train.learning_rate
 
+    def _try_longest(self) -> Trial | None:
+        """Whether the longest batch fits, before anything depends on it; None where it is not tried."""
+        config, micro = self.config, self.plan.micro_rows
+        self.terminal.say(f"{arithmetic(config, self.ranks.count)}\n{memory_text(config, self.policy, micro)}")
+        if not wanted(config.run.try_longest_batch, self.policy):
+            return None
+        trial = try_longest(
+            self.policy,
+            prompt_length=max(len(prompt.ids) for prompt in self.train_prompts),
+            completion_length=config.rollout.max_completion_length,
+            num_groups=self.plan.prompts // self.ranks.count,
+            num_generations=self.plan.num_generations,
+            micro_rows=micro,
+            entropy_grad=bool(self.row.entropy_coef),
+            moments=not self.optimizer.state,
+        )
+        self.terminal.say(str(trial))
+        if trial.rows < trial.asked:
+            self.terminal.warn(
+                f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: such a "
+                "pass will be halved when it comes, with the same gradient and in more time. Set "
+                f"train.per_device_train_batch_size={trial.rows} to avoid it."
+            )
+        return trial
+
+    def _tell_expected(self, before: Evaluation) -> None:
+        """The time that sampling and training may take, from the trial and the speed of the first evaluation."""
+        if self.trial is None:
+            return
+        tokens = before.num_prompts * (1 + self.config.eval.eval_num_samples) * before.mean_length
+        rate, passes = tokens / self.clock.seconds["eval"], self.config.algorithm.num_iterations
+        rows = self.plan.prompts // self.ranks.count * self.plan.num_generations
+        seconds = expected_seconds(self.trial, self.config.train.max_steps, passes, rows, rate, before.mean_length)
+        likely, most = (duration(s) for s in seconds)
+        self.terminal.say(f"Sampling and training: about {likely}, at most {most} with completions of full length.")
+
+    def _plan_of_run(self) -> Plan:
+        config = self.config
+        return Plan(
+            name=self.folder.path.name,
+            algorithm=self.row.name,
+            max_steps=config.train.max_steps,
+            groups=self.plan.prompts,
+            rows=self.plan.prompts // self.ranks.count * self.plan.num_generations,
+            passes=config.algorithm.num_iterations,
+            logging_steps=config.run.logging_steps,
+            samples=config.run.num_completions_to_print,
+            every=(("eval", config.eval.eval_steps), ("save", config.run.save_steps)),
+        )
+
     def _make_updater(self) -> Updater:
         config, train = self.config, self.config.train
         self.policy = Policy(
@@ -203,45 +255,6 @@ def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, num_steps: 
 def _constant(step: int) -> float:
     return 1.0
 
-    def _try_longest(self) -> Trial | None:
-        """Whether the longest batch fits, before anything depends on it; None where it is not tried."""
-        config, micro = self.config, self.plan.micro_rows
-        self.terminal.say(f"{arithmetic(config, self.ranks.count)}\n{memory_text(config, self.policy, micro)}")
-        if not wanted(config.run.try_longest_batch, self.policy):
-            return None
-        trial = try_longest(
-            self.policy,
-            prompt_length=max(len(prompt.ids) for prompt in self.train_prompts),
-            completion_length=config.rollout.max_completion_length,
-            num_groups=self.plan.prompts // self.ranks.count,
-            num_generations=self.plan.num_generations,
-            micro_rows=micro,
-            entropy_grad=bool(self.row.entropy_coef),
-            moments=not self.optimizer.state,
-        )
-        self.terminal.say(str(trial))
-        if trial.rows < trial.asked:
-            self.terminal.warn(
-                f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: such a "
-                "pass will be halved when it comes, with the same gradient and in more time. Set "
-                f"train.per_device_train_batch_size={trial.rows} to avoid it."
-            )
-        return trial
-
-    def _plan_of_run(self) -> Plan:
-        config = self.config
-        return Plan(
-            name=self.folder.path.name,
-            algorithm=self.row.name,
-            max_steps=config.train.max_steps,
-            groups=self.plan.prompts,
-            rows=self.plan.prompts // self.ranks.count * self.plan.num_generations,
-            passes=config.algorithm.num_iterations,
-            logging_steps=config.run.logging_steps,
-            samples=config.run.num_completions_to_print,
-            every=(("eval", config.eval.eval_steps), ("save", config.run.save_steps)),
-        )
-
 
 def sampling_params(config: Config) -> SamplingParams:
     """The distribution that is sampled and trained."""
@@ -277,11 +290,8 @@ def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Sc
 
 
 def make_collector(config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0) -> Collector:
-    """Sampler and scorer as one."""
-    rollout = config.rollout
-    if rollout.engine not in ENGINES:
-        raise ConfigError(f"rollout.engine {rollout.engine!r} is not available here; use {' or '.join(ENGINES)}.")
-    sampler = ENGINES[rollout.engine](model, tokenizer, end_token_ids(model, tokenizer), rollout.rollout_batch_size)
+    """Sampler and scorer as one, outside a run."""
+    sampler = make_sampler(config, model, tokenizer)
     return Collector(sampler, scorer, tokenizer, sampling_params(config), seed=config.run.seed, gamma=gamma)
 
 

@@ -10,13 +10,17 @@ import transformers
 
 from . import __version__, checkpoint
 from .config import Config, ConfigError
+from .config.schema import RolloutConfig
 from .redact import Redactor
 from .update import Updater
 
 # Sections that may differ when a run goes on: where it writes, how it is watched, how functions are bounded.
 _FREE = ("run", "eval", "reward")
 # Settings that change memory and speed and never the result.
-_FREE_LEAVES = {"train": ("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "use_cpu")}
+_FREE_LEAVES = {
+    "train": ("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "use_cpu"),
+    "rollout": tuple(leaf for leaf in RolloutConfig.model_fields if leaf.startswith("vllm_")),
+}
 
 
 class Saver:

@@ -28,9 +28,7 @@ from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.native import NativeSampler
 from .sampling.random import stream_key, uniform
-from .terminal.figures import duration
 from .trackers import Trackers
-from .trial import expected_seconds
 from .warm_start import warm_start
 
 
@@ -60,13 +58,13 @@ class PolicyGradientTrainer(Parts):
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
-            RunStopped, RewardError: the run cannot go on. Whatever a step raises, its batch and the state before it
-                are kept first (`crash/`).
+            RunStopped, RewardError, EngineError: the run cannot go on. Whatever a step raises, its batch and the state
+                before it are kept first (`crash/`).
         """
         config = self.config
         self.ranks.together(lambda: self._check_folder(bool(resume)))
         self.scorer.write_output_to(self.folder.path / "rewards.log")
-        with self.scorer:
+        with self.scorer, self.collector:
             start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
             with self.terminal.running():
@@ -161,17 +159,6 @@ class PolicyGradientTrainer(Parts):
         self.onlookers: Onlookers | None = None
         if self.ranks.is_main:
             self.onlookers = Onlookers(self.terminal, self.trackers, self.folder, self.config, settings)
-
-    def _tell_expected(self, before: Evaluation) -> None:
-        """The time that sampling and training may take, from the trial and the speed of the first evaluation."""
-        if self.trial is None:
-            return
-        tokens = before.num_prompts * (1 + self.config.eval.eval_num_samples) * before.mean_length
-        rate, passes = tokens / self.clock.seconds["eval"], self.config.algorithm.num_iterations
-        rows = self.plan.prompts // self.ranks.count * self.plan.num_generations
-        seconds = expected_seconds(self.trial, self.config.train.max_steps, passes, rows, rate, before.mean_length)
-        likely, most = (duration(s) for s in seconds)
-        self.terminal.say(f"Sampling and training: about {likely}, at most {most} with completions of full length.")
 
     def _find(self, resume: bool | str | Path) -> Path | None:
         """The checkpoint to go on from. One that was named is taken or refused, never replaced by another."""

@@ -44,6 +44,7 @@ ORDER = [
     "report",
     "onlookers",
     "warm_start",
+    "engines",
     "parts",
     "trainer",
     "commands",

@@ -121,6 +121,7 @@ def check_config(config: Config) -> None:
     _check_group(row, config.rollout.num_generations)
     _check_reuse(row, config)
     check_combinations(row, config)
+    _check_engine(config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")
@@ -175,6 +176,20 @@ def _check_critic(row: Row, config: Config) -> None:
             "critic_trunk_gradient lets a value head move the policy's body; critic_kind model has a body of its own. "
             "Use critic_kind head, or leave critic_trunk_gradient out."
         )
+
+
+def _check_engine(config: Config) -> None:
+    rollout = config.rollout
+    if rollout.engine != "vllm":
+        return
+    if rollout.min_p and rollout.top_p < 1.0:
+        raise ValueError(
+            f"min_p {rollout.min_p} and top_p {rollout.top_p} with engine vllm: vLLM applies min_p before top_p and "
+            "the trainer after it, so another distribution would be sampled than trained. Use one of them, or engine "
+            "native."
+        )
+    if rollout.vllm_urls and rollout.vllm_python:
+        raise ValueError("vllm_urls names servers that run, and vllm_python one to start; give one of them.")
 
 
 def _check_reuse(row: Row, config: Config) -> None:

@@ -29,7 +29,10 @@ class Completions:
 
 
 class Sampler(Protocol):
-    """An engine. Row i of the answer belongs to prompt i // num_generations."""
+    """An engine. Row i of the answer belongs to prompt i // num_generations.
+
+    One that needs more than this process is a context manager too, and is open while it samples.
+    """
 
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor

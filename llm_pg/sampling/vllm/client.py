@@ -1,0 +1,58 @@
+"""One server over HTTP. Everything that another try or another server may mend is `Unreachable`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+
+from .errors import EngineError, Unreachable
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers stand in the same network
+
+
+class Client:
+    """Calls to the server at `url`, each with `timeout` seconds. VLLM_API_KEY of the environment is sent along."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"vllm_urls has {url!r}: a server's address begins with http:// or https://.")
+        self.url, self.timeout = url.rstrip("/"), timeout
+
+    def get(self, path: str) -> Any:
+        return self._call(urllib.request.Request(self.url + path))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        data = json.dumps(body).encode()
+        return self._call(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}))
+
+    def _call(self, request: urllib.request.Request) -> Any:
+        key = os.environ.get("VLLM_API_KEY")
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
+        try:
+            with _DIRECT.open(request, timeout=self.timeout) as answer:
+                data = answer.read()
+        except urllib.error.HTTPError as error:
+            told = " ".join(error.read(2000).decode(errors="replace").split())
+            text = f"{self.url} answered {error.code} to {request.selector}: {told[:500]}"
+            if error.code >= 500 or error.code in (408, 429):
+                raise Unreachable(text) from None
+            raise EngineError(_refused(text, error.code, request.selector)) from None
+        except TimeoutError:
+            raise Unreachable(f"{self.url} did not answer {request.selector} within {self.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"{self.url} {request.selector}: {error or type(error).__name__}") from None
+        try:
+            return json.loads(data) if data else None
+        except json.JSONDecodeError:
+            raise Unreachable(f"{self.url} answered {request.selector} with what is no JSON: {data[:80]!r}") from None
+
+
+def _refused(text: str, code: int, path: str) -> str:
+    if path == "/collective_rpc" and code == 404:
+        return f"{text}. Start the server with VLLM_SERVER_DEV_MODE=1: without it vLLM has no call that loads weights."
+    return f"{text}. The server refuses the request itself, so no other try can help."

@@ -1,0 +1,108 @@
+"""The trainer's weights as files that vLLM loads.
+
+Departure from what `save_pretrained` writes: tied embeddings are written untied, the head as a tensor of its own.
+vLLM 0.32's `reload_weights` gives every layer new storage and leaves a tied head with the old one (HTTP 200, a warning
+in its log, log-probabilities off by nats), so a server must be started from a folder that says untied. It costs the
+server one more matrix of the embedding's size.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from ...attention import core_of
+
+FILE = "model.safetensors"
+# vLLM's classes of these have no head beside the embedding; nothing there can go stale.
+HEAD_IS_EMBEDDING = ("gemma", "gemma2", "gemma3n_text", "cohere", "cohere2", "cohere2_moe")
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fingerprint(model: Any) -> tuple[int, ...]:
+    """A number for each parameter, of its bits: equal weights have equal ones, and any change shows (but for chance).
+
+    Asking the weights themselves costs one reading of them and needs no word from whoever changes them.
+    """
+    with torch.no_grad():
+        sums = [p.contiguous().view(_WORDS[p.element_size()]).sum(dtype=torch.int64) for p in model.parameters()]
+        return tuple(torch.stack([s.to(sums[0].device) for s in sums]).tolist())
+
+
+def unties(model: Any) -> bool:
+    """Whether its files are written with a head of its own although the model's is tied."""
+    config = core_of(model).config
+    return config.model_type not in HEAD_IS_EMBEDDING
+
+
+@torch.no_grad()
+def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every weight under its checkpoint's name, on the CPU, adapters merged into copies of their layers."""
+    core, out = core_of(model), {}
+    merged = _merged_layers(core)
+    for name, value in core.state_dict().items():
+        layer, _, leaf = name.rpartition(".base_layer.")
+        if layer in merged:
+            out[f"{layer}.{leaf}"] = merged[layer][leaf]
+        elif not any(name.startswith(f"{adapted}.") for adapted in merged):
+            out[name] = value
+    out = revert_weight_conversion(core, out)
+    head = f"{_head_name(core)}.weight"
+    if unties(model):
+        out.setdefault(head, core.get_output_embeddings().weight)
+    else:
+        out.pop(head, None)
+    # Copies: safetensors refuses tensors that share memory, as a tied head does.
+    return {
+        name: x.detach().to("cpu", dtype if x.is_floating_point() else x.dtype, copy=True).contiguous()
+        for name, x in out.items()
+    }
+
+
+def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
+    """What each adapted layer is with its adapter merged, by its name; one layer is copied at a time."""
+    merged = {}
+    for name, module in core.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            alone = copy.deepcopy(module)
+            alone.merge()
+            merged[name] = dict(alone.get_base_layer().state_dict())
+    return merged
+
+
+def _head_name(core: Any) -> str:
+    head = core.get_output_embeddings()
+    return next((name for name, module in core.named_modules() if module is head), "lm_head")
+
+
+def write_weights(folder: Path, values: dict[str, Tensor]) -> None:
+    """`folder/model.safetensors`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{FILE}.new"
+    save_file(values, beside, metadata={"format": "pt"})
+    beside.replace(folder / FILE)
+
+
+def write_model(folder: Path, model: Any, tokenizer: Any, values: dict[str, Tensor]) -> None:
+    """A folder to start a server from: config (untied), tokenizer and weights."""
+    core = core_of(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    core.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if unties(model):
+        path = folder / "config.json"
+        settings = json.loads(path.read_text())
+        for part in (settings, settings.get("text_config")):
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
+        settings.setdefault("architectures", [type(core).__name__])
+        path.write_text(json.dumps(settings, indent=2))
+    write_weights(folder, values)
