@@ -6,11 +6,12 @@ warning, and the tracker is left alone from then on.
 
 from __future__ import annotations
 
+import html
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .redact import Redactor
 
 START_SECONDS = 15.0
 END_SECONDS = 15.0
+MOST_ROWS, LONGEST_TEXT = 16, 1000  # of a table of completions
 _HOST = "api.wandb.ai"
 
 
@@ -56,6 +58,17 @@ class Trackers:
             return
         told = {name: value for name, value in values.items() if name != "step"}  # trackio reserves the name
         self._calls.put(lambda: self.accelerator.log(told, step=step))
+
+    def table(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Hand over rows of completions/ as a table, bounded in size; never waits."""
+        if self._thread is None or self._tell() or not rows:
+            return
+        columns, data = completions_table(self._clean.tree(list(rows)), step)
+        self._calls.put(lambda: self._send(columns, data, step))
+
+    def _send(self, columns: list[str], data: list[list[Any]], step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            _TABLES.get(tracker.name, _no_table)(tracker, columns, data, step)
 
     def finish(self) -> None:
         """Wait for what is left, at most `END_SECONDS`."""
@@ -97,6 +110,52 @@ class Trackers:
                 )
             )
         return self._failure is not None
+
+
+def completions_table(rows: Sequence[dict[str, Any]], step: int) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: at most `MOST_ROWS`, their texts cut to `LONGEST_TEXT` characters."""
+    parts = list((rows[0].get("parts") or {}).keys())
+    columns = ["step", "prompt", "completion", "reward", *(f"reward/{name}" for name in parts), "tokens", "truncated"]
+    data = []
+    for row in rows[:MOST_ROWS]:
+        texts = [str(row[name])[:LONGEST_TEXT] for name in ("prompt", "completion")]
+        scores = [row["reward"], *(row["parts"].get(name) for name in parts)]
+        data.append([step, *texts, *scores, len(row["ids"]), bool(row["truncated"])])
+    return columns, data
+
+
+def _wandb_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
+    tracker.log_table("completions", columns=columns, data=data, step=step)
+
+
+def _trackio_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
+    import pandas
+    import trackio
+
+    tracker.log({"completions": trackio.Table(dataframe=pandas.DataFrame(data, columns=columns))}, step=step)
+
+
+def _tensorboard_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
+    """As Markdown, which tensorboard's text pane draws; what would end a cell is written as HTML."""
+
+    def cell(value: Any) -> str:
+        text = html.escape("–" if value is None else str(value), quote=False)
+        return text.replace("|", "&#124;").replace("\n", "<br>")
+
+    lines = [columns, ["---"] * len(columns), *data]
+    text = "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+    tracker.writer.add_text("completions", text, global_step=step)
+
+
+def _no_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
+    """Other trackers get the numbers only."""
+
+
+_TABLES: dict[str, Callable[[Any, list[str], list[list[Any]], int], None]] = {
+    "wandb": _wandb_table,
+    "trackio": _trackio_table,
+    "tensorboard": _tensorboard_table,
+}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Updater:
         self.optimizer, self.scheduler = optimizer, scheduler
         self.micro_rows, self.max_grad_norm = micro_rows, max_grad_norm
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
+        self.progress: Callable[[int], None] | None = None  # told the rows of each pass that is done
         self.critic_only = False
 
     @property

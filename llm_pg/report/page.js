@@ -25,6 +25,17 @@
     if (chosen) show(chosen, false);
   });
 
+  /* A page of a run that goes on loads itself again, until somebody filters, reads or points at something. */
+  const live = $("live");
+  if (live) {
+    const timer = setInterval(() => location.reload(), 1000 * +live.dataset.seconds);
+    const stay = () => {
+      clearInterval(timer);
+      $("reload").textContent = "It stays as it is while you use it; load it again to see newer steps.";
+    };
+    for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, stay, { once: true, capture: true });
+  }
+
   /* Curves: numbers under the pointer or by arrow keys. */
   for (const drawing of document.querySelectorAll(".chart")) {
     const chart = data.charts[+drawing.dataset.chart];

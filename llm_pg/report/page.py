@@ -29,8 +29,13 @@ ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 PLACES = {("run", "output_dir"), ("run", "run_name"), ("run", "overwrite")}
 
 
-def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_report(
+    paths: Sequence[str | Path], out: str | Path | None = None, live: tuple[str, float] | None = None
+) -> Path:
     """Write the page about the runs in these folders; by default `report.html` in the first one.
+
+    live: where the run goes on, when the page was written and the seconds after which it is written again: the page
+    then says so, and loads itself again while nobody uses it.
 
     Raises ConfigError where a folder holds no run.
     """
@@ -38,7 +43,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> 
     place = Path(out) if out is not None else runs[0].path / "report.html"
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".{place.name}.{os.getpid()}")
-    beside.write_bytes(render(runs).encode("utf-8", "replace"))
+    beside.write_bytes(render(runs, live).encode("utf-8", "replace"))
     beside.replace(place)
     return place
 
@@ -52,8 +57,8 @@ def leave_report(folder: Path, warn: Callable[[str], None]) -> list[str]:
         return []
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The HTML of the page."""
+def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
+    """The HTML of the page; `live` as in `write_report`."""
     style, script = _asset("page.css"), _asset("page.js")
     panels = charts(runs)
     data = {**gather(runs), "charts": [hover_data(chart) for chart in panels], "runs": [run.name for run in runs]}
@@ -75,6 +80,7 @@ def render(runs: Sequence[Run]) -> str:
         script=Markup(script),
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:",
         version=__version__,
+        live=live,
         title=", ".join(run.name for run in runs),
     )
 

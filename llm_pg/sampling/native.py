@@ -5,7 +5,7 @@ Each prompt is prefilled once and its cache is expanded to its G completions; ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class NativeSampler:
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_ids = tuple(eos_ids)
         self.rows_at_once = rows_at_once
+        self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
         self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
 
     @torch.no_grad()
@@ -84,7 +85,7 @@ class NativeSampler:
         stops = StopStringCriteria(self.tokenizer, list(params.stop)) if params.stop else None
         row_R = torch.arange(num_rows, device=device)  # the rows still in the batch, and whether each goes on
         live_R = torch.ones(num_rows, dtype=torch.bool, device=device)
-        keys_R = keys_B.to(device)
+        keys_R, num_live = keys_B.to(device), num_rows
         for t in range(limit):
             warped = params.warp(logits)
             next_R = warped.argmax(-1) if params.greedy else draw(warped, uniform(keys_R, t))
@@ -97,7 +98,9 @@ class NativeSampler:
             length_B[row_R[ended_R]] = t + 1
             truncated_B[row_R[ended_R]] = False
             live_R = live_R & ~ended_R
-            num_live = int(live_R.sum())
+            num_before, num_live = num_live, int(live_R.sum())
+            if self.progress is not None:
+                self.progress(num_before, num_before - num_live)
             if num_live == 0 or t == limit - 1:
                 break
             if num_live < COMPACT_BELOW * live_R.numel():

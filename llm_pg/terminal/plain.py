@@ -1,0 +1,192 @@
+"""Plain lines, one a step, and a table at the end: for pipes, files and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..doctor.finding import Finding
+from ..evaluate import Evaluation
+from .figures import Pace, clipped, duration, harmless
+
+SHOWN = 400  # characters of a prompt or a completion
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before its first step.
+
+    Attributes:
+        name: of the run. algorithm: row of the table. max_steps: last step.
+        groups: of a step, on all ranks. rows: completions of a step on this rank. passes: over them in training.
+        logging_steps: between lines. samples: completions shown now and then.
+        every: phases that come only every so many steps (eval, save).
+    """
+
+    name: str
+    algorithm: str
+    max_steps: int
+    groups: int
+    rows: int
+    passes: int = 1
+    logging_steps: int = 1
+    samples: int = 1
+    every: tuple[tuple[str, int], ...] = ()
+
+
+class Terminal:
+    """Prints to standard output; `quiet` keeps to warnings, findings and the end's table."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.plan: Plan | None = None
+        self.pace = Pace(0)
+
+    @classmethod
+    def silent(cls) -> Terminal:
+        """Prints nothing at all: every rank but the first."""
+        return cls(quiet=True, console=Console(quiet=True))
+
+    def begin(self, plan: Plan) -> None:
+        """What the steps will be."""
+        self.plan, self.pace = plan, Pace(plan.max_steps, dict(plan.every))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around evaluations and steps; a live screen is there inside."""
+        yield
+
+    def phase(self, name: str, begins: bool) -> None:
+        """A phase of the step begins or ends."""
+
+    def sampled(self, tokens: int, ended: int) -> None:
+        """Inside the sampling phase: so many tokens and ends of completions more."""
+
+    def trained(self, rows: int) -> None:
+        """Inside the training phase: so many completions more."""
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]{escape(text)}[/]")
+
+    def finding(self, finding: Finding) -> None:
+        """What the doctor found: cause, evidence, what to change."""
+        colour = {"problem": "red", "warning": "yellow"}.get(finding.level, "cyan")
+        self.console.print(
+            f"[bold {colour}]{finding.level.upper()}[/] [bold]{escape(finding.cause)}[/]\n"
+            f"  evidence  {escape(finding.evidence)}\n  change    {escape(finding.change)}\n"
+            f"  [dim]source    {escape(finding.source)}[/]"
+        )
+
+    def step(self, values: dict[str, Any], seconds: float) -> None:
+        """The metrics of a step that took `seconds` of the wall's clock, its checkpoint before it included."""
+        phases = {k.removeprefix("seconds/"): s for k, s in values.items() if k.startswith("seconds/")}
+        self.pace.observe(int(values["step"]), seconds, phases)
+        if self._due(int(values["step"])):
+            self.console.print("[dim]·[/] " + step_line(values, self.pace))
+
+    def sample(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Completions of the step, as in completions/; a few are shown at every tenth line."""
+        plan = self.plan
+        if plan is None or not plan.samples or not self._due(step) or (step // plan.logging_steps) % 10:
+            return
+        for row in rows[: plan.samples]:
+            self.console.print(escape("    " + "\n    ".join(sample_lines(row, SHOWN))))
+
+    def _due(self, step: int) -> bool:
+        plan = self.plan
+        return not self.quiet and plan is not None and (step % plan.logging_steps == 0 or step == plan.max_steps)
+
+    def evaluation(self, title: str, result: Evaluation) -> None:
+        if self.quiet:
+            return
+        sampled = f", sampled {result.sampled}" if result.sampled else ""
+        self.console.print(
+            f"[bold]{escape(title)}[/]: greedy {result.greedy}{sampled}  ({result.num_prompts} held-out prompts)"
+        )
+
+    def summary(
+        self, summary: dict[str, Any], before: Evaluation | None, after: Evaluation, places: Sequence[str]
+    ) -> None:
+        table = Table(title="Held-out prompts, before and after", title_justify="left")
+        for column in ("", "before", "after"):
+            table.add_column(column)
+        table.add_row("pass rate, greedy [95 %]", str(before.greedy) if before else "-", str(after.greedy))
+        if after.sampled:
+            table.add_row("pass rate, sampled [95 %]", str(before.sampled) if before else "-", str(after.sampled))
+        for k, share in after.pass_at.items():
+            table.add_row(f"pass@{k}", str(before.pass_at.get(k, "-")) if before else "-", str(share))
+        self.console.print()
+        self.console.print(table)
+        if before:
+            self._examples(before, after)
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_by_phase"].items())
+        self.console.print(f"Seconds: {summary['seconds_total']:.1f} in all: {phases}")
+        for place in places:
+            self.console.print(escape(place))
+
+    def _examples(self, before: Evaluation, after: Evaluation) -> None:
+        table = Table(title="Three of them", title_justify="left")
+        for column in ("prompt", "before", "after"):
+            table.add_column(column, overflow="fold", max_width=60)
+        pairs = list(zip(before.examples, after.examples, strict=True))
+        changed = [pair for pair in pairs if not pair[0]["passed"] and pair[1]["passed"]]
+        shown = (changed + [pair for pair in pairs if pair not in changed])[:3]
+        for old, new in shown:
+            marks = ["[green]✓[/]" if x["passed"] else "[red]✗[/]" for x in (old, new)]
+            answers = [escape(clipped(harmless(x["completion"]), SHOWN)) for x in (old, new)]
+            cells = [f"{answer} {mark}" for answer, mark in zip(answers, marks, strict=True)]
+            table.add_row(escape(clipped(harmless(old["prompt"]), SHOWN)), *cells)
+        self.console.print(table)
+
+
+def step_line(values: dict[str, Any], pace: Pace) -> str:
+    last = pace.last_step
+    parts = [f"step {values['step']:>{len(str(last))}}/{last}"]
+    for name, label, form in (
+        ("reward", "reward", ".3f"),
+        ("kl", "kl", ".4f"),
+        ("entropy", "entropy", ".3f"),
+        ("completion_length", "length", ".1f"),
+        ("grad_norm", "grad", ".2f"),
+        ("uniform_groups", "no signal", ".0%"),
+    ):
+        if values.get(name) is not None:
+            parts.append(f"{label} {values[name]:{form}}")
+    parts.append(f"{values['seconds']:.2f} s")
+    left = pace.remaining()
+    if left is not None and pace.step < last:
+        parts.append(f"left {left_text(left)}")
+    return "  ".join(parts)
+
+
+def left_text(left: tuple[float, float, float]) -> str:
+    """Expected time with its range, where the range is wide enough to be read."""
+    middle, low, high = (duration(max(round(seconds), 0)) for seconds in left)
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def sample_lines(row: dict[str, Any], width: int) -> list[str]:
+    """A row of completions/ in three lines: prompt, completion, scores."""
+    parts = ", ".join(f"{name} {_score(value)}" for name, value in (row.get("parts") or {}).items())
+    several = len(row.get("parts") or {}) > 1
+    cut = ", truncated" if row.get("truncated") else ""
+    return [
+        f"prompt      {clipped(harmless(str(row['prompt'])).strip('↵ '), width)}",
+        f"completion  {clipped(harmless(str(row['completion'])), width)}",
+        f"reward      {_score(row['reward'])}{f' = {parts}' if several else ''}{cut}",
+    ]
+
+
+def _score(value: float | None) -> str:
+    return "unscorable" if value is None else f"{value:.3g}"
