@@ -144,9 +144,16 @@ class Collector:
         self._open.close()
 
     def collect(
-        self, prompts: Sequence[Prompt], step: int, num_generations: int, clock: Clock, first_place: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        step: int,
+        num_generations: int,
+        clock: Clock,
+        first_place: int = 0,
+        *,
+        greedy: bool = False,
     ) -> Experience:
-        """`num_generations` scored completions of each prompt.
+        """`num_generations` scored completions of each prompt; greedy: also the reward of each one's greedy completion.
 
         Random streams are f(seed, step, place of the prompt in the step on all ranks, sample); `first_place` is the
         place of the first prompt given here. (A step that straddles two epochs can hold a prompt twice.)
@@ -156,6 +163,11 @@ class Collector:
             texts, ids = self.read(done)
         with clock("reward"):
             scores = self.score([p for p in prompts for _ in range(num_generations)], texts, ids, step)
+        others: dict[str, Tensor] = {}
+        if greedy:
+            greedy_P = torch.tensor(self._greedy_rewards(prompts, step, clock), dtype=torch.float32)
+            greedy_B = greedy_P.to(done.mask_BT.device).repeat_interleave(num_generations)
+            others = {"greedy_B": greedy_B.nan_to_num(), "valid_B": ~greedy_B.isnan()}
         unknown = float("nan")
         reward_B = torch.tensor([unknown if r is None else r for r in scores.reward], dtype=torch.float32)
         rollouts = TextRollouts.of_scored_text(
@@ -167,14 +179,27 @@ class Collector:
             gamma=self.gamma,
             tokens_BT=done.tokens_BT,
             prompt_ids_B=[p.ids for p in prompts for _ in range(num_generations)],
+            **others,
         )
         return Experience(list(prompts), rollouts, texts, scores, num_generations, self.pieces)
 
+    def _greedy_rewards(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[float]:
+        """The reward of each prompt's greedy completion, under equal weights always the same; NaN = unscorable."""
+        with clock("sample"):
+            done = self._sample(prompts, 1, self._greedy, TRAIN_STREAM, step)
+            texts, ids = self.read(done)
+        with clock("reward"):
+            scores = self.score(prompts, texts, ids, step)
+        return [float("nan") if r is None else r for r in scores.reward]
+
+    @property
+    def _greedy(self) -> SamplingParams:
+        params = self.params
+        return SamplingParams(greedy=True, max_completion_length=params.max_completion_length, stop=params.stop)
+
     def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
         """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers."""
-        params = self.params
-        if greedy:
-            params = SamplingParams(greedy=True, max_completion_length=params.max_completion_length, stop=params.stop)
+        params = self._greedy if greedy else self.params
         done = self._sample(prompts, num_samples, params, EVAL_STREAM, 0)
         return list(zip(*self.read(done), strict=True))
 

@@ -31,6 +31,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "entropy": ("nats/token", "Mean entropy of the sampled distribution at completion tokens."),
     "clip_fraction": ("share", "Tokens whose ratio was clipped."),
     "approx_kl": ("nats/token", "Mean KL between the policy that sampled and the one trained (0 on-policy)."),
+    "kl_penalty": ("", "Weight of the adaptive penalty that keeps updates to kl_target."),
     "off_policy_masked": ("share", "Tokens of completions dropped by off_policy_mask_threshold."),
     "correction_bounded": ("share", "Tokens whose correction for the sampler was truncated or masked."),
     "sampler_gap": ("nats/token", "Mean |log-probability of the sampler - of the trainer| at the same weights."),
@@ -137,6 +138,12 @@ class MetricsFile:
             os.fsync(file.fileno())
 
 
+_SUMS_OF_A_PASS = (
+    *("entropy", "clip_fraction", "approx_kl", "sampler_gap"),
+    *("off_policy_masked", "correction_bounded"),
+)
+
+
 def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, Any]:
     """Of the optimiser steps of one batch: means over them, where sums over a pass stay sums; NaN stays NaN.
 
@@ -144,7 +151,7 @@ def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, A
     """
     out: dict[str, Any] = {"skipped_updates": sum(not update.stepped for update in updates)}
     for name in dict.fromkeys(name for update in updates for name in update.values):
-        share = per_pass if name in ("entropy", "clip_fraction", "approx_kl", "sampler_gap") else 1
+        share = per_pass if name in _SUMS_OF_A_PASS else 1
         out[name] = sum(update.values.get(name, 0.0) for update in updates) / len(updates) * share
     out["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
     critic = [update.critic_grad_norm for update in updates if update.critic_grad_norm is not None]

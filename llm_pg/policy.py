@@ -121,6 +121,19 @@ class Policy:
         return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
 
     @torch.no_grad()
+    def entropies(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        """Entropy of the distribution that each token was drawn from, nats, without a gradient."""
+        return self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=False, entropy=True)).entropy_BT
+
+    @torch.no_grad()
+    def refresh_reference(self, share: float) -> None:
+        """Move the reference: reference ← share·policy + (1 - share)·reference. Source: TR-DPO, arXiv 2404.09656."""
+        if self.reference is None:
+            raise ValueError("This policy has no reference of its own weights to refresh (beta is 0, or an adapter).")
+        for own, present in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+            own.lerp_(present.to(own.dtype), share)
+
+    @torch.no_grad()
     def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
         """Log-probabilities under the frozen reference."""
         if not self.with_reference:
@@ -147,6 +160,7 @@ class Policy:
                     continue
                 for whole, part in (
                     (out.logp_BT, piece.logp_BT),
+                    (out.entropy_BT, piece.entropy_BT),
                     (out.value_BT, piece.value_BT),
                     (out.after_B, piece.after_B),
                 ):

@@ -50,9 +50,11 @@ class Saver:
         return {"scheduler": _plain(updater.scheduler.state_dict()), "algorithm": updater.algorithm.state_dict()}
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """What is trained, by name, the critic's with its prefix."""
+        """What changes in training, by name: the policy's own, a moving reference's and the critic's with prefixes."""
         policy = self.updater.policy
         own: dict[str, torch.Tensor] = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+        if self.config.algorithm.sync_ref_model and policy.reference is not None:
+            own.update({f"reference.{name}": p for name, p in policy.reference.named_parameters()})
         return own if policy.critic is None else {**own, **policy.critic.weights()}
 
     def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:

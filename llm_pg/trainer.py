@@ -29,6 +29,7 @@ from .rollouts import TextRollouts
 from .sampling.native import NativeSampler
 from .sampling.random import stream_key, uniform
 from .trackers import Trackers
+from .update import UpdateStats
 from .warm_start import warm_start
 
 
@@ -207,14 +208,15 @@ class PolicyGradientTrainer(Parts):
         begin = time.perf_counter()
         torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
         prompts, first = self._prompts()
-        experience = self.ranks.together(
-            lambda: self.collector.collect(prompts, self.step, self.plan.num_generations, clock, first)
-        )
+        experience = self.ranks.together(lambda: self._collect(prompts, clock, first))
         self.keeper.experience = experience
         rollouts = experience.rollouts
         if self.row.beta:
             with clock("reference"):
                 rollouts.ref_logp_BT = self.policy.ref_logp(rollouts, self.plan.micro_rows)
+        if self.row.top_entropy_quantile < 1:
+            with clock("update"):
+                rollouts.entropy_BT = self.policy.entropies(rollouts, self.plan.micro_rows)
         old_logp_BT: Tensor | None = None
         if self.row.needs_critic:
             with clock("value"):
@@ -232,6 +234,7 @@ class PolicyGradientTrainer(Parts):
             updates = self.updater.update(batch, order, measure_noise=measure, critic_only=critic_only)
         values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
         values.update(update_metrics(updates, config.algorithm.steps_per_generation))
+        values.update(self._keep_near(updates))
         if self.row.needs_critic:
             foretold = self.algorithm.foretold(rollouts, batch.mask_BT, self.ranks.all_sum)
             values.update({} if foretold is None else {"explained_variance": foretold})
@@ -248,6 +251,25 @@ class PolicyGradientTrainer(Parts):
         if config.run.save_steps and self.step % config.run.save_steps == 0:
             with self.saving("save"):
                 self.save_checkpoint()
+
+    def _collect(self, prompts: list[Prompt], clock: Clock, first: int) -> Experience:
+        greedy = self.row.baseline == "greedy"
+        num_generations = self.plan.num_generations
+        experience = self.collector.collect(prompts, self.step, num_generations, clock, first, greedy=greedy)
+        self.algorithm.check_rewards(experience.rollouts)
+        return experience
+
+    def _keep_near(self, updates: list[UpdateStats]) -> dict[str, float]:
+        """What follows an update: the adaptive penalty sees the KL that its last pass met, the reference may move."""
+        settings = self.config.algorithm
+        if settings.sync_ref_model and self.step % settings.ref_model_sync_steps == 0:
+            self.policy.refresh_reference(settings.ref_model_mixup_alpha)
+        if self.algorithm.kl_penalty is None:
+            return {}
+        last = updates[-settings.steps_per_generation :]
+        kl = torch.tensor(sum(u.values.get("approx_kl", 0.0) for u in last), device=self.accelerator.device)
+        self.algorithm.observe_kl(float(self.ranks.all_sum(kl)))
+        return {"kl_penalty": self.algorithm.kl_penalty.weight}
 
     def _observe(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
         """The rollouts with the critic's values, and the log-probabilities of before the update where it needs them."""

@@ -111,6 +111,16 @@ class Algorithm:
         self.running_mean = RunningMean(row.baseline_decay)
         self.kl_penalty = AdaptivePenalty(row.kl_target) if row.kl_target else None
 
+    def check_rewards(self, rollouts: Rollouts) -> None:
+        """Raise ValueError where rewards are such that this row's weights would mean nothing."""
+        if self.row.scale_rewards == "group_mean":
+            least = float(total_return(rollouts.reward_BT, rollouts.discount_BT).min())
+            if least < 0:
+                raise ValueError(
+                    f"A completion has the reward {least:g}, and {self.row.name} divides by the mean reward of a group, "
+                    "which must not fall below 0. Use rewards of 0 and 1, or algorithm rloo."
+                )
+
     # --- from rollouts to weights
 
     def weigh(self, rollouts: Rollouts, *, progress: float = 0.0, all_sum: AllSum = _identity) -> Batch:
