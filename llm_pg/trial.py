@@ -2,8 +2,8 @@
 change, and not in the middle of a night.
 
 One micro-batch of the longest prompt and completions of full length goes forward and backward through the model,
-the largest that a step can hold. Its gradient is thrown away; random numbers, weights and every other state stay as they
-were, so that the run is bit for bit the one without the trial.
+the largest that a step can hold. Its gradient is thrown away; random numbers, weights and every other state stay as
+they were, so that the run is bit for bit the one without the trial.
 """
 
 from __future__ import annotations

@@ -25,10 +25,11 @@ PHASES = {
     "eval": "held out",
     "save": "saving",
 }
+PASS_RATE = "pass rate"  # greedy, held out; from before the first step to after the last
 # (metric, label, how its last value is written)
 CURVES = (
     ("reward", "reward", "{:.3f}"),
-    ("eval/greedy", "pass rate", "{:.1%}"),
+    (PASS_RATE, "pass rate", "{:.1%}"),
     ("kl", "KL", "{:.4f} nats/token"),
     ("entropy", "entropy", "{:.3f} nats/token"),
     ("completion_length", "length", "{:.1f} tokens"),
@@ -81,23 +82,32 @@ class Board:
 
 
 def draw(board: Board, now: float, width: int, height: int, levels: str = LEVELS) -> RenderableType:
-    """The screen. Lines that do not fit into `height` are left out from the end."""
-    lines: list[RenderableType] = [_title(board, now, width), *_phases(board, now, width)]
-    lines.append(Text(""))
-    lines += _curves(board, width, levels)
-    lines += _facts(board)
-    if board.sample is not None and len(lines) + 4 < height:
-        lines.append(Rule(f"a completion of step {board.sampled_at[0]}", style="dim", align="left"))
-        lines += [Text(clipped(line, width), overflow="ellipsis", no_wrap=True) for line in _sample(board, width)]
-    return Group(*lines[: max(height - 1, 1)])
+    """The screen. The parts at its end that do not fit into `height` are left out."""
+    parts = [
+        _title(board, now, width),
+        _phases(board, now, width),
+        _curves(board, width, levels),
+        _facts(board),
+        _sample(board, width),
+    ]
+    kept: list[RenderableType] = []
+    room = height - 1  # a full screen would scroll
+    for part in parts:
+        room -= sum(line.row_count if isinstance(line, Table) else 1 for line in part)
+        if room < 0:
+            break
+        kept += part
+    return Group(*kept)
 
 
-def _sample(board: Board, width: int) -> list[str]:
-    assert board.sample is not None
-    return sample_lines(board.sample, width - LABEL)
+def _sample(board: Board, width: int) -> list[RenderableType]:
+    if board.sample is None:
+        return []
+    lines = [Text(clipped(line, width), no_wrap=True) for line in sample_lines(board.sample, width - LABEL)]
+    return [Rule(f"a completion of step {board.sampled_at[0]}", style="dim", align="left"), *lines]
 
 
-def _title(board: Board, now: float, width: int) -> RenderableType:
+def _title(board: Board, now: float, width: int) -> list[RenderableType]:
     plan, step = board.plan, board.pace.step
     grid = Table.grid(padding=(0, 1), expand=False)
     left = board.pace.remaining()
@@ -106,7 +116,7 @@ def _title(board: Board, now: float, width: int) -> RenderableType:
     place = f"step {step}/{plan.max_steps}"
     grid.add_row(Text(place, style="bold"), bar, Text(told or f"for {duration(now - board.began)}"))
     name = Text(clipped(f"{plan.algorithm}  {plan.name}", width), style="bold cyan", no_wrap=True)
-    return Group(name, grid)
+    return [name, grid]
 
 
 def _phases(board: Board, now: float, width: int) -> list[RenderableType]:
@@ -160,7 +170,7 @@ def _curves(board: Board, width: int, levels: str) -> list[RenderableType]:
             continue
         line = sparkline([value for _, value in points], room, levels)
         grid.add_row(label, Text(form.format(points[-1][1]), style="bold"), Text(line, style="green"))
-    return [grid] if grid.row_count else []
+    return [Text(""), grid] if grid.row_count else []
 
 
 def _facts(board: Board) -> list[RenderableType]:

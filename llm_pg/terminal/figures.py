@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import NormalDist, fmean, stdev
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -25,7 +26,7 @@ def sparkline(values: Sequence[float | None], width: int, levels: str = LEVELS) 
     count = min(width, len(values))
     cuts = [round(k * len(values) / count) for k in range(count + 1)]
     means = []
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         known = [v for v in values[begin:end] if v is not None and math.isfinite(v)]
         means.append(fmean(known) if known else None)
     present = [m for m in means if m is not None]
@@ -74,12 +75,22 @@ def student_quantile(share: float, freedom: int) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
+def neighbours(values: Sequence[float]) -> float:
+    """Correlation of each value with the next, from 0 (none, or alternating) to 0.9."""
+    mean = fmean(values)
+    total = sum((v - mean) ** 2 for v in values)
+    if total <= 0:
+        return 0.0
+    return min(max(sum((a - mean) * (b - mean) for a, b in pairwise(values)) / total, 0.0), 0.9)
+
+
 class Pace:
     """Seconds of steps, and how long the rest takes.
 
     What comes only now and then (held-out evaluation, checkpoints) is counted apart: its mean times how often it is
-    still to come. The 95 % range is that of a sum of independent steps like the last ones, with the uncertainty of
-    their mean: s·t·sqrt(n + n²/m) around n·mean, for n steps left and m seen.
+    still to come. The 95 % range is that of a sum of steps like the last ones, with the uncertainty of their mean:
+    s·t·sqrt(n + n²/m) around n·mean, for n steps left and m seen; where neighbours are alike (r, their correlation), m
+    is taken as m·(1-r)/(1+r), since a machine that is busy now is busy in the next step too.
 
     Args:
         last_step: of the run. every: phase -> steps between two of it; 0 = never.
@@ -115,7 +126,8 @@ class Pace:
         middle, half = left * fmean(seen), 0.0
         if left:
             quantile = student_quantile(0.975, len(seen) - 1)
-            half = quantile * stdev(seen) * math.sqrt(left + left**2 / len(seen))
+            alike = (1 + neighbours(seen)) / (1 - neighbours(seen))
+            half = quantile * stdev(seen) * math.sqrt(alike * (left + left**2 / len(seen)))
         for name, seconds in self.extra.items():
             middle += fmean(seconds) * self._to_come(name)
         return middle, max(middle - half, 0.0), middle + half

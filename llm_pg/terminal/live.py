@@ -12,7 +12,7 @@ from rich.live import Live
 
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
-from .board import Board, Running, draw
+from .board import PASS_RATE, Board, Running, draw
 from .figures import ASCII_LEVELS, LEVELS
 from .plain import Plan, Terminal
 
@@ -86,8 +86,8 @@ class LiveTerminal(Terminal):
 
     def evaluation(self, title: str, result: Evaluation) -> None:
         super().evaluation(title, result)
-        if self.board is not None and not self.pace.step:
-            self.board.note("eval/greedy", 0, result.greedy.mean)
+        if self.board is not None:
+            self.board.note(PASS_RATE, self.pace.step, result.greedy.mean)
 
     def _due(self, step: int) -> bool:
         return False

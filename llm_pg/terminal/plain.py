@@ -172,8 +172,11 @@ def step_line(values: dict[str, Any], pace: Pace) -> str:
 
 def left_text(left: tuple[float, float, float]) -> str:
     """Expected time with its range, where the range is wide enough to be read."""
-    middle, low, high = (duration(max(round(seconds), 0)) for seconds in left)
-    return middle if low == high else f"{middle} ({low} to {high})"
+    middle, low, high = (duration(round(seconds)) for seconds in left)
+    if low == high:
+        return middle
+    same_unit = low.split()[-1] == high.split()[-1]
+    return f"{middle} ({low.split()[0] if same_unit else low} to {high})"
 
 
 def sample_lines(row: dict[str, Any], width: int) -> list[str]:
