@@ -21,6 +21,7 @@ _ROOMS = {
     "GRPOConfig": "llm_pg.config",
     "ActorCriticConfig": "llm_pg.config",
     "Config": "llm_pg.config",
+    "register_algorithm": "llm_pg.algorithms.own",
 }
 
 __all__ = ["__version__", *_ROOMS]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1
-ALGORITHMS = ("reinforce", "rloo", "grpo", "a2c", "ppo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +80,9 @@ def _run_commands(commands: Commands) -> None:
     quick = commands.add_parser(
         "quickstart", help="a small model learns a task by reinforcement, here, in a minute or two"
     )
-    quick.add_argument("--algorithm", default="grpo", help="reinforce, rloo, grpo (default), a2c or ppo")
+    quick.add_argument(
+        "--algorithm", default="grpo", help="a row of the table, such as reinforce, rloo, grpo (default), ppo"
+    )
     quick.add_argument("--task", default="sort_letters", help="sort_letters (default) or countdown")
     quick.add_argument("--seed", type=int, default=0)
     _common(quick)
@@ -186,8 +187,6 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     path = shipped.folder("configs") / specific
     if not path.exists():
         path = shipped.find("quickstart.yaml")
-    if arguments.algorithm not in ALGORITHMS:
-        raise ConfigError(f"quickstart runs {', '.join(ALGORITHMS)}; got --algorithm {arguments.algorithm!r}.")
     config = load_config(path, [*overrides, f"algorithm.name={arguments.algorithm}", *arguments.settings])
     return _run(config, resume=False, quiet=arguments.quiet, as_json=arguments.json)
 

@@ -20,7 +20,8 @@ def run_name(config: Config) -> str:
         return config.run.run_name
     data = config.data
     source = data.task or (data.dataset_name or "").split("/")[-1] or "run"
-    return f"{source}-{config.algorithm.name}-seed{config.run.seed}"
+    algorithm = config.algorithm.name.rpartition(":")[2]  # of file.py:function the function
+    return f"{source}-{algorithm}-seed{config.run.seed}"
 
 
 class RunFolder:

@@ -382,7 +382,7 @@ class PolicyGradientTrainer(Parts):
 
 
 class ReinforceTrainer(PolicyGradientTrainer):
-    """REINFORCE with reward-to-go and rows near it: its baseline or its normalisation differs. KL in the reward (k1)."""
+    """REINFORCE with reward-to-go, and rows with another baseline or normalisation. KL in the reward (k1)."""
 
     algorithms = ("reinforce", "reinforce_plus_plus", "remax", "opo")
     default_config = flat.ReinforceConfig

@@ -6,7 +6,7 @@ over any cut of the batch is a plain sum, and the gradients of the cuts add up t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
 from typing import Any
 
 import torch
@@ -31,63 +31,10 @@ from ..estimators.objectives import best_of_k, over_the_mean
 from ..estimators.ratios import has_left, importance_ratio, sampler_correction
 from ..estimators.returns import gae, reward_to_go, total_return
 from ..rollouts import Rollouts, is_last
+from .batch import Batch
 from .table import Row
 
-
-@dataclass
-class Batch:
-    """What training needs of a batch of rollouts, row by row.
-
-    Attributes:
-        mask_BT: steps that enter the loss.
-        weight_BT: advantage of each step, a constant of the gradient; 0 outside the mask.
-        scale_BT: the reduction: what each step's term is multiplied by before it is summed.
-        old_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
-        ref_logp_BT: those of the reference, where the KL stands in the loss.
-        value_target_BT, old_value_BT: for the critic.
-        num_tokens: steps inside the mask, on all ranks, a tensor without axes. entropy_coef: this step's.
-    """
-
-    rollouts: Rollouts
-    mask_BT: Tensor
-    weight_BT: Tensor
-    scale_BT: Tensor
-    num_tokens: Tensor
-    entropy_coef: float
-    old_logp_BT: Tensor | None = None
-    ref_logp_BT: Tensor | None = None
-    value_target_BT: Tensor | None = None
-    old_value_BT: Tensor | None = None
-
-    def rows(self, index: Tensor) -> Batch:
-        """The same batch, cut to the rows `index`; the scales stay those of the whole."""
-        from_B = {
-            name: value[index]
-            for name in (
-                "mask_BT",
-                "weight_BT",
-                "scale_BT",
-                "old_logp_BT",
-                "ref_logp_BT",
-                "value_target_BT",
-                "old_value_BT",
-            )
-            if (value := getattr(self, name)) is not None
-        }
-        return Batch(self.rollouts.rows(index), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_B)
-
-    def steps(self) -> Batch:
-        """The same batch with each step inside the mask as a row of its own, for minibatches of steps.
-
-        The weights already hold what each step owes to its row; only ratios of whole rows (`sequence` levels) are lost.
-        """
-        kept = self.mask_BT.reshape(-1).nonzero().squeeze(1)
-        from_BT = {
-            name: value.reshape(-1, 1)[kept]
-            for name in self.__dataclass_fields__
-            if name.endswith("_BT") and (value := getattr(self, name)) is not None
-        }
-        return Batch(self.rollouts.steps(kept), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_BT)
+__all__ = ["Algorithm", "Batch"]
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -117,8 +64,8 @@ class Algorithm:
             least = float(total_return(rollouts.reward_BT, rollouts.discount_BT).min())
             if least < 0:
                 raise ValueError(
-                    f"A completion has the reward {least:g}, and {self.row.name} divides by the mean reward of a group, "
-                    "which must not fall below 0. Use rewards of 0 and 1, or algorithm rloo."
+                    f"A completion has the reward {least:g}, and {self.row.name} divides by the mean reward of a "
+                    "group, which must not fall below 0. Use rewards of 0 and 1, or algorithm rloo."
                 )
 
     # --- from rollouts to weights
@@ -174,6 +121,8 @@ class Algorithm:
         row = self.row
         if row.needs_critic:
             return self._critic_advantages(rollouts, reward_BT)
+        if row.advantage is not None:
+            return self._own_advantages(rollouts, reward_BT), None
         return_B = total_return(reward_BT, rollouts.discount_BT)
         if row.pass_k:
             weight_B = best_of_k(return_B, rollouts.group_B, rollouts.valid_B, row.pass_k)
@@ -193,6 +142,23 @@ class Algorithm:
         elif row.scale_rewards == "group_mean":
             weight_BT = over_the_mean(weight_BT, return_B, rollouts.group_B, rollouts.valid_B)
         return weight_BT, None
+
+    def _own_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> Tensor:
+        """What the user's function makes of the rollouts, whose rewards are those after fines and KL."""
+        assert self.row.advantage is not None
+        seen = copy.copy(rollouts)
+        seen.reward_BT = reward_BT
+        weight = self.row.advantage(seen)
+        shape = tuple(reward_BT.shape)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) not in (shape[:1], shape):
+            got = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else f"a {type(weight).__name__}"
+            raise ValueError(
+                f"The advantage function of algorithm {self.row.name} returned {got} for {shape[0]} rollouts of "
+                f"{shape[1]} steps; it must return a tensor ({shape[0]},), one weight a rollout, or {shape}, one a "
+                "step."
+            )
+        weight_BT = weight.unsqueeze(1) if weight.dim() == 1 else weight
+        return weight_BT.to(reward_BT.dtype).expand_as(reward_BT)
 
     def _critic_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> tuple[Tensor, Tensor]:
         if rollouts.value_BT is None:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 RETURNS = ("reward_to_go", "total")
 BASELINES = ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value")
@@ -27,6 +29,8 @@ class Row:
     """How an algorithm weighs what was sampled. The defaults are plain REINFORCE, whose expected update is ∇J.
 
     Attributes:
+        advantage: a function from `Rollouts` to weights (B,) or (B, T), in the place of returns and baseline; None =
+            the row's own. See `algorithms.own`.
         returns: what a token is credited with: the rewards from it on, or all of the row's.
         baseline: what is subtracted; length_weighted: the group's mean weighted by length (OPO); greedy: the reward of
             the prompt's greedy completion (ReMax); `value` needs a critic and uses GAE(gamma, lam).
@@ -69,6 +73,7 @@ class Row:
 
     name: str
     source: str
+    advantage: Callable[[Any], Any] | None = None
     returns: str = "reward_to_go"
     baseline: str = "none"
     baseline_per_step: bool = False
@@ -185,6 +190,8 @@ _ROWS = (
         returns="total",
         baseline="group_mean",
         scale_rewards="group_mean",
+        kl_placement="loss",
+        kl_estimator="k2",
     ),
     Row(
         "pass_at_k",
@@ -192,6 +199,8 @@ _ROWS = (
         returns="total",
         baseline="leave_one_out",
         pass_k=2,
+        kl_placement="loss",
+        kl_estimator="k2",
     ),
     Row(
         "a2c",

@@ -7,6 +7,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from ..algorithms import table
+from ..algorithms.own import is_path, load_row
 from ..algorithms.table import TABLE, Row
 from .combinations import check_combinations
 
@@ -47,15 +48,17 @@ def _one_of(name: str, word: str, known: tuple[str, ...] | list[str]) -> None:
 def resolve_row(config: Config) -> Row:
     """The algorithm's row of the table with the changes of the config."""
     given = config.algorithm
-    _one_of("algorithm.name", given.name, list(TABLE))
-    fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source"}
+    own = is_path(given.name)
+    if not own:
+        _one_of("algorithm.name", given.name, list(TABLE))
+    fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source", "advantage"}
     changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
     if given.mask_truncated_completions:
         changes["truncated"] = "mask"
     for key, known in _WORDS.items():
         if key in changes:
             _one_of(f"algorithm.{key}", changes[key], known)
-    return dataclasses.replace(TABLE[given.name], **changes)
+    return dataclasses.replace(load_row(given.name) if own else TABLE[given.name], **changes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ class AlgorithmConfig(Section):
 
     name: str = Field(
         "grpo",
-        description="Row of the table (reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, sapo, maxrl, pass_at_k, ...), "
+        description="Row of the table: reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, sapo, maxrl, pass_at_k, ...; "
         "or a function of yours, file.py:function or module:function, from rollouts to advantages.",
     )
     returns: str | None = Field(None, description="reward_to_go or total.")

@@ -69,14 +69,15 @@ def kl_gradient(case: Case) -> Iterator[Finding]:
 
 def length_bias(case: Case) -> Iterator[Finding]:
     row = case.row
-    if row.loss_type != "grpo" or TABLE[row.name].loss_type == "grpo":
+    own = TABLE.get(row.name)
+    if row.loss_type != "grpo" or own is None or own.loss_type == "grpo":
         return
     yield Finding(
         "length-bias",
         "warning",
         "The mean over a completion's own tokens counts each token of a long completion less: long wrong answers are "
         "punished less than short ones, and lengths drift.",
-        f"loss_type=grpo (the row {row.name} itself has {TABLE[row.name].loss_type})",
+        f"loss_type=grpo (the row {row.name} itself has {own.loss_type})",
         "Take loss_type=dr_grpo or sequence_sum (unbiased in length), or dapo.",
         f"{PROVE}; Liu et al. 2025, arXiv 2503.20783",
     )

@@ -244,5 +244,18 @@ def _bonus() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Every line, in the order of the table."""
-    parts = (_shipped, _objectives, _reductions, _scaling, _returns, _masks, _critics, _with_penalty, _penalties, _reused, _mismatched, _bonus)
+    parts = (
+        _shipped,
+        _objectives,
+        _reductions,
+        _scaling,
+        _returns,
+        _masks,
+        _critics,
+        _with_penalty,
+        _penalties,
+        _reused,
+        _mismatched,
+        _bonus,
+    )
     return [case for part in parts for case in part()]

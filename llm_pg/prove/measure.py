@@ -203,7 +203,9 @@ def _guilty_on_reused(row: Row, spec: Spec) -> list[Departure]:
 def plain(row: Row, spec: Spec) -> tuple[Row, Spec]:
     """Plain REINFORCE (total return, no baseline, k1 in the reward) on fresh, wholly trained data of the same world."""
     reference = Row("plain", "", returns="total", surrogate="reinforce", beta=row.beta)
-    return reference, spec.replace(reused=False, mismatch=False, trained=None, critic="none", train_eos=True, unscored=False)
+    return reference, spec.replace(
+        reused=False, mismatch=False, trained=None, critic="none", train_eos=True, unscored=False
+    )
 
 
 def line_of(case: Case) -> Line:

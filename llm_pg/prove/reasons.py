@@ -82,7 +82,7 @@ DEPARTURES: tuple[Departure, ...] = (
     ),
     Departure(
         "graded rewards",
-        "Over the group's mean, only verdicts of 0 and 1 make the update a gradient, that of the likelihood of success.",
+        "Over the group's mean only verdicts of 0 and 1 make the update a gradient, that of the likelihood of success.",
         lambda row, spec: row.scale_rewards == "group_mean" and spec.rewards not in ("binary", "none"),
         _spec(rewards="binary"),
     ),

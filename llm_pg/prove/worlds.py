@@ -93,6 +93,7 @@ def build(spec: Spec) -> World:
     reward = _reward(spec)[:num_prompts]
     distance = {"near": 0.1, "far": 1.5}.get(spec.reference)
     reference = None if distance is None else policy.with_logits((logits + _wave(shape, distance, 2.0))[:num_prompts])
+    behaviour = policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts])
     value = None
     if spec.critic != "none":
         value = state_values(policy, reward, spec.gamma)
@@ -104,7 +105,7 @@ def build(spec: Spec) -> World:
         num_generations=spec.num_generations,
         all_prompts=spec.prompts_per_step == 2,
         reference=reference,
-        behaviour=policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts]) if spec.reused or spec.mismatch else None,
+        behaviour=behaviour if spec.reused or spec.mismatch else None,
         mismatch=spec.mismatch,
         trained_warp=None if spec.trained is None else dict(spec.trained),
         value_PN=value,

@@ -45,7 +45,10 @@ BAD = {
     ),
     "a likelihood over negative weights": (["algorithm=maxrl", "reward_weights=[-1]"], ["weight -1", "algorithm=rloo"]),
     "a likelihood without its baseline": (["algorithm=maxrl", "baseline=none"], ["baseline none", "algorithm=maxrl"]),
-    "verdicts less a KL": (["algorithm=pass_at_k", "beta=0.1"], ["kl_placement reward", "kl_placement=loss"]),
+    "verdicts less a KL": (
+        ["algorithm=pass_at_k", "beta=0.1", "kl_placement=reward"],
+        ["kl_placement reward", "kl_placement=loss"],
+    ),
     "OPO on reused data": (["algorithm=opo", "num_iterations=2"], ["importance ratio"]),
     "bounds of a correction that cross": (
         [
@@ -57,6 +60,8 @@ BAD = {
     "unknown correction": (["vllm_importance_sampling_mode=sequence_trunc"], ["sequence_truncate"]),
     "a trust region around data used once": (["kl_target=0.01"], ["no gradient", "num_iterations"]),
     "a refresh of no reference": (["sync_ref_model=true"], ["beta is 0", "no reference"]),
+    "an algorithm of no file": (["algorithm=nowhere.py:mine"], ["no file", "nowhere.py"]),
+    "an algorithm that is no function": (["algorithm=json:__name__"], ["holds a str", "advantages"]),
     "wrong section": (["data.num_generations=4"], ["belongs to section 'rollout'"]),
     "negative number": (["temperature=-1"], ["temperature", "-1", "greater than 0"]),
     "not a number": (["learning_rate=.nan"], ["learning_rate", "finite"]),
@@ -120,7 +125,7 @@ def test_bad_input_is_named_in_one_paragraph_before_torch_is_imported(case: str,
     [
         (["train", "quickstrat.yaml"], ["quickstrat.yaml", "quickstart.yaml"]),
         (["train", "quickstart.yaml", "nonsense"], ["key=value"]),
-        (["quickstart", "--algorithm", "ppo"], ["reinforce, rloo, grpo"]),
+        (["quickstart", "--algorithm", "gropo"], ["gropo", "Did you mean 'grpo'"]),
         (["quickstart", "--task", "sort_leters"], ["sort_leters"]),
         (["eval", "somewhere/model"], ["--task", "--data"]),
         (["cp", "quickstrat"], ["quickstart.yaml"]),

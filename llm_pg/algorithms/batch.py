@@ -1,0 +1,65 @@
+"""Rollouts with their weights: what the loss reads, and how it is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..rollouts import Rollouts
+
+
+@dataclass
+class Batch:
+    """What training needs of a batch of rollouts, row by row.
+
+    Attributes:
+        mask_BT: steps that enter the loss.
+        weight_BT: advantage of each step, a constant of the gradient; 0 outside the mask.
+        scale_BT: the reduction: what each step's term is multiplied by before it is summed.
+        old_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
+        ref_logp_BT: those of the reference, where the KL stands in the loss.
+        value_target_BT, old_value_BT: for the critic.
+        num_tokens: steps inside the mask, on all ranks, a tensor without axes. entropy_coef: this step's.
+    """
+
+    rollouts: Rollouts
+    mask_BT: Tensor
+    weight_BT: Tensor
+    scale_BT: Tensor
+    num_tokens: Tensor
+    entropy_coef: float
+    old_logp_BT: Tensor | None = None
+    ref_logp_BT: Tensor | None = None
+    value_target_BT: Tensor | None = None
+    old_value_BT: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Batch:
+        """The same batch, cut to the rows `index`; the scales stay those of the whole."""
+        from_B = {
+            name: value[index]
+            for name in (
+                "mask_BT",
+                "weight_BT",
+                "scale_BT",
+                "old_logp_BT",
+                "ref_logp_BT",
+                "value_target_BT",
+                "old_value_BT",
+            )
+            if (value := getattr(self, name)) is not None
+        }
+        return Batch(self.rollouts.rows(index), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_B)
+
+    def steps(self) -> Batch:
+        """The same batch with each step inside the mask as a row of its own, for minibatches of steps.
+
+        The weights already hold what each step owes to its row; only ratios of whole rows (`sequence` levels) are lost.
+        """
+        kept = self.mask_BT.reshape(-1).nonzero().squeeze(1)
+        from_BT = {
+            name: value.reshape(-1, 1)[kept]
+            for name in self.__dataclass_fields__
+            if name.endswith("_BT") and (value := getattr(self, name)) is not None
+        }
+        return Batch(self.rollouts.steps(kept), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_BT)

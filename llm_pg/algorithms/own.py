@@ -1,0 +1,127 @@
+"""An algorithm of your own: a function from rollouts to advantages, or a row, beside those of the table. No torch.
+
+    @register_algorithm(name="centred", source="me, 2026")
+    def centred(rollouts):                       # llm_pg.rollouts.Rollouts of one step, this rank's whole groups
+        returns_B = rollouts.reward_BT.sum(1)
+        return returns_B - returns_B.mean()      # (B,), or (B, T) with one weight a step
+
+In the process that ran this, `algorithm="centred"` names it; from a file, `algorithm.name: my.py:centred`. What it is
+worth: `llm-pg prove --advantage my.py:centred`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .table import TABLE, Row
+
+_ROW = "llm_pg_row"  # attribute of a registered function
+
+
+def register_algorithm(
+    row: Row | None = None, *, name: str | None = None, source: str = "", **changes: Any
+) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """Add a row to the table: a `Row` as it stands, or, as a decorator, one whose weights a function computes.
+
+    Args:
+        row: a row to add; `register_algorithm(Row("mine", "me", baseline="batch_mean"))`.
+        name: of the decorated function's row; None = the function's name.
+        source: where the algorithm comes from.
+        changes: other fields of the row. Without them the reduction is the exact one (tokens summed, completions
+            averaged) and the ratio is clipped as PPO does, so that only the advantage can be at fault.
+
+    Raises:
+        ValueError: a name that another algorithm has, or unknown fields.
+    """
+    if row is not None:
+        _add(row)
+
+    def decorate(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        known = {field.name for field in dataclasses.fields(Row)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ValueError(f"register_algorithm got {', '.join(unknown)}; a row has {', '.join(sorted(known))}.")
+        own = Row(**{"name": name or function.__name__, "source": source, "advantage": function, **changes})
+        _add(own)
+        setattr(function, _ROW, own)
+        return function
+
+    return decorate
+
+
+def _add(row: Row) -> None:
+    known = TABLE.get(row.name)
+    # A file that is loaded again, or a notebook's cell that is run again, replaces what it made before.
+    if known is not None and not _is_own(known):
+        raise ValueError(f"There is an algorithm {row.name!r} already ({known.source}); give yours another name.")
+    TABLE[row.name] = row
+    _OWN.add(row.name)
+
+
+_OWN: set[str] = set()
+
+
+def _is_own(row: Row) -> bool:
+    return row.name in _OWN
+
+
+def is_path(name: str) -> bool:
+    """Whether an algorithm's name is the address of a function: `file.py:function` or `module:function`."""
+    return ":" in name
+
+
+def load_row(address: str) -> Row:
+    """The row at `file.py:function` or `module:function`; it may also be a `Row`.
+
+    Raises:
+        ValueError: no such file, module or name, or something that is neither function nor row.
+    """
+    place, _, name = address.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"algorithm.name {address!r} is not of the form file.py:function or module:function.")
+    found = getattr(_module(place, address), name, None)
+    if isinstance(found, Row):
+        return found
+    if callable(found):
+        own = getattr(found, _ROW, None)
+        return own if own is not None else Row(name, address, advantage=found)
+    what = "has no such name" if found is None else f"holds a {type(found).__name__} there"
+    raise ValueError(
+        f"algorithm.name {address!r}: {place} {what}; give a function from rollouts to advantages, or a Row."
+    )
+
+
+def _module(place: str, address: str) -> ModuleType:
+    try:
+        return _file(Path(place).resolve()) if place.endswith(".py") else import_module(place)
+    except Exception as error:
+        raise ValueError(
+            f"algorithm.name {address!r}: loading {place} raised {type(error).__name__}: {error}."
+        ) from error
+
+
+def _file(path: Path) -> ModuleType:
+    name = f"llm_pg_algorithm_file_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look it up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
