@@ -70,7 +70,7 @@ def test_a_single_completion_that_does_not_fit_ends_the_run_with_what_to_change(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_above(policy, 0, monkeypatch)
-    with pytest.raises(RunStopped, match="8 tokens behind a prompt of 6 runs out of it.*max_completion_length"):
+    with pytest.raises(RunStopped, match=r"8 tokens behind a prompt of 6 runs out of it.*max_completion_length"):
         try_longest(policy, **SIZES)
 
 
