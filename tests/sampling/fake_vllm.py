@@ -1,0 +1,148 @@
+"""A server that speaks vLLM's protocol from the weights it is given: what it says is recorded from vLLM 0.32, what it
+computes comes from a transformers model, and what goes wrong with it is planned by the test."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from llm_pg.sampling.native import NativeSampler
+from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.sampling.random import stream_key
+
+Fault = Callable[["FakeVllm", str, dict[str, Any]], Any]
+
+
+class FakeVllm:
+    """Args: model, tokenizer: what it samples with. fault: (server, path, answer) -> the answer to send instead, an
+    int for an HTTP status, or "cut" to close the connection in the middle."""
+
+    def __init__(self, model: Any, tokenizer: Any, fault: Fault | None = None) -> None:
+        self.model, self.fault = model, fault
+        self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.skips: set[str] = set()  # weights that a reload leaves as they are
+        self.lock = threading.Lock()
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+    def count(self, path: str) -> int:
+        return sum(p == path for p, _ in self.requests)
+
+    def answer(self, path: str, body: dict[str, Any]) -> Any:
+        with self.lock:
+            self.requests.append((path, body))
+            if path == "/v1/completions":
+                return self._complete(body)
+            if path == "/collective_rpc":
+                return self._reload(Path(body["kwargs"]["weights_path"]))
+            return {}
+
+    def _reload(self, folder: Path) -> Any:
+        weights = load_file(folder / "model.safetensors")
+        state = self.model.state_dict()
+        for name in self.skips:
+            weights[name] = state[name].clone()
+        self.model.load_state_dict(weights)
+        return {"results": [None]}
+
+    def _complete(self, body: dict[str, Any]) -> Any:
+        params = SamplingParams(
+            temperature=body["temperature"] or 1.0,
+            top_k=body["top_k"],
+            top_p=body["top_p"],
+            min_p=body["min_p"],
+            greedy=body["temperature"] == 0.0,
+            max_completion_length=body["max_tokens"],
+        )
+        keys = stream_key(body["seed"], torch.arange(body["n"]))
+        done = self.sampler.sample([body["prompt"]], body["n"], params, keys)
+        choices = []
+        for i in range(body["n"]):
+            mask = done.mask_BT[i]
+            ids, logp = done.tokens_BT[i][mask].tolist(), done.logp_BT[i][mask].tolist()
+            choices.append(
+                {
+                    "index": i,
+                    "text": "",
+                    "logprobs": {"token_logprobs": logp, "tokens": [""] * len(ids)},
+                    "finish_reason": "length" if done.truncated_B[i] else "stop",
+                    "token_ids": ids,
+                    "prompt_token_ids": body["prompt"],
+                }
+            )
+        return {"object": "text_completion", "choices": choices}
+
+
+def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = server.answer(self.path, body)
+            if server.fault is not None:
+                answer = server.fault(server, self.path, answer)
+            if isinstance(answer, int):
+                self._send(answer, {"error": {"message": "planned"}})
+            elif answer == "cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [')
+                self.close_connection = True
+            else:
+                self._send(200, answer)
+
+        def _send(self, status: int, answer: Any) -> None:
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+def slow(seconds: float, times: int = 10**9) -> Fault:
+    """Completions that come `seconds` late, the first `times` of them."""
+    left = [times]
+
+    def fault(server: FakeVllm, path: str, answer: Any) -> Any:
+        if path == "/v1/completions" and left[0] > 0:
+            left[0] -= 1
+            time.sleep(seconds)
+        return answer
+
+    return fault
+
+
+def instead(value: Any, times: int = 10**9, path: str = "/v1/completions") -> Fault:
+    """`value` (or its result on the answer) in place of the first `times` answers."""
+    left = [times]
+
+    def fault(server: FakeVllm, at: str, answer: Any) -> Any:
+        if at != path or left[0] <= 0:
+            return answer
+        left[0] -= 1
+        return value(answer) if callable(value) else value
+
+    return fault

