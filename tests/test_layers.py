@@ -31,6 +31,7 @@ ORDER = [
     "run_folder",
     "spare",
     "doctor",
+    "metrics_guide",
     "preflight",
     "models",
     "ranks",
