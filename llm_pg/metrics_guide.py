@@ -1,5 +1,5 @@
-"""`docs/metrics.md`, made from the table of metrics and the doctor's limits: `python -m llm_pg.metrics_guide` prints it,
-`python -m llm_pg.metrics_guide docs/metrics.md` writes it."""
+"""`docs/metrics.md`, made from the table of metrics and the doctor's limits. `python -m llm_pg.metrics_guide` prints
+it, `python -m llm_pg.metrics_guide docs/metrics.md` writes it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ READING: dict[str, str] = {
     "steps. Up while eval/greedy goes down: the reward is being gamed.",
     "reward_std": "0 means that all completions earn the same, and a group baseline then leaves nothing to learn from.",
     "reward/": "Where a sum of parts grows, see which part: format alone is not the task.",
-    "unscorable": f"Should be 0; the doctor speaks from {UNSCORABLE:.0%}. rewards.log names the function and the cause.",
+    "unscorable": f"Should be 0; the doctor speaks from {UNSCORABLE:.0%}. rewards.log names function and cause.",
     "uniform_groups": "High at both ends: a task too hard or already solved. The doctor speaks from "
     f"{UNIFORM:.0%} while the reward is under {SOLVED:.0%} of its range.",
     "completion_length": "A rise with the reward is usual in reasoning. A rise without it: length is rewarded, or the "
     "end token is not learned.",
-    "truncated": f"The doctor speaks from {TRUNCATED:.0%}: cut answers are scored as wrong. Raise max_completion_length.",
+    "truncated": f"The doctor speaks from {TRUNCATED:.0%}: a cut answer is scored as wrong. Raise the limit.",
     "kl": f"Grows slowly from 0. Over {RUNAWAY_KL:g} and still growing fast the policy runs away from its reference: "
     "lower the learning rate or raise beta.",
-    "entropy": f"Falls as the policy learns. Under {COLLAPSED_ENTROPY:g} before the task is solved nothing new is tried: "
+    "entropy": f"Falls as the policy learns. Under {COLLAPSED_ENTROPY:g} on an unsolved task nothing new is tried: set "
     "entropy_coef, or a lower learning rate.",
     "clip_fraction": f"0 on-policy, a few percent with reused batches; the doctor speaks from {CLIPPED:.0%}.",
     "approx_kl": "0 in the first pass. Over about 0.02 to 0.05 the batch is stale before it is used up.",
@@ -41,11 +41,11 @@ READING: dict[str, str] = {
     "policy_loss": "Near 0 on-policy by construction, whether or not it learns. Look at reward and grad_norm instead.",
     "value_loss": "Falls while the critic learns; its size is that of squared returns.",
     "explained_variance": "1 = the critic foretells returns, 0 = no better than their mean, under 0 = worse than that.",
-    "grad_norm": "Single peaks are usual. Exactly 0: nothing is learned (equal rewards, or nothing is trainable). Always "
-    "over max_grad_norm: the learning rate is then in truth smaller than it looks.",
+    "grad_norm": "Single peaks are usual. Exactly 0: nothing is learned (equal rewards, or nothing is trainable). "
+    "Always over max_grad_norm: the learning rate is then in truth smaller than it looks.",
     "gradient_signal": "Compare with gradient_noise; single values may be negative, their mean is unbiased.",
-    "gradient_noise": "noise / signal is the number of groups at which a step is half signal. Far more than your groups: "
-    "sample more prompts per step, or lower the learning rate.",
+    "gradient_noise": "noise / signal is the number of groups at which a step is half signal. Far more than your "
+    "groups: sample more prompts per step, or lower the learning rate.",
     "skipped_updates": "Should be 0. fp16 may skip a few at the start while its scale settles.",
     "oom_splits": "The gradient is the same, the step slower: lower per_device_train_batch_size.",
     "tokens_per_second": "Falls as completions of a batch end at different lengths: the longest one holds up the rest.",
@@ -56,8 +56,7 @@ READING: dict[str, str] = {
 HEAD = """# The metrics
 
 Made from the table in `llm_pg/metrics.py` by `python -m llm_pg.metrics_guide docs/metrics.md`. Every step is one line
-of `metrics.jsonl` with these names, in the same units in the terminal, on the page and in the trackers. A name that ends
-in `/` stands for all that begin with it. What could not be measured is left out; not-a-number is `null`, with its name
+of `metrics.jsonl` with these names; terminal, page and trackers have the same units. A name that ends in `/` stands for all that begin with it. What could not be measured is left out; not-a-number is `null`, with its name
 under `nan`.
 """
 
