@@ -111,6 +111,11 @@ class Parts:
             from peft import get_peft_model
 
             self.model = get_peft_model(self.model, peft_config)
+        if config.algorithm.sync_ref_model and hasattr(self.model, "disable_adapter"):
+            raise ConfigError(
+                "sync_ref_model is true and the model has an adapter: its reference is the same weights with the adapter "
+                "off, which cannot move by themselves. Set sync_ref_model=false, or train without the adapter."
+            )
         context = getattr(self.model.config, "max_position_embeddings", None)
         self.train_prompts, self.eval_prompts = load_prompts(
             config, self.tokenizer, train_dataset=train, eval_dataset=held_out, context_length=context

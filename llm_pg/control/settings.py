@@ -203,6 +203,11 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
         if key not in row_fields | own_fields:
             raise ValueError(unknown("setting", key, sorted(row_fields | own_fields)))
     row = dataclasses.replace(ROWS[algorithm], **{k: v for k, v in merged.items() if k in row_fields})
+    if row.baseline == "greedy":
+        raise ValueError(
+            f"{algorithm} compares with a greedy completion of the same prompt, which an environment does not give. Use "
+            "baseline running_mean or value, or an algorithm with groups (rloo)."
+        )
     return Settings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
 
 
