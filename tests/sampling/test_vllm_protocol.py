@@ -198,10 +198,12 @@ def test_the_prompts_of_a_dead_server_go_to_the_others(start: Start, fault: Any)
     sampler, servers, _ = start(fault, None, request_timeout=0.3)
     healthy, _, _ = start(None)
     expected = sample(healthy)
-    for _ in range(3):
+    for _ in range(20):
         done = sample(sampler)
         assert torch.equal(done.tokens_BT, expected.tokens_BT)
-    assert any("is left out (1 of 2 left)" in line for line in start.said)  # type: ignore[attr-defined]
+        if start.said:  # type: ignore[attr-defined]
+            break
+    assert "is left out (1 of 2 left)" in start.said[0]  # type: ignore[attr-defined]
     asked = servers[0].count("/v1/completions")
     sample(sampler)
     assert servers[0].count("/v1/completions") == asked
@@ -210,8 +212,8 @@ def test_the_prompts_of_a_dead_server_go_to_the_others(start: Start, fault: Any)
 @pytest.mark.faults
 def test_a_server_that_is_back_at_the_next_sync_gets_the_new_weights(start: Start) -> None:
     sampler, servers, model = start(instead(500, 3), None)
-    sample(sampler)
-    sample(sampler)
+    while not start.said:  # type: ignore[attr-defined]
+        sample(sampler)
     move(model)
     before = servers[0].count("/v1/completions")
     sample(sampler)

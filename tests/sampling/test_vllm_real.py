@@ -2,7 +2,7 @@
 
     LLM_PG_TEST_VLLM=1 pytest -m vllm -n 0 tests/sampling/test_vllm_real.py
 
-Without LLM_PG_VLLM_PYTHON (the python of an environment with vllm) the CPU build is first installed into one of its own.
+Without LLM_PG_VLLM_PYTHON (the python of an environment with vllm) the CPU build is first installed into a new one.
 """
 
 import copy
