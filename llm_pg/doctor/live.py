@@ -280,7 +280,9 @@ def hacked_reward(case: Case) -> Iterator[Finding]:
 
 
 def no_gradient(case: Case) -> Iterator[Finding]:
-    norms, steps = case.run.values("grad_norm"), case.window
+    # In its warm-up the critic learns alone, at a rate of 0 for the policy.
+    alone = {int(m["step"]) for m in case.run.metrics if m.get("critic_grad_norm") and m.get("learning_rate") == 0}
+    norms, steps = [norm for step, norm in case.run.series("grad_norm") if step not in alone], case.window
     if len(norms) < steps or median(norms[-steps:]) > 0 or case.solved:
         return
     yield Finding(

@@ -24,8 +24,19 @@ REUSE = {"num_iterations": 2, "steps_per_generation": 2, "surrogate": "clip", "b
         ("rloo", {"lr_scheduler_type": "linear"}, False),
         ("grpo", REUSE, False),
         ("grpo", REUSE, True),
+        ("a2c", {"critic_warmup_steps": 4, "truncated": "bootstrap", "lr_scheduler_type": "linear"}, False),
+        ("ppo", {**REUSE, "critic_kind": "model", "lam_value": 1.0}, False),
+        ("ppo", {**REUSE, "critic_warmup_steps": 2, "critic_trunk_gradient": True}, True),
     ],
-    ids=["reinforce", "rloo", "grpo reused", "grpo reused, adapter with dropout"],
+    ids=[
+        "reinforce",
+        "rloo",
+        "grpo reused",
+        "grpo reused, adapter with dropout",
+        "a2c, killed as the warm-up ends",
+        "ppo reused, a critic of its own",
+        "ppo reused, adapter with dropout",
+    ],
 )
 def test_a_run_killed_where_nothing_was_saved_ends_as_the_one_that_was_not(
     algorithm: str, changes: dict[str, Any], lora: bool, tiny: Callable[..., Any], tmp_path: Path
