@@ -31,8 +31,7 @@ class FakeVllm:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.skips: set[str] = set()  # weights that a reload leaves as they are
         self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.http.daemon_threads = True
+        self.http = _Quiet(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
@@ -86,6 +85,13 @@ class FakeVllm:
                 }
             )
         return {"object": "text_completion", "choices": choices}
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up waiting is part of some tests."""
 
 
 def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
