@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .estimators.kl import k3
 from .metrics import Clock
 from .prompts import Prompt
 from .rewards.scorer import Scorer
@@ -57,13 +59,20 @@ class Experience:
         out.update({f"log/{name}": value for name, value in told.items()})
         return out
 
-    def readable(self, weight_BT: Tensor, num_groups: int) -> list[dict[str, Any]]:
-        """The first groups as JSON rows: texts, scores, and the text and numbers of every token."""
+    def readable(
+        self, weight_BT: Tensor, num_groups: int, more: dict[str, Tensor] | None = None
+    ) -> list[dict[str, Any]]:
+        """The first groups as JSON rows: texts, scores, and the text and numbers of every token.
+
+        more: further numbers of every token, (B, T); null where NaN, and left out of a row that has none.
+        """
         rollouts, rows = self.rollouts, []
         lengths, ids = rollouts.length_B.tolist(), rollouts.completion_ids()
+        numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": weight_BT}
+        if rollouts.ref_logp_BT is not None:
+            numbers["kl"] = k3(rollouts.logp_BT, rollouts.ref_logp_BT)
         for i in range(min(num_groups * self.num_generations, len(self.texts))):
             prompt, n = self.prompts[i // self.num_generations], lengths[i]
-            numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": weight_BT}
             rows.append(
                 {
                     "prompt_index": prompt.index,
@@ -77,10 +86,17 @@ class Experience:
                     **({} if self.pieces is None else {"pieces": self.pieces(ids[i])}),
                     "tokens": {
                         name: [round(v, 5) for v in x[i, :n].tolist()] for name, x in numbers.items() if x is not None
-                    },
+                    }
+                    | _known({name: x[i, :n].tolist() for name, x in (more or {}).items()}),
                 }
             )
         return rows
+
+
+def _known(numbers: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """NaN as None; what is known of no token is left out."""
+    clean = {name: [None if math.isnan(v) else round(v, 5) for v in values] for name, values in numbers.items()}
+    return {name: values for name, values in clean.items() if any(v is not None for v in values)}
 
 
 class Pieces:

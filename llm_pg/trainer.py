@@ -242,7 +242,9 @@ class PolicyGradientTrainer(Parts):
             values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
         readable: list[dict[str, Any]] = []
         if config.run.log_completions and self.ranks.is_main:
-            readable = experience.readable(batch.weight_BT, config.run.log_completions)
+            readable = experience.readable(
+                batch.weight_BT, config.run.log_completions, self.updater.seen.numbers(rollouts.logp_BT)
+            )
             self.folder.write_completions(self.step, readable)
         if config.eval.eval_steps and self.step % config.eval.eval_steps == 0 and self.step < config.train.max_steps:
             values.update(self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics())

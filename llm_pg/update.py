@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .algorithms.algorithm import Algorithm, Batch
 from .estimators.noise import GradientNoise, gradient_noise, half_square_norms
-from .policy import Policy, halves
+from .policy import Policy, Scores, halves
 from .rollouts import TextRollouts
 
 
@@ -31,6 +31,26 @@ class UpdateStats:
     splits: int = 0
     noise: GradientNoise | None = None
     critic_grad_norm: float | None = None
+
+
+class SeenTokens:
+    """What the passes of an update saw of each token, for people to read; NaN where no pass came by (rows of weight 0).
+
+    entropy_BT: of the first pass, before the first step. logp_BT: of the last pass.
+    """
+
+    def __init__(self, like_BT: Tensor) -> None:
+        self.entropy_BT = torch.full_like(like_BT, float("nan"), dtype=torch.float32)
+        self.logp_BT = self.entropy_BT.clone()
+
+    def note(self, rows: Tensor, scores: Scores) -> None:
+        entropy_BT = self.entropy_BT[rows]
+        self.entropy_BT[rows] = torch.where(entropy_BT.isnan(), scores.entropy_BT.detach().float(), entropy_BT)
+        self.logp_BT[rows] = scores.logp_BT.detach().float()
+
+    def numbers(self, sampled_BT: Tensor) -> dict[str, Tensor]:
+        """entropy, and the ratio of the last pass to the log-probabilities that were sampled with."""
+        return {"entropy": self.entropy_BT, "ratio": (self.logp_BT - sampled_BT).exp()}
 
 
 class Updater:
@@ -89,11 +109,10 @@ class Updater:
             batch.old_logp_BT = self.policy.logp(rollouts, self.micro_rows)
         alone = self.accelerator.num_processes == 1 and self.accelerator.scaler is None
         measure_noise = measure_noise and alone and self.num_minibatches == 1 and not critic_only
-        steps = [
-            self._step(batch.rows(index), measure_noise and iteration == 0)
-            for iteration in range(self.num_iterations)
-            for index in order[iteration].chunk(self.num_minibatches)
-        ]
+        self.seen, steps = SeenTokens(batch.rollouts.logp_BT), []
+        for iteration in range(self.num_iterations):
+            for self.rows in order[iteration].chunk(self.num_minibatches):
+                steps.append(self._step(batch.rows(self.rows), measure_noise and iteration == 0))
         if not critic_only:
             self.scheduler.step()
         return steps
@@ -131,7 +150,7 @@ class Updater:
                 for number, part in enumerate(parts):
                     first = self._gradients() if number else None
                     for piece in self._pieces(batch, part, most):
-                        for key, value in self._backward(batch.rows(piece)).items():
+                        for key, value in self._backward(batch.rows(piece), self.rows[piece]).items():
                             values[key] = values.get(key, 0.0) + value
                         if self.progress is not None:
                             self.progress(len(piece))
@@ -171,10 +190,11 @@ class Updater:
         total = self.accelerator.reduce(total, reduction="sum")
         return math.isfinite(float(total))
 
-    def _backward(self, part: Batch) -> dict[str, float]:
+    def _backward(self, part: Batch, rows: Tensor) -> dict[str, float]:
         rollouts = part.rollouts
         assert isinstance(rollouts, TextRollouts)
         scores = self.policy.score(rollouts, entropy_grad=bool(part.entropy_coef), frozen=self.critic_only)
+        self.seen.note(rows, scores)
         loss, stats = self.algorithm.loss(scores.logp_BT, part, entropy_BT=scores.entropy_BT, value_BT=scores.value_BT)
         # Each minibatch is an optimiser step of its own, of the size the whole batch would have had.
         self.accelerator.backward(loss * self.num_minibatches)

@@ -80,6 +80,9 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
         logp = tokens.get("logp", [])[:MOST_TOKENS]
         out["l"] = _thousandths(logp)
         out["a"] = _thousandths(tokens.get("weight", [])[:MOST_TOKENS])
+        for short, name in (("e", "entropy"), ("q", "ratio")):
+            if tokens.get(name):
+                out[short] = _thousandths(tokens[name][:MOST_TOKENS])
         if tokens.get("ref_logp"):
             pairs = zip(logp, tokens["ref_logp"], strict=False)
             out["k"] = _thousandths([None if a is None or b is None else a - b for a, b in pairs])

@@ -159,37 +159,42 @@
   const MODES = {
     a: ["weight", "advantage of the token: what its log-probability is pushed by"],
     l: ["log-prob", "log-probability under the sampled distribution, nats"],
+    q: ["ratio", "probability in the last training pass over that of the sampler; no colour at 1"],
     k: ["KL", "log-probability less that of the reference, nats"],
+    e: ["entropy", "of the distribution that the token was drawn from, nats"],
   };
   let mode = "a";
+  const ONE_WAY = { l: [-1, 0], e: [0, 1] }; /* numbers of one sign, and where their scale begins and ends */
+  const middle = (name) => (name === "q" ? 1 : 0);
+  const off = (v, name) => v - middle(name);
   const limits = {};
   const limit = (name) => {
     if (limits[name] === undefined) {
       const seen = [];
-      for (const row of rows) if (row.t && row[name] !== undefined) for (let i = 0; i < row.t.length; i += 1 + (row.t.length >> 6)) seen.push(Math.abs(value(row, name, i) ?? 0));
+      for (const row of rows) if (row.t && row[name] !== undefined) for (let i = 0; i < row.t.length; i += 1 + (row.t.length >> 6)) seen.push(Math.abs(off(value(row, name, i) ?? middle(name), name)));
       seen.sort((a, b) => a - b);
       limits[name] = seen[Math.floor(seen.length * 0.99)] || seen.at(-1) || 1;
     }
     return limits[name];
   };
   const colour = (v, name) => {
-    const share = Math.max(-1, Math.min(1, v / limit(name)));
-    const ink = name === "l" ? "138 80 200" : share < 0 ? "226 88 34" : "22 120 240";
+    const share = Math.max(-1, Math.min(1, off(v, name) / limit(name)));
+    const ink = ONE_WAY[name] ? "138 80 200" : share < 0 ? "226 88 34" : "22 120 240";
     return `rgb(${ink} / ${(0.72 * Math.abs(share)).toFixed(3)})`;
   };
   const paint = (spans, row) => {
     spans.forEach((span, i) => {
       const v = value(row, mode, i);
       span.style.backgroundColor = v === null ? "" : colour(v, mode);
-      span.classList.toggle("neg", mode !== "l" && v !== null && v < 0);
+      span.classList.toggle("neg", !ONE_WAY[mode] && v !== null && off(v, mode) < 0);
     });
   };
   const scale = () => {
     const box = el("span"), top = limit(mode);
-    const steps = mode === "l" ? [-1, -0.75, -0.5, -0.25, 0] : [-1, -0.66, -0.33, 0, 0.33, 0.66, 1];
-    for (const s of steps) { const i = el("i"); i.style.backgroundColor = colour(s * top, mode); box.append(i); }
-    return el("p", { className: "scale" }, num(-top), box, mode === "l" ? "0" : num(top),
-      el("em", { textContent: MODES[mode][1] + (mode === "l" ? "" : "; negative ones are underlined") }));
+    const [from, to] = ONE_WAY[mode] ?? [-1, 1], at = (share) => middle(mode) + share * top;
+    for (let k = 0; k <= 6; k++) { const i = el("i"); i.style.backgroundColor = colour(at(from + (k * (to - from)) / 6), mode); box.append(i); }
+    const note = ONE_WAY[mode] ? "" : `; those under ${middle(mode)} are underlined`;
+    return el("p", { className: "scale" }, num(at(from)), box, num(at(to)), el("em", { textContent: MODES[mode][1] + note }));
   };
   const tokens = (row, box) => {
     const out = el("output", { id: "numbers", "aria-live": "polite", textContent: "Point at a token, or focus the text and press the arrow keys." });

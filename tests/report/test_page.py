@@ -157,3 +157,15 @@ def test_all_of_a_chart_lies_inside_its_drawing() -> None:
 
 def test_a_curve_of_zeros_that_says_nothing_is_left_out(make_run: MakeRun) -> None:
     assert "Truncated" not in [chart.title for chart in charts([read_run(make_run())])]
+
+
+def test_ratio_and_entropy_of_tokens_reach_the_page_and_unknown_ones_stay_unknown(make_run: MakeRun) -> None:
+    def rows(step: int) -> list[dict[str, Any]]:
+        trained, left_out = (token_row(step, 0, k, ["a", " b", "</s>"]) for k in (0, 1))
+        trained["tokens"] |= {"entropy": [1.5, 0.25, None], "ratio": [1.0, 1.0, 1.0]}
+        return [trained, left_out]
+
+    data = data_of(write_report([make_run(steps=1, rows=rows)]))
+    assert (data["rows"][0]["e"], data["rows"][0]["q"]) == ([1500, 250, None], 1000)
+    assert "e" not in data["rows"][1]
+    assert "q" not in data["rows"][1]
