@@ -113,8 +113,8 @@ class Parts:
             self.model = get_peft_model(self.model, peft_config)
         if config.algorithm.sync_ref_model and hasattr(self.model, "disable_adapter"):
             raise ConfigError(
-                "sync_ref_model is true and the model has an adapter: its reference is the same weights with the adapter "
-                "off, which cannot move by themselves. Set sync_ref_model=false, or train without the adapter."
+                "sync_ref_model is true and the model has an adapter: its reference is the same weights with the "
+                "adapter off, which cannot move by themselves. Set sync_ref_model=false, or train without the adapter."
             )
         context = getattr(self.model.config, "max_position_embeddings", None)
         self.train_prompts, self.eval_prompts = load_prompts(

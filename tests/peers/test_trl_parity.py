@@ -7,6 +7,7 @@ rewards it got. Where we differ on purpose, the test says which of the two is ex
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import TABLE, Row
-from llm_pg.estimators.distributions import token_logp, warp_logits
+from llm_pg.algorithms.table import CORRECTIONS, TABLE, Row
+from llm_pg.estimators.distributions import entropy, token_logp, warp_logits
 from llm_pg.rollouts import Rollouts
 
 GENERATIONS, ROWS, LIMIT = 4, 8, 6
+LOGPS = 4  # place of the sampler's log-probabilities in what TRL's `_generate` returns
 PROMPTS = ["ab", "cdab"]
 
 
@@ -76,16 +78,25 @@ class Sampled:
             algorithm = Algorithm(dataclasses.replace(TABLE["rloo"], importance_sampling_level="token"))
             return float(algorithm.loss(self.logp(self.trainer.model), batch)[1]["clip_fraction"])
 
+    def entropy(self) -> Tensor:
+        """Of the present weights at each completion token, as TRL measures it."""
+        ids = torch.cat([self.inputs["prompt_ids"], self.inputs["completion_ids"]], 1)
+        attention = torch.cat([self.inputs["prompt_mask"], self.inputs["completion_mask"]], 1)
+        with torch.no_grad():
+            logits = self.trainer.model(input_ids=ids, attention_mask=attention).logits
+        return entropy(logits[:, -self.inputs["completion_ids"].shape[1] - 1 : -1])
+
     def rollouts(self, old_logp_BT: Tensor) -> Rollouts:
         reference = self.trainer.ref_model
         with torch.no_grad():
             ref_logp_BT = None if reference is None else self.logp(reference)
         return Rollouts.of_scored_text(
             mask_BT=self.inputs["completion_mask"],
-            logp_BT=old_logp_BT,
+            logp_BT=self.inputs.get("sampling_per_token_logps", old_logp_BT),
             group_B=torch.arange(ROWS) // GENERATIONS,
             reward_B=self.rewards_B,
             ref_logp_BT=ref_logp_BT,
+            entropy_BT=self.entropy(),
         )
 
     def ours(self, row: Row, old_logp_BT: Tensor, reused: bool) -> tuple[float, Tensor, Batch]:
@@ -108,11 +119,31 @@ def _same(theirs: tuple[float, Tensor], ours: tuple[float, Tensor]) -> None:
     assert float((ours[1] - theirs[1]).norm()) < 1e-5 * float(theirs[1].norm())
 
 
+def as_if_from_vllm(trainer: Any, mismatch: float) -> None:
+    """TRL's path for completions of another engine: transformers samples, and each token's log-probability is reported
+    off by this size from the one of a uniform choice, which the tiny model's are close to."""
+    generate = trainer._generate
+
+    def reported(prompts: list[Any]) -> tuple[Any, ...]:
+        trainer.use_vllm = False
+        out = list(generate(prompts))
+        trainer.use_vllm = True
+        generator = torch.Generator().manual_seed(2)
+        uniform = -math.log(trainer.model.config.vocab_size)
+        lengths = [len(ids) for ids in out[1]]
+        out[LOGPS] = [(uniform + mismatch * (torch.randn(n, generator=generator) + 0.3)).tolist() for n in lengths]
+        return tuple(out)
+
+    trainer._generate = reported
+
+
 @pytest.fixture
 def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tensor]]:
     """TRL's trainer after one generation, its weights moved where the data are to be reused."""
 
-    def run(kind: str, *, moved: float = 0.0, function: Any = reward, **settings: Any) -> tuple[Sampled, Tensor]:
+    def run(
+        kind: str, *, moved: float = 0.0, mismatch: float = 0.0, function: Any = reward, **settings: Any
+    ) -> tuple[Sampled, Tensor]:
         import trl
         from datasets import Dataset
 
@@ -136,6 +167,8 @@ def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tens
             train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         )
         trainer.current_gradient_accumulation_steps = 1
+        if mismatch:
+            as_if_from_vllm(trainer, mismatch)
         trainer.model.train()
         rows = [{"prompt": prompt} for prompt in PROMPTS for _ in range(GENERATIONS)]
         inputs = trainer._generate_and_score_completions(rows)
@@ -188,6 +221,7 @@ def test_grpo_has_the_loss_and_the_gradient_of_trl(
     [
         ("gspo", {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4}),
         ("cispo", {"loss_type": "cispo", "epsilon_high": 5.0}),
+        ("sapo", {"loss_type": "sapo", "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}),
         ("dapo", {"loss_type": "dapo", "epsilon_high": 0.28}),
         ("grpo", {"loss_type": "dapo", "delta": 1.3}),
     ],
@@ -198,6 +232,63 @@ def test_its_relatives_have_the_loss_and_the_gradient_of_trl(
     sampled, old = sample("GRPO", moved=moved, num_iterations=2, **settings)
     row = dataclasses.replace(TABLE[name], delta=settings.get("delta"))
     _same(sampled.theirs(), sampled.ours(row, old, reused=True)[:2])
+
+
+@pytest.mark.parametrize("temperatures", [(0.5, 3.0), (4.0, 1.0)])
+def test_sapo_gates_each_sign_by_its_own_temperature_as_trl_does(
+    sample: Any, temperatures: tuple[float, float]
+) -> None:
+    names = ("sapo_temperature_pos", "sapo_temperature_neg")
+    settings = dict(zip(names, temperatures, strict=True))
+    sampled, old = sample("GRPO", moved=0.05, num_iterations=2, loss_type="sapo", **settings)
+    _same(sampled.theirs(), sampled.ours(dataclasses.replace(TABLE["sapo"], **settings), old, reused=True)[:2])
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.02])
+@pytest.mark.parametrize("bounds", [(None, 1.1), (0.9, 1.2)])
+@pytest.mark.parametrize("mode", CORRECTIONS)
+def test_the_correction_for_another_sampler_is_trls(
+    sample: Any, mode: str, bounds: tuple[float | None, float], moved: float
+) -> None:
+    names = ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max")
+    settings: dict[str, Any] = {"vllm_importance_sampling_mode": mode, **dict(zip(names, bounds, strict=True))}
+    sampled, old = sample("GRPO", moved=moved, mismatch=0.1, loss_type="dapo", num_iterations=2, **settings)
+    row = dataclasses.replace(TABLE["grpo"], vllm_importance_sampling_correction=True, **settings)
+    loss, gradient, batch = sampled.ours(row, old, reused=True)
+    _same(sampled.theirs(), (loss, gradient))
+    with torch.no_grad():
+        met = float(Algorithm(row).loss(sampled.logp(sampled.trainer.model), batch)[1]["correction_bounded"])
+    assert 0 < met <= 1
+    off = dataclasses.replace(row, vllm_importance_sampling_correction=False)
+    assert float((sampled.ours(off, old, reused=True)[1] - gradient).norm()) > 1e-3 * float(gradient.norm())
+
+
+@pytest.mark.parametrize(("moved", "mismatch"), [(0.05, 0.0), (0.0, 0.5)])
+def test_completions_that_the_policy_has_left_are_dropped_as_in_trl(sample: Any, moved: float, mismatch: float) -> None:
+    """By the drift from the sampler's log-probabilities, where those are known, as by that of the updates."""
+    threshold = 0.002
+    settings: dict[str, Any] = {"num_iterations": 2, "off_policy_mask_threshold": threshold}
+    if mismatch:
+        settings["vllm_importance_sampling_correction"] = False
+    sampled, old = sample("GRPO", moved=moved, mismatch=mismatch, loss_type="grpo", **settings)
+    row = dataclasses.replace(TABLE["grpo"], loss_type="grpo", off_policy_mask_threshold=threshold)
+    loss, gradient, batch = sampled.ours(row, old, reused=True)
+    _same(sampled.theirs(), (loss, gradient))
+    with torch.no_grad():
+        dropped = float(Algorithm(row).loss(sampled.logp(sampled.trainer.model), batch)[1]["off_policy_masked"])
+    assert 0 < dropped < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.83])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_the_share_of_tokens_of_high_entropy_is_trls(sample: Any, loss_type: str, share: float) -> None:
+    """TRL takes the quantile of each micro-batch; here one micro-batch is the whole batch, as it always is in ours."""
+    sampled, old = sample("GRPO", loss_type=loss_type, top_entropy_quantile=share)
+    row = dataclasses.replace(TABLE["grpo"], loss_type=loss_type, top_entropy_quantile=share)
+    loss, gradient, batch = sampled.ours(row, old, reused=False)
+    _same(sampled.theirs(), (loss, gradient))
+    every = Algorithm(dataclasses.replace(row, top_entropy_quantile=1.0)).weigh(sampled.rollouts(old))
+    assert 0 < int((batch.weight_BT != 0).sum()) < int((every.weight_BT != 0).sum())
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.01])
