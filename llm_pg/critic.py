@@ -24,7 +24,10 @@ CRITIC_FILE = "critic.safetensors"
 
 
 class Critic(torch.nn.Module):
-    """A linear head on hidden states: the policy's (`head`), or those of a copy of the policy's body (`model`).
+    """A head on hidden states: the policy's (`head`), or those of a copy of the policy's body (`model`).
+
+    The head has one hidden layer as wide as the states: those serve the next token and do not move for the critic, so a
+    linear reading of them foretells little (of the quickstart's returns half as much).
 
     Args:
         model: the policy, a transformers model or a PEFT model; a copy trains what the policy trains, hence only its
@@ -46,20 +49,21 @@ class Critic(torch.nn.Module):
             )
         self.kind, self.trunk_gradient = kind, trunk_gradient
         self.body = _body_of(model) if kind == "model" else None
-        weight = next(core.base_model.parameters())
+        weight: Tensor = next(core.base_model.parameters())
         width = core.config.get_text_config().hidden_size
-        self.head = torch.nn.Linear(
-            width, 1, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
-        )
-        torch.nn.init.zeros_(self.head.weight)
-        torch.nn.init.zeros_(self.head.bias)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same on every rank, and no draw from the run's own stream
+            head = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 1))
+        for p in head[2].parameters():
+            torch.nn.init.zeros_(p)
+        self.head = head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     def values(self, hidden_M: Tensor) -> Tensor:
         """V of each hidden state (M, hidden): (M,), float32 or wider."""
         if self.kind == "head" and not self.trunk_gradient:
             hidden_M = hidden_M.detach()
         with torch.autocast(hidden_M.device.type, enabled=False):
-            value: Tensor = self.head(hidden_M.to(self.head.weight.dtype)).squeeze(-1)
+            value: Tensor = self.head(hidden_M.to(self.head[0].weight.dtype)).squeeze(-1)
         return value
 
     def trainable(self) -> list[torch.nn.Parameter]:

@@ -213,7 +213,7 @@ class CriticConfig(Section):
     """The learned critic of the rows that have one (a2c, ppo); the other rows make none."""
 
     critic_kind: Literal["head", "model"] = Field(
-        "head", description="head = a linear layer on the policy's hidden states, model = a copy of the policy's body."
+        "head", description="head = a small network on the policy's hidden states, model = a copy of the policy's body."
     )
     critic_trunk_gradient: bool = Field(
         False,

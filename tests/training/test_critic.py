@@ -62,7 +62,7 @@ def value_alone(policy: Policy, ids: list[int]) -> torch.Tensor:
     """V of the state after these tokens, by a forward pass of nothing else."""
     assert policy.critic is not None
     hidden = core_of(policy.model).base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-    return policy.critic.head(hidden.to(policy.critic.head.weight.dtype))[0]
+    return policy.critic.head(hidden.to(policy.critic.head[0].weight.dtype))[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,10 +158,11 @@ def test_no_cut_and_no_layout_changes_the_gradient_of_policy_or_critic(
             assert float((ours - whole).norm() / whole.norm()) < 1e-10
 
 
-def test_the_heads_gradient_is_the_mean_error_times_the_hidden_state(make_model: Callable[..., Any]) -> None:
-    """d/dw of vf_coef · mean ½(w·h - G)², summed by hand over states computed one by one; at λ = 1 G is the verdict."""
+def test_the_heads_gradient_is_the_mean_error_times_what_its_last_layer_reads(make_model: Callable[..., Any]) -> None:
+    """d/dw of vf_coef · mean ½(w·x - G)², summed by hand over states computed one by one; at λ = 1 G is the verdict."""
     batch, model = in_double(rollouts()), doubled(make_model())
     policy = with_critic(model)
+    assert policy.critic is not None
     _, critic = gradients(policy, batch, "a2c", 6, bootstrap=False, vf_coef=0.3)
     expected = torch.zeros(32, dtype=torch.float64)
     reward_B = batch.reward_BT.sum(1)
@@ -169,9 +170,9 @@ def test_the_heads_gradient_is_the_mean_error_times_the_hidden_state(make_model:
         for i, (prompt, done) in enumerate(zip(batch.prompt_ids_B, batch.completion_ids(), strict=True)):
             for t in range(len(done)):
                 ids = torch.tensor([[*prompt, *done[:t]]])
-                hidden = model.base_model(input_ids=ids).last_hidden_state[0, -1]
-                expected += hidden * (value_alone(policy, ids[0].tolist()) - reward_B[i])
-    torch.testing.assert_close(critic[:32], 0.3 * expected / batch.mask_BT.sum(), rtol=1e-9, atol=1e-12)
+                read = policy.critic.head[:2](model.base_model(input_ids=ids).last_hidden_state[0, -1])
+                expected += read * (value_alone(policy, ids[0].tolist()) - reward_B[i])
+    torch.testing.assert_close(critic[-33:-1], 0.3 * expected / batch.mask_BT.sum(), rtol=1e-9, atol=1e-12)
 
 
 def test_the_value_loss_reaches_the_policy_only_where_it_is_asked_to(make_model: Callable[..., Any]) -> None:
@@ -223,7 +224,9 @@ def test_a_model_critic_of_an_adapted_policy_trains_an_adapter_of_its_own(make_m
     model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     critic = Critic(model, kind="model")
     names = set(critic.weights())
-    assert {n for n in names if "lora_" not in n} == {"critic.head.weight", "critic.head.bias"}
+    assert {n for n in names if "lora_" not in n} == {
+        f"critic.head.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")
+    }
     assert sum("lora_" in n for n in names) == len([p for p in model.parameters() if p.requires_grad])
     assert not {id(p) for p in critic.trainable()} & {id(p) for p in model.parameters()}
 
@@ -344,8 +347,8 @@ def test_in_the_warm_up_the_critic_learns_and_the_policy_stays_bit_for_bit(
     trainer, start, seen = run(tmp_path, "warm", **schedule, **changes)
     for weights in seen[:2]:
         assert all(torch.equal(weights[n], p) for n, p in start.items())
-        assert weights["critic.head.weight"].abs().max() > 0
-    assert not torch.equal(seen[0]["critic.head.weight"], seen[1]["critic.head.weight"])
+        assert weights["critic.head.2.weight"].abs().max() > 0
+    assert not torch.equal(seen[0]["critic.head.2.weight"], seen[1]["critic.head.2.weight"])
     assert any(not torch.equal(seen[2][n], p) for n, p in start.items())
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "warm" / "metrics.jsonl")]
     assert rates == pytest.approx([0.0, 0.0, 0.01, 0.005])
@@ -361,9 +364,9 @@ def test_the_saved_model_loads_without_its_critic_which_has_a_file_of_its_own(tm
     for name, p in model.named_parameters():
         assert torch.equal(p, dict(trainer.model.named_parameters())[name])
     kept = load_file(folder / "critic.safetensors")
-    assert set(kept) == {"head.weight", "head.bias"}
+    assert set(kept) == {"head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"}
     assert trainer.policy.critic is not None
-    assert torch.equal(kept["head.weight"], trainer.policy.critic.head.weight.detach())
+    assert torch.equal(kept["head.2.weight"], trainer.policy.critic.head[2].weight.detach())
 
 
 def for_letters_from_the_end(completion: str, answer: str) -> float:
