@@ -1,6 +1,10 @@
 """The vllm engine against a small server with planned faults; `test_vllm_real.py` has the real one."""
 
+import contextlib
 import copy
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +17,7 @@ from safetensors.torch import load_file
 
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
-from llm_pg.sampling.vllm import EngineError, VllmSampler
+from llm_pg.sampling.vllm import EngineError, VllmSampler, leash
 from llm_pg.sampling.vllm import pool as pool_module
 from llm_pg.sampling.vllm.engine import Settings
 from llm_pg.sampling.vllm.weights import fingerprint, tensors
@@ -326,3 +330,39 @@ def test_settings_that_vllm_would_sample_otherwise_are_refused(start: Start) -> 
     sampler, _, _ = start(None)
     with pytest.raises(ValueError, match="min_p before top_p"):
         sample(sampler, SamplingParams(top_p=0.9, min_p=0.1))
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_was_started_for_a_trainer_ends_with_its_sigkill(tmp_path: Path) -> None:
+    """The command and a child of it; the trainer has no time to run any code of its own."""
+    mark = f"{os.getpid()}.5"  # seconds to sleep: a number that no other process has in its command line
+    script = (
+        "import os, subprocess, sys, time\n"
+        f"command = [sys.executable, '-I', {leash.__file__!r}, str(os.getpid()), 'sh', '-c', "
+        f"'sleep 1{mark} & sleep 2{mark}']\n"
+        "subprocess.Popen(command, start_new_session=True)\n"
+        "time.sleep(600)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", script])
+    _until(lambda: len(_running(f"sleep\0001{mark}", f"sleep\0002{mark}")) == 2)
+    trainer.kill()
+    trainer.wait()
+    _until(lambda: not _running(mark))
+
+
+def _running(*words: str) -> list[int]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (place / "cmdline").read_text(errors="replace")
+            if any(word in line for word in words):
+                found.append(int(place.name))
+    return found
+
+
+def _until(done: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -2,11 +2,12 @@
 
 A server that outlives its trainer holds the accelerator's memory. The trainer may end in ways that run no code of its
 own (SIGKILL), so this small process watches it: when its parent is another than PARENT_PID, or on SIGTERM, everything
-in its session is ended. Imports nothing of the package, so that it starts at once.
+in the command's group is ended. Imports nothing of the package, so that it starts at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -20,14 +21,15 @@ LOOK_EVERY, PATIENCE = 0.25, 10.0  # seconds between looks at the parent; second
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
-    """In the child, before it becomes the command: should this watcher be killed, the kernel ends the command."""
+def _in_child() -> None:
+    """Before it becomes the command: a group of its own, and should this watcher be killed, the kernel ends it."""
+    os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main(parent: int, command: Sequence[str]) -> int:
-    """The command's exit status; 0 where it was ended from here."""
+    """The command's exit status, negative where a signal ended it."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -35,18 +37,21 @@ def main(parent: int, command: Sequence[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ask)
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, preexec_fn=_in_child)
     while child.poll() is None and os.getppid() == parent and not asked:
         time.sleep(LOOK_EVERY)
-    if child.poll() is not None and not asked:
-        return child.returncode
-    # The whole group, whose leader this process is: vLLM's engine is a process of its own.
-    os.killpg(0, signal.SIGTERM)
+    # The whole group: vLLM's engine and workers are processes of their own, and can outlast it.
+    _signal_group(child.pid, signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE
     while child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(0, signal.SIGKILL)
-    return 0
+    _signal_group(child.pid, signal.SIGKILL)
+    return child.wait()
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # all have ended
+        os.killpg(group, number)
 
 
 if __name__ == "__main__":
