@@ -111,8 +111,9 @@ class Updater:
         measure_noise = measure_noise and alone and self.num_minibatches == 1 and not critic_only
         self.seen, steps = SeenTokens(batch.rollouts.logp_BT), []
         for iteration in range(self.num_iterations):
-            for self.rows in order[iteration].chunk(self.num_minibatches):
-                steps.append(self._step(batch.rows(self.rows), measure_noise and iteration == 0))
+            for rows in order[iteration].chunk(self.num_minibatches):
+                self.rows = rows
+                steps.append(self._step(batch.rows(rows), measure_noise and iteration == 0))
         if not critic_only:
             self.scheduler.step()
         return steps
