@@ -33,8 +33,8 @@ SHAPES = {
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def shape_arguments(description: str | None) -> argparse.Namespace:
-    """The command line of the scripts that measure one phase: sizes in tokens, rows and steps."""
+def shape_arguments(description: str | None, *paths: str) -> argparse.Namespace:
+    """The command line of the scripts that measure one phase: sizes in tokens, rows, steps; `paths`: more options."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=["S", "M"], default="S")
     parser.add_argument("--prompt-len", type=int, default=64)
@@ -42,6 +42,8 @@ def shape_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
+    for path in paths:
+        parser.add_argument(path)
     return parser.parse_args()
 
 
