@@ -63,7 +63,7 @@ class Critic(torch.nn.Module):
         if self.kind == "head" and not self.trunk_gradient:
             hidden_M = hidden_M.detach()
         with torch.autocast(hidden_M.device.type, enabled=False):
-            value: Tensor = self.head(hidden_M.to(self.head[0].weight.dtype)).squeeze(-1)
+            value: Tensor = self.head(hidden_M.to(next(self.head.parameters()).dtype)).squeeze(-1)
         return value
 
     def trainable(self) -> list[torch.nn.Parameter]:
