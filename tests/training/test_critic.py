@@ -84,6 +84,13 @@ def test_each_value_is_that_of_the_prompt_and_the_tokens_before(family: str, mak
     assert (seen.logp_BT == 0).all()
 
 
+def test_values_one_place_late_are_found(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Critic.values
+    monkeypatch.setattr(Critic, "values", lambda self, hidden_M: original(self, hidden_M).roll(-1))
+    with pytest.raises(AssertionError, match="not close"):
+        test_each_value_is_that_of_the_prompt_and_the_tokens_before("llama", make_model)
+
+
 @pytest.mark.parametrize("packing", ["shared_prefix", "padded"])
 def test_a_value_does_not_see_the_token_that_is_chosen_in_its_state(
     packing: str, make_model: Callable[..., Any]
