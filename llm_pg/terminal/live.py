@@ -16,7 +16,7 @@ from .board import PASS_RATE, Board, Running, draw
 from .figures import ASCII_LEVELS, LEVELS
 from .plain import Plan, Terminal
 
-FRAMES = 4  # a second
+FRAMES = 2  # a second; one takes some 5 ms
 SAMPLE_SECONDS = 8.0  # a completion stays as long, so that it can be read
 
 
