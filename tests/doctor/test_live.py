@@ -111,6 +111,13 @@ def test_a_reward_with_another_range_is_solved_at_its_own_top(tmp_path: Path) ->
     assert [f.rule for f in examine_run(write_run(tmp_path / "run", top, low))] == ["uniform-groups"]
 
 
+def test_a_policy_that_waits_for_its_critic_is_not_a_gradient_of_zero(tmp_path: Path) -> None:
+    waits = {"grad_norm": constant(0.0), "critic_grad_norm": constant(0.5), "learning_rate": constant(0.0)}
+    assert examine_run(write_run(tmp_path / "warm-up", waits)) == []
+    late = write_run(tmp_path / "after", {**waits, "learning_rate": constant(1e-3)})
+    assert [f.rule for f in examine_run(late)] == ["no-gradient"]
+
+
 def test_a_run_of_few_steps_gets_no_verdict(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"truncated": constant(1.0), "grad_norm": constant(0.0)})
     lines = (run / "metrics.jsonl").read_text().splitlines()[:3]

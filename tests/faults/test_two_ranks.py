@@ -47,6 +47,17 @@ def test_another_number_of_ranks_goes_on_with_the_same_prompts_samples_and_advan
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
 
 
+def test_two_ranks_train_the_critic_that_one_rank_trains(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """A step of warm-up, then both: values, targets, both gradients and what was foretold."""
+    changes = {**CHANGES, "max_steps": 3, "save_steps": 0, "critic_warmup_steps": 1, "truncated": "bootstrap"}
+    make({"out": str(tmp_path), "name": "one", "algorithm": "ppo", "changes": changes}).train()
+    both = two_ranks("two", algorithm="ppo", changes=changes)
+    assert both.status == 0, both.output
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        for name in ("reward", "grad_norm", "critic_grad_norm", "value_loss", "policy_loss", "explained_variance"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), name
+
+
 @pytest.mark.parametrize("changes", [{"engine": "transformers"}, {"engine": "native", "steps_per_generation": 2}])
 def test_another_number_of_ranks_is_refused_where_it_would_change_the_run(
     changes: dict[str, Any], tmp_path: Path
