@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..attention import core_of, forward
+from ..attention import core_of, eval_mode, forward, tolerance
 from ..packing import Packed
+from .lean import LeanDecoder, NotLlamaStyle
 
 FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever they are full
 
@@ -90,14 +91,14 @@ class _Recorded(Packed):
 
 
 class SharedDecoder:
-    """Rows that share their prompt's keys and values; a layout of `attention.forward`.
+    """Rows that share their prompt's keys and values; a layout of `attention.forward`, or of the lean decoder's layers.
 
     Each distinct prompt has as many slots as the largest group has rows, so that its keys are read once for all of
     them; the completions' own keys need no mask, because all rows are equally far.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.head = model, core_of(model).get_output_embeddings()
+    def __init__(self, model: Any, lean: LeanDecoder | None = None) -> None:
+        self.model, self.lean, self.head = model, lean, core_of(model).get_output_embeddings()
 
     def prefill(self, prompt_ids: Sequence[Sequence[int]], num_generations: int) -> Tensor:
         device = self.model.device
@@ -129,9 +130,12 @@ class SharedDecoder:
         if self.length == self.capacity:
             self.capacity *= 2
             self._move(torch.arange(len(next_R), device=next_R.device))
-        hidden = forward(self.model, next_R.unsqueeze(1), self.position_R.unsqueeze(1), self)
+        if self.lean is not None:
+            logits = self.lean.logits(next_R, self.position_R, self)
+        else:
+            hidden = forward(self.model, next_R.unsqueeze(1), self.position_R.unsqueeze(1), self)
+            logits = self.head(hidden[:, -1])
         self.length += 1
-        logits: Tensor = self.head(hidden[:, -1])
         return logits
 
     def keep(self, index: Tensor) -> None:
@@ -205,3 +209,22 @@ class SharedDecoder:
         x = x.view(groups, kv_heads, self.num_slots, n // self.num_slots, w).transpose(1, 2)
         x = x.reshape(groups * self.num_slots, kv_heads, n // self.num_slots, w)
         return x if self.in_order else x[self.slot_R]
+
+
+@torch.no_grad()
+def decodes_leanly(model: Any) -> bool:
+    """Whether the lean decoder gives this model's own logits, tried on two prompts, two completions and two steps."""
+    vocabulary = core_of(model).get_input_embeddings().weight.shape[0]
+    prompts = [[i % vocabulary for i in ids] for ids in (range(7, 40, 3), range(11, 31, 5))]
+    tokens = torch.tensor([[13, 29, 47, 3], [5, 61, 17, 19]], device=model.device) % vocabulary
+    answers = []
+    with eval_mode(model):
+        try:
+            for lean in (None, LeanDecoder(model)):
+                decoder = SharedDecoder(model, lean)
+                decoder.prefill(prompts, 2)
+                answers.append(torch.stack([decoder.step(next_R) for next_R in tokens]))
+        except (NotLlamaStyle, RuntimeError):  # RuntimeError: shapes that do not fit, such as a partial rotation
+            return False
+    plain, lean_too = answers
+    return bool((lean_too - plain).abs().max() <= tolerance(plain.dtype) * plain.abs().max())

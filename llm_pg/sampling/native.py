@@ -16,7 +16,8 @@ from ..attention import eval_mode
 from ..estimators.distributions import token_logp
 from ..head import head_is_separate
 from ..packing import packs_exactly
-from .decoding import CacheDecoder, Decoder, SharedDecoder
+from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
+from .lean import LeanDecoder
 from .protocol import Completions, SamplingParams
 from .random import draw, uniform
 
@@ -34,6 +35,8 @@ class NativeSampler:
         rows_at_once: completions in one batch; None = all.
         share_prompts: keep each prompt's keys once for its completions, where a trial shows that it is exact; False =
             always through the library's cache.
+        lean: layers in the style of Llama step by step without the library's overhead, where a trial shows that it
+            is exact; False = always through the model's own forward.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class NativeSampler:
         rows_at_once: int | None = None,
         *,
         share_prompts: bool = True,
+        lean: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
@@ -51,6 +55,7 @@ class NativeSampler:
         self.rows_at_once = rows_at_once
         self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
         self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
+        self.is_lean = lean and self.shares and decodes_leanly(model)
 
     @torch.no_grad()
     def sample(
@@ -70,11 +75,16 @@ class NativeSampler:
             ]
         return _join(parts, self.pad_id)
 
+    def _decoder(self) -> Decoder:
+        if not self.shares:
+            return CacheDecoder(self.model, self.pad_id)
+        return SharedDecoder(self.model, LeanDecoder(self.model) if self.is_lean else None)
+
     def _batch(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
         device = self.model.device
-        decoder: Decoder = SharedDecoder(self.model) if self.shares else CacheDecoder(self.model, self.pad_id)
+        decoder = self._decoder()
         logits = decoder.prefill(prompt_ids, num_generations)
         num_rows, limit = logits.shape[0], params.max_completion_length
         tokens_BT = torch.full((num_rows, limit), self.pad_id, dtype=torch.int64, device=device)

@@ -28,7 +28,8 @@ def main() -> None:
     model, tokenizer = make_model(a.size, a.completion)
     ends = [tokenizer.eos_token_id]
     engines: dict[str, Sampler] = {
-        "shared prompts": NativeSampler(model, tokenizer, ends),
+        "lean": NativeSampler(model, tokenizer, ends),
+        "shared prompts": NativeSampler(model, tokenizer, ends, lean=False),
         "library cache": NativeSampler(model, tokenizer, ends, share_prompts=False),
         "generate": GenerateSampler(model, tokenizer, ends),
     }

@@ -174,3 +174,54 @@ def test_the_same_prompt_twice_is_kept_once_and_its_rows_differ(make_model: Call
     ]
     assert torch.equal(outs[0].tokens_BT, outs[1].tokens_BT)
     assert len({tuple(row) for row in outs[0].tokens_BT.tolist()}) == 6
+
+
+LEAN_FAMILIES = {"llama": True, "qwen2": True, "qwen3": True, "gpt2": False}
+
+
+@pytest.mark.parametrize(("family", "is_lean"), LEAN_FAMILIES.items())
+def test_the_lean_decoder_samples_what_the_models_own_layers_sample(
+    family: str, is_lean: bool, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """Qwen2 has biases in some of the joined layers, Qwen3 norms on its heads; GPT-2 has other layers."""
+    model, params = make_model(family), SamplingParams(max_completion_length=40)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name or "norm" in name:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    assert NativeSampler(model, tokenizer, [tokenizer.eos_token_id]).is_lean is is_lean
+    lean = run(NativeSampler, model, tokenizer, params, group=4)
+    plain = run(NativeSampler, model, tokenizer, params, group=4, lean=False)
+    assert torch.equal(lean.tokens_BT, plain.tokens_BT)
+    torch.testing.assert_close(lean.logp_BT, plain.logp_BT, atol=2e-5, rtol=1e-5)
+
+
+def test_the_lean_decoder_follows_the_weights_and_the_adapter(make_model: Callable[..., Any], tokenizer: Any) -> None:
+    """Its own layout of the weights is made anew for every call; an adapter's layers are called as they stand."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = make_model("qwen2")
+    model = get_peft_model(plain, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+    sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
+    assert sampler.is_lean
+    ids, params = [tokenizer("a prompt ")["input_ids"]], SamplingParams(max_completion_length=20)
+    for changed in ("lora_B", "o_proj.weight"):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if changed in name:
+                    parameter += 0.2
+        lean = sampler.sample(ids, 4, params, keys(1, 4))
+        library = NativeSampler(model, tokenizer, [tokenizer.eos_token_id], share_prompts=False)
+        torch.testing.assert_close(
+            lean.logp_BT, library.sample(ids, 4, params, keys(1, 4)).logp_BT, atol=2e-5, rtol=1e-5
+        )
+
+
+def test_a_model_that_only_looks_like_llama_is_not_decoded_leanly(
+    make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """The trial compares logits: here the residual of every layer is halved in the model's own forward."""
+    model = make_model("llama")
+    for layer in model.base_model.layers:
+        layer.register_forward_hook(lambda module, args, out: out * 0.5)
+    assert not NativeSampler(model, tokenizer, [tokenizer.eos_token_id]).is_lean
