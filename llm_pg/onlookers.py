@@ -12,8 +12,20 @@ from .doctor.watch import Watch
 from .metrics import read_metrics
 from .report import LivePage
 from .run_folder import RunFolder
+from .sampling.native import NativeSampler
+from .sampling.protocol import Sampler
 from .terminal import Terminal
+from .terminal.plain import Plan
 from .trackers import Trackers
+from .update import Updater
+
+
+def follow(terminal: Terminal, plan: Plan, updater: Updater, sampler: Sampler) -> None:
+    """Let the terminal know what the steps will be, and follow them inside their phases where the engine tells."""
+    terminal.begin(plan)
+    updater.progress = terminal.trained
+    if isinstance(sampler, NativeSampler):
+        sampler.progress = terminal.sampled
 
 
 class Onlookers:

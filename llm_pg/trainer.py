@@ -19,14 +19,13 @@ from .estimators.masked import masked_mean
 from .evaluate import Evaluation
 from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
-from .onlookers import Onlookers
+from .onlookers import Onlookers, follow
 from .parts import Parts, evaluate_held_out
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
 from .report import leave_report
 from .resume import Saver
 from .rollouts import TextRollouts
-from .sampling.native import NativeSampler
 from .sampling.random import stream_key, uniform
 from .trackers import Trackers
 from .update import UpdateStats
@@ -147,19 +146,11 @@ class PolicyGradientTrainer(Parts):
         if self.ranks.is_main:
             self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)
         self.trial = self.ranks.together(self._try_longest)
-        self._be_seen(settings)
+        follow(self.terminal, self._plan_of_run(), self.updater, self.collector.sampler)
+        seen = (self.terminal, self.trackers, self.folder, self.config, settings)
+        self.onlookers = Onlookers(*seen) if self.ranks.is_main else None
         self.accelerator.wait_for_everyone()
         return done
-
-    def _be_seen(self, settings: dict[str, Any]) -> None:
-        """Connect the terminal, and on the first rank the others who follow the run."""
-        self.terminal.begin(self._plan_of_run())
-        self.updater.progress = self.terminal.trained
-        if isinstance(self.collector.sampler, NativeSampler):
-            self.collector.sampler.progress = self.terminal.sampled
-        self.onlookers: Onlookers | None = None
-        if self.ranks.is_main:
-            self.onlookers = Onlookers(self.terminal, self.trackers, self.folder, self.config, settings)
 
     def _find(self, resume: bool | str | Path) -> Path | None:
         """The checkpoint to go on from. One that was named is taken or refused, never replaced by another."""
@@ -248,7 +239,8 @@ class PolicyGradientTrainer(Parts):
             self.folder.write_completions(self.step, readable)
         if config.eval.eval_steps and self.step % config.eval.eval_steps == 0 and self.step < config.train.max_steps:
             values.update(self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics())
-        self._write(values, experience, readable, clock, time.perf_counter() - begin)
+        values["seconds"] = time.perf_counter() - begin
+        self._write(values, experience, readable, clock)
         self.finite.observe([u.stepped for u in updates], self.step)
         if config.run.save_steps and self.step % config.run.save_steps == 0:
             with self.saving("save"):
@@ -287,25 +279,17 @@ class PolicyGradientTrainer(Parts):
         first = each * self.ranks.number
         return self.stream.take(self.step - 1)[first : first + each], first
 
-    def _write(
-        self,
-        values: dict[str, Any],
-        experience: Experience,
-        readable: list[dict[str, Any]],
-        clock: Clock,
-        seconds: float,
-    ) -> None:
+    def _write(self, values: dict[str, Any], experience: Experience, rows: list[dict[str, Any]], clock: Clock) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
         values["memory"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
-        values["seconds"] = seconds
         values.update({f"seconds/{phase}": s for phase, s in clock.seconds.items()})
         self.clock.add(clock)
         told = self.ranks.gather((values, experience.scores.problems, self.signals.received))
         values = merge_metrics([each[0] for each in told])
         if self.onlookers is not None:
             self.metrics.write(values)
-            self.onlookers.step(values, readable)
+            self.onlookers.step(values, rows)
         for rank, (_, problems, _) in enumerate(told):
             for function, causes in problems.items():
                 self.terminal.warn(f"Reward function {function}{f' (rank {rank})' if rank else ''}: {causes}")
