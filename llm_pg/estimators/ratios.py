@@ -1,5 +1,7 @@
 """Importance ratios π(a)/π_old(a) between the policy that is trained and the one that sampled."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -55,12 +57,9 @@ def sampler_correction(
     if level == "sequence":
         difference_BT = difference_BT.sum(1, keepdim=True).expand_as(difference_BT)
     ratio_BT = difference_BT.exp()
-    outside_BT = torch.zeros_like(mask_BT)
-    if low is not None:
-        outside_BT = outside_BT | (ratio_BT < low)
-    if high is not None:
-        outside_BT = outside_BT | (ratio_BT > high)
-    held_BT = torch.zeros_like(ratio_BT) if bound == "mask" else ratio_BT.clamp(min=low, max=high)
+    least, most = 0.0 if low is None else low, math.inf if high is None else high
+    outside_BT = (ratio_BT < least) | (ratio_BT > most)
+    held_BT = torch.zeros_like(ratio_BT) if bound == "mask" else ratio_BT.clamp(min=least, max=most)
     return torch.where(outside_BT, held_BT, ratio_BT), outside_BT
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.table import CORRECTIONS, TABLE, Row
 from llm_pg.rollouts import Rollouts
 
 LIMIT = 9
@@ -49,6 +49,13 @@ def rows_of_the_table() -> dict[str, Row]:
     out["reinforce of batch mean"] = dataclasses.replace(TABLE["reinforce"], baseline="batch_mean", gamma=0.9)
     out["grpo, bnpo, truncated masked"] = dataclasses.replace(TABLE["grpo"], loss_type="bnpo", truncated="mask")
     out["rloo, truncated fined"] = dataclasses.replace(TABLE["rloo"], truncated="penalise", truncation_penalty=0.5)
+    corrected = {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_clip_max": 1.2}
+    for mode in CORRECTIONS:
+        out[f"rloo, {mode}"] = dataclasses.replace(
+            TABLE["rloo"], vllm_importance_sampling_mode=mode, off_policy_mask_threshold=0.01, **corrected
+        )
+    for name in ("grpo", "reinforce_plus_plus", "ppo"):
+        out[f"{name}, a third of the tokens"] = dataclasses.replace(TABLE[name], top_entropy_quantile=1 / 3)
     out["normalised rollouts"] = dataclasses.replace(TABLE["reinforce"], normalize_advantages="rollouts")
     return out
 
@@ -92,6 +99,7 @@ def make(
         valid_B=torch.rand(num, generator=g) < (0.7 if unscored else 2.0),
         truncated_B=cut_B,
         greedy_B=(group_B % 2).to(dtype),
+        entropy_BT=normal(num, steps).abs(),
         ref_logp_BT=present_BT + 0.5 * normal(num, steps),
         value_BT=normal(num, steps),
         bootstrap_BT=normal(num, steps),

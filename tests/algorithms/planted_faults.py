@@ -13,7 +13,7 @@ import llm_pg.algorithms.algorithm as core
 import llm_pg.prove.world as world_module
 from llm_pg.algorithms.algorithm import Algorithm, Batch
 from llm_pg.algorithms.table import Row
-from llm_pg.estimators import baselines, distributions, kl, ratios, returns
+from llm_pg.estimators import baselines, distributions, kl, losses, masked, objectives, ratios, returns
 from llm_pg.rollouts import Rollouts
 
 Patch = pytest.MonkeyPatch
@@ -97,6 +97,69 @@ def groups_mixed(patch: Patch) -> None:
     for name in ("group_mean", "leave_one_out", "group_std"):
         right = getattr(baselines, name)
         patch.setattr(core, name, lambda x, group_B, valid_B, f=right: f(x, torch.zeros_like(group_B), valid_B))
+
+
+def every_weighs_alike_in_the_mean(patch: Patch) -> None:
+    patch.setattr(core, "length_weighted_mean", lambda x, length, group, valid: baselines.group_mean(x, group, valid))
+
+
+def greedy_of_another_prompt(patch: Patch) -> None:
+    baseline = Algorithm._baseline
+
+    def faulty(self: Algorithm, return_B: Tensor, rollouts: Rollouts, all_sum: object) -> Tensor:
+        return return_B if self.row.baseline == "greedy" else baseline(self, return_B, rollouts, all_sum)  # type: ignore[arg-type]
+
+    patch.setattr(Algorithm, "_baseline", faulty)
+
+
+def best_of_k_without_its_factor(patch: Patch) -> None:
+    patch.setattr(core, "best_of_k", lambda x, group, valid, k: objectives.best_of_k(x, group, valid, k) / k)
+
+
+def best_of_k_with_itself_among_the_others(patch: Patch) -> None:
+    def faulty(x_B: Tensor, group_B: Tensor, valid_B: Tensor, k: int) -> Tensor:
+        return objectives.best_of_k(x_B, group_B, valid_B, k) - x_B + baselines.group_mean(x_B, group_B, valid_B)
+
+    patch.setattr(core, "best_of_k", faulty)
+
+
+def a_constant_under_the_mean(patch: Patch) -> None:
+    def faulty(weight_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+        return weight_BT / (baselines.group_mean(x_B, group_B, valid_B) + 1e-4).unsqueeze(1)
+
+    patch.setattr(core, "over_the_mean", faulty)
+
+
+def gate_of_the_wrong_sign(patch: Patch) -> None:
+    right = losses.sapo
+    patch.setattr(core, "sapo", lambda ratio, weight, pos, neg: right(ratio, weight, neg, pos))
+    patch.setattr(importlib.import_module("test_sampler_correction"), "sapo", lambda r, w, p, n: right(r, w, n, p))
+
+
+def correction_of_the_present_policy(patch: Patch) -> None:
+    """π_new/π_sampler in the place of π_old/π_sampler counts the update's own ratio twice."""
+    right = ratios.sampler_correction
+    patch.setattr(core, "sampler_correction", lambda old, sampled, *more: right(sampled, old, *more))
+
+
+def correction_of_the_token(patch: Patch) -> None:
+    right = ratios.sampler_correction
+
+    def faulty(old: Tensor, sampled: Tensor, mask: Tensor, mode: str, *more: float | None) -> tuple[Tensor, Tensor]:
+        return right(old, sampled, mask, mode.replace("sequence", "token"), *more)
+
+    patch.setattr(core, "sampler_correction", faulty)
+
+
+def successes_dropped_too(patch: Patch) -> None:
+    right = ratios.has_left
+    everyone = torch.ones(1, 1, dtype=torch.bool)
+    patch.setattr(core, "has_left", lambda *given: right(*given) | everyone)
+
+
+def share_of_the_micro_batch(patch: Patch) -> None:
+    right = masked.in_top_share
+    patch.setattr(core, "in_top_share", lambda x, mask, share, all_sum: right(x, mask, share))
 
 
 def unscored_count_as_zero(patch: Patch) -> None:

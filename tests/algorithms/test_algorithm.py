@@ -218,6 +218,53 @@ def test_the_entropy_bonus_raises_entropy() -> None:
     assert torch.allclose(gradient, torch.full((2, 3), -0.4 / 6))
 
 
+def test_opo_weighs_by_length() -> None:
+    """Rewards 1, 0, 0 of lengths 1, 2, 5: the mean over all tokens is 1/8."""
+    batch = algorithm("opo").weigh(text([1.0, 0.0, 0.0], length_B=[1, 2, 5]))
+    assert batch.weight_BT[:, 0].tolist() == pytest.approx([7 / 8, -1 / 8, -1 / 8])
+
+
+def test_reinforce_plus_plus_centres_and_scales_over_all_tokens_of_the_batch() -> None:
+    """Two groups; token by token mean 0 and deviation 1, whatever the prompt."""
+    rewards, groups, lengths = [1.0, 0.0, 3.0, 2.5], [0, 0, 1, 1], [1, 4, 2, 3]
+    of_tokens = torch.repeat_interleave(torch.tensor(rewards), torch.tensor(lengths))
+    plain = algorithm("reinforce_plus_plus").weigh(text(rewards, group_B=groups, length_B=lengths))
+    expected = (torch.tensor(rewards) - of_tokens.mean()) / (of_tokens.std() + STD_EPS)
+    assert torch.allclose(plain.weight_BT[:, 0], expected)
+    centred = torch.tensor([0.5, -0.5, 0.25, -0.25])
+    of_tokens = torch.repeat_interleave(centred, torch.tensor(lengths))
+    grouped = algorithm("reinforce_plus_plus_baseline").weigh(text(rewards, group_B=groups, length_B=lengths))
+    assert torch.allclose(grouped.weight_BT[:, 0], (centred - of_tokens.mean()) / (of_tokens.std() + STD_EPS))
+
+
+def test_remax_compares_with_the_greedy_completion_of_its_own_prompt() -> None:
+    greedy_B = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    rollouts = text([1.0, 0.0, 1.0, 0.0], group_B=[0, 0, 1, 1], greedy_B=greedy_B)
+    assert algorithm("remax").weigh(rollouts).weight_BT[:, 0].tolist() == [0.0, -1.0, 1.0, 0.0]
+    rollouts.greedy_B = None
+    with pytest.raises(ValueError, match="greedy_B"):
+        algorithm("remax").weigh(rollouts)
+
+
+def test_a_likelihood_refuses_negative_rewards_and_a_mean_reward_does_not() -> None:
+    negative = text([1.0, -0.5])
+    with pytest.raises(ValueError, match=r"reward -0.5, and maxrl divides by the mean"):
+        algorithm("maxrl").check_rewards(negative)
+    algorithm("rloo").check_rewards(negative)
+    algorithm("maxrl").check_rewards(text([1.0, 0.0]))
+
+
+def test_tokens_of_low_entropy_weigh_nothing_and_still_count_in_the_denominator() -> None:
+    rollouts = text([1.0, 0.0], length_B=[3, 2], entropy_BT=torch.tensor([[0.1, 0.9, 0.2], [0.8, 0.3, 9.0]]))
+    whole, some = (algorithm("grpo", top_entropy_quantile=q).weigh(rollouts) for q in (1.0, 0.4))
+    kept_BT = torch.tensor([[False, True, False], [True, False, False]])
+    assert torch.equal(some.weight_BT, torch.where(kept_BT, whole.weight_BT, torch.zeros(2, 3)))
+    assert torch.equal(some.scale_BT, whole.scale_BT)
+    rollouts.entropy_BT = None
+    with pytest.raises(ValueError, match="entropy_BT"):
+        algorithm("grpo", top_entropy_quantile=0.4).weigh(rollouts)
+
+
 def test_the_critic_learns_the_returns() -> None:
     """At λ = 1 the value target is the reward-to-go, whatever the critic said before."""
     rollouts = text([1.0, 0.0], length_B=[3, 2], value_BT=torch.randn(2, 3))

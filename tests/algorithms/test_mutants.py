@@ -63,6 +63,13 @@ PENALTY = dataclasses.replace(PLAIN, beta=1.0)
 COOL = Spec(sampler=(("temperature", 0.6),))
 CUT = Spec(sampler=(("top_k", 2),))
 OLD = Spec(reused=True)
+MISMATCH = Spec(mismatch=True)
+CORRECTED = dataclasses.replace(
+    TABLE["rloo"],
+    vllm_importance_sampling_correction=True,
+    vllm_importance_sampling_mode="sequence_truncate",
+    vllm_importance_sampling_clip_max=NO_CLIP,
+)
 REFERENCE = Spec(rewards="none", reference="far")
 
 
@@ -200,6 +207,28 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
         faults.baseline_updated_before_it_is_read,
         "a running mean is fixed before",
         _of("algorithm", "a_running_mean_is_fixed_before_the_batch_it_is_compared_with"),
+    ),
+    (faults.greedy_of_another_prompt, "remax is exact", exact(TABLE["remax"], Spec())),
+    (faults.every_weighs_alike_in_the_mean, "opo weighs by length", _of("algorithm", "opo_weighs_by_length")),
+    (faults.best_of_k_without_its_factor, "the best of k is exact", exact(TABLE["pass_at_k"], Spec())),
+    (faults.best_of_k_with_itself_among_the_others, "the best of k is exact", exact(TABLE["pass_at_k"], Spec())),
+    (faults.a_constant_under_the_mean, "maxrl is exact", exact(TABLE["maxrl"], Spec())),
+    (
+        faults.gate_of_the_wrong_sign,
+        "the gate has a temperature for each sign",
+        _of("sampler_correction", "the_soft_gate_is_the_plain_push_times_a_bell_around_ratio_one", 1.7, 1.0),
+    ),
+    (faults.correction_of_the_present_policy, "a correction is exact", exact(CORRECTED, MISMATCH)),
+    (faults.correction_of_the_token, "a correction is exact", exact(CORRECTED, MISMATCH)),
+    (
+        faults.successes_dropped_too,
+        "nothing fresh is dropped",
+        exact(dataclasses.replace(FREE, off_policy_mask_threshold=0.05), Spec()),
+    ),
+    (
+        faults.share_of_the_micro_batch,
+        "two ranks add up: a third of the tokens",
+        lambda: [suite("test_cut_proof", "check_two_ranks")("ppo, a third of the tokens", seed) for seed in range(8)],
     ),
     (faults.weights_carry_a_gradient, "no weight carries a gradient", _of("algorithm", "no_weight_carries_a_gradient")),
 ]
