@@ -49,6 +49,9 @@ READING: dict[str, str] = {
     "skipped_updates": "Should be 0. fp16 may skip a few at the start while its scale settles.",
     "oom_splits": "The gradient is the same, the step slower: lower per_device_train_batch_size.",
     "tokens_per_second": "Falls as completions of a batch end at different lengths: the longest one holds up the rest.",
+    "train_tokens_per_second": "All passes of an update count as one, so it halves with num_iterations=2.",
+    "mfu": "0.3 to 0.5 is good for a training pass. Lower: passes too small (raise per_device_train_batch_size), or a "
+    "model so small that its overhead shows; --profile tells which.",
     "memory": "On an accelerator the peak of tensors; on the CPU that of the whole process, so that it never falls.",
     "seconds/": "The largest is what to speed up. reward large: more reward_workers. sample large: another engine.",
     "eval/": "The result. Two intervals that overlap are no proof of a difference.",
@@ -56,7 +59,8 @@ READING: dict[str, str] = {
 HEAD = """# The metrics
 
 Made from the table in `llm_pg/metrics.py` by `python -m llm_pg.metrics_guide docs/metrics.md`. Every step is one line
-of `metrics.jsonl` with these names; terminal, page and trackers have the same units. A name that ends in `/` stands for all that begin with it. What could not be measured is left out; not-a-number is `null`, with its name
+of `metrics.jsonl` with these names; terminal, page and trackers have the same units. A name that ends in `…` stands
+for all that begin with it. What could not be measured is left out; not-a-number is `null`, with its name
 under `nan`.
 """
 
