@@ -51,6 +51,8 @@ def warm_started(args: argparse.Namespace, folder: str) -> PolicyGradientTrainer
         "eval_steps": 0, "eval_on_start": False, "num_eval_prompts": 8, "eval_num_samples": 0, "noise_steps": 0,
         "log_completions": 0, "reward_in_process": True, "output_dir": folder, "run_name": "run",
     }  # fmt: skip
+    if args.model:
+        settings |= {"model.make": "null", "model_name_or_path": args.model, "warm_start_steps": 0}
     if args.critic == "model":
         settings["critic_learning_rate"] = 1e-3
     config = load_config(find("quickstart.yaml"), [f"{name}={value}" for name, value in settings.items()])
@@ -101,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=60, help="steps whose gradients are compared")
     parser.add_argument("--critic-steps", type=int, default=40, help="steps that the critic learns before")
+    parser.add_argument("--model", help="folder of a trained quickstart model; default: the model after the warm start")
     parser.add_argument("--critic", choices=["head", "model"], default="head")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
