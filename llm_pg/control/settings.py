@@ -22,8 +22,9 @@ SHORT_NAMES = {
 }
 
 # Relatives of rows of the table that only differ by a number, under the names control people know.
+# Two rows stay with text: an environment has no greedy completion (remax), and its returns are no verdicts (maxrl).
 ROWS: dict[str, Row] = {
-    **TABLE,
+    **{k: row for k, row in TABLE.items() if row.baseline != "greedy" and row.scale_rewards != "group_mean"},
     "actor_critic": dataclasses.replace(
         TABLE["a2c"], name="actor_critic", source="TD actor-critic, Barto et al. 1983; Sutton et al. 2000", lam=0.0
     ),
@@ -203,10 +204,11 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
         if key not in row_fields | own_fields:
             raise ValueError(unknown("setting", key, sorted(row_fields | own_fields)))
     row = dataclasses.replace(ROWS[algorithm], **{k: v for k, v in merged.items() if k in row_fields})
-    if row.baseline == "greedy":
+    if row.baseline == "greedy" or row.scale_rewards == "group_mean":
         raise ValueError(
-            f"{algorithm} compares with a greedy completion of the same prompt, which an environment does not give. Use "
-            "baseline running_mean or value, or an algorithm with groups (rloo)."
+            f"{algorithm} with baseline {row.baseline} and scale_rewards {row.scale_rewards} is made for verdicts on "
+            "completions: an environment gives no greedy completion, and its returns may be negative. Use baseline "
+            "running_mean or value, or an algorithm with groups (rloo)."
         )
     return Settings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
 
