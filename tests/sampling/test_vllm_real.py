@@ -176,9 +176,8 @@ def test_planted_stale_weights_are_found_and_named(engine: VllmSampler, monkeypa
     assert gap(engine.model, rows_of(sample(engine, params)), params) < EXACT
 
 
-@pytest.mark.faults
-def test_the_old_head_of_a_tied_server_is_found(vllm_python: str, tokenizer: Any, tmp_path: Path) -> None:
-    """A server that somebody started from the tied model keeps its old head at `reload_weights`, and answers 200."""
+def test_a_server_started_from_the_tied_model_follows_too(vllm_python: str, tokenizer: Any, tmp_path: Path) -> None:
+    """`reload_weights` alone leaves its old head in place; the head that every file of weights holds replaces it."""
     model = load_model(ModelConfig(make=MODELS["tied"]), tokenizer, seed=0)  # type: ignore[call-arg]
     model.save_pretrained(tmp_path / "tied")
     tokenizer.save_pretrained(tmp_path / "tied")
@@ -191,13 +190,10 @@ def test_the_old_head_of_a_tied_server_is_found(vllm_python: str, tokenizer: Any
             sample(sampler, params)
             torch.manual_seed(0)
             move(model)
-            with pytest.raises(
-                EngineError, match=r"after weight sync 2\. It still has the old lm_head\.weight"
-            ) as error:
-                sample(sampler, params)
+            assert gap(model, rows_of(sample(sampler, params)), params) < EXACT
+            assert sampler.syncs == 2
     finally:
         server.stop()
-    print(error.value)
 
 
 @pytest.mark.faults

@@ -224,7 +224,8 @@ class VllmSampler:
         )
         if len(self._weights) < 2:
             return advice
-        old, new = (load_file(folder / FILE) for folder in self._weights)
+        # The weights themselves, not the newest file: what is missing there is what a server keeps.
+        old, new = load_file(self._weights[0] / FILE), tensors(self.model, self.dtype)
         core = self.model
         if hasattr(core, "merge_and_unload"):
             core = copy.deepcopy(self.model).merge_and_unload()
