@@ -104,6 +104,7 @@ def _run_commands(commands: Commands) -> None:
     train.add_argument(
         "--override", action="store_true", help="with --resume: go on although the checkpoint has other settings"
     )
+    train.add_argument("--profile", action="store_true", help="trace two steps to profile/ in the run's folder")
     _common(train)
     _steps_as_json(train)
     train.set_defaults(run=_train)
@@ -195,6 +196,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if (arguments.checkpoint or arguments.override) and not arguments.resume:
         raise ConfigError("--checkpoint and --override say how to go on: give --resume beside them.")
     resume = arguments.checkpoint or arguments.resume
+    if arguments.profile:
+        arguments.settings = ["run.profile_steps=2", *arguments.settings]
     config, override = _config_of(arguments), arguments.override
     return _run(config, resume=resume, override=override, quiet=arguments.quiet, as_json=arguments.json)
 

@@ -57,6 +57,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "oom_splits": ("", "Times that a micro-batch did not fit into memory and was halved; absent where none was."),
     "tokens": ("tokens", "Completion tokens sampled."),
     "tokens_per_second": ("tokens/s", "Of the sampling phase."),
+    "train_tokens_per_second": (
+        "tokens/s",
+        "Of the update phase, each distinct prompt and each completion token once.",
+    ),
+    "mfu": ("share", "Model FLOPs of the update over its seconds and the machine's measured matrix products."),
     "memory": ("MB", "Peak memory of this process so far (of the accelerator where there is one)."),
     "seconds": ("s", "The whole step."),
     "seconds/": (

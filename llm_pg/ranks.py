@@ -12,7 +12,16 @@ from .guard import RunStopped, mean
 T = TypeVar("T")
 # Sums whose denominator is already that of all ranks; see algorithms.algorithm.
 _SUMS = (
-    *("tokens", "tokens_per_second", "policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl"),
+    *(
+        "tokens",
+        "tokens_per_second",
+        "train_tokens_per_second",
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "clip_fraction",
+        "approx_kl",
+    ),
     *("sampler_gap", "oom_splits", "off_policy_masked", "correction_bounded"),
 )
 _MAXIMA = ("memory", "seconds")

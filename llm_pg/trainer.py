@@ -21,12 +21,14 @@ from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Inter
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .onlookers import Onlookers, follow
 from .parts import Parts, evaluate_held_out
+from .profiling import Profiler
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
 from .report import leave_report
 from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.random import stream_key, uniform
+from .throughput import Work, matmul_rate, tokens_to_train
 from .trackers import Trackers
 from .update import UpdateStats
 from .warm_start import warm_start
@@ -92,12 +94,14 @@ class PolicyGradientTrainer(Parts):
             for self.step in range(start + 1, last + 1):
                 self.keeper.begin(self.step)
                 try:
-                    self._one_step()
+                    with self.profiler.step():
+                        self._one_step()
                 except Exception as error:
                     self.keeper.keep(error)
                     raise
                 if self.received is not None and self.step < last:
                     self._interrupt(self.received)
+        self.profiler.finish()
         self.clock.add(self.saving)
 
     def _interrupt(self, number: int) -> None:
@@ -134,6 +138,9 @@ class PolicyGradientTrainer(Parts):
         if self.config.algorithm.steps_per_generation > 1 or self.config.rollout.engine == "transformers":
             facts["ranks"] = self.ranks.count
         self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts)
+        self.profiler = Profiler(self.folder.path / "profile", self.config.run.profile_steps * self.ranks.is_main)
+        dtype = torch.bfloat16 if self.config.train.bf16 else self.model.dtype
+        self.work = Work(self.model, matmul_rate(self.accelerator.device, dtype))
         self.finite = FiniteCheck(NON_FINITE_LIMIT if self.accelerator.scaler is None else NON_FINITE_LIMIT_SCALED)
         self.keeper = Keeper(
             self.folder.crash, self.saver, self.optimizer.optimizer, self.ranks, self.clean, self.terminal.warn
@@ -282,6 +289,9 @@ class PolicyGradientTrainer(Parts):
     def _write(self, values: dict[str, Any], experience: Experience, rows: list[dict[str, Any]], clock: Clock) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
+        trained = tokens_to_train(experience.rollouts.prompt_ids_B, values["tokens"])
+        values["train_tokens_per_second"] = trained / max(clock.seconds["update"], 1e-9)
+        values["mfu"] = self.work.utilisation(trained, clock.seconds["update"])
         values["memory"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
         values.update({f"seconds/{phase}": s for phase, s in clock.seconds.items()})
         self.clock.add(clock)

@@ -44,6 +44,8 @@ ORDER = [
     "trackers",
     "report",
     "onlookers",
+    "throughput",
+    "profiling",
     "warm_start",
     "engines",
     "parts",

@@ -294,6 +294,9 @@ class RunConfig(Section):
         1, gt=0, description="Steps between lines in the terminal; the metrics file has every step."
     )
     log_completions: int = Field(8, ge=0, description="Groups written to completions/ at each step; 0 = none.")
+    profile_steps: int = Field(
+        0, ge=0, description="Steps traced to profile/ from the third on (trace.json, operations.txt); 0 = none."
+    )
     noise_steps: int = Field(
         10, ge=0, description="Steps between measurements of the gradient's signal and noise; 0 = never."
     )

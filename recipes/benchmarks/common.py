@@ -123,7 +123,7 @@ class Ours:
 def rates() -> dict[str, float]:
     """What this machine gives at this moment: GEMM rate (FLOP/s, float32, 1024 rows) and copy rate (bytes/s)."""
     a, b = torch.randn(1024, 512), torch.randn(512, 1024)
-    big = torch.empty(1 << 24)
+    source, target = torch.ones(1 << 24), torch.ones(1 << 24)
 
     def best(work: Any) -> float:
         times = []
@@ -134,12 +134,15 @@ def rates() -> dict[str, float]:
         return min(times)
 
     gemm = 2 * 1024 * 512 * 1024 / best(lambda: a @ b)
-    return {"gemm": gemm, "bytes": 2 * big.nbytes / best(lambda: big.clone())}
+    return {"gemm": gemm, "bytes": 2 * source.nbytes / best(lambda: target.copy_(source))}
 
 
-def floor(size: str, prompts: int, length: int, tokens: float, steps: int, rate: dict[str, float]) -> dict[str, float]:
-    """Seconds below which no step of this work can come: 2 FLOPs a parameter and token forward, 4 backward; the
-    weights read once a decoding step; each prompt once, each live token once."""
+def floor(
+    size: str, prompts: int, group: int, length: int, tokens: float, steps: int, rate: dict[str, float]
+) -> dict[str, float]:
+    """Seconds below which no step of this work can come: 2 FLOPs a parameter and token forward, 4 backward; each
+    prompt once, each live token once; a decoding step reads the weights, and the keys and values of what came before
+    (the prompts' once a group, the completions' as if all were as long as their mean)."""
     shape = SHAPES[size]
     d, layers = shape["hidden_size"], shape["num_hidden_layers"]
     kv = d * shape["num_key_value_heads"] // shape["num_attention_heads"]
@@ -147,7 +150,9 @@ def floor(size: str, prompts: int, length: int, tokens: float, steps: int, rate:
     head = shape["vocab_size"] * d
     all_tokens = prompts * length + tokens
     forward = 2 * (body * all_tokens + head * tokens)
-    decode = max(forward / rate["gemm"], steps * 4 * (body + head) / rate["bytes"])
+    mean = tokens / (prompts * group)
+    cache = 2 * 4 * kv * layers * (prompts * length * mean + tokens * mean / 2)
+    decode = max(forward / rate["gemm"], (steps * 4 * (body + head) + cache) / rate["bytes"])
     return {"generate": decode, "update": 3 * forward / rate["gemm"], "step": decode + 3 * forward / rate["gemm"]}
 
 

@@ -29,7 +29,7 @@ def main() -> None:
             start = time.perf_counter()
             side.updater.update(weighted, torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
             seconds[name].append(time.perf_counter() - start)
-        bound = floor(a.size, a.prompts, a.prompt_len, float(rollouts.mask_BT.sum()), a.completion, rates())
+        bound = floor(a.size, a.prompts, a.group, a.prompt_len, float(rollouts.mask_BT.sum()), a.completion, rates())
         over_floor.append(seconds["shared_prefix"][-1] / bound["update"])
     pairs = [p / s for p, s in zip(seconds["padded"][1:], seconds["shared_prefix"][1:], strict=True)]
     print(

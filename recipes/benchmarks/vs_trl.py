@@ -113,12 +113,15 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     theirs, mine = run.trl[a.warm_up :], run.mine[a.warm_up :]
     rate = {k: max(r[k] for r in run.rates) for k in run.rates[0]}
     tokens = statistics.median(s["tokens"] for s in mine)
-    bound = floor(a.size, a.prompts, a.prompt_len, tokens, a.completion, rate)
+    bound = floor(a.size, a.prompts, a.group, a.prompt_len, tokens, a.completion, rate)
 
     def middle(steps: list[dict[str, float]]) -> dict[str, float]:
         return {k: statistics.median(s.get(k, 0.0) for s in steps) for k in steps[0]}
 
-    ratios = {k: [t[k] / m[k] for t, m in zip(theirs, mine, strict=True)] for k in ("generate", "update", "step")}
+    # Each side samples for itself, so a pair shares its prompts but not its lengths: seconds, and seconds a token.
+    pairs = list(zip(theirs, mine, strict=True))
+    ratios = {k: [t[k] / m[k] for t, m in pairs] for k in ("generate", "update", "step")}
+    ratios["step_per_token"] = [t["step"] / t["tokens"] / (m["step"] / m["tokens"]) for t, m in pairs]
     return {
         "trl": middle(theirs) | {"best": best, "sweep": sweep}, "ours": middle(mine), "floor": bound,
         "ratio": {k: {"median": statistics.median(v), "range": [min(v), max(v)]} for k, v in ratios.items()},

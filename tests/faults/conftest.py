@@ -16,7 +16,7 @@ import pytest
 from tests.faults import tiny_run
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
-TIMED = ("seconds", "tokens_per_second", "memory")
+TIMED = ("seconds", "tokens_per_second", "train_tokens_per_second", "mfu", "memory")
 
 
 @dataclass

@@ -126,7 +126,7 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(
             train(kind, config, run_name="cut", save_steps=3, **changes)
     resumed = train(kind, config, run_name="cut", save_steps=3, resume=True, **changes)
 
-    timed = ("seconds", "tokens_per_second", "memory")
+    timed = ("seconds", "tokens_per_second", "train_tokens_per_second", "mfu", "memory")
     lines = [
         [{k: v for k, v in line.items() if not k.startswith(timed)} for line in read_metrics(t.folder.metrics)]
         for t in (whole, resumed)
