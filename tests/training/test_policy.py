@@ -31,6 +31,7 @@ def rollouts(num_prompts: int = 3, group: int = 2, seed: int = 0) -> TextRollout
         group_B=torch.arange(num_prompts).repeat_interleave(group),
         reward_B=torch.rand(rows, generator=g),
         tokens_BT=torch.randint(3, 90, (rows, 7), generator=g) * mask_BT,
+        greedy_B=torch.rand(num_prompts, generator=g).repeat_interleave(group),
         prompt_ids_B=[prompts[i // group] for i in range(rows)],
     )
 
