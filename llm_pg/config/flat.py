@@ -4,21 +4,43 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pydantic import PrivateAttr
+
 from .load import check_values
-from .schema import Config
+from .schema import LEAVES, Config
+from .trl import WORDS, Schedule, translate
 
 
 class _FlatConfig(Config):
-    """A Config whose keywords are leaf names, as TRL's configs are written: `GRPOConfig(learning_rate=1e-6)`."""
+    """A Config whose keywords are leaf names, as TRL's configs are written: `GRPOConfig(learning_rate=1e-6)`.
+
+    Arguments of TRL 1.16 are taken, translated or refused (docs/from-trl.md). They are read as TRL's are written:
+    `config.learning_rate`, and an argument that has no setting here as it was given, or TRL's default.
+    """
 
     _algorithm: ClassVar[str] = "grpo"
+    _schedule: Schedule = PrivateAttr(default_factory=Schedule)
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def __init__(self, output_dir: str | None = None, **values: Any) -> None:
         if output_dir is not None:
-            values["output_dir"] = output_dir
-        values.setdefault("name", type(self)._algorithm)
-        checked = check_values(values)
+            values["output_dir"] = str(output_dir)
+        settings, schedule = translate(values)
+        settings.setdefault("name", type(self)._algorithm)
+        checked = check_values(settings)
         super().__init__(**{section: getattr(checked, section) for section in Config.model_fields})
+        self._schedule, self._given = schedule, values
+
+    def __getattr__(self, name: str) -> Any:
+        if name in LEAVES:
+            return getattr(getattr(self, LEAVES[name]), name)
+        if name in WORDS:
+            return self._given.get(name, WORDS[name].default)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def settle(self, num_prompts: int, prompts_per_step: int) -> None:
+        """Count what hangs on the number of prompts: `num_train_epochs`, shares of all steps."""
+        self._schedule.settle(self, num_prompts, prompts_per_step)
 
 
 class ReinforceConfig(_FlatConfig):

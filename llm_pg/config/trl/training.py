@@ -1,0 +1,159 @@
+"""The arguments that TRL's configs inherit from transformers' TrainingArguments, with the defaults TRL gives them."""
+
+from __future__ import annotations
+
+from .words import Word, idle, mapped, refused, same
+
+_HUB = "upload the saved folder: `trainer.save_model(folder)`, then `huggingface_hub.upload_folder`"
+_SHARDED = "the model must fit on one device; use a LoRA adapter (`peft_config`), or train this model with TRL"
+_LOADER = "prompts are tokenised once and held in memory: there is no data loader"
+_DDP = "gradients are summed over the ranks without DistributedDataParallel"
+_COMPUTE = "there is no compute_metrics: evaluation scores sampled completions"
+_COMPILE = "compile the model yourself and give the object as `model`"
+_LOG_LEVEL = "set the level of the logger yourself (`logging.getLogger('llm_pg')`)"
+_BEST = "each evaluation stands in metrics.jsonl: pick the checkpoint by it"
+_TRACKIO = "trackio is started through accelerate: set its own environment variables"
+_SCRIPT = "a flag for scripts; the trainer does not read it, in TRL either"
+
+BATCH: dict[str, Word] = {
+    "output_dir": same(None, "a run has a folder of its own in it: `<output_dir>/<run_name>`"),
+    "per_device_train_batch_size": mapped(8, "completions of one pass; see the arithmetic above"),
+    "gradient_accumulation_steps": mapped(1, "passes of an optimiser step; see the arithmetic above"),
+    "num_train_epochs": mapped(3.0, "`max_steps`, from the number of prompts: ⌈epochs × ⌊prompts / prompts of a step⌋⌉"),
+    "max_steps": mapped(-1, "optimiser steps, rounded up to whole batches of rollouts; -1: `num_train_epochs` counts"),
+    "average_tokens_across_devices": idle(True, "denominators are always those of the whole batch on all ranks"),
+    "auto_find_batch_size": refused(
+        False, "a pass that runs out of memory is halved by itself, with the same gradient; TRL refuses it too"
+    ),
+}
+OPTIMISER: dict[str, Word] = {
+    "learning_rate": same(1e-6),
+    "lr_scheduler_type": same("linear"),
+    "lr_scheduler_kwargs": same(None),
+    "warmup_steps": mapped(0, "below 1 a share of all steps"),
+    "optim": refused(
+        "adamw_torch_fused", "the optimiser is AdamW: resume, loss scaling and the critic's rate rest on it; use "
+        "`adamw_torch`, and LoRA where memory is short", "adamw_torch"
+    ),
+    "optim_args": refused(None, "AdamW has `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`"),
+    "optim_target_modules": refused(None, "use a LoRA adapter (`peft_config`)"),
+    "weight_decay": same(0.0, "of every trained weight; transformers leaves out biases and norms"),
+    "adam_beta1": same(0.9),
+    "adam_beta2": same(0.999),
+    "adam_epsilon": same(1e-8),
+    "max_grad_norm": same(1.0, "0 = never"),
+    "label_smoothing_factor": refused(0.0, "there are no labels in a policy gradient"),
+    "neftune_noise_alpha": refused(None, "noise in the embeddings makes the trained policy another than the sampled one"),
+}
+PRECISION: dict[str, Word] = {
+    "bf16": same(None, "TRL's None means on; here it is off unless given"),
+    "fp16": same(False),
+    "bf16_full_eval": refused(False, "evaluation samples with the weights as they are; set `dtype='bfloat16'`"),
+    "fp16_full_eval": refused(False, "evaluation samples with the weights as they are; set `dtype='float16'`"),
+    "tf32": refused(None, "set `torch.backends.cuda.matmul.allow_tf32` in the script, before the trainer", False),
+    "activation_checkpointing": mapped(None, "`gradient_checkpointing`"),
+    "activation_checkpointing_kwargs": refused(None, "checkpointing is never reentrant here", {"use_reentrant": False}),
+    "gradient_checkpointing": same(True),
+    "gradient_checkpointing_kwargs": refused(None, "checkpointing is never reentrant here", {"use_reentrant": False}),
+    "torch_compile": refused(False, _COMPILE),
+    "torch_compile_backend": refused(None, _COMPILE),
+    "torch_compile_mode": refused(None, _COMPILE),
+    "use_liger_kernel": refused(False, "the head is computed in pieces as it is, so that logits never stand in memory "
+                                "whole; leave it out"),
+    "liger_kernel_config": refused(None, "use_liger_kernel is refused; leave it out"),
+    "use_cache": idle(False, "sampling keeps keys and values, training does not"),
+    "torch_empty_cache_steps": refused(None, "the cache is emptied where a pass runs out of memory; leave it out"),
+}
+LOGGING: dict[str, Word] = {
+    "logging_strategy": mapped("steps", "`no`: nothing in the terminal between start and end; `epoch`: `logging_steps` = "
+                               "the steps of an epoch; metrics.jsonl has every step in any case"),
+    "logging_steps": mapped(10, "below 1 a share of all steps"),
+    "logging_first_step": idle(False, "metrics.jsonl has every step"),
+    "log_on_each_node": idle(True, "the first rank speaks for all"),
+    "logging_nan_inf_filter": idle(True, "not-a-number is written as null with its name"),
+    "include_num_input_tokens_seen": idle("no", "each step's `tokens` stand in metrics.jsonl"),
+    "log_level": idle("passive", _LOG_LEVEL),
+    "log_level_replica": idle("warning", _LOG_LEVEL),
+    "disable_tqdm": idle(None, "there is no tqdm: give `terminal=Terminal(quiet=True)` to the trainer"),
+    "report_to": mapped("none", "a name or a list; `none`: no tracker; `all`: those of wandb, trackio and tensorboard "
+                        "that are installed"),
+    "run_name": same(None, "also the name of the run's folder"),
+    "project": same("huggingface", "of wandb and trackio"),
+    "trackio_space_id": refused(None, _TRACKIO),
+    "trackio_bucket_id": refused(None, _TRACKIO),
+    "trackio_static_space_id": refused(None, _TRACKIO),
+    "debug": refused("", "use `llm-pg train --profile`, and `crash/` of a run that failed", []),
+    "skip_memory_metrics": idle(True, "each step's `memory` stands in metrics.jsonl"),
+}
+EVALUATION: dict[str, Word] = {
+    "eval_strategy": mapped("no", "`no`: nothing is held out or evaluated, not even at the end; `steps`: `eval_steps` (else "
+                            "`logging_steps`); `epoch`: `eval_steps` = the steps of an epoch. Not given: as here, before "
+                            "and after"),
+    "eval_steps": mapped(None, "below 1 a share of all steps; given without `eval_strategy` it counts too"),
+    "eval_delay": refused(0, "use `eval_on_start=False` and larger `eval_steps`", 0.0),
+    "per_device_eval_batch_size": mapped(8, "`eval_batch_size`, completions sampled at once"),
+    "prediction_loss_only": refused(False, _COMPUTE),
+    "eval_on_start": same(False),
+    "eval_do_concat_batches": refused(True, _COMPUTE),
+    "eval_use_gather_object": refused(False, _COMPUTE),
+    "eval_accumulation_steps": refused(None, _COMPUTE),
+    "include_for_metrics": refused([], _COMPUTE),
+    "batch_eval_metrics": refused(False, _COMPUTE),
+    "load_best_model_at_end": refused(False, _BEST),
+    "metric_for_best_model": refused(None, _BEST),
+    "greater_is_better": refused(None, _BEST),
+}
+SAVING: dict[str, Word] = {
+    "save_only_model": refused(False, "a checkpoint is there to go on from; `trainer.save_model(folder)` saves the model "
+                               "alone"),
+    "save_strategy": mapped("steps", "`no`: no checkpoints; `steps`: `save_steps` (500 where it is not given); `epoch`: "
+                            "the steps of an epoch; `best` is refused: pick the checkpoint by metrics.jsonl"),
+    "save_steps": mapped(500, "below 1 a share of all steps"),
+    "save_on_each_node": refused(False, "the first rank saves; its folder must be seen by all that resume"),
+    "save_total_limit": same(None, "None = all"),
+    "enable_jit_checkpoint": idle(False, "SIGTERM and SIGINT end a run with a checkpoint in any case"),
+    "push_to_hub": refused(False, _HUB),
+    "hub_token": refused(None, _HUB),
+    "hub_private_repo": refused(None, _HUB),
+    "hub_model_id": refused(None, _HUB),
+    "hub_strategy": refused("every_save", _HUB),
+    "hub_always_push": refused(False, _HUB),
+    "hub_revision": refused(None, _HUB),
+    "ignore_data_skip": refused(False, "a resumed run goes on bit for bit; leave it out"),
+    "restore_callback_states_from_checkpoint": refused(False, "callbacks are made anew; let them read `state.log_history`"),
+    "resume_from_checkpoint": idle(None, "kept on the config; give it to `trainer.train(resume_from_checkpoint=...)`, as "
+                                   "with TRL"),
+}
+MACHINE: dict[str, Word] = {
+    "full_determinism": refused(False, "call `transformers.enable_full_determinism(seed)` in the script", ),
+    "seed": same(42),
+    "data_seed": refused(None, "`seed` orders the data too; leave it out"),
+    "use_cpu": same(False),
+    "accelerator_config": refused(None, "there is no data loader to split; leave it out", {}),
+    "parallelism_config": refused(None, _SHARDED),
+    "fsdp": refused(None, _SHARDED, "", False),
+    "fsdp_config": refused(None, _SHARDED, {}),
+    "deepspeed": refused(None, _SHARDED),
+    "ddp_find_unused_parameters": idle(None, _DDP),
+    "ddp_bucket_cap_mb": idle(None, _DDP),
+    "ddp_broadcast_buffers": idle(None, _DDP),
+    "ddp_static_graph": idle(None, _DDP),
+    "ddp_backend": refused(None, "accelerate chooses it; set ACCELERATE_* in the environment of the launch"),
+    "ddp_timeout": refused(1800, "init the process group in the script, before the trainer"),
+    "dataloader_drop_last": idle(False, _LOADER),
+    "dataloader_num_workers": idle(0, _LOADER),
+    "dataloader_pin_memory": idle(True, _LOADER),
+    "dataloader_persistent_workers": idle(False, _LOADER),
+    "dataloader_prefetch_factor": idle(None, _LOADER),
+    "dataloader_multiprocessing_context": idle(None, _LOADER),
+    "dataloader_in_order": idle(True, _LOADER),
+    "remove_unused_columns": refused(False, "reward functions get every column they name; leave it out"),
+    "label_names": refused(None, "there are no labels; reward functions read columns by their names"),
+    "train_sampling_strategy": refused("random", "set `shuffle_dataset`"),
+    "length_column_name": idle("length", "prompts are not grouped by length"),
+    "do_train": idle(False, _SCRIPT),
+    "do_eval": idle(False, _SCRIPT),
+    "do_predict": idle(False, _SCRIPT),
+    "local_rank": idle(-1, "the launcher's environment says it"),
+}
+TRAINING: dict[str, Word] = {**BATCH, **OPTIMISER, **PRECISION, **LOGGING, **EVALUATION, **SAVING, **MACHINE}

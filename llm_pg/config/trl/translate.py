@@ -1,0 +1,255 @@
+"""TRL's arguments as settings of a run. What stays out of it, stays as it was given: these words are flat settings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from enum import Enum
+from importlib.util import find_spec
+from typing import Any
+
+from ..load import ConfigError, nearest
+from .policy import POLICY
+from .schedule import Schedule
+from .training import TRAINING
+from .words import Word
+
+WORDS: dict[str, Word] = {**TRAINING, **POLICY}
+BATCH_WORDS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "generation_batch_size",
+    "steps_per_generation",
+)
+Values = dict[str, Any]
+
+
+def translate(given: Values) -> tuple[Values, Schedule]:
+    """Flat settings of the keywords given, and what is left to count when the data are read.
+
+    Raises ConfigError, one paragraph, for an argument of TRL's that cannot be had here.
+    """
+    values = {name: _plain(value) for name, value in given.items()}
+    for name in [name for name in values if name in WORDS and WORDS[name].kind in ("refused", "idle")]:
+        value, word = values.pop(name), WORDS[name]
+        if word.kind == "refused" and not word.asks_for_nothing(value):
+            raise _refusal(name, value, word.note)
+    schedule = Schedule()
+    for step in (_nothing, _batch, _steps, _model, _sampling, _vllm, _objective, _watching):
+        step(values, schedule)
+    return values, schedule
+
+
+def _refusal(name: str, value: Any, what: str) -> ConfigError:
+    return ConfigError(f"TRL's argument {name}={value!r} is refused: {what}.")
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _nothing(values: Values, schedule: Schedule) -> None:
+    """None where TRL's None says nothing; for a limit it says that there is none."""
+    if "vllm_importance_sampling_clip_max" in values and values["vllm_importance_sampling_clip_max"] is None:
+        raise _refusal("vllm_importance_sampling_clip_max", None, "an unbounded ratio; give a large number instead")
+    for name in [name for name, value in values.items() if name in WORDS and value is None]:
+        if name != "save_total_limit":
+            del values[name]
+
+
+def _batch(values: Values, schedule: Schedule) -> None:
+    """TRL counts a batch of rollouts and an optimiser step in passes: steps_per_generation and
+    gradient_accumulation_steps of per_device_train_batch_size completions on each rank. Here a step is a batch of
+    rollouts, cut into steps_per_generation minibatches."""
+    if "prompts_per_step" in values:
+        if "generation_batch_size" in values:
+            raise _refusal("generation_batch_size", values["generation_batch_size"], "prompts_per_step is given too; "
+                           "give one of them")
+        return
+    if not any(name in values for name in BATCH_WORDS):
+        return
+    rows = int(values.get("per_device_train_batch_size", WORDS["per_device_train_batch_size"].default))
+    accumulate = int(values.get("gradient_accumulation_steps", WORDS["gradient_accumulation_steps"].default))
+    passes = _passes(values, rows, accumulate)
+    if passes < accumulate:
+        if accumulate % passes or int(values.get("num_iterations", 1)) > 1:
+            raise _refusal(
+                "steps_per_generation", passes, f"gradient_accumulation_steps is {accumulate}, so that an optimiser step "
+                "would take parts of several batches of rollouts; take a multiple of gradient_accumulation_steps"
+            )
+        passes = accumulate  # several batches of the same weights are one batch
+    if passes % accumulate:
+        raise _refusal(
+            "steps_per_generation", passes, f"it is no multiple of gradient_accumulation_steps {accumulate}, so that an "
+            "optimiser step would straddle two batches of rollouts"
+        )
+    values["per_device_train_batch_size"] = rows
+    values["gradient_accumulation_steps"] = passes
+    values["steps_per_generation"] = passes // accumulate
+
+
+def _passes(values: Values, rows: int, accumulate: int) -> int:
+    """steps_per_generation in TRL's count, whichever way it was said."""
+    whole, passes = values.pop("generation_batch_size", None), values.get("steps_per_generation")
+    if whole is not None and passes is not None:
+        raise _refusal("generation_batch_size", whole, "steps_per_generation is given too; give one of them")
+    if whole is None:
+        return accumulate if passes is None else int(passes)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if whole % (rows * ranks):
+        raise _refusal(
+            "generation_batch_size", whole, f"per_device_train_batch_size {rows} × {ranks} "
+            f"rank{'s' if ranks > 1 else ''} does not divide it; take a multiple of {rows * ranks}"
+        )
+    return int(whole) // (rows * ranks)
+
+
+def _steps(values: Values, schedule: Schedule) -> None:
+    """Counts of steps: TRL's are optimiser steps, which a batch of rollouts has several of where it is reused or cut."""
+    updates = 1
+    if "prompts_per_step" not in values:
+        updates = int(values.get("num_iterations", 1)) * int(values.get("steps_per_generation", 1))
+    _strategies(values, schedule)
+    epochs = values.pop("num_train_epochs", None)
+    if values.get("max_steps", 1) <= 0:
+        del values["max_steps"]
+        epochs = WORDS["num_train_epochs"].default if epochs is None else epochs
+    if epochs is not None and "max_steps" not in values:
+        schedule.epochs = float(epochs)
+    if "warmup_ratio" in values:  # of earlier versions
+        values["warmup_steps"] = values.pop("warmup_ratio")
+    if isinstance(values.get("warmup_steps"), float) and values["warmup_steps"] >= 1:
+        values["warmup_steps"] = math.ceil(values["warmup_steps"])
+    for name in ("logging_steps", "save_steps", "eval_steps", "warmup_steps"):
+        if name in values and isinstance(values[name], float) and 0 < values[name] < 1:
+            schedule.shares[name] = values.pop(name)
+    for name in ("max_steps", "logging_steps", "save_steps", "eval_steps", "warmup_steps"):
+        if updates > 1 and name in values:
+            values[name] = math.ceil(values[name] / updates)
+
+
+def _strategies(values: Values, schedule: Schedule) -> None:
+    for name in ("logging", "save", "eval"):
+        strategy, steps = values.pop(f"{name}_strategy", None), f"{name}_steps"
+        if strategy in ("no", False):
+            values.update(_OFF[name])
+        elif strategy == "epoch":
+            values.pop(steps, None)
+            schedule.every_epoch.append(steps)
+        elif strategy == "steps":
+            fallback = values.get("logging_steps", WORDS["logging_steps"].default) if name == "eval" else None
+            values.setdefault(steps, WORDS[steps].default if fallback is None else fallback)
+        elif strategy is not None:
+            raise _refusal(f"{name}_strategy", strategy, "it is one of no, steps and epoch. Pick the best checkpoint by "
+                           "metrics.jsonl, which has every evaluation")
+
+
+_OFF: dict[str, Values] = {
+    "logging": {"logging_steps": 10**9},
+    "save": {"save_steps": 0},
+    "eval": {"eval_steps": 0, "eval_on_start": False, "num_eval_prompts": 0},
+}
+
+
+def _model(values: Values, schedule: Schedule) -> None:
+    kwargs = _mapping(values.pop("model_init_kwargs", None), "model_init_kwargs")
+    for key, value in kwargs.items():
+        if key not in _MODEL_WORDS:
+            raise _refusal(
+                f"model_init_kwargs[{key!r}]", value, f"it may have {', '.join(_MODEL_WORDS)}; load the model yourself and "
+                f"give the object as `model`.{nearest(key, _MODEL_WORDS)}".rstrip(".")
+            )
+        if value is not None:
+            values.setdefault(_MODEL_WORDS[key], str(value).removeprefix("torch.") if "dtype" in key else value)
+    if "activation_checkpointing" in values:
+        values["gradient_checkpointing"] = values.pop("activation_checkpointing")
+
+
+_MODEL_WORDS = {
+    "dtype": "dtype",
+    "torch_dtype": "dtype",
+    "attn_implementation": "attn_implementation",
+    "revision": "model_revision",
+}
+
+
+def _mapping(value: Any, name: str) -> Values:
+    """A dict, or the JSON text of one, as TRL takes it."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value or {}
+    except json.JSONDecodeError as error:
+        raise _refusal(name, value, f"it is no JSON ({error}); give a dict") from None
+    if not isinstance(found, dict):
+        raise _refusal(name, value, "give a dict")
+    return found
+
+
+def _sampling(values: Values, schedule: Schedule) -> None:
+    for key, value in _mapping(values.pop("generation_kwargs", None), "generation_kwargs").items():
+        if key not in _GENERATION_WORDS:
+            raise _refusal(
+                f"generation_kwargs[{key!r}]", value, "what is sampled must be what is trained, and the trainer knows "
+                f"{', '.join(_GENERATION_WORDS)}; use one of these, or shape the reward"
+            )
+        stops = key in ("stop", "stop_strings") and isinstance(value, str)
+        values[_GENERATION_WORDS[key]] = [value] if stops else value
+    for name in ("chat_template_kwargs", "lr_scheduler_kwargs"):
+        if name in values:
+            values[name] = _mapping(values[name], name)
+
+
+_GENERATION_WORDS = {
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p")},
+    **{"stop": "stop", "stop_strings": "stop", "max_new_tokens": "max_completion_length"},
+}
+
+
+def _vllm(values: Values, schedule: Schedule) -> None:
+    if values.pop("use_vllm", False):
+        values["engine"] = "vllm"
+    base, host, port = (values.pop(f"vllm_server_{word}", None) for word in ("base_url", "host", "port"))
+    mode = values.pop("vllm_mode", "colocate")
+    if mode not in ("colocate", "server"):
+        raise _refusal("vllm_mode", mode, "it is one of colocate and server")
+    if mode == "server" and values.get("engine") == "vllm":
+        host = "127.0.0.1" if host in (None, WORDS["vllm_server_host"].default) else host
+        values.setdefault("vllm_urls", [base or f"http://{host}:{port or WORDS['vllm_server_port'].default}"])
+    implementation = values.pop("vllm_model_impl", "vllm")
+    if implementation != "vllm":
+        values["vllm_options"] = {**values.get("vllm_options", {}), "model-impl": implementation}
+    cap = values.pop("vllm_importance_sampling_cap", None)
+    if cap is not None:
+        values["vllm_importance_sampling_clip_max"] = cap
+
+
+def _objective(values: Values, schedule: Schedule) -> None:
+    if "scale_rewards" in values:
+        scale = values["scale_rewards"]
+        values["scale_rewards"] = {True: "group", False: "none"}[scale] if isinstance(scale, bool) else scale
+    if isinstance(values.get("normalize_advantages"), bool):
+        values["normalize_advantages"] = "rollouts" if values["normalize_advantages"] else "none"
+    loss = values.get("loss_type")
+    if loss in ("cispo", "sapo"):
+        values.update(surrogate=loss, loss_type="dapo" if loss == "cispo" else "grpo")
+    elif loss in ("luspo", "vespo"):
+        raise _refusal("loss_type", loss, "use loss_type='sapo', a soft gate, or 'cispo', with importance_sampling_level="
+                       "'sequence' where whole completions should be weighed")
+
+
+def _watching(values: Values, schedule: Schedule) -> None:
+    if isinstance(values.get("log_completions"), bool):
+        if not values.pop("log_completions"):
+            values["log_completions"] = 0
+    if "report_to" in values:
+        names = values["report_to"]
+        names = [names] if isinstance(names, str) else list(names)
+        if names == ["all"]:
+            names = [name for name in ("wandb", "trackio", "tensorboard") if find_spec(name) is not None]
+        values["report_to"] = [] if names == ["none"] else names
+    for theirs, ours in _RENAMED.items():
+        if theirs in values:
+            values[ours] = values.pop(theirs)
+
+
+_RENAMED = {"num_generations_eval": "eval_num_samples", "per_device_eval_batch_size": "eval_batch_size"}
