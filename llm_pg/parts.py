@@ -13,15 +13,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from .algorithms.algorithm import Algorithm
+from .callbacks import Callbacks
 from .collect import Collector
 from .config import Config, ConfigError, flat
 from .config.check import plan_batch, resolve_row
 from .config.schema import EvalConfig
 from .critic import HEAD_LEARNING_RATE, Critic
 from .doctor import arithmetic
+from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
 from .evaluate import Evaluation, evaluate
-from .metrics import Clock
+from .metrics import Clock, read_metrics
 from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .policy import Policy
 from .preflight import task_rewards
@@ -38,7 +40,7 @@ from .trial import Trial, expected_seconds, memory_text, try_longest, wanted
 from .update import Updater
 
 
-class Parts:
+class Parts(TrlFace):
     """See `trainer.PolicyGradientTrainer` for the arguments."""
 
     algorithms: ClassVar[tuple[str, ...]] = ()
@@ -54,10 +56,13 @@ class Parts:
         processing_class: Any = None,
         peft_config: Any = None,
         *,
+        callbacks: Sequence[Any] | None = None,
         terminal: Terminal | None = None,
         clock: Clock | None = None,
+        **of_trl: Any,
     ) -> None:
         self.began = time.perf_counter()
+        check_arguments(of_trl)
         self.config = config = (args or self.default_config()).model_copy(deep=True)
         self._check_algorithm()
         self.clean = Redactor(config.model_dump(mode="json"))
@@ -88,6 +93,7 @@ class Parts:
         )
         self.trial: Trial | None = None
         self.step = 0
+        self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer)
 
     def _check_algorithm(self) -> None:
         name = self.config.algorithm.name
@@ -120,6 +126,8 @@ class Parts:
         self.train_prompts, self.eval_prompts = load_prompts(
             config, self.tokenizer, train_dataset=train, eval_dataset=held_out, context_length=context
         )
+        if isinstance(config, flat.FlatConfig):
+            config.settle(len(self.train_prompts), self.plan.prompts)
         self.stream = PromptStream(
             self.train_prompts, self.plan.prompts, seed=config.run.seed, shuffle=config.data.shuffle_dataset
         )
@@ -139,6 +147,20 @@ class Parts:
             self.config.model.model_name_or_path = name
             self.config.model.make = None
         return load_tokenizer(self.config.model)
+
+    def _tell_callbacks(self, done: int) -> None:
+        """The run begins for them, with what an earlier process logged."""
+        epoch = len(self.train_prompts) / self.plan.prompts
+        earlier = read_metrics(self.folder.metrics) if done else []
+        self.callbacks.begin(
+            done,
+            self.config.train.max_steps,
+            epoch,
+            self.optimizer.optimizer,
+            self.scheduler,
+            is_main=self.ranks.is_main,
+            earlier=earlier,
+        )
 
     @property
     def critic_only_steps(self) -> int:
@@ -249,7 +271,11 @@ def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, num_steps: 
     move as long as the policy does."""
     train = config.train
     scheduler = transformers.get_scheduler(
-        train.lr_scheduler_type, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=num_steps
+        train.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=train.warmup_steps,
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=train.lr_scheduler_kwargs or None,
     )
     for number, group in enumerate(optimizer.param_groups[1:], 1):
         scheduler.lr_lambdas[number] = _constant

@@ -28,6 +28,7 @@ from .report import leave_report
 from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.random import stream_key, uniform
+from .summary import run_summary
 from .throughput import Work, matmul_rate, tokens_to_train
 from .trackers import Trackers
 from .update import UpdateStats
@@ -51,35 +52,44 @@ class PolicyGradientTrainer(Parts):
         ConfigError: bad settings, data, model or reward functions, before anything expensive.
     """
 
-    def train(self, resume: bool | str | Path = False, *, override: bool = False) -> dict[str, Any]:
+    def train(
+        self,
+        resume: bool | str | Path | None = False,
+        *,
+        override: bool = False,
+        resume_from_checkpoint: bool | str | Path | None = None,
+    ) -> dict[str, Any]:
         """Run to `max_steps`; returns the summary that is also written to `summary.json`.
 
         Args:
             resume: True = go on from the newest whole checkpoint of the run's folder; a path = from that one.
             override: go on although the checkpoint belongs to other settings.
+            resume_from_checkpoint: TRL's name for `resume`.
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
             RunStopped, RewardError, EngineError: the run cannot go on. Whatever a step raises, its batch and the state
                 before it are kept first (`crash/`).
         """
-        config = self.config
+        config, resume = self.config, resume or resume_from_checkpoint or False
         self.ranks.together(lambda: self._check_folder(bool(resume)))
         self.scorer.write_output_to(self.folder.path / "rewards.log")
         with self.scorer, self.collector:
             start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
             with self.terminal.running():
-                if config.eval.eval_on_start and not start:
+                if self.eval_prompts and config.eval.eval_on_start and not start:
                     before = self.ranks.together(lambda: self.evaluate("Before"))
                     if self.ranks.is_main:
                         self.folder.write_evaluation(before)
                     self._tell_expected(before)
                 self._steps(start)
-                after = self.ranks.together(lambda: self.evaluate("After"))
+                after = self.ranks.together(lambda: self.evaluate("After")) if self.eval_prompts else None
         with self.clock("save"):
             self.save_model(self.folder.model)
-        return self._finish(before, after)
+        summary = self._finish(before, after)
+        self.callbacks.fire("on_train_end")
+        return summary
 
     def _check_folder(self, resume: bool) -> None:
         if self.ranks.is_main:
@@ -101,6 +111,8 @@ class PolicyGradientTrainer(Parts):
                     raise
                 if self.received is not None and self.step < last:
                     self._interrupt(self.received)
+                if self.callbacks.stops:
+                    break
         self.profiler.finish()
         self.clock.add(self.saving)
 
@@ -149,13 +161,14 @@ class PolicyGradientTrainer(Parts):
         if self.config.run.save_steps and self.ranks.is_main:
             self.saver.check_room()
         self.trackers = Trackers(self.accelerator, self.config.run.report_to, self.terminal.warn, self.clean)
-        self.trackers.start("llm_pg", settings)
+        self.trackers.start(self.config.run.project, settings)
         if self.ranks.is_main:
             self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)
         self.trial = self.ranks.together(self._try_longest)
         follow(self.terminal, self._plan_of_run(), self.updater, self.collector.sampler)
         seen = (self.terminal, self.trackers, self.folder, self.config, settings)
         self.onlookers = Onlookers(*seen) if self.ranks.is_main else None
+        self._tell_callbacks(done)
         self.accelerator.wait_for_everyone()
         return done
 
@@ -202,6 +215,7 @@ class PolicyGradientTrainer(Parts):
     def _one_step(self) -> None:
         """One batch, from its prompts to its line of metrics and its checkpoint."""
         clock, config = self.saving, self.config
+        self.callbacks.step_begin()
         self.saving = Clock(self.terminal.phase)
         begin = time.perf_counter()
         torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
@@ -244,14 +258,29 @@ class PolicyGradientTrainer(Parts):
                 batch.weight_BT, config.run.log_completions, self.updater.seen.numbers(rollouts.logp_BT)
             )
             self.folder.write_completions(self.step, readable)
-        if config.eval.eval_steps and self.step % config.eval.eval_steps == 0 and self.step < config.train.max_steps:
-            values.update(self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics())
+        self.callbacks.step_end(self.step)
+        evaluation: dict[str, float] = {}
+        if self._evaluates():
+            evaluation = self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics()
+            values.update(evaluation)
         values["seconds"] = time.perf_counter() - begin
         self._write(values, experience, readable, clock)
         self.finite.observe([u.stepped for u in updates], self.step)
-        if config.run.save_steps and self.step % config.run.save_steps == 0:
+        self._end_step(evaluation)
+
+    def _evaluates(self) -> bool:
+        due = self.callbacks.due("evaluate", self.step, self.config.eval.eval_steps)
+        return due and bool(self.eval_prompts) and self.step < self.config.train.max_steps
+
+    def _end_step(self, evaluation: dict[str, float]) -> None:
+        """After the step's line of metrics: callbacks hear of its evaluation, and the checkpoint is written."""
+        if evaluation:
+            self.callbacks.evaluated(evaluation)
+        if self.callbacks.due("save", self.step, self.config.run.save_steps):
             with self.saving("save"):
-                self.save_checkpoint()
+                saved = self.save_checkpoint()
+            if saved:
+                self.callbacks.fire("on_save")
 
     def _collect(self, prompts: list[Prompt], clock: Clock, first: int) -> Experience:
         greedy = self.row.baseline == "greedy"
@@ -297,6 +326,7 @@ class PolicyGradientTrainer(Parts):
         self.clock.add(clock)
         told = self.ranks.gather((values, experience.scores.problems, self.signals.received))
         values = merge_metrics([each[0] for each in told])
+        self.callbacks.log(values)
         if self.onlookers is not None:
             self.metrics.write(values)
             self.onlookers.step(values, rows)
@@ -322,11 +352,12 @@ class PolicyGradientTrainer(Parts):
         self.terminal.evaluation(title, result)
         return result
 
-    def save_model(self, path: str | Path) -> None:
+    def save_model(self, path: str | Path | None = None) -> None:
         """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
 
-        A critic stands beside them, in `critic.safetensors`.
+        path: a folder; None = `model/` in the run's folder. A critic stands beside them, in `critic.safetensors`.
         """
+        path = path or self.folder.model
         if self.ranks.is_main:
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
@@ -346,26 +377,17 @@ class PolicyGradientTrainer(Parts):
             return False
         return True
 
-    def _finish(self, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:
-        seconds = self.clock.seconds
-        summary = {
-            "algorithm": self.row.name,
-            "task": self.config.data.task or self.config.data.dataset_name or "dataset",
-            "seed": self.config.run.seed,
-            "pass_rate_before": before.greedy.mean if before else None,
-            "pass_rate_before_interval": before.greedy.as_json() if before else None,
-            "pass_rate_after": after.greedy.mean,
-            "pass_rate_after_interval": after.greedy.as_json(),
-            "sampled_before": before.sampled.mean if before and before.sampled else None,
-            "sampled_after": after.sampled.mean if after.sampled else None,
-            "pass_at": {str(k): share.as_json() for k, share in after.pass_at.items()},
-            "num_eval_prompts": after.num_prompts,
-            "steps": self.step,
-            "seconds_total": round(sum(seconds.values()), 3),
-            "seconds_by_phase": {phase: round(s, 3) for phase, s in seconds.items()},
-            "model": str(self.folder.model),
-            "versions": self.saver.identity()["versions"],
-        }
+    def _finish(self, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+        summary = run_summary(
+            self.config,
+            before,
+            after,
+            algorithm=self.row.name,
+            steps=self.step,
+            seconds=self.clock.seconds,
+            model=str(self.folder.model),
+            versions=self.saver.identity()["versions"],
+        )
         self.trackers.finish()
         if self.onlookers is not None:
             self.folder.write_summary(summary)

@@ -11,7 +11,7 @@ from .schema import LEAVES, Config
 from .trl import WORDS, Schedule, translate
 
 
-class _FlatConfig(Config):
+class FlatConfig(Config):
     """A Config whose keywords are leaf names, as TRL's configs are written: `GRPOConfig(learning_rate=1e-6)`.
 
     Arguments of TRL 1.16 are taken, translated or refused (docs/from-trl.md). They are read as TRL's are written:
@@ -43,25 +43,25 @@ class _FlatConfig(Config):
         self._schedule.settle(self, num_prompts, prompts_per_step)
 
 
-class ReinforceConfig(_FlatConfig):
+class ReinforceConfig(FlatConfig):
     """Settings of `ReinforceTrainer`: REINFORCE, reward-to-go, baseline none or running_mean."""
 
     _algorithm: ClassVar[str] = "reinforce"
 
 
-class RLOOConfig(_FlatConfig):
+class RLOOConfig(FlatConfig):
     """Settings of `RLOOTrainer`: leave-one-out baseline."""
 
     _algorithm: ClassVar[str] = "rloo"
 
 
-class GRPOConfig(_FlatConfig):
+class GRPOConfig(FlatConfig):
     """Settings of `GRPOTrainer`: group mean and deviation, TRL 1.16's reduction."""
 
     _algorithm: ClassVar[str] = "grpo"
 
 
-class ActorCriticConfig(_FlatConfig):
+class ActorCriticConfig(FlatConfig):
     """Settings of `ActorCriticTrainer`: ppo, or a2c by `name="a2c"`, with a learned critic."""
 
     _algorithm: ClassVar[str] = "ppo"

@@ -241,6 +241,7 @@ class TrainConfig(Section):
     )
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
     lr_scheduler_type: str = Field("constant_with_warmup", description="A schedule of transformers' get_scheduler.")
+    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="Its own arguments, for example num_cycles.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Of AdamW.")
@@ -290,6 +291,7 @@ class RunConfig(Section):
     run_name: str | None = Field(None, description="Folder of this run; None = <task>-<algorithm>-seed<seed>.")
     seed: int = Field(0, ge=0, description="Of everything: data order, sampling, made models.")
     report_to: list[str] = Field([], description="Trackers of accelerate: wandb, trackio, tensorboard.")
+    project: str = Field("llm_pg", description="Project of the trackers.")
     logging_steps: int = Field(
         1, gt=0, description="Steps between lines in the terminal; the metrics file has every step."
     )

@@ -116,8 +116,17 @@ class Terminal:
         )
 
     def summary(
-        self, summary: dict[str, Any], before: Evaluation | None, after: Evaluation, places: Sequence[str]
+        self, summary: dict[str, Any], before: Evaluation | None, after: Evaluation | None, places: Sequence[str]
     ) -> None:
+        self.console.print()
+        if after is not None:
+            self._evaluations(before, after)
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_by_phase"].items())
+        self.console.print(f"Seconds: {summary['seconds_total']:.1f} in all: {phases}")
+        for place in places:
+            self.console.print(escape(place))
+
+    def _evaluations(self, before: Evaluation | None, after: Evaluation) -> None:
         table = Table(title="Held-out prompts, before and after", title_justify="left")
         for column in ("", "before", "after"):
             table.add_column(column)
@@ -126,14 +135,9 @@ class Terminal:
             table.add_row("pass rate, sampled [95 %]", str(before.sampled) if before else "-", str(after.sampled))
         for k, share in after.pass_at.items():
             table.add_row(f"pass@{k}", str(before.pass_at.get(k, "-")) if before else "-", str(share))
-        self.console.print()
         self.console.print(table)
         if before:
             self._examples(before, after)
-        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds_by_phase"].items())
-        self.console.print(f"Seconds: {summary['seconds_total']:.1f} in all: {phases}")
-        for place in places:
-            self.console.print(escape(place))
 
     def _examples(self, before: Evaluation, after: Evaluation) -> None:
         table = Table(title="Three of them", title_justify="left")
