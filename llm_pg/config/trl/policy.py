@@ -10,8 +10,9 @@ _BATCHING = "rollout.engine=native keeps no finished row in its batch; rollout.e
 
 MODEL: dict[str, Word] = {
     "model_init_kwargs": mapped(
-        None, "`dtype` (or `torch_dtype`), `attn_implementation` and `revision`; other keys are refused: load the model "
-        "yourself and give the object as `model`"
+        None,
+        "`dtype` (or `torch_dtype`), `attn_implementation` and `revision`; other keys are refused: load the model "
+        "yourself and give the object as `model`",
     ),
     "trust_remote_code": refused(
         False, "code of a hub repository is never run; load such a model yourself and give the object as `model`"
@@ -21,8 +22,9 @@ MODEL: dict[str, Word] = {
     ),
     "disable_dropout": same(False, "dropout makes the ratio of an on-policy step differ from 1, so it is off here"),
     "cast_lm_head_to_fp32": refused(
-        False, "log-probabilities are float32 in any case; for a float32 head hold the weights in float32 "
-        "(`dtype='float32'`) and compute in `bf16=True`"
+        False,
+        "log-probabilities are float32 in any case; for a float32 head hold the weights in float32 "
+        "(`dtype='float32'`) and compute in `bf16=True`",
     ),
     "ds3_gather_for_generation": idle(True, "there is no DeepSpeed here"),
 }
@@ -33,20 +35,25 @@ SAMPLING: dict[str, Word] = {
     "shuffle_dataset": same(True),
     "pad_to_multiple_of": idle("auto", "passes are packed without padding where the model allows it"),
     "generation_batch_size": mapped(None, "completions of a batch of rollouts on all ranks; see the arithmetic above"),
-    "steps_per_generation": mapped(None, "counted in passes of `per_device_train_batch_size`, as in TRL, unless "
-                                   "`prompts_per_step` is given; see the arithmetic above"),
+    "steps_per_generation": mapped(
+        None,
+        "counted in passes of `per_device_train_batch_size`, as in TRL, unless "
+        "`prompts_per_step` is given; see the arithmetic above",
+    ),
     "temperature": same(1.0),
     "top_p": same(1.0, "enters the trained log-probability too"),
     "top_k": same(0, "enters the trained log-probability too"),
     "min_p": same(None, "enters the trained log-probability too; None = 0"),
     "generation_kwargs": mapped(
-        None, "`temperature`, `top_p`, `top_k`, `min_p`, `stop_strings` (`stop`) and `max_new_tokens` become settings; "
-        "others are refused, because what is sampled must be what is trained"
+        None,
+        "`temperature`, `top_p`, `top_k`, `min_p`, `stop_strings` (`stop`) and `max_new_tokens` become settings; "
+        "others are refused, because what is sampled must be what is trained",
     ),
     "chat_template_kwargs": same(None),
     "repetition_penalty": refused(
-        1.0, "the penalised distribution is sampled and another one trained; punish repetition in a reward function "
-        "(`repetition_penalty` of reward_fns)"
+        1.0,
+        "the penalised distribution is sampled and another one trained; punish repetition in a reward function "
+        "(`repetition_penalty` of reward_fns)",
     ),
     "cache_implementation": refused(None, "each engine has its own cache; choose one with `engine`"),
     "use_transformers_continuous_batching": refused(False, _BATCHING),
@@ -56,8 +63,11 @@ SAMPLING: dict[str, Word] = {
 }
 VLLM: dict[str, Word] = {
     "use_vllm": mapped(False, "`engine='vllm'`, a server of vLLM's own (`trl vllm-serve` is not needed)"),
-    "vllm_mode": mapped("colocate", "`colocate`: the run starts a server beside itself (`vllm_python` names the "
-                        "environment that has vllm); `server`: the server of the next lines"),
+    "vllm_mode": mapped(
+        "colocate",
+        "`colocate`: the run starts a server beside itself (`vllm_python` names the "
+        "environment that has vllm); `server`: the server of the next lines",
+    ),
     "vllm_model_impl": mapped("vllm", "`vllm_options={'model-impl': ...}` of the started server"),
     "vllm_enable_sleep_mode": refused(
         False, "the server is a process of its own and keeps its memory; lower `vllm_gpu_memory_utilization`"
@@ -65,8 +75,11 @@ VLLM: dict[str, Word] = {
     "vllm_structured_outputs_regex": refused(
         None, "the constrained distribution would be sampled and the free one trained; reward the format instead"
     ),
-    "vllm_server_base_url": mapped(None, "`vllm_urls`; the server is vLLM's own (`python -m "
-                                   "vllm.entrypoints.openai.api_server` with VLLM_SERVER_DEV_MODE=1)"),
+    "vllm_server_base_url": mapped(
+        None,
+        "`vllm_urls`; the server is vLLM's own (`python -m "
+        "vllm.entrypoints.openai.api_server` with VLLM_SERVER_DEV_MODE=1)",
+    ),
     "vllm_server_host": mapped("0.0.0.0", "`vllm_urls`, where `vllm_mode='server'`"),
     "vllm_server_port": mapped(8000, "`vllm_urls`, where `vllm_mode='server'`"),
     "vllm_server_timeout": same(240.0),
@@ -75,7 +88,8 @@ VLLM: dict[str, Word] = {
     "vllm_max_model_length": same(None),
     "vllm_tensor_parallel_size": same(1),
     "vllm_importance_sampling_correction": same(
-        True, "off unless given: the ratio is 1 up to rounding where sampler and trainer agree; any sampler is corrected"
+        True,
+        "off unless given: the ratio is 1 up to rounding where sampler and trainer agree; any sampler is corrected",
     ),
     "vllm_importance_sampling_mode": same("sequence_mask"),
     "vllm_importance_sampling_clip_max": same(3.0, "None (no bound) is refused: give a large number"),
@@ -97,13 +111,18 @@ OBJECTIVE: dict[str, Word] = {
     "importance_sampling_level": same("token"),
     "reward_weights": same(None),
     "normalize_advantages": mapped(False, "True: `rollouts`; False: `none`"),
-    "reward_clip_range": refused(None, "clip inside the reward functions, so that the logged reward is the trained one"),
+    "reward_clip_range": refused(
+        None, "clip inside the reward functions, so that the logged reward is the trained one"
+    ),
     "multi_objective_aggregation": refused(
         "sum_then_normalize", "rewards are summed, then normalised; scale the functions with `reward_weights`"
     ),
     "scale_rewards": mapped("group", "True: `group`; False: `none`; `group`, `batch`, `none` as they are"),
-    "loss_type": mapped("dapo", "`grpo`, `dapo`, `dr_grpo`, `bnpo` as they are; `cispo` and `sapo`: `surrogate` of that "
-                        "name with TRL's reduction; `luspo` and `vespo` are refused: use `sapo` or `cispo`"),
+    "loss_type": mapped(
+        "dapo",
+        "`grpo`, `dapo`, `dr_grpo`, `bnpo` as they are; `cispo` and `sapo`: `surrogate` of that "
+        "name with TRL's reduction; `luspo` and `vespo` are refused: use `sapo` or `cispo`",
+    ),
     "mask_truncated_completions": same(False),
     "sync_ref_model": same(False),
     "ref_model_mixup_alpha": same(0.6),
@@ -119,8 +138,10 @@ OBJECTIVE: dict[str, Word] = {
     "use_bias_correction_kl": same(True),
 }
 LOGGING: dict[str, Word] = {
-    "log_completions": mapped(False, "True: 8 groups a step in `completions/` and the trackers' tables; False: none; a "
-                              "number: that many groups"),
+    "log_completions": mapped(
+        False,
+        "True: 8 groups a step in `completions/` and the trackers' tables; False: none; a number: that many groups",
+    ),
     "log_multimodal": idle(True, "there are no images here"),
     "num_completions_to_print": same(None, "None = 1"),
     "log_unique_prompts": refused(False, "a step has each prompt once, and `completions/` holds its whole group"),

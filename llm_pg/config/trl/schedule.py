@@ -31,7 +31,7 @@ class Schedule:
         epoch = max(num_prompts // prompts_per_step, 1)
         if self.epochs is not None:
             config.train.max_steps = max(math.ceil(self.epochs * epoch), 1)
-        counts = {name: epoch for name in self.every_epoch}
+        counts = dict.fromkeys(self.every_epoch, epoch)
         counts.update({name: math.ceil(share * config.train.max_steps) for name, share in self.shares.items()})
         for name, count in counts.items():
             section: Any = getattr(config, _SECTION[name])

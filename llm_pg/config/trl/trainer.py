@@ -5,29 +5,40 @@ from __future__ import annotations
 from .words import Word, mapped, refused, same
 
 _NO_TOOLS = (
-    "tools are not called by this trainer as TRL calls them; episodes over several turns are `rollout.environment`, where "
-    "the version has it"
+    "tools are not called by this trainer as TRL calls them; for episodes over several turns see `environment` of the "
+    "config's section rollout"
 )
 
 TRAINER: dict[str, Word] = {
     "model": same(..., "a hub id, a folder, a transformers model or a PEFT model"),
-    "reward_funcs": mapped(None, "functions in TRL's form run unchanged. A string is the name of a shipped function, "
-                           "`module:function` or `file.py:function`; the id of a reward model and a module are refused: "
-                           "load the model in a function"),
+    "reward_funcs": mapped(
+        None,
+        "functions in TRL's form run unchanged. A string is the name of a shipped function, "
+        "`module:function` or `file.py:function`; the id of a reward model and a module are refused: "
+        "load the model in a function",
+    ),
     "args": same(None),
-    "train_dataset": mapped(None, "standard and conversational prompts; a column `tools`, `image` or `images` is refused. "
-                            "Of an IterableDataset the first `num_train_prompts` rows are read"),
+    "train_dataset": mapped(
+        None,
+        "standard and conversational prompts; a column `tools`, `image` or `images` is refused. "
+        "Of an IterableDataset the first `num_train_prompts` rows are read",
+    ),
     "eval_dataset": mapped(None, "the same; a DatasetDict or a dict of several is refused: give one of them"),
     "processing_class": same(None, "the tokenizer; a processor of images is refused by the data it would need"),
     "reward_processing_classes": refused(None, "it belongs to reward models, which are loaded in a function here", []),
     "callbacks": same(None, "transformers' TrainerCallbacks; see below"),
-    "optimizers": refused((None, None), "the optimiser is AdamW with a schedule of transformers, by `learning_rate`, "
-                          "`lr_scheduler_type` and `adam_*`: resume, loss scaling and the critic's rate rest on it"),
-    "quantization_config": refused(None, "load the quantised model yourself and give the object as `model`, with a "
-                                   "`peft_config`"),
+    "optimizers": refused(
+        (None, None),
+        "the optimiser is AdamW with a schedule of transformers, by `learning_rate`, "
+        "`lr_scheduler_type` and `adam_*`: resume, loss scaling and the critic's rate rest on it",
+    ),
+    "quantization_config": refused(
+        None, "load the quantised model yourself and give the object as `model`, with a `peft_config`"
+    ),
     "peft_config": same(None),
     "tools": refused(None, _NO_TOOLS, []),
-    "rollout_func": refused(None, "completions come from `engine`; a function of your own can be a sampler of "
-                            "`llm_pg.sampling.protocol`"),
+    "rollout_func": refused(
+        None, "completions come from `engine`; a function of your own can be a sampler of `llm_pg.sampling.protocol`"
+    ),
     "environment_factory": refused(None, _NO_TOOLS),
 }

@@ -19,7 +19,9 @@ BATCH: dict[str, Word] = {
     "output_dir": same(None, "a run has a folder of its own in it: `<output_dir>/<run_name>`"),
     "per_device_train_batch_size": mapped(8, "completions of one pass; see the arithmetic above"),
     "gradient_accumulation_steps": mapped(1, "passes of an optimiser step; see the arithmetic above"),
-    "num_train_epochs": mapped(3.0, "`max_steps`, from the number of prompts: ⌈epochs × ⌊prompts / prompts of a step⌋⌉"),
+    "num_train_epochs": mapped(
+        3.0, "`max_steps`, from the number of prompts: ⌈epochs × ⌊prompts / prompts of a step⌋⌉"
+    ),
     "max_steps": mapped(-1, "optimiser steps, rounded up to whole batches of rollouts; -1: `num_train_epochs` counts"),
     "average_tokens_across_devices": idle(True, "denominators are always those of the whole batch on all ranks"),
     "auto_find_batch_size": refused(
@@ -32,8 +34,10 @@ OPTIMISER: dict[str, Word] = {
     "lr_scheduler_kwargs": same(None),
     "warmup_steps": mapped(0, "below 1 a share of all steps"),
     "optim": refused(
-        "adamw_torch_fused", "the optimiser is AdamW: resume, loss scaling and the critic's rate rest on it; use "
-        "`adamw_torch`, and LoRA where memory is short", "adamw_torch"
+        "adamw_torch_fused",
+        "the optimiser is AdamW: resume, loss scaling and the critic's rate rest on it; use "
+        "`adamw_torch`, and LoRA where memory is short",
+        "adamw_torch",
     ),
     "optim_args": refused(None, "AdamW has `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`"),
     "optim_target_modules": refused(None, "use a LoRA adapter (`peft_config`)"),
@@ -43,7 +47,9 @@ OPTIMISER: dict[str, Word] = {
     "adam_epsilon": same(1e-8),
     "max_grad_norm": same(1.0, "0 = never"),
     "label_smoothing_factor": refused(0.0, "there are no labels in a policy gradient"),
-    "neftune_noise_alpha": refused(None, "noise in the embeddings makes the trained policy another than the sampled one"),
+    "neftune_noise_alpha": refused(
+        None, "noise in the embeddings makes the trained policy another than the sampled one"
+    ),
 }
 PRECISION: dict[str, Word] = {
     "bf16": same(None, "TRL's None means on; here it is off unless given"),
@@ -58,15 +64,19 @@ PRECISION: dict[str, Word] = {
     "torch_compile": refused(False, _COMPILE),
     "torch_compile_backend": refused(None, _COMPILE),
     "torch_compile_mode": refused(None, _COMPILE),
-    "use_liger_kernel": refused(False, "the head is computed in pieces as it is, so that logits never stand in memory "
-                                "whole; leave it out"),
+    "use_liger_kernel": refused(
+        False, "the head is computed in pieces as it is, so that logits never stand in memory whole; leave it out"
+    ),
     "liger_kernel_config": refused(None, "use_liger_kernel is refused; leave it out"),
     "use_cache": idle(False, "sampling keeps keys and values, training does not"),
     "torch_empty_cache_steps": refused(None, "the cache is emptied where a pass runs out of memory; leave it out"),
 }
 LOGGING: dict[str, Word] = {
-    "logging_strategy": mapped("steps", "`no`: nothing in the terminal between start and end; `epoch`: `logging_steps` = "
-                               "the steps of an epoch; metrics.jsonl has every step in any case"),
+    "logging_strategy": mapped(
+        "steps",
+        "`no`: nothing in the terminal between start and end; `epoch`: `logging_steps` = "
+        "the steps of an epoch; metrics.jsonl has every step in any case",
+    ),
     "logging_steps": mapped(10, "below 1 a share of all steps"),
     "logging_first_step": idle(False, "metrics.jsonl has every step"),
     "log_on_each_node": idle(True, "the first rank speaks for all"),
@@ -75,8 +85,10 @@ LOGGING: dict[str, Word] = {
     "log_level": idle("passive", _LOG_LEVEL),
     "log_level_replica": idle("warning", _LOG_LEVEL),
     "disable_tqdm": idle(None, "there is no tqdm: give `terminal=Terminal(quiet=True)` to the trainer"),
-    "report_to": mapped("none", "a name or a list; `none`: no tracker; `all`: those of wandb, trackio and tensorboard "
-                        "that are installed"),
+    "report_to": mapped(
+        "none",
+        "a name or a list; `none`: no tracker; `all`: those of wandb, trackio and tensorboard that are installed",
+    ),
     "run_name": same(None, "also the name of the run's folder"),
     "project": same("huggingface", "of wandb and trackio"),
     "trackio_space_id": refused(None, _TRACKIO),
@@ -86,9 +98,12 @@ LOGGING: dict[str, Word] = {
     "skip_memory_metrics": idle(True, "each step's `memory` stands in metrics.jsonl"),
 }
 EVALUATION: dict[str, Word] = {
-    "eval_strategy": mapped("no", "`no`: nothing is held out or evaluated, not even at the end; `steps`: `eval_steps` (else "
-                            "`logging_steps`); `epoch`: `eval_steps` = the steps of an epoch. Not given: as here, before "
-                            "and after"),
+    "eval_strategy": mapped(
+        "no",
+        "`no`: nothing is held out or evaluated, not even at the end; `steps`: `eval_steps` (else "
+        "`logging_steps`); `epoch`: `eval_steps` = the steps of an epoch. Not given: as here, before "
+        "and after",
+    ),
     "eval_steps": mapped(None, "below 1 a share of all steps; given without `eval_strategy` it counts too"),
     "eval_delay": refused(0, "use `eval_on_start=False` and larger `eval_steps`", 0.0),
     "per_device_eval_batch_size": mapped(8, "`eval_batch_size`, completions sampled at once"),
@@ -104,10 +119,14 @@ EVALUATION: dict[str, Word] = {
     "greater_is_better": refused(None, _BEST),
 }
 SAVING: dict[str, Word] = {
-    "save_only_model": refused(False, "a checkpoint is there to go on from; `trainer.save_model(folder)` saves the model "
-                               "alone"),
-    "save_strategy": mapped("steps", "`no`: no checkpoints; `steps`: `save_steps` (500 where it is not given); `epoch`: "
-                            "the steps of an epoch; `best` is refused: pick the checkpoint by metrics.jsonl"),
+    "save_only_model": refused(
+        False, "a checkpoint is there to go on from; `trainer.save_model(folder)` saves the model alone"
+    ),
+    "save_strategy": mapped(
+        "steps",
+        "`no`: no checkpoints; `steps`: `save_steps` (500 where it is not given); `epoch`: "
+        "the steps of an epoch; `best` is refused: pick the checkpoint by metrics.jsonl",
+    ),
     "save_steps": mapped(500, "below 1 a share of all steps"),
     "save_on_each_node": refused(False, "the first rank saves; its folder must be seen by all that resume"),
     "save_total_limit": same(None, "None = all"),
@@ -120,12 +139,18 @@ SAVING: dict[str, Word] = {
     "hub_always_push": refused(False, _HUB),
     "hub_revision": refused(None, _HUB),
     "ignore_data_skip": refused(False, "a resumed run goes on bit for bit; leave it out"),
-    "restore_callback_states_from_checkpoint": refused(False, "callbacks are made anew; let them read `state.log_history`"),
-    "resume_from_checkpoint": idle(None, "kept on the config; give it to `trainer.train(resume_from_checkpoint=...)`, as "
-                                   "with TRL"),
+    "restore_callback_states_from_checkpoint": refused(
+        False, "callbacks are made anew; let them read `state.log_history`"
+    ),
+    "resume_from_checkpoint": idle(
+        None, "kept on the config; give it to `trainer.train(resume_from_checkpoint=...)`, as with TRL"
+    ),
 }
 MACHINE: dict[str, Word] = {
-    "full_determinism": refused(False, "call `transformers.enable_full_determinism(seed)` in the script", ),
+    "full_determinism": refused(
+        False,
+        "call `transformers.enable_full_determinism(seed)` in the script",
+    ),
     "seed": same(42),
     "data_seed": refused(None, "`seed` orders the data too; leave it out"),
     "use_cpu": same(False),

@@ -64,8 +64,11 @@ def _batch(values: Values, schedule: Schedule) -> None:
     rollouts, cut into steps_per_generation minibatches."""
     if "prompts_per_step" in values:
         if "generation_batch_size" in values:
-            raise _refusal("generation_batch_size", values["generation_batch_size"], "prompts_per_step is given too; "
-                           "give one of them")
+            raise _refusal(
+                "generation_batch_size",
+                values["generation_batch_size"],
+                "prompts_per_step is given too; give one of them",
+            )
         return
     if not any(name in values for name in BATCH_WORDS):
         return
@@ -75,14 +78,18 @@ def _batch(values: Values, schedule: Schedule) -> None:
     if passes < accumulate:
         if accumulate % passes or int(values.get("num_iterations", 1)) > 1:
             raise _refusal(
-                "steps_per_generation", passes, f"gradient_accumulation_steps is {accumulate}, so that an optimiser step "
-                "would take parts of several batches of rollouts; take a multiple of gradient_accumulation_steps"
+                "steps_per_generation",
+                passes,
+                f"gradient_accumulation_steps is {accumulate}, so that an optimiser step "
+                "would take parts of several batches of rollouts; take a multiple of gradient_accumulation_steps",
             )
         passes = accumulate  # several batches of the same weights are one batch
     if passes % accumulate:
         raise _refusal(
-            "steps_per_generation", passes, f"it is no multiple of gradient_accumulation_steps {accumulate}, so that an "
-            "optimiser step would straddle two batches of rollouts"
+            "steps_per_generation",
+            passes,
+            f"it is no multiple of gradient_accumulation_steps {accumulate}, so that an "
+            "optimiser step would straddle two batches of rollouts",
         )
     values["per_device_train_batch_size"] = rows
     values["gradient_accumulation_steps"] = passes
@@ -99,14 +106,16 @@ def _passes(values: Values, rows: int, accumulate: int) -> int:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if whole % (rows * ranks):
         raise _refusal(
-            "generation_batch_size", whole, f"per_device_train_batch_size {rows} × {ranks} "
-            f"rank{'s' if ranks > 1 else ''} does not divide it; take a multiple of {rows * ranks}"
+            "generation_batch_size",
+            whole,
+            f"per_device_train_batch_size {rows} × {ranks} "
+            f"rank{'s' if ranks > 1 else ''} does not divide it; take a multiple of {rows * ranks}",
         )
     return int(whole) // (rows * ranks)
 
 
 def _steps(values: Values, schedule: Schedule) -> None:
-    """Counts of steps: TRL's are optimiser steps, which a batch of rollouts has several of where it is reused or cut."""
+    """Counts of steps. TRL's are optimiser steps, several of which make a batch of rollouts that is reused or cut."""
     updates = 1
     if "prompts_per_step" not in values:
         updates = int(values.get("num_iterations", 1)) * int(values.get("steps_per_generation", 1))
@@ -141,8 +150,12 @@ def _strategies(values: Values, schedule: Schedule) -> None:
             fallback = values.get("logging_steps", WORDS["logging_steps"].default) if name == "eval" else None
             values.setdefault(steps, WORDS[steps].default if fallback is None else fallback)
         elif strategy is not None:
-            raise _refusal(f"{name}_strategy", strategy, "it is one of no, steps and epoch. Pick the best checkpoint by "
-                           "metrics.jsonl, which has every evaluation")
+            raise _refusal(
+                f"{name}_strategy",
+                strategy,
+                "it is one of no, steps and epoch. Pick the best checkpoint by "
+                "metrics.jsonl, which has every evaluation",
+            )
 
 
 _OFF: dict[str, Values] = {
@@ -157,8 +170,10 @@ def _model(values: Values, schedule: Schedule) -> None:
     for key, value in kwargs.items():
         if key not in _MODEL_WORDS:
             raise _refusal(
-                f"model_init_kwargs[{key!r}]", value, f"it may have {', '.join(_MODEL_WORDS)}; load the model yourself and "
-                f"give the object as `model`.{nearest(key, _MODEL_WORDS)}".rstrip(".")
+                f"model_init_kwargs[{key!r}]",
+                value,
+                f"it may have {', '.join(_MODEL_WORDS)}; load the model yourself and "
+                f"give the object as `model`.{nearest(key, _MODEL_WORDS)}".rstrip("."),
             )
         if value is not None:
             values.setdefault(_MODEL_WORDS[key], str(value).removeprefix("torch.") if "dtype" in key else value)
@@ -189,8 +204,10 @@ def _sampling(values: Values, schedule: Schedule) -> None:
     for key, value in _mapping(values.pop("generation_kwargs", None), "generation_kwargs").items():
         if key not in _GENERATION_WORDS:
             raise _refusal(
-                f"generation_kwargs[{key!r}]", value, "what is sampled must be what is trained, and the trainer knows "
-                f"{', '.join(_GENERATION_WORDS)}; use one of these, or shape the reward"
+                f"generation_kwargs[{key!r}]",
+                value,
+                "what is sampled must be what is trained, and the trainer knows "
+                f"{', '.join(_GENERATION_WORDS)}; use one of these, or shape the reward",
             )
         stops = key in ("stop", "stop_strings") and isinstance(value, str)
         values[_GENERATION_WORDS[key]] = [value] if stops else value
@@ -233,14 +250,17 @@ def _objective(values: Values, schedule: Schedule) -> None:
     if loss in ("cispo", "sapo"):
         values.update(surrogate=loss, loss_type="dapo" if loss == "cispo" else "grpo")
     elif loss in ("luspo", "vespo"):
-        raise _refusal("loss_type", loss, "use loss_type='sapo', a soft gate, or 'cispo', with importance_sampling_level="
-                       "'sequence' where whole completions should be weighed")
+        raise _refusal(
+            "loss_type",
+            loss,
+            "use loss_type='sapo', a soft gate, or 'cispo', with importance_sampling_level="
+            "'sequence' where whole completions should be weighed",
+        )
 
 
 def _watching(values: Values, schedule: Schedule) -> None:
-    if isinstance(values.get("log_completions"), bool):
-        if not values.pop("log_completions"):
-            values["log_completions"] = 0
+    if isinstance(values.get("log_completions"), bool) and not values.pop("log_completions"):
+        values["log_completions"] = 0
     if "report_to" in values:
         names = values["report_to"]
         names = [names] if isinstance(names, str) else list(names)
