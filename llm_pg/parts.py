@@ -26,6 +26,7 @@ from .evaluate import Evaluation, evaluate
 from .metrics import Clock, read_metrics
 from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .policy import Policy
+from .launch import check_backend, check_count, make_shards
 from .preflight import task_rewards
 from .prompts import Prompt, PromptStream, load_prompts
 from .ranks import Ranks
@@ -71,6 +72,7 @@ class Parts(TrlFace):
         # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
+        check_backend(config, needs_critic=self.row.needs_critic)
             mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
             cpu=config.train.use_cpu,
             log_with=list(config.run.report_to) or None,
@@ -79,7 +81,9 @@ class Parts(TrlFace):
         self.ranks = Ranks(self.accelerator)
         self.terminal = (terminal or make_terminal()) if self.ranks.is_main else Terminal.silent()
         self.plan = plan_batch(config, self.ranks.count)
+        check_count(self.accelerator.num_processes)
         self.folder = RunFolder(config)
+        self.shards = make_shards(self.accelerator)
         # An adapter draws its first weights from the global generator.
         with self.clock("load"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
@@ -131,7 +135,8 @@ class Parts(TrlFace):
         self.stream = PromptStream(
             self.train_prompts, self.plan.prompts, seed=config.run.seed, shuffle=config.data.shuffle_dataset
         )
-        self.model.to(self.accelerator.device)
+        if self.shards is None:  # else each layer goes to the device on its own, when it is cut
+            self.model.to(self.accelerator.device)
         if config.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             if hasattr(self.model, "enable_input_require_grads"):
@@ -183,7 +188,7 @@ class Parts(TrlFace):
         """Whether the longest batch fits, before anything depends on it; None where it is not tried."""
         config, micro = self.config, self.plan.micro_rows
         self.terminal.say(f"{arithmetic(config, self.ranks.count)}\n{memory_text(config, self.policy, micro)}")
-        if not wanted(config.run.try_longest_batch, self.policy):
+        if self.shards is not None or not wanted(config.run.try_longest_batch, self.policy):
             return None
         trial = try_longest(
             self.policy,
@@ -243,6 +248,8 @@ class Parts(TrlFace):
         groups: list[dict[str, Any]] = [{"params": self.policy.trainable()}]
         if self.policy.critic is not None:
             groups.append({"params": self.policy.critic.trainable(), "lr": self._critic_rate(), "weight_decay": 0.0})
+        if self.shards is not None:
+            self.policy.shard(self.shards)
         optimizer = torch.optim.AdamW(
             groups,
             lr=train.learning_rate,

@@ -18,6 +18,7 @@ from .head import head_is_separate, token_scores
 from .packing import bins, packed_hidden, packs_exactly
 from .rollouts import TextRollouts
 from .sampling.protocol import SamplingParams
+from .shards import Shards
 
 # Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
 TOKENS_PER_PASS = {"cpu": 1024}
@@ -80,6 +81,7 @@ class Policy:
         critic: Critic | None = None,
     ) -> None:
         self.critic = critic
+        self.shards: Shards | None = None
         self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
         self.has_adapter = hasattr(model, "disable_adapter")
         self.reference = None
@@ -95,6 +97,17 @@ class Policy:
                 "state). Use train.packing: auto, which takes the padded layout for such a model."
             )
 
+    def shard(self, shards: Shards) -> None:
+        """Cut the weights, and the reference's, over the ranks. Before an optimiser is made from `trainable()`."""
+        self.shards = shards
+        for model in (self.model, self.reference):
+            if model is not None:
+                shards.cut(model)
+
+    def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
+        """The whole weights (of the policy) inside the block, where they stand in shards: every rank must enter it."""
+        return contextlib.nullcontext() if self.shards is None else self.shards.gathered(model or self.model)
+
     def trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
@@ -105,7 +118,14 @@ class Policy:
         where there is a critic. frozen: only values carry a gradient, and none that reaches the policy."""
         has_critic = self.critic is not None
         ask = Ask(entropy=with_entropy, entropy_grad=entropy_grad and not frozen, value=has_critic, frozen=frozen)
-        return self._score(self.model, rollouts, ask)
+        if self.shards is None:
+            return self._score(self.model, rollouts, ask)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            scores = self._score(self.model, rollouts, ask)
+            return scores.logp_BT, scores.entropy_BT
+
+        return Scores(*self.shards.through(self.model, forward))
 
     @torch.no_grad()
     def observe(self, rollouts: TextRollouts, micro_rows: int, *, with_logp: bool, after: bool) -> Scores:
@@ -149,7 +169,8 @@ class Policy:
         if ask.value:
             out.value_BT = torch.zeros_like(zeros_BT)
             out.after_B = torch.zeros_like(zeros_BT[:, 0]) if ask.after else None
-        with eval_mode(model), contextlib.nullcontext() if self.critic is None else eval_mode(self.critic):
+        critic_mode = contextlib.nullcontext() if self.critic is None else eval_mode(self.critic)
+        with self.gathered(model), eval_mode(model), critic_mode:
             pieces = self.cuts(rollouts, micro_rows)
             while pieces:
                 index = pieces.pop(0)

@@ -11,7 +11,9 @@ import transformers
 from . import __version__, checkpoint
 from .config import Config, ConfigError
 from .config.schema import RolloutConfig
+from .ranks import Ranks
 from .redact import Redactor
+from .shards import collect, like
 from .update import Updater
 
 # Sections that may differ when a run goes on: where it writes, how it is watched, how functions are bounded.
@@ -29,11 +31,19 @@ class Saver:
     Args:
         root: folder of the checkpoints. clean: hides secrets of the config, which stands in every manifest.
         facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
+        ranks: of the run. Where they hold shards each of them saves together with the others; else the first alone.
     """
 
-    def __init__(self, root: Path, config: Config, updater: Updater, clean: Redactor, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path, config: Config, updater: Updater, clean: Redactor, facts: dict[str, Any], ranks: Ranks
+    ) -> None:
+        self.ranks = ranks
         self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
         self.saved: int | None = None
+
+    @property
+    def sharded(self) -> bool:
+        return self.updater.policy.shards is not None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -60,13 +70,24 @@ class Saver:
     def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
         weights = self._weights()
         optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer)
+        if self.sharded:
+            weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
         return checkpoint.State(step, weights, optimizer, self.numbers() if numbers is None else numbers)
 
     def save(self, step: int, numbers: dict[str, Any] | None = None) -> None:
         """Write the checkpoint of a step, once. CheckpointError where it cannot be written."""
         if self.saved == step:
             return
-        checkpoint.save(self.root, self._state(step, numbers), self.identity(), self.config.run.save_total_limit)
+        state, problem = self._state(step, numbers), ""
+        if self.ranks.is_main:
+            try:
+                checkpoint.save(self.root, state, self.identity(), self.config.run.save_total_limit)
+            except checkpoint.CheckpointError as error:
+                problem = str(error)
+        if self.sharded:
+            problem = self.ranks.gather(problem)[0]
+        if problem:
+            raise checkpoint.CheckpointError(problem)
         self.saved = step
 
     def check_room(self) -> None:
@@ -108,8 +129,14 @@ class Saver:
             )
         with torch.no_grad():
             for name, value in state.weights.items():
-                parameters[name].copy_(value)
-        checkpoint.restore_optimizer(self.updater.optimizer.optimizer, state.optimizer)
+                parameters[name].copy_(like(value, parameters[name]))
+        optimizer = self.updater.optimizer.optimizer
+        of_number = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {
+            name: value if value.dim() == 0 else like(value, of_number[int(name.split(".", 1)[0])])
+            for name, value in state.optimizer.items()
+        }
+        checkpoint.restore_optimizer(optimizer, moments)
 
     def _restore_numbers(self, numbers: dict[str, Any]) -> None:
         # Base rates and functions of the schedule come from the config, so that an overridden rate takes effect.

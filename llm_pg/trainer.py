@@ -28,6 +28,7 @@ from .report import leave_report
 from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.random import stream_key, uniform
+from .shards import collect
 from .summary import run_summary
 from .throughput import Work, matmul_rate, tokens_to_train
 from .trackers import Trackers
@@ -79,12 +80,12 @@ class PolicyGradientTrainer(Parts):
             before = self.folder.read_evaluation() if start else None
             with self.terminal.running():
                 if self.eval_prompts and config.eval.eval_on_start and not start:
-                    before = self.ranks.together(lambda: self.evaluate("Before"))
+                    before = self._evaluate_together("Before")
                     if self.ranks.is_main:
                         self.folder.write_evaluation(before)
                     self._tell_expected(before)
                 self._steps(start)
-                after = self.ranks.together(lambda: self.evaluate("After")) if self.eval_prompts else None
+                after = self._evaluate_together("After") if self.eval_prompts else None
         with self.clock("save"):
             self.save_model(self.folder.model)
         summary = self._finish(before, after)
@@ -149,7 +150,7 @@ class PolicyGradientTrainer(Parts):
         # A minibatch holds the same share of every rank; transformers' generate draws for a rank's whole batch.
         if self.config.algorithm.steps_per_generation > 1 or self.config.rollout.engine == "transformers":
             facts["ranks"] = self.ranks.count
-        self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts)
+        self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts, self.ranks)
         self.profiler = Profiler(self.folder.path / "profile", self.config.run.profile_steps * self.ranks.is_main)
         dtype = torch.bfloat16 if self.config.train.bf16 else self.model.dtype
         self.work = Work(self.model, matmul_rate(self.accelerator.device, dtype))
@@ -220,7 +221,8 @@ class PolicyGradientTrainer(Parts):
         begin = time.perf_counter()
         torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
         prompts, first = self._prompts()
-        experience = self.ranks.together(lambda: self._collect(prompts, clock, first))
+        with self.policy.gathered():
+            experience = self.ranks.together(lambda: self._collect(prompts, clock, first))
         self.keeper.experience = experience
         rollouts = experience.rollouts
         if self.row.beta:
@@ -261,7 +263,7 @@ class PolicyGradientTrainer(Parts):
         self.callbacks.step_end(self.step)
         evaluation: dict[str, float] = {}
         if self._evaluates():
-            evaluation = self.ranks.together(lambda: self.evaluate(f"Step {self.step}", clock)).metrics()
+            evaluation = self._evaluate_together(f"Step {self.step}", clock).metrics()
             values.update(evaluation)
         values["seconds"] = time.perf_counter() - begin
         self._write(values, experience, readable, clock)
@@ -352,14 +354,21 @@ class PolicyGradientTrainer(Parts):
         self.terminal.evaluation(title, result)
         return result
 
+    def _evaluate_together(self, title: str, clock: Clock | None = None) -> Evaluation:
+        with self.policy.gathered():
+            return self.ranks.together(lambda: self.evaluate(title, clock))
+
     def save_model(self, path: str | Path | None = None) -> None:
         """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
 
         path: a folder; None = `model/` in the run's folder. A critic stands beside them, in `critic.safetensors`.
         """
         path = path or self.folder.model
+        extra = {}
+        if self.shards is not None:
+            extra = {"state_dict": collect(self.model.state_dict(), self.ranks.is_main)}
         if self.ranks.is_main:
-            self.model.save_pretrained(path)
+            self.model.save_pretrained(path, **extra)
             self.tokenizer.save_pretrained(path)
             if self.row.needs_critic:
                 assert self.policy.critic is not None
@@ -367,10 +376,11 @@ class PolicyGradientTrainer(Parts):
 
     def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
-        if not self.ranks.is_main:
+        if not self.ranks.is_main and self.shards is None:
             return True
         try:
-            self.metrics.sync()
+            if self.ranks.is_main:
+                self.metrics.sync()
             self.saver.save(self.step)
         except checkpoint.CheckpointError as error:
             self.terminal.warn(str(error))

@@ -17,6 +17,7 @@ from .algorithms.algorithm import Algorithm, Batch
 from .estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from .policy import Policy, Scores, halves
 from .rollouts import TextRollouts
+from .shards import whole
 
 
 @dataclass
@@ -123,7 +124,7 @@ class Updater:
         if self.policy.critic is not None:
             self.policy.critic.train()
         values, splits, noise = self._gradient(batch, measure_noise)
-        self._sum_gradients()
+        self._sum_gradients(batch)
         grad_norm, critic_norm = self._clip()
         if not self._finite_everywhere(values):
             grad_norm = float("nan")
@@ -150,13 +151,18 @@ class Updater:
             try:
                 for number, part in enumerate(parts):
                     first = self._gradients() if number else None
-                    for piece in self._pieces(batch, part, most):
+                    pieces = self._pieces(batch, part, most)
+                    idle = self._idle_passes(len(pieces))
+                    for piece in pieces:
                         for key, value in self._backward(batch.rows(piece), self.rows[piece]).items():
                             values[key] = values.get(key, 0.0) + value
                         if self.progress is not None:
                             self.progress(len(piece))
+                    self._keep_pace(batch, idle)
                 return values, splits, self._noise(batch, first) if first is not None else None
             except torch.OutOfMemoryError as error:
+                if self.policy.shards is not None:  # the other ranks are waiting for this one in the same pass
+                    raise
                 most = len(halves(piece, error)[0])
                 splits += 1
 
@@ -166,6 +172,24 @@ class Updater:
             return []
         cuts = self.policy.cuts(batch.rollouts.rows(rows), self.micro_rows)
         return [rows[index] for cut in cuts for index in cut.split(most)]
+
+    def _idle_passes(self, passes: int) -> int:
+        """How many more the busiest rank makes, where a pass is an exchange between all ranks."""
+        if self.policy.shards is None:
+            return 0
+        own = torch.tensor([passes], device=self.accelerator.device)
+        return int(self.accelerator.gather(own).max()) - passes
+
+    def _keep_pace(self, batch: Batch, passes: int) -> None:
+        """Passes without weight, which bring the other ranks the parts of the layers that stand here."""
+        if not passes:
+            return
+        rollouts = batch.rollouts
+        assert isinstance(rollouts, TextRollouts)
+        shortest = rollouts.length_B.argmin().unsqueeze(0)
+        for _ in range(passes):
+            scores = self.policy.score(rollouts.rows(shortest), with_entropy=False)
+            self.accelerator.backward(scores.logp_BT.sum() * 0.0)
 
     def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
         """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""
@@ -201,9 +225,15 @@ class Updater:
         self.accelerator.backward(loss * self.num_minibatches)
         return {key: float(value) for key, value in stats.items()}
 
-    def _sum_gradients(self) -> None:
-        """Add the ranks' gradients: with global denominators the sum is the gradient of the whole batch."""
-        if self.accelerator.num_processes == 1:
+    def _sum_gradients(self, batch: Batch) -> None:
+        """Add the ranks' gradients: with global denominators the sum is the gradient of the whole batch.
+
+        Where no row of any rank counts there is none, as with one rank: zeros would let the moments move the weights.
+        """
+        if self.accelerator.num_processes == 1 or self.policy.shards is not None:  # shards are summed as they are made
+            return
+        alive = self.algorithm.contributes_B(batch).sum().to(self.accelerator.device)
+        if not int(self.accelerator.reduce(alive, reduction="sum")):
             return
         for parameter in [*([] if self.critic_only else self.policy.trainable()), *self._critic_parameters()]:
             if parameter.grad is None:
@@ -221,7 +251,7 @@ class Updater:
         critic = [p for p in self._critic_parameters() if p.grad is not None]
         norm, critic_norm = 0.0, None if self.policy.critic is None else 0.0
         if own:  # this also takes the loss scale out of every gradient, the critic's too
-            norm = float(self.accelerator.clip_grad_norm_(own, limit))
+            norm = float(whole(self.accelerator.clip_grad_norm_(own, limit)))
         elif critic:
             self.accelerator.unscale_gradients()
         if critic:
