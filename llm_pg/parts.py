@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,6 +66,8 @@ class Parts(TrlFace):
         check_arguments(of_trl)
         self.config = config = (args or self.default_config()).model_copy(deep=True)
         self._check_algorithm()
+        if isinstance(config, flat.FlatConfig) and eval_dataset is None and isinstance(train_dataset, Sized):
+            config.fit(len(train_dataset))
         self.clean = Redactor(config.model_dump(mode="json"))
         self.clock = clock or Clock()
         self.row = resolve_row(config)

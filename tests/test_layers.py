@@ -33,6 +33,7 @@ ORDER = [
     "spare",
     "doctor",
     "metrics_guide",
+    "from_trl",
     "preflight",
     "models",
     "ranks",

@@ -27,6 +27,7 @@ _WORDS = {
     "truncated": table.TRUNCATED,
     "vllm_importance_sampling_mode": table.CORRECTIONS,
 }
+DEFAULT_PROMPTS = 8  # of a step
 SCHEDULES = (
     "linear",
     "cosine",
@@ -98,7 +99,7 @@ def plan_batch(config: Config, num_ranks: int = 1) -> BatchPlan:
                 "Give prompts_per_step alone (passes are then cut to per_device_train_batch_size), or make them equal."
             )
         prompts = rows // group
-    prompts = prompts or 8
+    prompts = prompts or DEFAULT_PROMPTS
     if prompts % num_ranks:
         raise ValueError(
             f"prompts_per_step {prompts} does not divide by {num_ranks} ranks: each rank samples whole groups. "

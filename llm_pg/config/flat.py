@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
 
+from .check import DEFAULT_PROMPTS
 from .load import check_values
 from .schema import LEAVES, Config
 from .trl import WORDS, Schedule, translate
@@ -37,6 +38,14 @@ class FlatConfig(Config):
         if name in WORDS:
             return self._given.get(name, WORDS[name].default)
         return super().__getattr__(name)  # type: ignore[misc]
+
+    def fit(self, num_rows: int) -> None:
+        """Shrink the defaults of held-out prompts and of the batch to a small dataset; what was given stays."""
+        data, train = self.data, self.train
+        if "num_eval_prompts" not in data.model_fields_set:
+            data.num_eval_prompts = min(data.num_eval_prompts, num_rows // 4)
+        if not {"prompts_per_step", "gradient_accumulation_steps"} & train.model_fields_set:
+            train.prompts_per_step = max(min(DEFAULT_PROMPTS, num_rows - data.num_eval_prompts), 1)
 
     def settle(self, num_prompts: int, prompts_per_step: int) -> None:
         """Count what hangs on the number of prompts: `num_train_epochs`, shares of all steps."""

@@ -11,6 +11,12 @@ from ..config.schema import DataConfig
 from .table import Row, Table, article, short
 
 Messages = list[dict[str, str]]
+# Columns that mean something to TRL's trainers which would be lost here without a word.
+_TRL_COLUMNS = {
+    "tools": "gives the model the descriptions of tools",
+    "image": "shows the model an image",
+    "images": "shows the model images",
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,12 @@ def _check_columns(shape: _Shape, table: Table) -> None:
         ("data.extract", list(shape.extract)),
     ):
         wanted += [(column, setting) for column in columns if column not in data.columns]
+    theirs = [column for column in _TRL_COLUMNS if column in table.columns]
+    if theirs:
+        raise ConfigError(
+            f"{table.name} has the column {theirs[0]!r}, from which TRL {_TRL_COLUMNS[theirs[0]]}, and this trainer does "
+            "not. Remove the column, or rename it where it is there for reward functions alone."
+        )
     for column, setting in wanted:
         if column not in table.columns:
             hint = nearest(column, table.columns)
