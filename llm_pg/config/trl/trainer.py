@@ -23,7 +23,10 @@ TRAINER: dict[str, Word] = {
         "standard and conversational prompts; a column `tools`, `image` or `images` is refused. "
         "Of an IterableDataset the first `num_train_prompts` rows are read",
     ),
-    "eval_dataset": mapped(None, "the same; a DatasetDict or a dict of several is refused: give one of them"),
+    "eval_dataset": mapped(
+        None,
+        "the same; of a DatasetDict the split `dataset_eval_split`; a dict of several is refused: give one of them",
+    ),
     "processing_class": same(None, "the tokenizer; a processor of images is refused by the data it would need"),
     "reward_processing_classes": refused(None, "it belongs to reward models, which are loaded in a function here", []),
     "callbacks": same(None, "transformers' TrainerCallbacks; see below"),
