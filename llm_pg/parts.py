@@ -66,8 +66,8 @@ class Parts(TrlFace):
         check_arguments(of_trl)
         self.config = config = (args or self.default_config()).model_copy(deep=True)
         self._check_algorithm()
-        if isinstance(config, flat.FlatConfig) and eval_dataset is None and isinstance(train_dataset, Sized):
-            config.fit(len(train_dataset))
+        if isinstance(config, flat.FlatConfig) and isinstance(train_dataset, Sized) and not isinstance(train_dataset, dict):
+            config.fit(len(train_dataset), holds_out=eval_dataset is None)
         self.clean = Redactor(config.model_dump(mode="json"))
         self.clock = clock or Clock()
         self.row = resolve_row(config)

@@ -39,13 +39,13 @@ class FlatConfig(Config):
             return self._given.get(name, WORDS[name].default)
         return super().__getattr__(name)  # type: ignore[misc]
 
-    def fit(self, num_rows: int) -> None:
+    def fit(self, num_rows: int, *, holds_out: bool) -> None:
         """Shrink the defaults of held-out prompts and of the batch to a small dataset; what was given stays."""
         data, train = self.data, self.train
-        if "num_eval_prompts" not in data.model_fields_set:
+        if holds_out and "num_eval_prompts" not in data.model_fields_set:
             data.num_eval_prompts = min(data.num_eval_prompts, num_rows // 4)
         if not {"prompts_per_step", "gradient_accumulation_steps"} & train.model_fields_set:
-            train.prompts_per_step = max(min(DEFAULT_PROMPTS, num_rows - data.num_eval_prompts), 1)
+            train.prompts_per_step = max(min(DEFAULT_PROMPTS, num_rows - data.num_eval_prompts * holds_out), 1)
 
     def settle(self, num_prompts: int, prompts_per_step: int) -> None:
         """Count what hangs on the number of prompts: `num_train_epochs`, shares of all steps."""

@@ -121,8 +121,8 @@ def _check_columns(shape: _Shape, table: Table) -> None:
     theirs = [column for column in _TRL_COLUMNS if column in table.columns]
     if theirs:
         raise ConfigError(
-            f"{table.name} has the column {theirs[0]!r}, from which TRL {_TRL_COLUMNS[theirs[0]]}, and this trainer does "
-            "not. Remove the column, or rename it where it is there for reward functions alone."
+            f"{table.name} has the column {theirs[0]!r}, from which TRL {_TRL_COLUMNS[theirs[0]]}, and this trainer "
+            "does not. Remove the column, or rename it where it is there for reward functions alone."
         )
     for column, setting in wanted:
         if column not in table.columns:
