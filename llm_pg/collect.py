@@ -64,15 +64,22 @@ class Experience:
     ) -> list[dict[str, Any]]:
         """The first groups as JSON rows: texts, scores, and the text and numbers of every token.
 
-        more: further numbers of every token, (B, T); null where NaN, and left out of a row that has none.
+        more: further numbers of every token, (B, T); null where NaN, and left out of a row that has none. Tokens that
+        an environment inserted stand in their place, with null for every number.
         """
         rollouts, rows = self.rollouts, []
-        lengths, ids = rollouts.length_B.tolist(), rollouts.completion_ids()
+        lengths, ids = rollouts.length_B.tolist(), rollouts.context_ids()
+        places = rollouts.place_BT().tolist() if rollouts.inserted_B is not None else None
+
+        def told(x_BT: Tensor, row: int) -> list[float]:
+            values: list[float] = x_BT[row, : lengths[row]].tolist()
+            return values if places is None else _spread(values, places[row], len(ids[row]))
+
         numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": weight_BT}
         if rollouts.ref_logp_BT is not None:
             numbers["kl"] = k3(rollouts.logp_BT, rollouts.ref_logp_BT)
         for i in range(min(num_groups * self.num_generations, len(self.texts))):
-            prompt, n = self.prompts[i // self.num_generations], lengths[i]
+            prompt = self.prompts[i // self.num_generations]
             rows.append(
                 {
                     "prompt_index": prompt.index,
@@ -84,18 +91,28 @@ class Experience:
                     "parts": {name: values[i] for name, values in self.scores.parts.items()},
                     "truncated": bool(rollouts.truncated_B[i]),
                     **({} if self.pieces is None else {"pieces": self.pieces(ids[i])}),
-                    "tokens": {
-                        name: [round(v, 5) for v in x[i, :n].tolist()] for name, x in numbers.items() if x is not None
-                    }
-                    | _known({name: x[i, :n].tolist() for name, x in (more or {}).items()}),
+                    "tokens": {name: _rounded(told(x, i)) for name, x in numbers.items() if x is not None}
+                    | _known({name: told(x, i) for name, x in (more or {}).items()}),
                 }
             )
         return rows
 
 
+def _spread(values: list[float], places: list[int], length: int) -> list[float]:
+    """`values` at their places in a row of `length`; NaN elsewhere."""
+    spread = [math.nan] * length
+    for place, value in zip(places, values, strict=False):
+        spread[place] = value
+    return spread
+
+
+def _rounded(values: list[float]) -> list[float | None]:
+    return [None if math.isnan(v) else round(v, 5) for v in values]
+
+
 def _known(numbers: dict[str, list[float]]) -> dict[str, list[float | None]]:
     """NaN as None; what is known of no token is left out."""
-    clean = {name: [None if math.isnan(v) else round(v, 5) for v in values] for name, values in numbers.items()}
+    clean = {name: _rounded(values) for name, values in numbers.items()}
     return {name: values for name, values in clean.items() if any(v is not None for v in values)}
 
 
@@ -228,9 +245,13 @@ class Collector:
         step: int,
         first_place: int = 0,
     ) -> Completions:
-        place_P1 = (first_place + torch.arange(len(prompts))).unsqueeze(1)
-        keys_PG = stream_key(self.seed, stream, step, place_P1, torch.arange(num_generations))
-        return self.sampler.sample([p.ids for p in prompts], num_generations, params, keys_PG.reshape(-1))
+        keys_B = self.keys(len(prompts), num_generations, stream, step, first_place)
+        return self.sampler.sample([p.ids for p in prompts], num_generations, params, keys_B)
+
+    def keys(self, num_prompts: int, num_generations: int, stream: int, step: int, first_place: int = 0) -> Tensor:
+        """The random stream of each row."""
+        place_P1 = (first_place + torch.arange(num_prompts)).unsqueeze(1)
+        return stream_key(self.seed, stream, step, place_P1, torch.arange(num_generations)).reshape(-1)
 
     def read(self, done: Completions) -> tuple[list[str], list[list[int]]]:
         lengths = done.mask_BT.sum(1).tolist()

@@ -90,8 +90,12 @@ class Packed:
 
     Attributes:
         ids, positions: int64 (1, N).
-        place_M: for each completion token, in row-major order of the mask, the place whose output predicts it; then,
+        place_M: for each sampled token, in row-major order of the mask, the place whose output predicts it; then,
             for each row of `after_B` that is true, that of its last token.
+
+    Args:
+        completions_B: what follows each prompt. sampled_B: the places of the sampled tokens in it, of which the last
+            token must be one; None = all.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Packed:
         completions_B: Sequence[Sequence[int]],
         device: torch.device,
         after_B: Sequence[bool] | None = None,
+        sampled_B: Sequence[Sequence[int]] | None = None,
     ) -> None:
         starts: dict[tuple[int, ...], int] = {}
         ids: list[int] = []
@@ -114,10 +119,11 @@ class Packed:
         places: list[int] = []
         ends: list[int] = []
         after_B = after_B or [False] * len(prompt_ids_B)
-        for prompt, completion, after in zip(prompt_ids_B, completions_B, after_B, strict=True):
+        sampled_B = sampled_B or [range(len(completion)) for completion in completions_B]
+        for prompt, completion, after, sampled in zip(prompt_ids_B, completions_B, after_B, sampled_B, strict=True):
             begin, n = len(ids), len(completion)
             steps = [starts[prompt] + len(prompt) - 1, *range(begin, begin + n)]
-            places += steps[:-1]
+            places += [steps[place] for place in sampled]
             if after:
                 ends.append(steps[-1])
             fed = n if after else n - 1
@@ -166,7 +172,11 @@ def packed_hidden(model: Any, rollouts: TextRollouts, after_B: Tensor | None = N
     """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask; behind them
     those after the last tokens of the rows `after_B`."""
     ends = None if after_B is None else after_B.tolist()
-    packed = Packed(rollouts.prompt_ids_B, rollouts.completion_ids(), rollouts.mask_BT.device, ends)
+    sampled = None
+    if rollouts.inserted_B is not None:
+        lengths = rollouts.length_B.tolist()
+        sampled = [row[:n] for row, n in zip(rollouts.place_BT().tolist(), lengths, strict=True)]
+    packed = Packed(rollouts.prompt_ids_B, rollouts.context_ids(), rollouts.mask_BT.device, ends, sampled)
     hidden = forward(model, packed.ids, packed.positions, packed)[0]
     return F.embedding(packed.place_M, hidden)
 

@@ -22,18 +22,21 @@ from .critic import HEAD_LEARNING_RATE, Critic
 from .doctor import arithmetic
 from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
+from .environments.rollout import Limits
+from .environments.writing import TurnWriter
+from .episodes import EpisodeCollector
 from .evaluate import Evaluation, evaluate
-from .metrics import Clock, read_metrics
-from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
-from .policy import Policy
 from .launch import check_backend, check_count, make_shards
+from .metrics import Clock, read_metrics
+from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .policy import Policy
 from .preflight import task_rewards
 from .prompts import Prompt, PromptStream, load_prompts
 from .ranks import Ranks
 from .redact import Redactor
 from .rewards.scorer import Scorer
 from .run_folder import RunFolder
-from .sampling.protocol import SamplingParams
+from .sampling.protocol import Sampler, SamplingParams
 from .terminal import Terminal, make_terminal
 from .terminal.figures import duration
 from .terminal.plain import Plan
@@ -66,26 +69,30 @@ class Parts(TrlFace):
         check_arguments(of_trl)
         self.config = config = (args or self.default_config()).model_copy(deep=True)
         self._check_algorithm()
-        if isinstance(config, flat.FlatConfig) and isinstance(train_dataset, Sized) and not isinstance(train_dataset, dict):
+        if (
+            isinstance(config, flat.FlatConfig)
+            and isinstance(train_dataset, Sized)
+            and not isinstance(train_dataset, dict)
+        ):
             config.fit(len(train_dataset), holds_out=eval_dataset is None)
         self.clean = Redactor(config.model_dump(mode="json"))
         self.clock = clock or Clock()
         self.row = resolve_row(config)
+        check_backend(config, needs_critic=self.row.needs_critic)
         # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-        check_backend(config, needs_critic=self.row.needs_critic)
             mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
             cpu=config.train.use_cpu,
             log_with=list(config.run.report_to) or None,
             project_dir=config.run.output_dir,
         )
+        check_count(self.accelerator.num_processes)
         self.ranks = Ranks(self.accelerator)
+        self.shards = make_shards(self.accelerator)
         self.terminal = (terminal or make_terminal()) if self.ranks.is_main else Terminal.silent()
         self.plan = plan_batch(config, self.ranks.count)
-        check_count(self.accelerator.num_processes)
         self.folder = RunFolder(config)
-        self.shards = make_shards(self.accelerator)
         # An adapter draws its first weights from the global generator.
         with self.clock("load"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
@@ -94,8 +101,14 @@ class Parts(TrlFace):
         self.params = sampling_params(config)
         self.algorithm = Algorithm(self.row, config.rollout.max_completion_length)
         sampler = make_sampler(config, self.model, self.tokenizer, ranks=self.ranks, say=self.terminal.warn)
-        self.collector = Collector(
-            sampler, self.scorer, self.tokenizer, self.params, seed=config.run.seed, gamma=self.row.gamma
+        self.collector = collector_of(
+            config,
+            sampler,
+            self.model,
+            self.tokenizer,
+            self.scorer,
+            device=self.accelerator.device,
+            gamma=self.row.gamma,
         )
         self.trial: Trial | None = None
         self.step = 0
@@ -247,11 +260,11 @@ class Parts(TrlFace):
             packing=train.packing,
             critic=self._make_critic(),
         )
+        if self.shards is not None:
+            self.policy.shard(self.shards)
         groups: list[dict[str, Any]] = [{"params": self.policy.trainable()}]
         if self.policy.critic is not None:
             groups.append({"params": self.policy.critic.trainable(), "lr": self._critic_rate(), "weight_decay": 0.0})
-        if self.shards is not None:
-            self.policy.shard(self.shards)
         optimizer = torch.optim.AdamW(
             groups,
             lr=train.learning_rate,
@@ -314,6 +327,8 @@ def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Sc
     settings = config.reward
     if reward_funcs is None:
         funcs = task_rewards(config)
+    elif config.rollout.environment is not None:
+        raise ConfigError("reward_funcs are given and rollout.environment names what gives the rewards; give one.")
     else:
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     scorer = Scorer(
@@ -322,7 +337,8 @@ def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Sc
         workers=settings.reward_workers,
         deadline=settings.reward_timeout,
         in_process=settings.reward_in_process,
-        max_unscorable=settings.max_unscorable,
+        # A turn of few episodes may fail in all of them; episodes are counted over the batch.
+        max_unscorable=settings.max_unscorable if config.rollout.environment is None else 1.0,
         strict=settings.strict,
     )
     scorer.check_columns(columns)
@@ -332,7 +348,28 @@ def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Sc
 def make_collector(config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0) -> Collector:
     """Sampler and scorer as one, outside a run."""
     sampler = make_sampler(config, model, tokenizer)
-    return Collector(sampler, scorer, tokenizer, sampling_params(config), seed=config.run.seed, gamma=gamma)
+    return collector_of(config, sampler, model, tokenizer, scorer, device=model.device, gamma=gamma)
+
+
+def collector_of(
+    config: Config, sampler: Sampler, model: Any, tokenizer: Any, scorer: Scorer, *, device: torch.device, gamma: float
+) -> Collector:
+    """Sampler and scorer as one: single completions, or episodes where the config names an environment."""
+    params, seed, rollout = sampling_params(config), config.run.seed, config.rollout
+    if rollout.environment is None:
+        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma)
+    return EpisodeCollector(
+        sampler,
+        scorer,
+        tokenizer,
+        params,
+        seed=seed,
+        gamma=gamma,
+        writer=TurnWriter(tokenizer, end_token_ids(model, tokenizer), config.data.chat_template_kwargs),
+        limits=Limits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length),
+        max_unscorable=config.reward.max_unscorable,
+        device=device,
+    )
 
 
 def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings: EvalConfig) -> Evaluation:

@@ -195,8 +195,8 @@ class Policy:
         Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
         """
         if not self._packs_now():
-            return list(micro_batches(rollouts.length_B, micro_rows))
-        lengths = rollouts.length_B.tolist()
+            return list(micro_batches(rollouts.context_length_B, micro_rows))
+        lengths = rollouts.context_length_B.tolist()
         longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
         device = rollouts.mask_BT.device
         most = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
@@ -258,18 +258,21 @@ class Policy:
         return self._padded(model, rollouts, after_B, with_logits and not self._splits)
 
     def _layout(self, rollouts: TextRollouts) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of prompt then completion, right-padded: ids, attention mask, and where each completion begins."""
+        """Rows of prompt then what follows it, right-padded: ids, attention mask, and where each prompt ends."""
         assert rollouts.tokens_BT is not None
         device = rollouts.tokens_BT.device
         start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B], device=device)
-        end_B = start_B + rollouts.length_B
+        end_B = start_B + rollouts.context_length_B
         width = int(end_B.max())
         ids = torch.full((len(start_B), width), self.pad_id, dtype=torch.int64, device=device)
         column = torch.arange(width, device=device)
         flat_prompts = torch.tensor([i for p in rollouts.prompt_ids_B for i in p], device=device, dtype=torch.int64)
         ids[column < start_B.unsqueeze(1)] = flat_prompts
         inside = (column >= start_B.unsqueeze(1)) & (column < end_B.unsqueeze(1))
-        ids[inside] = rollouts.tokens_BT[rollouts.mask_BT]
+        if rollouts.inserted_B is None:
+            ids[inside] = rollouts.tokens_BT[rollouts.mask_BT]
+        else:
+            ids[inside] = torch.tensor([i for row in rollouts.context_ids() for i in row], device=device)
         return ids, (column < end_B.unsqueeze(1)).long(), start_B
 
     def _padded(
@@ -278,12 +281,12 @@ class Policy:
         """See `_states`; a row a completion."""
         ids, attention, start_B = self._layout(rollouts)
         row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
-        place_M = start_B[row_M] - 1 + step_M
+        place_M = start_B[row_M] - 1 + rollouts.place_BT()[row_M, step_M]
         num_tokens = len(row_M)
         if after_B is not None:
             ends = after_B.nonzero().squeeze(1)
             row_M = torch.cat([row_M, ends])
-            place_M = torch.cat([place_M, start_B[ends] - 1 + rollouts.length_B[ends]])
+            place_M = torch.cat([place_M, start_B[ends] - 1 + rollouts.context_length_B[ends]])
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
         core = core_of(model)

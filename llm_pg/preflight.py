@@ -12,8 +12,11 @@ from reward_fns.registry import tasks
 from .config import Config, ConfigError
 from .config.schema import ModelConfig
 from .doctor.sizes import checkpoint_bytes
+from .environments.episode import as_reward_function
 from .prompts import check_data
+from .rewards.scorer import Scorer
 from .rewards.specs import resolve_all
+from .rewards.tally import RewardError
 from .run_folder import RunFolder
 
 
@@ -37,7 +40,9 @@ def check_model(config: ModelConfig) -> None:
 
 
 def task_rewards(config: Config) -> list[Any]:
-    """The config's reward functions, or the task's own."""
+    """The config's environment, its reward functions, or the task's own."""
+    if config.rollout.environment is not None:
+        return [as_reward_function(config.rollout.environment, config.rollout.environment_options)]
     if config.reward.reward_funcs:
         return list(config.reward.reward_funcs)
     if not config.data.task:
@@ -79,5 +84,16 @@ def check_inputs(config: Config) -> None:
     try:
         for function in resolve_all(task_rewards(config)):
             function.check_columns(columns)
+        if config.rollout.environment is not None:
+            _try_environment(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _try_environment(config: Config) -> None:
+    """Make the environment once, in a worker."""
+    try:
+        with Scorer(task_rewards(config), workers=1, strict=True) as scorer:
+            scorer.score([""], [""], [[]], [{}])
+    except RewardError as error:
+        raise ConfigError(f"rollout.environment {config.rollout.environment!r} cannot be made. {error}") from None

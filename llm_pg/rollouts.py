@@ -152,18 +152,68 @@ def is_last(mask_BT: Tensor) -> Tensor:
     return mask_BT & (after_BT == 1)
 
 
+# Of one row: (step, ids that stand before that step's token and were not sampled).
+Inserted = tuple[tuple[int, tuple[int, ...]], ...]
+
+
 @dataclass
 class TextRollouts(Rollouts):
     """Completions of a causal LM. `tokens_BT` is what was sampled, never re-tokenised; right-padded with any id.
 
+    A step is a sampled token and nothing else. What an environment says between two of them (a tool's result, a user's
+    turn) is a part of the state in which the next one is chosen, so it stands beside the steps, in `inserted_B`: no
+    estimator meets it, and no weight, reward or discount can fall on it.
+
     prompt_ids_B: token ids of each row's prompt.
+    inserted_B: for each row, pairs of a step t and the ids that its context holds before token t, by rising t; None =
+        nothing was inserted in any row. What came after the last sampled token is left out: no token depends on it.
     """
 
     tokens_BT: Tensor | None = None
     prompt_ids_B: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    inserted_B: list[Inserted] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for row, pieces in enumerate(self.inserted_B or ()):
+            steps, length = [step for step, _ in pieces], int(self.length_B[row])
+            if steps != sorted(set(steps)) or any(not 0 <= step < length for step in steps):
+                raise ValueError(
+                    f"TextRollouts.inserted_B has pieces before the steps {steps} of row {row}, which has {length} "
+                    "sampled tokens; steps must rise and each must be that of a sampled token."
+                )
 
     def completion_ids(self) -> list[list[int]]:
-        """Each row's completion without padding, the end token included."""
+        """Each row's sampled tokens without padding, the end token included."""
         assert self.tokens_BT is not None
         lengths = self.length_B.tolist()
         return [row[:n] for row, n in zip(self.tokens_BT.tolist(), lengths, strict=True)]
+
+    def context_ids(self) -> list[list[int]]:
+        """What follows each row's prompt as the model reads it: sampled and inserted tokens."""
+        if self.inserted_B is None:
+            return self.completion_ids()
+        rows = []
+        for sampled, pieces in zip(self.completion_ids(), self.inserted_B, strict=True):
+            row, at = [], 0  # type: list[int], int
+            for step, ids in pieces:
+                row += [*sampled[at:step], *ids]
+                at = step
+            rows.append(row + sampled[at:])
+        return rows
+
+    def place_BT(self) -> Tensor:
+        """The place of each sampled token in its row of `context_ids`."""
+        shift_BT = torch.zeros_like(self.mask_BT, dtype=torch.int64)
+        for row, pieces in enumerate(self.inserted_B or ()):
+            for step, ids in pieces:
+                shift_BT[row, step:] += len(ids)
+        return shift_BT + torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
+
+    @property
+    def context_length_B(self) -> Tensor:
+        """Tokens after the prompt, sampled and inserted."""
+        if self.inserted_B is None:
+            return self.length_B
+        inserted = [sum(len(ids) for _, ids in pieces) for pieces in self.inserted_B]
+        return self.length_B + torch.tensor(inserted, device=self.mask_BT.device)

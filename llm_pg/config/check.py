@@ -126,6 +126,7 @@ def check_config(config: Config) -> None:
     _check_reuse(row, config)
     check_combinations(row, config)
     _check_engine(config)
+    _check_environment(config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")
@@ -194,6 +195,21 @@ def _check_engine(config: Config) -> None:
         )
     if rollout.vllm_urls and rollout.vllm_python:
         raise ValueError("vllm_urls names servers that run, and vllm_python one to start; give one of them.")
+
+
+def _check_environment(config: Config) -> None:
+    rollout = config.rollout
+    if rollout.environment is None:
+        given = [name for name in ("environment_options", "max_turn_length") if getattr(rollout, name)]
+        if given:
+            raise ValueError(f"rollout.{given[0]} is set and rollout.environment names no environment; set both.")
+        return
+    if config.reward.reward_funcs:
+        raise ValueError(
+            f"rollout.environment is {rollout.environment!r} and reward_funcs are given: an environment gives the "
+            "rewards itself. Leave reward_funcs out; the environment tools judges the last turn by a function that "
+            "rollout.environment_options names, {reward: ...}."
+        )
 
 
 def _check_reuse(row: Row, config: Config) -> None:

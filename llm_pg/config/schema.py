@@ -92,6 +92,18 @@ class RolloutConfig(Section):
     min_p: float = Field(0.0, ge=0, lt=1, description="Keep tokens with this share of the largest probability.")
     stop: list[str] = Field([], description="Strings that end a completion; the token that completes one is its last.")
     rollout_batch_size: int | None = Field(None, gt=0, description="Completions sampled at once; None = all of a step.")
+    environment: str | None = Field(
+        None,
+        description="What answers the model over several turns, and gives the rewards: number_guessing, tools, "
+        "module:Class or file.py:Class. max_completion_length then holds all turns and answers.",
+    )
+    environment_options: dict[str, Any] = Field({}, description="Keywords that the environment is made with.")
+    max_turns: int = Field(
+        8, gt=0, description="Turns of the model in an episode at most; then it counts as truncated."
+    )
+    max_turn_length: int | None = Field(
+        None, gt=0, description="Longest turn in tokens; None = what is left of max_completion_length."
+    )
     vllm_urls: list[str] = Field([], description="Servers of engine vllm that already run; [] = start one here.")
     vllm_python: str | None = Field(
         None, description="Python of an environment with vllm, to start the server; None = this one."
