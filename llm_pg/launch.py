@@ -37,10 +37,22 @@ def asked_processes(env: Mapping[str, str], parent: Sequence[str]) -> tuple[int,
     for name in (world,) if env.get(world) else _TASKS:
         if env.get(name, "").isdigit():
             found.append((int(env[name]), f"{name}={env[name]}"))
-    if "launch" in parent and any("accelerate" in Path(word).parts[-2:] for word in parent if word):
-        count = _of_accelerate(list(parent[parent.index("launch") + 1 :]))
+    arguments = _launch_arguments(parent)
+    if arguments is not None:
+        count = _of_accelerate(arguments)
         found.append((count, f"accelerate launch with num_processes {count}"))
     return max(found)
+
+
+def _launch_arguments(command: Sequence[str]) -> list[str] | None:
+    """What follows `accelerate launch`, by any of its three names; None for another command."""
+    for place, word in enumerate(command, 1):
+        name = Path(word).name
+        if name == "accelerate" and list(command[place : place + 1]) == ["launch"]:
+            return list(command[place + 1 :])
+        if name == "accelerate-launch" or word == "accelerate.commands.launch":
+            return list(command[place:])
+    return None
 
 
 def _of_accelerate(arguments: list[str]) -> int:

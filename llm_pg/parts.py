@@ -203,7 +203,13 @@ class Parts(TrlFace):
         """Whether the longest batch fits, before anything depends on it; None where it is not tried."""
         config, micro = self.config, self.plan.micro_rows
         self.terminal.say(f"{arithmetic(config, self.ranks.count)}\n{memory_text(config, self.policy, micro)}")
-        if self.shards is not None or not wanted(config.run.try_longest_batch, self.policy):
+        if self.shards is not None:
+            self.terminal.say(
+                f"FSDP2: weights, gradients and moments in shards over {self.ranks.count} ranks, each with its part of "
+                "the memory above; whole weights stand on every rank while it samples. The longest batch is not tried."
+            )
+            return None
+        if not wanted(config.run.try_longest_batch, self.policy):
             return None
         trial = try_longest(
             self.policy,

@@ -1,0 +1,135 @@
+"""FSDP2 on two gloo ranks: weights in shards train, sample, save and resume as whole ones do."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from llm_pg.update import Updater
+from tests.faults.conftest import lines
+from tests.faults.tiny_run import make
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+# A reference, two passes over the data, and micro-batches so small that ranks need different numbers of them.
+CHANGES = {
+    **{"max_steps": 4, "save_steps": 2, "reward_in_process": True, "engine": "native"},
+    **{"beta": 0.1, "num_iterations": 2, "per_device_train_batch_size": 1},
+}
+
+
+def distance(a: Path, b: Path) -> float:
+    """Of all tensors of two files together, relative."""
+    one, two = load_file(a), load_file(b)
+    assert one.keys() == two.keys()
+    apart = sum(float((one[name] - two[name]).double().square().sum()) for name in one)
+    return float((apart / sum(float(x.double().square().sum()) for x in two.values())) ** 0.5)
+
+
+def same_steps(one: Path, two: Path) -> None:
+    for a, b in zip(lines(one), lines(two), strict=True):
+        assert a["tokens"] == b["tokens"]
+        for name in ("reward", "grad_norm", "entropy", "policy_loss", "kl"):
+            assert a[name] == pytest.approx(b[name], abs=1e-6), name
+
+
+def forget_the_last(run: Path) -> None:
+    (run / "checkpoints" / "step-000004" / "manifest.json").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_shards_train_save_and_resume_as_whole_weights_do(
+    lora: bool, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Four runs on two ranks: whole; sharded; sharded again from its own step 2 and from that of the whole one."""
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    for run, env in (("whole", {}), ("shards", FSDP)):
+        ended = two_ranks(run, changes=CHANGES, lora=lora, env=env)
+        assert ended.status == 0, ended.output
+    assert "FSDP2: weights, gradients and moments in shards over 2 ranks" in ended.output
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    same_steps(whole, shards)
+    assert distance(shards / "model" / name, whole / "model" / name) < 1e-6
+    for file in ("weights.safetensors", "optimizer.safetensors"):
+        step = Path("checkpoints") / "step-000004" / file
+        assert distance(shards / step, whole / step) < 1e-6
+    first = {n: x.clone() for n, x in load_file(shards / "model" / name).items()}
+    for run in ("shards", "whole"):
+        forget_the_last(tmp_path / run)
+        ended = two_ranks(run, changes=CHANGES, lora=lora, env=FSDP, resume=True)
+        assert ended.status == 0, ended.output
+    again = load_file(shards / "model" / name)
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert distance(whole / "model" / name, shards / "model" / name) < 1e-6
+    if not lora:
+        assert [p.name for p in (shards / "model").glob("*.safetensors")] == [name]
+        loaded = AutoModelForCausalLM.from_pretrained(shards / "model").state_dict()
+        assert all(torch.equal(loaded[n], x) for n, x in again.items())
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_the_checkpoint_of_shards(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    ended = two_ranks("shards", changes=CHANGES, env=FSDP)
+    assert ended.status == 0, ended.output
+    make({"out": str(tmp_path), "name": "one", "changes": CHANGES}).train()
+    same_steps(tmp_path / "one", tmp_path / "shards")
+    forget_the_last(tmp_path / "shards")
+    make({"out": str(tmp_path), "name": "shards", "changes": CHANGES}).train(resume=True)
+    same_steps(tmp_path / "one", tmp_path / "shards")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["sigterm", "raise"])
+def test_shards_that_are_stopped_go_on_to_the_same_weights(
+    fault: str, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A signal saves the state of its step; an error leaves the newest checkpoint."""
+    for run in ("straight", "broken"):
+        extra = {"fault": fault, "at": 3} if run == "broken" else {}
+        ended = two_ranks(run, changes=CHANGES, env=FSDP, **extra)
+        assert (ended.status == 0) == (run == "straight"), ended.output
+    kept = sorted(p.parent.name for p in (tmp_path / "broken" / "checkpoints").glob("*/manifest.json"))
+    assert kept == (["step-000002", "step-000003"] if fault == "sigterm" else ["step-000002"])
+    ended = two_ranks("broken", changes=CHANGES, env=FSDP, resume=True)
+    assert ended.status == 0, ended.output
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("straight", "broken"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_sharded_models_of_every_family_have_the_gradient_samples_and_reference_of_whole_ones(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("shard_worker.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launch, str(worker), str(tmp_path / "out")], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for rank in (0, 1) for line in (tmp_path / f"out.{rank}").read_text().splitlines()]
+    assert len(found) == 20
+    for line in found:
+        assert line["gradient"] < 1e-6, line
+        assert line["norm"] > 1, line
+        assert line["tokens"], line
+        assert max(line["logp"], line["reference"]) < 1e-6, line
+        assert line["share"] < 0.51, line
+
+
+@pytest.mark.parametrize("alive, expected", [([0.0, 0.0], None), ([0.0, 1.0], [0.0, 0.0])])
+def test_ranks_without_a_row_that_counts_have_no_gradient_as_one_process_has_none(
+    alive: list[float], expected: list[float] | None
+) -> None:
+    """Zeros in its place would let AdamW's moments move the weights of two ranks and not those of one."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda x, reduction: x)
+    updater = Updater.__new__(Updater)
+    updater.accelerator, updater.critic_only = accelerator, False
+    updater.policy = SimpleNamespace(shards=None, critic=None, trainable=lambda: [parameter])  # type: ignore[assignment]
+    updater.algorithm = SimpleNamespace(contributes_B=lambda batch: torch.tensor(alive) > 0)  # type: ignore[assignment]
+    updater._sum_gradients(None)  # type: ignore[arg-type]
+    assert (None if parameter.grad is None else parameter.grad.tolist()) == expected
