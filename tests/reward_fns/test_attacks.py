@@ -6,7 +6,7 @@ import pytest
 
 from llm_pg.rewards import RewardError, Scorer, probe_rewards
 from llm_pg.rewards.probes import PAYLOADS, probe_texts
-from reward_fns import countdown, registry, sort_letters
+from reward_fns import countdown, number_guessing, registry, sort_letters
 
 SUMS = [
     {"prompt": f"What is {a} plus {b}?", "answer": str(a + b)} for a, b in ((2, 3), (17, 25), (100, 4), (60, 1), (9, 9))
@@ -23,6 +23,11 @@ SUBJECTS = {
     "json_schema": ({"function": "json_schema", "schema": PERSON}, TOPICS, '{"name": "A", "age": 3}'),
     "length_penalty": ({"function": "length_penalty", "max_length": 64, "cushion": 32}, TOPICS, "short"),
     "math_equivalence": ("math_equivalence", SUMS, r"\boxed{\frac{10}{2}}"),
+    "number_guessing": (
+        "number_guessing",
+        number_guessing.prompts(0, 5),
+        number_guessing.demonstrations(0, 5)[0]["completion"],
+    ),
     "number_match": ("number_match", SUMS, "I think it is 5."),
     "repetition_penalty": ("repetition_penalty", TOPICS, "no word here twice"),
     "sort_letters": ("sort_letters", sort_letters.prompts(0, 5), sort_letters.demonstrations(0, 5)[0]["completion"]),
