@@ -18,8 +18,10 @@ from torch import Tensor
 from .attention import UnsupportedAttention, core_of, eval_mode, forward, grouped, has_full_attention, tolerance
 from .rollouts import TextRollouts
 
-# Segments in one attention call: few enough that sorting them by length leaves little padding.
+# Segments in one attention call: few enough that sorting them by length leaves little padding, but short ones go
+# together until their queries × keys come to this many, where a call costs more than its padding.
 SEGMENTS_PER_CALL = 8
+CELLS_PER_CALL = 1 << 15
 
 
 @dataclass
@@ -164,8 +166,18 @@ class Packed:
 
 
 def _alike(segments: _Segments) -> list[_Segments]:
+    """Segments of like length, those of one attention call together."""
     order = sorted(range(len(segments.start)), key=lambda i: -segments.length[i])
-    return [segments.pick(order[i : i + SEGMENTS_PER_CALL]) for i in range(0, len(order), SEGMENTS_PER_CALL)]
+    calls: list[list[int]] = []
+    cells = 0
+    for i in order:
+        n = segments.length[i]
+        if not calls or (len(calls[-1]) >= SEGMENTS_PER_CALL and cells >= CELLS_PER_CALL):
+            calls.append([])
+            cells = 0
+        calls[-1].append(i)
+        cells += n * (n + segments.prefix_length[i])
+    return [segments.pick(call) for call in calls]
 
 
 def packed_hidden(model: Any, rollouts: TextRollouts, after_B: Tensor | None = None) -> Tensor:
