@@ -164,6 +164,7 @@ class Collector:
     ) -> None:
         self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
         self.seed, self.gamma = seed, gamma
+        self.max_steps = 0  # of the run, for reward functions that shape themselves by its progress
         self.pieces = Pieces(tokenizer)
         self._open = contextlib.ExitStack()
 
@@ -259,10 +260,14 @@ class Collector:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0) -> Scores:
-        """Rewards in TRL's form: conversational prompts get their completions as a list of one message."""
+        """Rewards in TRL's form: conversational prompts get their completions as a list of one message.
+
+        step: of the run, counted from 1; functions are told how many are done, and 0 in an evaluation.
+        """
         given = [p.messages if p.messages is not None else p.text for p in prompts]
         completions = [
             text if p.messages is None else [{"role": "assistant", "content": text}]
             for p, text in zip(prompts, texts, strict=True)
         ]
-        return self.scorer.score(given, completions, list(ids), [p.row for p in prompts], {"global_step": step})
+        state = {"global_step": max(step - 1, 0), "max_steps": self.max_steps}
+        return self.scorer.score(given, completions, list(ids), [p.row for p in prompts], state)

@@ -68,10 +68,11 @@ up.
 **Evaluation** gives pass rates, greedy and sampled, with intervals (`eval/greedy`, `eval/pass@4`), not TRL's mean
 reward, and `trainer.evaluate()` returns them as an `Evaluation`.
 
-**Reward functions** run unchanged: keywords, columns, `trainer_state` (its scalar fields; `global_step` is the number
-of the present step, counted from 1), `log_extra`, `log_metric`, async, `None` for "does not apply". They run in
-worker processes with a deadline; one that cannot be found by its name (a lambda, a closure, a script without `if
-__name__ == "__main__":`) runs in the trainer. All `None` drops the completion from the batch, as with TRL.
+**Reward functions** run unchanged: keywords, columns, `trainer_state` (an object with `global_step`, the steps that
+are done, and `max_steps`; in an evaluation `global_step` is 0), `log_extra`, `log_metric`, async, `None` for "does
+not apply". They run in worker processes with a deadline; one that cannot be found by its name (a lambda, a closure, a
+script without `if __name__ == "__main__":`) runs in the trainer. All `None` drops the completion from the batch, as
+with TRL; more than `max_unscorable` (a fifth) of a batch stops the run, which `max_unscorable=1.0` allows.
 
 ## Callbacks
 

@@ -172,6 +172,7 @@ class Parts(TrlFace):
         """The run begins for them, with what an earlier process logged."""
         epoch = len(self.train_prompts) / self.plan.prompts
         earlier = read_metrics(self.folder.metrics) if done else []
+        self.collector.max_steps = self.config.train.max_steps
         self.callbacks.begin(
             done,
             self.config.train.max_steps,

@@ -14,29 +14,25 @@ from .collect import Experience
 from .config import ConfigError, flat
 from .crash import Keeper
 from .critic import with_values
+from .ending import Ending
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
-from .evaluate import Evaluation
 from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .onlookers import Onlookers, follow
-from .parts import Parts, evaluate_held_out
 from .profiling import Profiler
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
-from .report import leave_report
 from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.random import stream_key, uniform
-from .shards import collect
-from .summary import run_summary
 from .throughput import Work, matmul_rate, tokens_to_train
 from .trackers import Trackers
 from .update import UpdateStats
 from .warm_start import warm_start
 
 
-class PolicyGradientTrainer(Parts):
+class PolicyGradientTrainer(Ending):
     """Fine-tunes a causal LM by policy gradient. The algorithm is the row that the config names.
 
     Args:
@@ -270,20 +266,6 @@ class PolicyGradientTrainer(Parts):
         self.finite.observe([u.stepped for u in updates], self.step)
         self._end_step(evaluation)
 
-    def _evaluates(self) -> bool:
-        due = self.callbacks.due("evaluate", self.step, self.config.eval.eval_steps)
-        return due and bool(self.eval_prompts) and self.step < self.config.train.max_steps
-
-    def _end_step(self, evaluation: dict[str, float]) -> None:
-        """After the step's line of metrics: callbacks hear of its evaluation, and the checkpoint is written."""
-        if evaluation:
-            self.callbacks.evaluated(evaluation)
-        if self.callbacks.due("save", self.step, self.config.run.save_steps):
-            with self.saving("save"):
-                saved = self.save_checkpoint()
-            if saved:
-                self.callbacks.fire("on_save")
-
     def _collect(self, prompts: list[Prompt], clock: Clock, first: int) -> Experience:
         greedy = self.row.baseline == "greedy"
         num_generations = self.plan.num_generations
@@ -342,71 +324,6 @@ class PolicyGradientTrainer(Parts):
         keys = stream_key(self.config.run.seed, 3, self.step, torch.arange(self.config.algorithm.num_iterations))
         noise = uniform(keys.unsqueeze(1), torch.arange(num_rows).unsqueeze(0))
         return noise.argsort(1).to(self.accelerator.device)
-
-    # --- evaluation, saving, ending
-
-    def evaluate(self, title: str = "Evaluation", clock: Clock | None = None) -> Evaluation:
-        """Greedy and sampled pass rates on the held-out prompts, with intervals."""
-        if not self.eval_prompts:
-            raise ConfigError("There are no held-out prompts to evaluate on: set data.num_eval_prompts above 0.")
-        with (clock or self.clock)("eval"):
-            result = evaluate_held_out(self.collector, self.eval_prompts, self.config.eval)
-        self.terminal.evaluation(title, result)
-        return result
-
-    def _evaluate_together(self, title: str, clock: Clock | None = None) -> Evaluation:
-        with self.policy.gathered():
-            return self.ranks.together(lambda: self.evaluate(title, clock))
-
-    def save_model(self, path: str | Path | None = None) -> None:
-        """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
-
-        path: a folder; None = `model/` in the run's folder. A critic stands beside them, in `critic.safetensors`.
-        """
-        path = path or self.folder.model
-        extra = {}
-        if self.shards is not None:
-            extra = {"state_dict": collect(self.model.state_dict(), self.ranks.is_main)}
-        if self.ranks.is_main:
-            self.model.save_pretrained(path, **extra)
-            self.tokenizer.save_pretrained(path)
-            if self.row.needs_critic:
-                assert self.policy.critic is not None
-                self.policy.critic.save(path)
-
-    def save_checkpoint(self) -> bool:
-        """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
-        if not self.ranks.is_main and self.shards is None:
-            return True
-        try:
-            if self.ranks.is_main:
-                self.metrics.sync()
-            self.saver.save(self.step)
-        except checkpoint.CheckpointError as error:
-            self.terminal.warn(str(error))
-            return False
-        return True
-
-    def _finish(self, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
-        summary = run_summary(
-            self.config,
-            before,
-            after,
-            algorithm=self.row.name,
-            steps=self.step,
-            seconds=self.clock.seconds,
-            model=str(self.folder.model),
-            versions=self.saver.identity()["versions"],
-        )
-        self.trackers.finish()
-        if self.onlookers is not None:
-            self.folder.write_summary(summary)
-            self.onlookers.finish()
-            places = [f"Model:   {self.folder.model}", f"Metrics: {self.folder.metrics}"]
-            places += leave_report(self.folder.path, self.terminal.warn)
-            self.terminal.summary(summary, before, after, places)
-        self.accelerator.end_training()
-        return summary
 
 
 class ReinforceTrainer(PolicyGradientTrainer):

@@ -57,6 +57,7 @@ ORDER = [
     "callbacks",
     "drop_in",
     "parts",
+    "ending",
     "trainer",
     "commands",
     "prove",

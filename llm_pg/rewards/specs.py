@@ -163,7 +163,7 @@ def _shipped(name: str, options: dict[str, Any]) -> RewardFunction:
     if name not in shipped:
         raise ValueError(
             f"There is no shipped reward function {name!r}.{_near(name, list(shipped), 'shipped')} For your own, write "
-            "'module:function' or 'path/file.py:function'; a reward model is not taken by its id: load it in a function."
+            "'module:function' or 'path/file.py:function'; load a reward model in a function."
         )
     info = shipped[name].info
     missing = [module for module in info.requires if find_spec(module) is None]

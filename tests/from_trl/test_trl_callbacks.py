@@ -259,7 +259,10 @@ def test_a_column_that_means_something_to_trl_is_refused(
 
 @pytest.mark.parametrize(
     "reward, words",
-    [("org/reward-model", "load it in a function"), (torch.nn.Linear(1, 1), "models are not taken as such")],
+    [
+        ("org/reward-model", "load a reward model in a function"),
+        (torch.nn.Linear(1, 1), "models are not taken as such"),
+    ],
 )
 def test_a_reward_model_is_refused(
     reward: Any, words: str, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
