@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
     "dataset_name": "openai/gsm8k",
     "dataset_config": "main",
-    "prompt_template": "{question}\n\nThink step by step. Write the final answer, a number, on the last line after ####.",
+    "prompt_template": "{question}\n\nThink step by step. Write the answer, a number, on the last line after ####.",
     "chat": True,
     "extract": {"answer": r"####\s*(.+)"},  # "... #### 72" -> "72"
     "max_prompt_length": 384,

@@ -34,8 +34,8 @@ SCHEMA: dict[str, Any] = {
 }
 SETTINGS: dict[str, Any] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct",
-    "system_prompt": "Answer with one JSON object with the keys customer (text), amount (number), items (list of texts) "
-    "and paid (true or false), and nothing else.",
+    "system_prompt": "Answer with one JSON object with the keys customer (text), amount (number), items (list of "
+    "texts) and paid (true or false), and nothing else.",
     "num_eval_prompts": 64,
     "num_generations": 8,
     "max_completion_length": 128,

@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "dtype": "bfloat16",
     "dataset_name": "openai/gsm8k",
     "dataset_config": "main",
-    "prompt_template": "{question}\n\nThink step by step. Write the final answer, a number, on the last line after ####.",
+    "prompt_template": "{question}\n\nThink step by step. Write the answer, a number, on the last line after ####.",
     "chat": True,
     "reward_funcs": ["number_match"],
     "max_prompt_length": 384,
