@@ -249,3 +249,22 @@ def test_the_code_recipe_trains_on_rewards_from_the_sandbox(recipe: Any, small: 
     found = recipe("code_unit_tests.py").main([*small, *files, "max_steps=1"])
     assert found["problems"] == []
     trained(tmp_path / "runs" / "code-unit-tests", steps=1)
+
+
+def test_the_game_of_several_turns_is_played_by_the_recipes_own_environment(
+    recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = recipe("number_guessing.py")
+    game = module.Game(bonus=0.25)
+    game.reset({"secret": 6, "high": 7, "max_guesses": 3}, 0)
+    replies = [game.step(text) for text in ("4\n", "2\n", "6\n")]
+    assert [(r.text, r.reward, r.done) for r in replies] == [
+        ("higher\n", 0.25, False),
+        ("higher\n", 0.0, False),
+        ("", 1.0, True),
+    ]
+    few = ["max_steps=2", "warm_start_steps=4", "num_train_prompts=40", "num_eval_prompts=7", "prompts_per_step=4"]
+    module.main([*few, f"output_dir={tmp_path}/runs", "use_cpu=true", "reward_workers=1"])
+    assert "First guesses in step 2" in capsys.readouterr().out
+    told = trained(tmp_path / "runs" / "number_guessing")
+    assert all(1 <= line["log/turns"] <= 3 for line in told)
