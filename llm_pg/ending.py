@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
+from .best import Best, load_weights
 from .config import ConfigError
 from .evaluate import Evaluation
 from .metrics import Clock, MetricsFile
@@ -26,6 +27,7 @@ class Ending(Parts):
     trackers: Trackers
     onlookers: Onlookers | None
     saving: Clock
+    best: Best | None
 
     def _evaluates(self) -> bool:
         due = self.callbacks.due("evaluate", self.step, self.config.eval.eval_steps)
@@ -52,7 +54,29 @@ class Ending(Parts):
 
     def _evaluate_together(self, title: str, clock: Clock | None = None) -> Evaluation:
         with self.policy.gathered():
-            return self.ranks.together(lambda: self.evaluate(title, clock))
+            result = self.ranks.together(lambda: self.evaluate(title, clock))
+        if self.best is not None and self.best.observe(self.step, result):
+            self.terminal.say(f"Best so far: {self.best.metric} {self.best.value:.4g}, kept in {self.folder.best}.")
+        return result
+
+    def _make_best(self) -> Best | None:
+        """None where no metric is named."""
+        run = self.config.run
+        metric = run.metric_for_best_model or ("eval/greedy" if run.load_best_model_at_end else None)
+        if metric is None:
+            return None
+        return Best(self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main)
+
+    def _end_with_best(self, after: Evaluation | None) -> Evaluation | None:
+        """The best model in place of the last, where that is asked for, and its evaluation."""
+        best = self.best
+        if not self.config.run.load_best_model_at_end or best is None or best.step in (None, self.step):
+            return after
+        load_weights(self.model, self.folder.best)
+        self.terminal.say(
+            f"Ending with the model of step {best.step}: {best.metric} {best.value:.4g}, {self.folder.best}."
+        )
+        return best.evaluation
 
     def save_model(self, path: str | Path | None = None) -> None:
         """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).

@@ -82,6 +82,7 @@ class PolicyGradientTrainer(Ending):
                     self._tell_expected(before)
                 self._steps(start)
                 after = self._evaluate_together("After") if self.eval_prompts else None
+                after = self._end_with_best(after)
         with self.clock("save"):
             self.save_model(self.folder.model)
         summary = self._finish(before, after)
@@ -155,6 +156,9 @@ class PolicyGradientTrainer(Ending):
             self.folder.crash, self.saver, self.optimizer.optimizer, self.ranks, self.clean, self.terminal.warn
         )
         done = self._restore(found, override) if found else 0
+        self.best = self._make_best()
+        if self.best is not None and found:
+            self.best.recall(done)
         if self.config.run.save_steps and self.ranks.is_main:
             self.saver.check_room()
         self.trackers = Trackers(self.accelerator, self.config.run.report_to, self.terminal.warn, self.clean)
@@ -302,7 +306,8 @@ class PolicyGradientTrainer(Ending):
     def _write(self, values: dict[str, Any], experience: Experience, rows: list[dict[str, Any]], clock: Clock) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
-        trained = tokens_to_train(experience.rollouts.prompt_ids_B, values["tokens"])
+        rollouts = experience.rollouts
+        trained = tokens_to_train(rollouts.prompt_ids_B, int(rollouts.context_length_B.sum()))
         values["train_tokens_per_second"] = trained / max(clock.seconds["update"], 1e-9)
         values["mfu"] = self.work.utilisation(trained, clock.seconds["update"])
         values["memory"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()

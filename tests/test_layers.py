@@ -28,6 +28,7 @@ ORDER = [
     "rewards",
     "environments",
     "evaluate",
+    "best",
     "guard",
     "redact",
     "run_folder",
@@ -63,6 +64,7 @@ ORDER = [
     "prove",
     "control",
     "advise",
+    "plan",
     "shipped",
     "cli",
 ]

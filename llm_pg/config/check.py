@@ -127,6 +127,7 @@ def check_config(config: Config) -> None:
     check_combinations(row, config)
     _check_engine(config)
     _check_environment(config)
+    _check_best(config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")
@@ -210,6 +211,21 @@ def _check_environment(config: Config) -> None:
             "rewards itself. Leave reward_funcs out; the environment tools judges the last turn by a function that "
             "rollout.environment_options names, {reward: ...}."
         )
+
+
+def _check_best(config: Config) -> None:
+    """The metric that the best model is kept by must be one of the held-out evaluation."""
+    run, samples = config.run, config.eval.eval_num_samples
+    if run.metric_for_best_model is None and not run.load_best_model_at_end:
+        return
+    if not config.data.num_eval_prompts:
+        raise ValueError(
+            "The best model is found by evaluation on held-out prompts, and num_eval_prompts is 0: hold some out."
+        )
+    known = ["eval/greedy", "eval/length"]
+    if samples:
+        known += ["eval/sampled", *(f"eval/pass@{2**i}" for i in range(1, samples.bit_length()))]
+    _one_of("metric_for_best_model", run.metric_for_best_model or "eval/greedy", known)
 
 
 def _check_reuse(row: Row, config: Config) -> None:

@@ -330,6 +330,13 @@ class RunConfig(Section):
     )
     save_steps: int = Field(0, ge=0, description="Steps between checkpoints; 0 = none before the end.")
     save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")
+    metric_for_best_model: str | None = Field(
+        None,
+        description="Keep the model of the best held-out evaluation in best/, by this metric: eval/greedy, "
+        "eval/sampled, eval/pass@4, eval/length; None = keep none, or eval/greedy with load_best_model_at_end.",
+    )
+    greater_is_better: bool = Field(True, description="Whether a larger value of that metric is better.")
+    load_best_model_at_end: bool = Field(False, description="End with the best model in place of the last.")
     overwrite: bool = Field(False, description="Start anew in a run folder that already holds a run.")
 
 

@@ -11,7 +11,6 @@ _DDP = "gradients are summed over the ranks without DistributedDataParallel"
 _COMPUTE = "there is no compute_metrics: evaluation scores sampled completions"
 _COMPILE = "compile the model yourself and give the object as `model`"
 _LOG_LEVEL = "set the level of the logger yourself (`logging.getLogger('llm_pg')`)"
-_BEST = "each evaluation stands in metrics.jsonl: pick the checkpoint by it"
 _TRACKIO = "trackio is started through accelerate: set its own environment variables"
 _SCRIPT = "a flag for scripts; the trainer does not read it, in TRL either"
 
@@ -114,9 +113,9 @@ EVALUATION: dict[str, Word] = {
     "eval_accumulation_steps": refused(None, _COMPUTE),
     "include_for_metrics": refused([], _COMPUTE),
     "batch_eval_metrics": refused(False, _COMPUTE),
-    "load_best_model_at_end": refused(False, _BEST),
-    "metric_for_best_model": refused(None, _BEST),
-    "greater_is_better": refused(None, _BEST),
+    "load_best_model_at_end": same(False),
+    "metric_for_best_model": same(None, "a name of our evaluation, such as `eval/greedy`"),
+    "greater_is_better": same(None, "None = True"),
 }
 SAVING: dict[str, Word] = {
     "save_only_model": refused(

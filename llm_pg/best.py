@@ -1,0 +1,87 @@
+"""The best model so far, by a number of the held-out evaluation: kept in `best/` beside what the run goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .evaluate import Evaluation
+
+FACTS = "best.json"
+
+
+class Best:
+    """Keeps the model of the best evaluation.
+
+    Args:
+        folder: where it is kept, replaced as a whole. metric: a name of `Evaluation.metrics()`.
+        greater_is_better: else the smallest wins. A tie keeps the earlier model.
+        save: writes model and tokenizer into a folder; called on every rank, since shards are gathered by all.
+        is_main: whether this rank writes.
+    """
+
+    def __init__(
+        self, folder: Path, metric: str, greater_is_better: bool, save: Callable[[Path], None], is_main: bool
+    ) -> None:
+        self.folder, self.metric, self.greater_is_better = folder, metric, greater_is_better
+        self.save, self.is_main = save, is_main
+        self.step: int | None = None
+        self.value = math.nan
+        self.evaluation: Evaluation | None = None
+
+    def recall(self, newest_step: int) -> None:
+        """Go on from what an interrupted run kept, unless it is of a step that is going to be done again."""
+        try:
+            facts = json.loads((self.folder / FACTS).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return
+        if facts["step"] <= newest_step and facts["metric"] == self.metric:
+            self.step, self.value = facts["step"], facts["value"]
+            self.evaluation = Evaluation.from_json(facts["evaluation"])
+
+    def observe(self, step: int, evaluation: Evaluation) -> bool:
+        """Keep the present model if its evaluation is better than any before; whether it was."""
+        value = evaluation.metrics().get(self.metric, math.nan)
+        better = value > self.value if self.greater_is_better else value < self.value
+        if math.isnan(value) or not (better or self.step is None):
+            return False
+        self.step, self.value, self.evaluation = step, value, evaluation
+        # Beside it first: a kill while it is written leaves the last one whole.
+        beside = self.folder.with_name(self.folder.name + ".new")
+        if self.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+        self.save(beside)
+        if self.is_main:
+            facts = {"step": step, "metric": self.metric, "value": value, "evaluation": dataclasses.asdict(evaluation)}
+            (beside / FACTS).write_text(json.dumps(facts, ensure_ascii=False))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            beside.rename(self.folder)
+        return True
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """The saved weights of `folder` back into the model, or into its adapter."""
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        return
+    saved = {
+        name: value for part in sorted(folder.glob("model*.safetensors")) for name, value in load_file(part).items()
+    }
+    with torch.no_grad():
+        missing, unexpected = model.load_state_dict(saved, strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    if unexpected or set(missing) - tied:
+        raise ValueError(
+            f"{folder} holds weights of another model: {[*unexpected, *(set(missing) - tied)][0]} is in one alone."
+        )
+    model.tie_weights()

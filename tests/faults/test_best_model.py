@@ -1,0 +1,93 @@
+"""The best model by a held-out metric is kept, survives a kill, and can take the place of the last."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llm_pg import GRPOConfig
+from llm_pg.best import Best
+from llm_pg.config import ConfigError
+from llm_pg.evaluate import Evaluation, Interval
+from tests.faults import tiny_run
+
+CHANGES = {"eval_steps": 1, "metric_for_best_model": "eval/length", "greater_is_better": False, "save_steps": 2}
+
+
+def of(greedy: float) -> Evaluation:
+    return Evaluation(4, Interval(greedy, greedy, greedy), None, {}, 3.0, 0)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(("greater", "kept"), [(True, 3), (False, 2)])
+def test_the_best_is_kept_and_a_tie_keeps_the_earlier(greater: bool, kept: int, tmp_path: Path) -> None:
+    saved: list[Path] = []
+
+    def save(path: Path) -> None:
+        path.mkdir()
+        (path / "weights").write_text(str(len(saved)))
+        saved.append(path)
+
+    best = Best(tmp_path / "best", "eval/greedy", greater, save, True)
+    for step, value in enumerate([0.5, 0.5, 0.2, 0.9, 0.9, 0.2]):
+        best.observe(step, of(value))
+    assert best.step == kept
+    assert (tmp_path / "best" / "weights").read_text() == str(len(saved) - 1)
+    again = Best(tmp_path / "best", "eval/greedy", greater, save, True)
+    again.recall(newest_step=5)
+    assert (again.step, again.value, again.evaluation) == (kept, best.value, best.evaluation)
+    future = Best(tmp_path / "best", "eval/greedy", greater, save, True)
+    future.recall(newest_step=kept - 1)
+    assert future.step is None
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_ends_with_its_best_model(lora: bool, tmp_path: Path) -> None:
+    changes = {"eval_steps": 1, "load_best_model_at_end": True}
+    trainer = tiny_run.make({"out": str(tmp_path), "name": "r", "changes": changes, "lora": lora})
+    kept: dict[str, torch.Tensor] = {}
+    evaluate = trainer.evaluate
+
+    def noted(*given: Any) -> Evaluation:
+        """Step 2 is made the best, whatever the model says."""
+        result = evaluate(*given)
+        result.greedy = Interval(0.99, 0.9, 1.0) if trainer.step == 2 else Interval(0.1, 0.0, 0.2)
+        if trainer.step == 2:
+            kept.update({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
+        return result
+
+    trainer.evaluate = noted  # type: ignore[method-assign]
+    summary = trainer.train()
+    assert json.loads((trainer.folder.best / "best.json").read_text())["step"] == 2
+    assert summary["pass_rate_after"] == 0.99
+    last = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert kept.keys() == last.keys()
+    assert all(torch.equal(last[name], value) for name, value in kept.items())
+
+
+def test_a_run_that_was_killed_keeps_the_same_best(tmp_path: Path, tiny: Callable[..., Any]) -> None:
+    whole = tiny("whole", changes=CHANGES)
+    assert whole.status == 0, whole.output
+    assert tiny("cut", changes=CHANGES, fault="kill", at=5).status == -9
+    ended = tiny("cut", changes=CHANGES, resume=True)
+    assert ended.status == 0, ended.output
+    one, other = (json.loads((tmp_path / n / "best" / "best.json").read_text()) for n in ("whole", "cut"))
+    assert one == other
+    first, second = (weights(tmp_path / n / "best") for n in ("whole", "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_metric_that_no_evaluation_gives_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="eval/greedy"):
+        GRPOConfig(metric_for_best_model="eval/gready")
+    with pytest.raises(ConfigError, match="pass@8"):
+        GRPOConfig(metric_for_best_model="eval/pass@8", eval_num_samples=4)
+    with pytest.raises(ConfigError, match="num_eval_prompts"):
+        GRPOConfig(load_best_model_at_end=True, num_eval_prompts=0)
