@@ -91,6 +91,8 @@ batch here, over each group in TRL.
 
 ## After the construction
 
+Of the trainers' arguments, those after `processing_class` are given by keyword.
+
 | call | here |
 | --- | --- |
 | `trainer.train(resume_from_checkpoint=True or folder)` | the newest whole checkpoint, or this one; a dict comes back |
@@ -101,6 +103,9 @@ batch here, over each group in TRL.
 | `trainer.evaluate()` | an `Evaluation`; `.metrics()` is a dict |
 | `trainer.push_to_hub()` | refused: save, then `huggingface_hub.upload_folder` |
 | `trainer.create_model_card()` | refused: `report.html`, `config.yaml` and `summary.json` stand in the run's folder |
+| `trainer.save_state()`, `log_metrics`, `save_metrics` | not there: see `metrics.jsonl` and `summary.json` |
+| `args.learning_rate`, `args.output_dir`, ... | read by TRL's names; supported ones can be set as well |
+| `TrlParser`, `HfArgumentParser` | they read dataclasses: use `llm-pg train settings.yaml key=value` |
 """
 TABLES = {
     "The batch and the length of a run": BATCH,

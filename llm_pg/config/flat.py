@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr
 
 from .check import DEFAULT_PROMPTS
-from .load import check_values
+from .load import ConfigError, check_values
 from .schema import LEAVES, Config
 from .trl import WORDS, Schedule, translate
 
@@ -38,6 +38,17 @@ class FlatConfig(Config):
         if name in WORDS:
             return self._given.get(name, WORDS[name].default)
         return super().__getattr__(name)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in LEAVES and (name not in WORDS or WORDS[name].kind == "supported"):
+            setattr(getattr(self, LEAVES[name]), name, value)
+        elif name in WORDS:
+            raise ConfigError(
+                f"{name} cannot be set on a config that is made, since other settings follow from it. Give it when the "
+                f"config is made: {type(self).__name__}({name}={value!r})."
+            )
+        else:
+            super().__setattr__(name, value)
 
     def fit(self, num_rows: int, *, holds_out: bool) -> None:
         """Shrink the defaults of held-out prompts and of the batch to a small dataset; what was given stays."""

@@ -291,6 +291,18 @@ def test_enums_and_types_of_the_libraries_are_read() -> None:
     assert (config.lr_scheduler_type, config.save_steps, config.dtype) == ("cosine", 0, "bfloat16")
 
 
+def test_a_supported_setting_of_a_made_config_is_set_and_checked_and_a_mapped_one_is_refused() -> None:
+    config = GRPOConfig("runs")
+    config.learning_rate = 1e-4
+    assert (config.learning_rate, config.train.learning_rate) == (1e-4, 1e-4)
+    with pytest.raises(ValueError, match="greater than 0"):
+        config.learning_rate = -1.0
+    with pytest.raises(ConfigError, match=r"GRPOConfig\(max_steps=5\)"):
+        config.max_steps = 5
+    with pytest.raises(ValueError, match="no attribute 'learning_rat'"):
+        config.learning_rat = 1.0
+
+
 @pytest.mark.parametrize("name", [name for name, word in TRAINER.items() if word.kind == "refused"])
 def test_an_argument_of_the_trainer_that_is_refused_says_what_to_do(name: str) -> None:
     check_arguments({name: TRAINER[name].default})

@@ -59,7 +59,7 @@ SAMPLING: dict[str, Word] = {
     "use_transformers_continuous_batching": refused(False, _BATCHING),
     "transformers_continuous_batching_config": refused(None, _BATCHING),
     "use_transformers_paged": refused(False, _BATCHING),
-    "max_tool_calling_iterations": refused(None, "tools are not called by this trainer; see `tools` below"),
+    "max_tool_calling_iterations": refused(None, "set `environment='tools'` and `max_turns`"),
 }
 VLLM: dict[str, Word] = {
     "use_vllm": mapped(False, "`engine='vllm'`, a server of vLLM's own (`trl vllm-serve` is not needed)"),

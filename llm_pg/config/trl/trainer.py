@@ -5,8 +5,8 @@ from __future__ import annotations
 from .words import Word, mapped, refused, same
 
 _NO_TOOLS = (
-    "tools are not called by this trainer as TRL calls them; for episodes over several turns see `environment` of the "
-    "config's section rollout"
+    "tools and environments are named in the config, `environment='tools'` or a class of your own, `environment="
+    "'file.py:Class'`, and run in workers"
 )
 
 TRAINER: dict[str, Word] = {

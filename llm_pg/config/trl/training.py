@@ -5,7 +5,10 @@ from __future__ import annotations
 from .words import Word, idle, mapped, refused, same
 
 _HUB = "upload the saved folder: `trainer.save_model(folder)`, then `huggingface_hub.upload_folder`"
-_SHARDED = "the model must fit on one device; use a LoRA adapter (`peft_config`), or train this model with TRL"
+_SHARDED = (
+    "the launcher says how weights are cut over GPUs: FSDP2, `accelerate launch --config_file "
+    "configs/accelerate/fsdp2.yaml`"
+)
 _LOADER = "prompts are tokenised once and held in memory: there is no data loader"
 _DDP = "gradients are summed over the ranks without DistributedDataParallel"
 _COMPUTE = "there is no compute_metrics: evaluation scores sampled completions"
