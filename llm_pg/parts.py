@@ -171,7 +171,7 @@ class Parts(TrlFace):
     def _tell_callbacks(self, done: int) -> None:
         """The run begins for them, with what an earlier process logged."""
         epoch = len(self.train_prompts) / self.plan.prompts
-        earlier = read_metrics(self.folder.metrics) if done else []
+        earlier = read_metrics(self.folder.metrics) if done and self.ranks.is_main else []
         self.collector.max_steps = self.config.train.max_steps
         self.callbacks.begin(
             done,
