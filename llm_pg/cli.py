@@ -159,6 +159,10 @@ def _room_commands(commands: Commands) -> None:
     advise = commands.add_parser("advise", help="settings that suit a task, each with its reason, as a YAML")
     _advise_arguments(advise)
 
+    from . import plan
+
+    plan.add_arguments(commands.add_parser("plan", help="time, memory and bottleneck of a step on N devices, foretold"))
+
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of single settings")

@@ -1,0 +1,81 @@
+"""The plan's numbers against closed forms, and what it says where nothing fits."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm_pg import cli
+from llm_pg.config import ConfigError
+from llm_pg.plan import ENGINES, MACHINES, MODELS, Job, Machine, Model, choose, memory, phases, tokens
+
+H100, SEVEN = MACHINES["h100"], MODELS["7b"]
+
+
+def named(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> dict[str, float]:
+    return {phase.name: phase.seconds for phase in phases(model, machine, job, gpus, engine)}
+
+
+def test_an_update_of_one_device_is_six_flops_a_weight_and_token_at_the_rate_that_is_used() -> None:
+    job = Job(prompts=2, generations=3, prompt_length=5, completion_length=7, checkpointing=False)
+    assert tokens(job) == 2 * (5 + 3 * 7)
+    machine = Machine(flops=1e3, used=0.5, bandwidth=1e30, memory=1e30, link=1e30, wire=1e30)
+    assert named(Model(100, 1, 1, 1), machine, job, 1, "ddp")["update"] == pytest.approx(6 * 100 * 52 / 500)
+
+
+def test_an_all_reduce_sends_twice_the_weights_less_one_share_over_the_slower_wire_between_machines() -> None:
+    inside, across = (
+        next(p for p in phases(SEVEN, H100, Job(), gpus, "ddp") if p.name == "all-reduce") for gpus in (8, 16)
+    )
+    assert inside.sent == pytest.approx(2 * 7.62e9 * 4 * 7 / 8)
+    assert across.sent == pytest.approx(2 * 7.62e9 * 4 * 15 / 16)
+    assert inside.seconds == pytest.approx(inside.sent / 450e9 + 9 * 28 * 2e-5)
+    assert across.seconds == pytest.approx(across.sent / 50e9 + 9 * 28 * 2e-5)
+
+
+def test_shards_divide_what_is_at_rest_and_only_that() -> None:
+    """16 bytes a weight in float32: weights, gradients and two moments."""
+    whole, cut = (memory(SEVEN, Job(), 8, engine) for engine in ("ddp", "fsdp2"))
+    assert whole["at rest"] == pytest.approx(16 * 7.62e9)
+    assert cut["at rest"] == pytest.approx(16 * 7.62e9 / 8)
+    assert cut["training"] == whole["training"]
+    assert cut["sampling"] == pytest.approx(whole["sampling"] + 4 * 7.62e9)
+
+
+def test_the_simplest_engine_that_holds_the_model_is_chosen() -> None:
+    assert choose(MODELS["0.5b"], H100, Job(), 1) == "ddp"
+    assert choose(SEVEN, H100, Job(), 8) == "fsdp2"
+    with pytest.raises(ConfigError, match="No engine of this project holds it on 64 devices of 80 GB"):
+        choose(MODELS["70b"], H100, Job(), 64)
+
+
+def test_more_devices_shorten_arithmetic_and_leave_the_weights_that_each_token_reads() -> None:
+    """Decoding of few rows is bound by the weights' bytes, which every device reads whole."""
+    small = replace(H100, overhead=0.0, memory=1e12)
+    job = Job(prompts=8, generations=1)
+    one, eight = (named(SEVEN, small, job, gpus, "ddp") for gpus in (1, 8))
+    assert one["update"] / eight["update"] == pytest.approx(8, rel=0.01)
+    assert one["decode"] / eight["decode"] < 1.2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_gives_a_plan_that_names_its_bottleneck(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--model", "7b", "--gpus", "16", "--engine", engine]) == 0
+    out = capsys.readouterr().out
+    assert f"s with {engine} on 16; bottleneck: " in out
+    assert ("does not run FSDP2 beside vLLM" in out) == (engine == "fsdp2+vllm")
+    assert ("It does not fit." in out) == engine.startswith("ddp")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--gpus", "0"], "numbers above 0; gpus is not"),
+        (["--prompts", "10", "--gpus", "4"], "10 prompts cannot be dealt out to 4"),
+        (["--gpus", "1", "--engine", "ddp+vllm"], "to 0 training devices"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", *words]) == 2
+    assert message in capsys.readouterr().err
