@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm_pg.algorithms.table import TABLE
 from llm_pg.config import Config, ConfigError, GRPOConfig, RLOOConfig
 from llm_pg.config.check import plan_batch, resolve_row
 from llm_pg.config.flat import FlatConfig
@@ -235,6 +236,25 @@ def test_epochs_and_shares_are_counted_when_the_number_of_prompts_is_known() -> 
 def test_words_of_the_objective_become_those_of_the_row(given: dict[str, Any], expected: dict[str, Any]) -> None:
     row = resolve_row(GRPOConfig(**given))
     assert {name: getattr(row, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "row, given",
+    [
+        ("dapo", {"loss_type": "dapo", "epsilon_high": 0.28}),
+        ("dr_grpo", {"loss_type": "dr_grpo", "scale_rewards": False}),
+        ("sapo", {"loss_type": "sapo"}),
+        ("cispo", {"loss_type": "cispo", "epsilon_high": 5.0}),
+        (
+            "gspo",
+            {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        ),
+    ],
+)
+def test_the_settings_of_a_relative_as_trl_writes_them_are_its_row(row: str, given: dict[str, Any]) -> None:
+    """The rows' losses and gradients are compared with TRL's in tests/peers/test_trl_parity.py."""
+    named = {"name": row, "source": TABLE[row].source}
+    assert dataclasses.replace(resolve_row(GRPOConfig(**given)), **named) == TABLE[row]
 
 
 @pytest.mark.parametrize(
