@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,10 @@ MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of the longest character in UTF-8
 
 @dataclass
 class Experience:
-    """A scored batch. Row i belongs to prompt i // num_generations."""
+    """A scored batch. Row i belongs to prompt i // num_generations.
+
+    collected: with dynamic sampling all that was sampled for it, round by round; [] = this is all.
+    """
 
     prompts: list[Prompt]
     rollouts: TextRollouts
@@ -34,6 +37,7 @@ class Experience:
     scores: Scores
     num_generations: int
     pieces: Pieces | None = None
+    collected: list[Experience] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
         """Facts of the batch; see `metrics.METRICS`."""
@@ -57,7 +61,20 @@ class Experience:
             out[f"reward/{name}"] = sum(scored) / len(scored) if scored else float("nan")
         told = {name: value for name, value in self.scores.metrics.items() if not name.startswith("rewards/")}
         out.update({f"log/{name}": value for name, value in told.items()})
-        return out
+        return {**out, **self._refilled()}
+
+    def _refilled(self) -> dict[str, float]:
+        """What dynamic sampling took, and the reward of the step's own prompts, which the batch's no longer is."""
+        if not self.collected:
+            return {}
+        own = self.collected[0].rollouts
+        known = own.reward_BT.sum(1)[own.valid_B].double()
+        return {
+            "refill_rounds": len(self.collected) - 1,
+            "groups_dropped": sum(len(part.prompts) for part in self.collected) - len(self.prompts),
+            "sampled_reward": float(known.mean()) if len(known) else float("nan"),
+            "tokens": sum(int(part.rollouts.mask_BT.sum()) for part in self.collected),
+        }
 
     def readable(
         self, weight_BT: Tensor, num_groups: int, more: dict[str, Tensor] | None = None
@@ -183,14 +200,15 @@ class Collector:
         step: int,
         num_generations: int,
         clock: Clock,
-        first_place: int = 0,
+        first_place: int | Tensor = 0,
         *,
         greedy: bool = False,
     ) -> Experience:
         """`num_generations` scored completions of each prompt; greedy: also the reward of each one's greedy completion.
 
         Random streams are f(seed, step, place of the prompt in the step on all ranks, sample); `first_place` is the
-        place of the first prompt given here. (A step that straddles two epochs can hold a prompt twice.)
+        place of the first prompt given here, or the places of all (int64). (A step that straddles two epochs can hold
+        a prompt twice.)
         """
         with clock("sample"):
             done = self._sample(prompts, num_generations, self.params, TRAIN_STREAM, step, first_place)
@@ -244,14 +262,17 @@ class Collector:
         params: SamplingParams,
         stream: int,
         step: int,
-        first_place: int = 0,
+        first_place: int | Tensor = 0,
     ) -> Completions:
         keys_B = self.keys(len(prompts), num_generations, stream, step, first_place)
         return self.sampler.sample([p.ids for p in prompts], num_generations, params, keys_B)
 
-    def keys(self, num_prompts: int, num_generations: int, stream: int, step: int, first_place: int = 0) -> Tensor:
+    def keys(
+        self, num_prompts: int, num_generations: int, stream: int, step: int, first_place: int | Tensor = 0
+    ) -> Tensor:
         """The random stream of each row."""
-        place_P1 = (first_place + torch.arange(num_prompts)).unsqueeze(1)
+        counted = isinstance(first_place, int)
+        place_P1 = (first_place + torch.arange(num_prompts) if counted else first_place).unsqueeze(1)
         return stream_key(self.seed, stream, step, place_P1, torch.arange(num_generations)).reshape(-1)
 
     def read(self, done: Completions) -> tuple[list[str], list[list[int]]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .collect import EVAL_STREAM, TRAIN_STREAM, Collector, Experience
 from .environments.rollout import Conversations, Episode, Limits, as_tensors
@@ -67,7 +68,7 @@ class EpisodeCollector(Collector):
         step: int,
         num_generations: int,
         clock: Clock,
-        first_place: int = 0,
+        first_place: int | Tensor = 0,
         *,
         greedy: bool = False,
     ) -> Experience:
@@ -117,7 +118,7 @@ class EpisodeCollector(Collector):
 
     def _check(self, episodes: Sequence[Episode], problems: dict[str, dict[str, int]]) -> None:
         lost = sum(not episode.scorable for episode in episodes)
-        if lost > self.max_unscorable * len(episodes):
+        if lost > self.max_unscorable * len(episodes) / self.scorer.share:
             causes = ", ".join(f"{cause}: {count}" for cause, count in problems.get(self._name, {}).items())
             raise RewardError(
                 f"Environment {self._name} failed in {lost} of {len(episodes)} episodes of this batch ({causes}): over "

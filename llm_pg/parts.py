@@ -19,6 +19,7 @@ from .config import Config, ConfigError, flat
 from .config.check import plan_batch, resolve_row
 from .config.schema import EvalConfig
 from .critic import HEAD_LEARNING_RATE, Critic
+from .curriculum import make_stream
 from .doctor import arithmetic
 from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
@@ -31,7 +32,7 @@ from .metrics import Clock, read_metrics
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .policy import Policy
 from .preflight import task_rewards
-from .prompts import Prompt, PromptStream, load_prompts
+from .prompts import Prompt, load_prompts
 from .ranks import Ranks
 from .redact import Redactor
 from .rewards.scorer import Scorer
@@ -147,9 +148,7 @@ class Parts(TrlFace):
         )
         if isinstance(config, flat.FlatConfig):
             config.settle(len(self.train_prompts), self.plan.prompts)
-        self.stream = PromptStream(
-            self.train_prompts, self.plan.prompts, seed=config.run.seed, shuffle=config.data.shuffle_dataset
-        )
+        self.stream = make_stream(config, self.train_prompts, self.plan.prompts)
         if self.shards is None:  # else each layer goes to the device on its own, when it is cut
             self.model.to(self.accelerator.device)
         if config.train.gradient_checkpointing:

@@ -22,9 +22,9 @@ _SUMS = (
         "clip_fraction",
         "approx_kl",
     ),
-    *("sampler_gap", "oom_splits", "off_policy_masked", "correction_bounded"),
+    *("sampler_gap", "oom_splits", "off_policy_masked", "correction_bounded", "groups_dropped"),
 )
-_MAXIMA = ("memory", "seconds")
+_MAXIMA = ("memory", "seconds", "refill_rounds")
 
 
 class Ranks:

@@ -11,6 +11,7 @@ import transformers
 from . import __version__, checkpoint
 from .config import Config, ConfigError
 from .config.schema import RolloutConfig
+from .prompts import PromptStream
 from .ranks import Ranks
 from .redact import Redactor
 from .shards import collect, like
@@ -32,12 +33,20 @@ class Saver:
         root: folder of the checkpoints. clean: hides secrets of the config, which stands in every manifest.
         facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
         ranks: of the run. Where they hold shards each of them saves together with the others; else the first alone.
+        stream: of the run's prompts; one that learns has a state.
     """
 
     def __init__(
-        self, root: Path, config: Config, updater: Updater, clean: Redactor, facts: dict[str, Any], ranks: Ranks
+        self,
+        root: Path,
+        config: Config,
+        updater: Updater,
+        clean: Redactor,
+        facts: dict[str, Any],
+        ranks: Ranks,
+        stream: PromptStream,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.stream = ranks, stream
         self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
         self.saved: int | None = None
 
@@ -51,13 +60,19 @@ class Saver:
         for section, leaves in _FREE_LEAVES.items():
             settings[section] = {k: v for k, v in settings[section].items() if k not in leaves}
         settings["run"] = {"seed": self.config.run.seed}
+        if self.stream.learns:  # then verdicts decide what is trained on
+            settings["eval"] = {k: getattr(self.config.eval, k) for k in ("pass_reward", "pass_threshold")}
         versions = {"llm_pg": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
         return self.clean.tree({"config": settings, **self.facts, "versions": versions})
 
     def numbers(self) -> dict[str, Any]:
-        """The part of the state that is small: the schedule's place and the algorithm's running numbers."""
+        """The part of the state that is small: the schedule's place, the algorithm's and the curriculum's numbers."""
         updater = self.updater
-        return {"scheduler": _plain(updater.scheduler.state_dict()), "algorithm": updater.algorithm.state_dict()}
+        return {
+            "scheduler": _plain(updater.scheduler.state_dict()),
+            "algorithm": updater.algorithm.state_dict(),
+            "prompts": self.stream.state_dict(),
+        }
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """What changes in training, by name: the policy's own, a moving reference's and the critic's with prefixes."""
@@ -151,6 +166,7 @@ class Saver:
         for group, rate in zip(self.updater.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.updater.algorithm.load_state_dict(numbers["algorithm"])
+        self.stream.load_state_dict(numbers.get("prompts", {}))
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .collect import Experience
 from .config import ConfigError, flat
 from .crash import Keeper
 from .critic import with_values
+from .curriculum import attempts
 from .ending import Ending
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
@@ -23,6 +24,7 @@ from .onlookers import Onlookers, follow
 from .profiling import Profiler
 from .prompts import Prompt, fingerprint
 from .ranks import merge_metrics
+from .refill import refill
 from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.random import stream_key, uniform
@@ -147,7 +149,8 @@ class PolicyGradientTrainer(Ending):
         # A minibatch holds the same share of every rank; transformers' generate draws for a rank's whole batch.
         if self.config.algorithm.steps_per_generation > 1 or self.config.rollout.engine == "transformers":
             facts["ranks"] = self.ranks.count
-        self.saver = Saver(self.folder.checkpoints, self.config, self.updater, self.clean, facts, self.ranks)
+        parts = (self.updater, self.clean, facts, self.ranks, self.stream)
+        self.saver = Saver(self.folder.checkpoints, self.config, *parts)
         self.profiler = Profiler(self.folder.path / "profile", self.config.run.profile_steps * self.ranks.is_main)
         dtype = torch.bfloat16 if self.config.train.bf16 else self.model.dtype
         self.work = Work(self.model, matmul_rate(self.accelerator.device, dtype))
@@ -247,6 +250,7 @@ class PolicyGradientTrainer(Ending):
             order = self._orders(len(prompts) * self.plan.num_generations)
             updates = self.updater.update(batch, order, measure_noise=measure, critic_only=critic_only)
         values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
+        values.update(self._learn_of_prompts(experience))
         values.update(update_metrics(updates, config.algorithm.steps_per_generation))
         values.update(self._keep_near(updates))
         if self.row.needs_critic:
@@ -274,8 +278,39 @@ class PolicyGradientTrainer(Ending):
         greedy = self.row.baseline == "greedy"
         num_generations = self.plan.num_generations
         experience = self.collector.collect(prompts, self.step, num_generations, clock, first, greedy=greedy)
+        if self.config.algorithm.dynamic_sampling_max_rounds:
+            experience = self._refill(experience, clock, first)
         self.algorithm.check_rewards(experience.rollouts)
         return experience
+
+    def _refill(self, experience: Experience, clock: Clock, first: int) -> Experience:
+        """Its silent groups replaced; see `refill`."""
+        each, scorer = len(experience.prompts), self.scorer
+
+        def again(prompts: list[Prompt], places_P: Tensor) -> Experience:
+            scorer.share = len(prompts) / each
+            try:
+                return self.collector.collect(prompts, self.step, self.plan.num_generations, clock, places_P)
+            finally:
+                scorer.share = 1.0
+
+        return refill(
+            experience,
+            again,
+            lambda number: self.stream.further(self.step - 1, number),
+            first + torch.arange(each),
+            rounds=self.config.algorithm.dynamic_sampling_max_rounds,
+            truncation_penalty=self.row.truncation_penalty if self.row.truncated == "penalise" else 0.0,
+        )
+
+    def _learn_of_prompts(self, experience: Experience) -> dict[str, float]:
+        """The curriculum hears of the verdicts on all ranks."""
+        if not self.stream.learns:
+            return {}
+        settings = self.config.eval
+        own = attempts(experience, settings.pass_reward, settings.pass_threshold)
+        self.stream.observe([each for told in self.ranks.gather(own) for each in told])
+        return self.stream.metrics()
 
     def _keep_near(self, updates: list[UpdateStats]) -> dict[str, float]:
         """What follows an update: the adaptive penalty sees the KL that its last pass met, the reference may move."""

@@ -44,6 +44,8 @@ ORDER = [
     "summary",
     "collect",
     "episodes",
+    "refill",
+    "curriculum",
     "crash",
     "trial",
     "terminal",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..algorithms.table import Row
+from ..algorithms.table import GROUP_BASELINES, Row
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -17,6 +17,7 @@ def check_combinations(row: Row, config: Config) -> None:
     _check_other_objective(row)
     _check_sampler(row)
     _check_penalties(row, config)
+    _check_dynamic_sampling(row, config)
 
 
 def _check_best_of_k(row: Row, group: int) -> None:
@@ -88,4 +89,15 @@ def _check_penalties(row: Row, config: Config) -> None:
         raise ValueError(
             "sync_ref_model is true and beta is 0, so there is no reference to refresh. Set beta above 0, or "
             "sync_ref_model=false."
+        )
+
+
+def _check_dynamic_sampling(row: Row, config: Config) -> None:
+    rounds = config.algorithm.dynamic_sampling_max_rounds
+    silent = row.baseline in GROUP_BASELINES or row.pass_k or row.advantage is not None
+    if rounds and not silent:
+        raise ValueError(
+            f"dynamic_sampling_max_rounds is {rounds}, and {row.name} has baseline {row.baseline}: a group with equal "
+            "rewards is not silent there, so that dropping it would bias the gradient. Use an algorithm with a group "
+            "baseline (grpo, dapo, rloo), or dynamic_sampling_max_rounds=0."
         )

@@ -78,6 +78,17 @@ class DataConfig(Section):
         "error", description="What to do with longer ones; drops are counted."
     )
     shuffle_dataset: bool = Field(True, description="A new order every epoch, a function of (seed, epoch).")
+    curriculum: Literal["none", "pass_rate"] = Field(
+        "none",
+        description="pass_rate = draw prompts by how open their outcome is: weight 4p(1-p) + curriculum_floor, p the "
+        "running pass rate (of eval.pass_reward). Biased on purpose: hard and solved prompts count less.",
+    )
+    curriculum_floor: float = Field(
+        0.05, gt=0, description="Weight of a prompt that is always or never passed; the largest is 1 + this."
+    )
+    curriculum_memory: float = Field(
+        0.8, ge=0, lt=1, description="Share of a prompt's counts that is kept when it is tried again."
+    )
 
 
 class RolloutConfig(Section):
@@ -217,6 +228,12 @@ class AlgorithmConfig(Section):
         0.6, gt=0, le=1, description="Share of the policy in the new reference; 1 replaces it."
     )
     ref_model_sync_steps: int = Field(512, gt=0, description="Steps between refreshes of the reference.")
+    dynamic_sampling_max_rounds: int = Field(
+        0,
+        ge=0,
+        description="Rounds in which groups with equal rewards may be replaced by those of further prompts (DAPO); "
+        "0 = none. Terms that equal groups have too (KL, entropy) then weigh prompts by the chance of a mixed group.",
+    )
     num_iterations: int = Field(1, gt=0, description="μ, passes over each batch of rollouts.")
     steps_per_generation: int = Field(1, gt=0, description="Optimiser steps (minibatches) per pass.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from ..config import ConfigError
 from .prompt import Prompt
@@ -66,9 +67,50 @@ class PromptStream:
         """The prompts of a step, counted from 0."""
         if step < 0:
             raise ValueError(f"Steps count from 0; got {step}.")
+        return [self.prompts[place] for place in self._taken(step)]
+
+    def further(self, step: int, number: int) -> list[Prompt | None]:
+        """The prompts that round `number` (from 1) of a refill has for each place of the step; None = no more are left.
+
+        A function of (seed, step, round, place): a place that needs none in a round leaves its prompt unused. Over all
+        rounds no prompt comes twice, nor one of the step's own. Drawn at random also where the data is not shuffled.
+        """
+        each, size = self.prompts_per_step, len(self.prompts)
+        queue = self._queue(step, min(each * number, size - each))[each * (number - 1) :]
+        return [*(self.prompts[place] for place in queue), *([None] * (each - len(queue)))]
+
+    def _taken(self, step: int) -> list[int]:
         size, first = len(self.prompts), step * self.prompts_per_step
         places = (divmod(place, size) for place in range(first, first + self.prompts_per_step))
-        return [self.prompts[self._order(epoch)[place]] for epoch, place in places]
+        return [self._order(epoch)[place] for epoch, place in places]
+
+    def _queue(self, step: int, length: int) -> list[int]:
+        """The first places of the order in which refills of this step draw from all prompts but its own."""
+        seen, queue, draw = set(self._taken(step)), [], 0  # type: set[int], list[int], int
+        while len(queue) < length:
+            digest = hashlib.blake2b(f"{self.seed}/further/{step}/{draw}".encode(), digest_size=16).digest()
+            place, draw = int.from_bytes(digest, "big") % len(self.prompts), draw + 1
+            if place not in seen:
+                seen.add(place)
+                queue.append(place)
+        return queue
+
+    # What follows is for streams that choose by results; here they change nothing.
+    learns = False
+
+    def observe(self, attempts: Sequence[tuple[int, int, int]]) -> None:
+        """Hear of completions sampled in a step: (index of the prompt, passes, scorable completions)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be saved, beside the step's number, to go on; JSON."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the stream knows of its prompts."""
+        return {}
 
     def epoch(self, step: int) -> float:
         """Epochs that are over when this step begins."""

@@ -72,6 +72,7 @@ class Scorer:
         self.weights = _weights(weights, self.functions)
         self._deadline, self._batch_deadline = deadline, batch_deadline
         self._max_unscorable, self._strict = max_unscorable, strict
+        self.share = 1.0  # of a step that the next completions are: max_unscorable is of the whole step
         self._workers, self._output, self._load_deadline = workers, output, load_deadline
         self._memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
         self._here = {
@@ -128,7 +129,8 @@ class Scorer:
         Raises RewardError when the run should stop; the scorer stays usable.
         """
         batch = Batch(prompts, completions, completion_ids, rows, trainer_state)
-        tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown)
+        limit = self._max_unscorable / self.share
+        tally = Tally(self.functions, batch.size, limit, self._strict, self._shown)
         if batch.size:
             self._run_pooled(batch, tally)
             for place in self._here:

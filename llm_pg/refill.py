@@ -1,0 +1,160 @@
+"""Dynamic sampling: groups that say nothing are replaced by groups of further prompts, up to a budget of rounds.
+
+A group whose rewards are all equal has advantage 0 under a group baseline. Its place in the batch is given to the
+first mixed group among those of `PromptStream.further` for that place; where none of the rounds brings one, the group
+that came first stays. A place's further prompts are a function of (seed, step, round, place), so no state is kept for
+them, and what a place ends up with does not depend on other places, nor on the number of ranks.
+
+What it does to the gradient. Let m(x) be the probability that a group of prompt x is mixed, M its mean over prompts.
+Accepted prompts come with probability proportional to m(x), and an accepted group has 1/m(x) times the mean weight of
+any group of x. The two cancel: with R rounds the expected policy gradient of a place is the one without dynamic
+sampling times (1 - (1 - M)^(R+1)) / M (exact for independent prompts and a reduction by constants; proven by
+enumeration in the tests). So its direction is kept, and its length no longer falls with the share of mixed groups.
+
+What is biased: terms that equal groups have too. A KL penalty, an entropy bonus and a critic's loss are then means
+over prompts weighted by m(x), and so are the reward and the lengths of the batch (`sampled_reward` is of the step's
+own prompts). A reduction by the tokens of the batch (dapo) divides by those of mixed groups.
+
+Departure from Yu et al. 2025 (DAPO, arXiv 2503.14476): there a step samples until it is full; here a budget bounds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .collect import Experience
+from .prompts import Prompt
+from .rewards.tally import Scores
+from .rollouts import TextRollouts
+
+Again = Callable[[list[Prompt], Tensor], Experience]
+
+
+def mixed_groups(experience: Experience, truncation_penalty: float = 0.0) -> Tensor:
+    """bool (P): groups in which two scorable completions differ in their reward (less the penalty if truncated)."""
+    rollouts = experience.rollouts
+    reward_B = rollouts.reward_BT.sum(1) - truncation_penalty * rollouts.truncated_B
+    group_PG = (-1, experience.num_generations)
+    valid_PG, reward_PG = rollouts.valid_B.view(group_PG), reward_B.view(group_PG)
+    high_P = reward_PG.masked_fill(~valid_PG, -torch.inf).amax(1)
+    low_P = reward_PG.masked_fill(~valid_PG, torch.inf).amin(1)
+    return high_P > low_P
+
+
+def refill(
+    first: Experience,
+    again: Again,
+    further: Callable[[int], Sequence[Prompt | None]],
+    places_P: Tensor,
+    *,
+    rounds: int,
+    truncation_penalty: float = 0.0,
+) -> Experience:
+    """`first` with its equal groups replaced by mixed ones, where the rounds bring them.
+
+    Args:
+        first: the step's own groups. again: completions of further prompts, given the places of their random streams.
+        further: round (from 1) -> the prompt for each place of the step on all ranks; None = there are no more.
+        places_P: int64, the place of each group of `first` in the step. rounds: the budget.
+        truncation_penalty: what the algorithm takes off truncated completions.
+    """
+    collected, chosen = [first], [(first, group) for group in range(len(first.prompts))]
+    missing = [group for group, mixed in enumerate(mixed_groups(first, truncation_penalty).tolist()) if not mixed]
+    for number in range(1, rounds + 1):
+        prompts = further(number)
+        asked = [(g, prompt) for g in missing if (prompt := prompts[int(places_P[g])]) is not None]
+        if not asked:
+            break
+        # Of every round the places have random streams of their own.
+        places = places_P[torch.tensor([g for g, _ in asked])] + number * len(prompts)
+        more = again([prompt for _, prompt in asked], places)
+        collected.append(more)
+        for place, mixed in enumerate(mixed_groups(more, truncation_penalty).tolist()):
+            if mixed:
+                chosen[asked[place][0]] = (more, place)
+                missing.remove(asked[place][0])
+    return joined(chosen, collected)
+
+
+def joined(chosen: Sequence[tuple[Experience, int]], collected: list[Experience]) -> Experience:
+    """One experience of the chosen groups, in their order, that remembers all that was collected for it."""
+    first = collected[0]
+    if len(collected) == 1:
+        return first
+    size = first.num_generations
+    starts, total = {}, 0
+    for experience in collected:
+        starts[id(experience)] = total
+        total += len(experience.texts)
+    rows = [starts[id(experience)] + group * size + i for experience, group in chosen for i in range(size)]
+    rollouts = _stacked([experience.rollouts for experience in collected]).rows(torch.tensor(rows))
+    rollouts.group_B = torch.arange(len(chosen), device=rollouts.group_B.device).repeat_interleave(size)
+    texts = [text for experience in collected for text in experience.texts]
+    return Experience(
+        [experience.prompts[group] for experience, group in chosen],
+        rollouts,
+        [texts[row] for row in rows],
+        _scores([experience.scores for experience in collected], rows),
+        size,
+        first.pieces,
+        collected=collected,
+    )
+
+
+def _stacked(parts: Sequence[TextRollouts]) -> Any:
+    """All rows below each other, padded to the longest."""
+    width = max(part.mask_BT.shape[1] for part in parts)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(TextRollouts):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name == "inserted_B" and any(value is not None for value in values):
+            values = [value or [()] * len(part.mask_BT) for value, part in zip(values, parts, strict=True)]
+        if values[0] is None:
+            continue
+        if isinstance(values[0], Tensor):
+            wide = [_widened(x, width) if field.name.endswith("_BT") else x for x in values]
+            fields[field.name] = torch.cat(wide)
+        else:
+            fields[field.name] = [row for value in values for row in value]
+    return TextRollouts(**fields)
+
+
+def _widened(x_BT: Tensor, width: int) -> Tensor:
+    filler = x_BT.new_zeros(len(x_BT), width - x_BT.shape[1], *x_BT.shape[2:])
+    return torch.cat([x_BT, filler], 1)
+
+
+def _scores(parts: Sequence[Scores], rows: Sequence[int]) -> Scores:
+    """Of the chosen rows; what functions reported for themselves is averaged over all that was collected."""
+    sizes = [len(part.reward) for part in parts]
+
+    def picked(columns: Sequence[Sequence[Any] | None]) -> list[Any]:
+        whole = [v for column, n in zip(columns, sizes, strict=True) for v in (column or [None] * n)]
+        return [whole[row] for row in rows]
+
+    problems: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for name, causes in part.problems.items():
+            told = problems.setdefault(name, {})
+            for cause, count in causes.items():
+                told[cause] = told.get(cause, 0) + count
+    metrics = {}
+    for name in sorted({name for part in parts for name in part.metrics}):
+        known = [(part.metrics[name], n) for part, n in zip(parts, sizes, strict=True) if name in part.metrics]
+        metrics[name] = sum(value * n for value, n in known) / sum(n for _, n in known)
+    return Scores(
+        picked([part.reward for part in parts]),
+        {name: picked([part.parts.get(name) for part in parts]) for name in _names(parts, "parts")},
+        {name: picked([part.extra.get(name) for part in parts]) for name in _names(parts, "extra")},
+        metrics,
+        problems,
+    )
+
+
+def _names(parts: Sequence[Scores], field: str) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in getattr(part, field)))
