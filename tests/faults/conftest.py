@@ -52,17 +52,32 @@ def tiny(tmp_path: Path) -> Callable[..., Ended]:
 
 
 @pytest.fixture
-def two_ranks(tmp_path: Path) -> Callable[..., Ended]:
-    """Two processes under torchrun, with gloo on the CPU."""
+def launch(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Two processes under torchrun, with gloo on the CPU, just started."""
+
+    def start(name: str, env: dict[str, str] | None = None, **options: Any) -> "subprocess.Popen[str]":
+        given = json.dumps({"out": str(tmp_path), "name": name, **options})
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        more = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        return subprocess.Popen(
+            [*command, str(SCRIPT), given],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **more},
+        )
+
+    return start
+
+
+@pytest.fixture
+def two_ranks(launch: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., Ended]:
+    """The same, to its end."""
 
     def run(name: str, env: dict[str, str] | None = None, **options: Any) -> Ended:
-        given = json.dumps({"out": str(tmp_path), "name": name, **options})
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        more = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
-        done = subprocess.run(
-            [*launch, str(SCRIPT), given], capture_output=True, text=True, timeout=200, env={**os.environ, **more}
-        )
-        return Ended(done.returncode, done.stdout + done.stderr)
+        process = launch(name, env, **options)
+        output, _ = process.communicate(timeout=200)
+        return Ended(process.returncode, output)
 
     return run
 

@@ -101,6 +101,17 @@ def test_a_run_goes_on_without_wandb(case: str, tiny: Callable[..., Any], tmp_pa
     assert done.output.count("Nothing more is sent to") == 1, done.output
 
 
+def test_a_run_goes_on_when_wandb_is_killed_in_the_middle_of_it(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    """wandb itself, offline, its service process killed at step 3."""
+    env = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    changes = {"report_to": ["wandb"], "reward_in_process": True}
+    done = tiny("r", env=env, changes=changes, fault="kill wandb", at=3)
+    assert done.status == 0, done.output
+    assert [line["step"] for line in lines(tmp_path / "r")] == [1, 2, 3, 4, 5, 6]
+    assert done.output.count("Nothing more is sent to wandb") == 1, done.output
+    assert list(tmp_path.rglob("*.wandb")), "wandb wrote no file before it was killed"
+
+
 class Judge(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)

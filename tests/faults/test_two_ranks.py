@@ -1,6 +1,7 @@
 """R4 and W7: another number of ranks, and a rank whose reward function fails, with torchrun and gloo."""
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,43 @@ def test_two_ranks_train_the_critic_that_one_rank_trains(two_ranks: Callable[...
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         for name in ("reward", "grad_norm", "critic_grad_norm", "value_loss", "policy_loss", "explained_variance"):
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_both(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """R12: the ranks would else hold different weights from then on; the run goes on with the step after it."""
+    broken = two_ranks("broken", changes=CHANGES, fault="nan on the second rank once", at=2)
+    assert broken.status == 0, broken.output
+    found = lines(tmp_path / "broken")
+    assert [line["skipped_updates"] for line in found] == [0, 1, 0, 0]
+    assert "grad_norm" in found[1]["nan"]
+    assert all(line["grad_norm"] is not None for n, line in enumerate(found) if n != 1)
+    assert found[2]["sampler_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_the_launcher_ends_the_step_and_saves(
+    number: int, launch: Callable[..., Any], two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """R10: torchrun hands it to its workers; the run goes on from there to the numbers of one never stopped."""
+    changes = {**CHANGES, "max_steps": 8, "save_steps": 0}
+    process = launch("cut", changes={**changes, "save_steps": 100}, fault="slow steps", at=0)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=100)
+    assert "ended after step" in output, output
+    done = len(lines(tmp_path / "cut"))
+    assert 2 <= done < 8
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+    more = two_ranks("cut", changes={**changes, "save_steps": 100}, resume=True)
+    assert more.status == 0, more.output
+    whole = two_ranks("whole", changes=changes)
+    assert whole.status == 0, whole.output
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("changes", [{"engine": "transformers"}, {"engine": "native", "steps_per_generation": 2}])

@@ -52,6 +52,10 @@ def inject(trainer: Any, fault: str, at: int) -> None:
     def faulty_step() -> None:
         if trainer.step == at and fault in ("sigterm", "sigint"):
             os.kill(os.getpid(), signal.SIGTERM if fault == "sigterm" else signal.SIGINT)
+        if trainer.step == at and fault == "kill wandb":
+            kill_wandb()
+        if fault == "slow steps":
+            time.sleep(0.5)
         step()
         if trainer.step == at and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -65,12 +69,23 @@ def inject(trainer: Any, fault: str, at: int) -> None:
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
-        if fault == "nan" and trainer.step >= at:
+        one_rank = fault == "nan on the second rank once" and trainer.ranks.number == 1 and trainer.step == at
+        if one_rank or (fault == "nan" and trainer.step >= at):
             value = value * float("nan")
             stats["policy_loss"] = value.detach()
         return value, stats
 
     trainer._one_step, trainer.algorithm.loss = faulty_step, faulty_loss
+
+
+def kill_wandb() -> None:
+    """End wandb's service process as a kernel out of memory would."""
+    import psutil
+
+    services = [child for child in psutil.Process().children(recursive=True) if "wandb" in " ".join(child.cmdline())]
+    assert services, "wandb runs no service process"
+    for service in services:
+        service.kill()
 
 
 def make(options: dict[str, Any]) -> PolicyGradientTrainer:
