@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, TypeVar
 
 import reward_fns
@@ -94,10 +95,11 @@ def rewards() -> dict[str, Shipped]:
 
 @cache
 def tasks() -> dict[str, str]:
-    """Task name to module path, for every module with `prompts` and `REWARD`."""
+    """Task name to module path, for every module with `prompts` and `REWARD` whose `REQUIRES` are installed."""
     found = {}
     for module_name in modules():
         module = import_module(module_name)
-        if hasattr(module, "prompts") and hasattr(module, "REWARD"):
+        is_here = all(find_spec(name) is not None for name in getattr(module, "REQUIRES", ()))
+        if is_here and hasattr(module, "prompts") and hasattr(module, "REWARD"):
             found[module_name.rpartition(".")[2]] = module_name
     return found

@@ -20,6 +20,7 @@ from .protocol import Environment, Reply
 SHIPPED = {
     "number_guessing": "reward_fns.number_guessing:NumberGuessing",
     "tools": "llm_pg.environments.tools:ToolEnvironment",
+    "verifiers": "llm_pg.environments.from_verifiers:VerifiersEnvironment",
 }
 KEPT_EPISODES = 1024
 
