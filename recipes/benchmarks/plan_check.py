@@ -1,4 +1,4 @@
-"""`llm-pg plan` against runs on this machine: two rates are read off one short run, then other runs are foretold.
+"""`llm-pg plan` against runs on this machine: two rates are read off a short run, then another run is foretold.
 
 python recipes/benchmarks/plan_check.py --steps 6
 """
@@ -88,9 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.worker:
         folder, job, steps = json.loads(given.worker)
         return worker(folder, Job(**job), steps)
-    machine = fitted(replace(MACHINES["cpu"], devices=2), FIRST, measure(FIRST, 1, given.steps))
-    print(f"one process: {machine.flops * machine.used:.2e} FLOP/s, {machine.overhead * 1e3:.2f} ms a decoded token")
-    for job, ranks in CASES:
+    for job, ranks in CASES:  # the rates anew before each: other work comes and goes on a shared machine
+        machine = fitted(replace(MACHINES["cpu"], devices=2), FIRST, measure(FIRST, 1, given.steps))
+        print(f"{machine.flops * machine.used:.2e} FLOP/s, {machine.overhead * 1e3:.1f} ms a decoded token")
         seen, told = measure(job, ranks, given.steps), foretell(machine, job, ranks)
         each = "  ".join(f"{name} {seen[name]:.3f} s, foretold {told[name]:.3f}" for name in seen)
         error = sum(told.values()) / sum(seen.values()) - 1
