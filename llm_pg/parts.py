@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -30,6 +29,7 @@ from .evaluate import Evaluation, evaluate
 from .launch import check_backend, check_count, make_shards
 from .metrics import Clock, read_metrics
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .optimiser import make_optimizer, make_scheduler
 from .policy import Policy
 from .preflight import task_rewards
 from .prompts import Prompt, load_prompts
@@ -268,17 +268,8 @@ class Parts(TrlFace):
         )
         if self.shards is not None:
             self.policy.shard(self.shards)
-        groups: list[dict[str, Any]] = [{"params": self.policy.trainable()}]
-        if self.policy.critic is not None:
-            groups.append({"params": self.policy.critic.trainable(), "lr": self._critic_rate(), "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_epsilon,
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
+        critic = [] if self.policy.critic is None else self.policy.critic.trainable()
+        optimizer = make_optimizer(train, self.policy.trainable(), critic, self._critic_rate())
         self.scheduler = make_scheduler(config, optimizer, train.max_steps - self.critic_only_steps)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         return Updater(
@@ -292,27 +283,6 @@ class Parts(TrlFace):
             num_minibatches=config.algorithm.steps_per_generation,
             max_grad_norm=train.max_grad_norm,
         )
-
-
-def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> Any:
-    """The policy's schedule over `num_steps`. The critic (a second group of parameters) keeps its rate: its targets
-    move as long as the policy does."""
-    train = config.train
-    scheduler = transformers.get_scheduler(
-        train.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=train.warmup_steps,
-        num_training_steps=num_steps,
-        scheduler_specific_kwargs=train.lr_scheduler_kwargs or None,
-    )
-    for number, group in enumerate(optimizer.param_groups[1:], 1):
-        scheduler.lr_lambdas[number] = _constant
-        group["lr"] = scheduler.base_lrs[number]
-    return scheduler
-
-
-def _constant(step: int) -> float:
-    return 1.0
 
 
 def sampling_params(config: Config) -> SamplingParams:

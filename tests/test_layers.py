@@ -59,6 +59,7 @@ ORDER = [
     "launch",
     "callbacks",
     "drop_in",
+    "optimiser",
     "parts",
     "ending",
     "trainer",

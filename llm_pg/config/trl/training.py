@@ -43,7 +43,7 @@ OPTIMISER: dict[str, Word] = {
     ),
     "optim_args": refused(None, "AdamW has `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`"),
     "optim_target_modules": refused(None, "use a LoRA adapter (`peft_config`)"),
-    "weight_decay": same(0.0, "of every trained weight; transformers leaves out biases and norms"),
+    "weight_decay": same(0.0, "of matrices; biases and norms are left out, as in transformers"),
     "adam_beta1": same(0.9),
     "adam_beta2": same(0.999),
     "adam_epsilon": same(1e-8),
