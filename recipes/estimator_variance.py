@@ -93,11 +93,20 @@ def measure(sizes: list[int], seed: int, success: float) -> dict[str, list[Compa
 
 def draw(table: dict[str, list[Comparison]], sizes: list[int], path: Path) -> list[Path]:
     drawing, (variance_axis, bias_axis) = figure(2)
-    for (name, found), colour in zip(table.items(), COLOURS, strict=False):
+    widths = range(12, 0, -2)  # several curves coincide: the later ones are drawn inside the earlier ones
+    for (name, found), colour, width in zip(table.items(), COLOURS, widths, strict=False):
         unit = [plain.noise for plain in table["REINFORCE"]]
         relative = [one.noise / whole for one, whole in zip(found, unit, strict=True)]
-        variance_axis.plot(sizes, relative, "o-", color=colour, label=name)
-        bias_axis.plot(sizes, [one.off_direction for one in found], "o-", color=colour, label=name)
+        variance_axis.plot(sizes, relative, "o-", color=colour, label=name, markersize=width, linewidth=width / 2)
+        bias_axis.plot(
+            sizes,
+            [one.off_direction for one in found],
+            "o-",
+            color=colour,
+            label=name,
+            markersize=width,
+            linewidth=width / 2,
+        )
     for axis in (variance_axis, bias_axis):
         axis.set_xticks(sizes)
         axis.set_xlabel("G, completions of a prompt")

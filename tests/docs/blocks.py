@@ -4,7 +4,7 @@ lists them.
 A page's blocks run in order in one empty folder. Python blocks have a fresh namespace each; of bash and console blocks
 every command is run. Comments right before a block say what differs in the test, for readers of the source to see:
 
-    <!-- test: max_steps=2 -->                   settings: appended to llm-pg's commands, put into Python's ...Config(...)
+    <!-- test: max_steps=2 -->                   settings: appended to llm-pg's commands, or put into ...Config(...)
     <!-- test: save mine.py -->                  the block is also written to this file; other blocks can use it
     <!-- test: given test.jsonl -->              a file of sums that the reader has and the folder lacks
     <!-- test: before x = 1 -->                  a line of Python that runs before the block
@@ -12,8 +12,8 @@ every command is run. Comments right before a block say what differs in the test
     <!-- test: skip pip: reason -->              commands that begin with this word are not run
     <!-- test: skip: reason -->                  the block is not run
 
-`{model}` in a setting is the folder of a tiny model; a Trainer's model="hub/id" is replaced by it. Where a console block
-shows output, each of its lines must be printed, in that order; "..." stands for any lines.
+`{model}` in a setting is the folder of a tiny model; a Trainer's model="hub/id" is replaced by it. Where a console
+block shows output, each of its lines must be printed, in that order; "..." stands for any lines.
 """
 
 from __future__ import annotations
@@ -227,7 +227,9 @@ def check_shown(shown: list[str], printed: str, where: str) -> None:
         wanted = " ".join(line.split())
         if wanted in ("", "..."):
             continue
-        assert any(wanted in line for line in lines), f"{where} shows a line that was not printed: {wanted!r}\n{printed}"
+        assert any(wanted in line for line in lines), (
+            f"{where} shows a line that was not printed: {wanted!r}\n{printed}"
+        )
 
 
 def write_sums(path: Path) -> None:

@@ -47,7 +47,7 @@ def test_every_command_in_running_text_has_a_form_that_llm_pg_knows(page: Path) 
     for command in inline_commands(page):
         words = shlex.split(command)[1:]
         if len(words) == 1 or "--help" in words:
-            with pytest.raises(SystemExit, match="^0$"):
+            with pytest.raises(SystemExit, match=r"^0$"):
                 _parse([words[0], "--help"])
         else:
             _parse(words)
