@@ -139,6 +139,11 @@ def _model_commands(commands: Commands) -> None:
     _common(evaluate)
     evaluate.set_defaults(run=_eval)
 
+    merge = commands.add_parser("merge", help="the adapter of a run merged into its model, as one folder")
+    merge.add_argument("path", metavar="RUN", help="a run's folder, or an adapter's")
+    merge.add_argument("--to", metavar="FOLDER", help="where to; default merged/ in RUN")
+    merge.set_defaults(run=_merge)
+
     report = commands.add_parser("report", help="one offline page about runs, and what the doctor finds in them")
     _report_arguments(report)
 
@@ -221,6 +226,13 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
     from .commands import verify
 
     return verify(Path(arguments.path))
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from .commands import merge
+
+    print(merge(Path(arguments.path), Path(arguments.to) if arguments.to else None))
+    return 0
 
 
 def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, ConfigError
+from .config import Config, ConfigError, load_config
+from .config.schema import ModelConfig
 from .doctor import arithmetic, examine_config, show
 from .preflight import check_inputs, check_room, task_rewards
 
@@ -105,6 +106,40 @@ def evaluate_model(config: Config, terminal: Any) -> Evaluation:
             result = evaluate_held_out(collector, prompts, config.eval)
     terminal.evaluation(str(config.model.model_name_or_path), result)
     return result
+
+
+def merge(path: Path, target: Path | None) -> Path:
+    """The adapter that a run saved, merged into its model and saved as one model; where it stands.
+
+    path: a run's folder, whose config says which model it was trained on, or an adapter's own folder.
+    """
+    from .adapters import save_merged
+    from .models import load_model, load_tokenizer
+
+    adapter = path / "model" if (path / "model").exists() else path
+    facts = adapter / "adapter_config.json"
+    if not facts.exists():
+        raise ConfigError(
+            f"There is no adapter at {adapter} (no adapter_config.json). Give the folder of a run with use_peft=true "
+            "or a peft_config, or the folder of an adapter; a run without one has whole weights in model/ already."
+        )
+    from peft import PeftModel
+
+    config = load_config(path / "config.yaml").model if (path / "config.yaml").exists() else ModelConfig()
+    config = config.model_copy(update={"use_peft": False, "load_in_4bit": False})
+    if config.make is None and config.model_name_or_path is None:
+        config.model_name_or_path = json.loads(facts.read_text())["base_model_name_or_path"]
+    if config.make is None and not config.model_name_or_path:
+        raise ConfigError(
+            f"{adapter} does not say which model its adapter belongs to: that model was given as an object without a "
+            "name. Merge it in Python: peft.PeftModel.from_pretrained(model, folder).merge_and_unload()."
+        )
+    seed = load_config(path / "config.yaml").run.seed if (path / "config.yaml").exists() else 0
+    tokenizer = load_tokenizer(config)
+    model = PeftModel.from_pretrained(load_model(config, tokenizer, seed=seed), str(adapter))
+    folder = target or path / "merged"
+    save_merged(model, tokenizer, folder)
+    return folder
 
 
 def default_device() -> str:

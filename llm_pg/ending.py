@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
+from .adapters import save_merged
 from .best import Best, load_weights
 from .config import ConfigError
 from .evaluate import Evaluation
@@ -93,6 +94,10 @@ class Ending(Parts):
             if self.row.needs_critic:
                 assert self.policy.critic is not None
                 self.policy.critic.save(path)
+
+    def _save_merged(self) -> None:
+        if self.config.run.merge_adapter and self.ranks.is_main:
+            save_merged(self.model, self.tokenizer, self.folder.merged)
 
     def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from .adapters import in_four_bits, lora_config, wrap
 from .config import ConfigError
 from .config.schema import ModelConfig
 from .preflight import check_model
@@ -52,6 +53,7 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
 def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
     """The causal LM in float32 or the type asked for, dropout off unless `disable_dropout` is false."""
     check_model(config)
+    four = in_four_bits(config)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     extra = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
     if config.make is not None:
@@ -64,6 +66,7 @@ def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             **extra,
+            **four,
         )
     except (OSError, ValueError) as error:
         raise _not_found(config, error) from None
@@ -79,9 +82,7 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig) -> Any:
         )
     if config.disable_dropout:
         disable_dropout(model)
-    if config.use_peft:
-        model = _add_adapter(model, config)
-    return model
+    return wrap(model, lora_config(config)) if config.use_peft else model
 
 
 def disable_dropout(model: Any) -> None:
@@ -133,20 +134,6 @@ def _make_model(make: dict[str, Any], tokenizer: Any, seed: int, **extra: Any) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, **extra)
-
-
-def _add_adapter(model: Any, config: ModelConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    targets = config.lora_target_modules or "all-linear"
-    adapter = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, adapter)
 
 
 def _not_found(config: ModelConfig, error: Exception) -> ConfigError:

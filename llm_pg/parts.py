@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from .adapters import check_merge, check_trainable, has_adapter, wrap
 from .algorithms.algorithm import Algorithm
 from .callbacks import Callbacks
 from .collect import Collector
@@ -133,11 +134,12 @@ class Parts(TrlFace):
             self.model = load_model(config.model, self.tokenizer, seed=config.run.seed)
         else:
             self.model = prepare_model(model, self.tokenizer, config.model)
+        self.brings_adapter = has_adapter(model)
         if peft_config is not None:
-            from peft import get_peft_model
-
-            self.model = get_peft_model(self.model, peft_config)
-        if config.algorithm.sync_ref_model and hasattr(self.model, "disable_adapter"):
+            self.model = wrap(self.model, peft_config)
+        check_trainable(self.model)
+        check_merge(config, self.model, sharded=self.shards is not None)
+        if config.algorithm.sync_ref_model and has_adapter(self.model):
             raise ConfigError(
                 "sync_ref_model is true and the model has an adapter: its reference is the same weights with the "
                 "adapter off, which cannot move by themselves. Set sync_ref_model=false, or train without the adapter."
@@ -149,7 +151,9 @@ class Parts(TrlFace):
         if isinstance(config, flat.FlatConfig):
             config.settle(len(self.train_prompts), self.plan.prompts)
         self.stream = make_stream(config, self.train_prompts, self.plan.prompts)
-        if self.shards is None:  # else each layer goes to the device on its own, when it is cut
+        if (
+            self.shards is None and not config.model.load_in_4bit
+        ):  # else each layer goes to the device on its own, when it is cut
             self.model.to(self.accelerator.device)
         if config.train.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -262,6 +266,7 @@ class Parts(TrlFace):
             params=self.params,
             pad_id=int(self.tokenizer.pad_token_id),
             with_reference=self.row.beta > 0,
+            starting_adapter=self.brings_adapter,
             autocast=self.accelerator.autocast,
             packing=train.packing,
             critic=self._make_critic(),

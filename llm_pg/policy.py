@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .adapters import StartingAdapter, has_adapter
 from .attention import core_of, eval_mode, recomputes
 from .critic import Critic
 from .estimators.distributions import entropy, token_logp
@@ -57,6 +58,7 @@ class Policy:
 
     Args:
         model: the model in training (a PEFT model keeps its reference inside: the adapter switched off).
+        starting_adapter: the reference is the model with its adapter as it is now, one that was trained before.
         params: the distribution that is sampled; its temperature and support enter the trained log-probability.
         pad_id: filler of unused positions, never attended.
         with_reference: keep a frozen reference (needed where beta > 0).
@@ -76,6 +78,7 @@ class Policy:
         params: SamplingParams,
         pad_id: int,
         with_reference: bool = False,
+        starting_adapter: bool = False,
         autocast: Any = contextlib.nullcontext,
         packing: str = "auto",
         critic: Critic | None = None,
@@ -83,8 +86,9 @@ class Policy:
         self.critic = critic
         self.shards: Shards | None = None
         self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
-        self.has_adapter = hasattr(model, "disable_adapter")
+        self.has_adapter = has_adapter(model)
         self.reference = None
+        self.start = StartingAdapter(model) if with_reference and self.has_adapter and starting_adapter else None
         if with_reference and not self.has_adapter:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.with_reference = with_reference
@@ -99,6 +103,12 @@ class Policy:
 
     def shard(self, shards: Shards) -> None:
         """Cut the weights, and the reference's, over the ranks. Before an optimiser is made from `trainable()`."""
+        if self.start is not None:
+            raise ValueError(
+                "The model came with an adapter, beta is above 0, and its weights are to be cut over the ranks: its "
+                "reference, the adapter as it came, cannot be put in place there. Merge the adapter into the model "
+                "first and give a new one (peft_config), or set beta=0."
+            )
         self.shards = shards
         for model in (self.model, self.reference):
             if model is not None:
@@ -160,7 +170,7 @@ class Policy:
             raise ValueError("This policy was made without a reference (beta is 0).")
         if self.reference is not None:
             return self._in_pieces(self.reference, rollouts, micro_rows, Ask()).logp_BT
-        with self.model.disable_adapter():
+        with self.model.disable_adapter() if self.start is None else self.start.in_place():
             return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
 
     def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int, ask: Ask) -> Scores:

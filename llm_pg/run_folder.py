@@ -33,6 +33,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.start = self.path / "start"
         self.model = self.path / "model"
+        self.merged = self.path / "merged"
         self.best = self.path / "best"
         self.crash = self.path / "crash"
 
@@ -56,7 +57,15 @@ class RunFolder:
     def begin(self, settings: dict[str, Any]) -> None:
         """Empty the folder of an earlier run and write the resolved settings, without secrets."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.checkpoints, self.start, self.model, self.best, self.crash, self.path / "completions"):
+        for folder in (
+            self.checkpoints,
+            self.start,
+            self.model,
+            self.merged,
+            self.best,
+            self.crash,
+            self.path / "completions",
+        ):
             shutil.rmtree(folder, ignore_errors=True)
         for old in ("summary.json", "before.json"):
             (self.path / old).unlink(missing_ok=True)

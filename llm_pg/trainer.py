@@ -87,6 +87,7 @@ class PolicyGradientTrainer(Ending):
                 after = self._end_with_best(after)
         with self.clock("save"):
             self.save_model(self.folder.model)
+            self._save_merged()
         summary = self._finish(before, after)
         self.callbacks.fire("on_train_end")
         return summary

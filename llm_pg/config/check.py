@@ -188,6 +188,11 @@ def _check_engine(config: Config) -> None:
     rollout = config.rollout
     if rollout.engine != "vllm":
         return
+    if config.model.load_in_4bit:
+        raise ValueError(
+            "load_in_4bit with engine vllm: the server would need every merged weight at every step, and 4 bits hold "
+            "none of them exactly. Use engine=native or transformers, or weights in bfloat16."
+        )
     if rollout.min_p and rollout.top_p < 1.0:
         raise ValueError(
             f"min_p {rollout.min_p} and top_p {rollout.top_p} with engine vllm: vLLM applies min_p before top_p and "

@@ -37,6 +37,11 @@ class ModelConfig(Section):
     lora_target_modules: list[str] | str | None = Field(
         None, description="Modules that get an adapter; None = all linear."
     )
+    use_dora: bool = Field(False, description="DoRA: the adapter also learns the length of each output's weights.")
+    use_rslora: bool = Field(False, description="Divide lora_alpha by the root of the rank instead of the rank.")
+    load_in_4bit: bool = Field(
+        False, description="QLoRA: hold the frozen weights in 4 bits (NF4); needs CUDA and bitsandbytes, and use_peft."
+    )
 
 
 class DataConfig(Section):
@@ -346,6 +351,11 @@ class RunConfig(Section):
         "fit into memory shows at once; None = on an accelerator, or from 50 M parameters.",
     )
     save_steps: int = Field(0, ge=0, description="Steps between checkpoints; 0 = none before the end.")
+    merge_adapter: bool = Field(
+        False,
+        description="At the end also save the model with its adapter merged in, to merged/; it needs memory for a "
+        "second model for a moment (llm-pg merge RUN does it from the files).",
+    )
     save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")
     metric_for_best_model: str | None = Field(
         None,
