@@ -271,9 +271,9 @@ class Collector:
         self, num_prompts: int, num_generations: int, stream: int, step: int, first_place: int | Tensor = 0
     ) -> Tensor:
         """The random stream of each row."""
-        counted = isinstance(first_place, int)
-        place_P1 = (first_place + torch.arange(num_prompts) if counted else first_place).unsqueeze(1)
-        return stream_key(self.seed, stream, step, place_P1, torch.arange(num_generations)).reshape(-1)
+        place_P = first_place if isinstance(first_place, Tensor) else first_place + torch.arange(num_prompts)
+        keys_PG = stream_key(self.seed, stream, step, place_P.unsqueeze(1), torch.arange(num_generations))
+        return keys_PG.reshape(-1)
 
     def read(self, done: Completions) -> tuple[list[str], list[list[int]]]:
         lengths = done.mask_BT.sum(1).tolist()
