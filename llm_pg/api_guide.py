@@ -1,5 +1,6 @@
 """`docs/api.md`, made from the signatures and docstrings of what is public. `python -m llm_pg.api_guide` prints it,
-`python -m llm_pg.api_guide docs/api.md` writes it. The source is parsed and nothing is imported, so torch is not loaded.
+`python -m llm_pg.api_guide docs/api.md` writes it. The source is parsed and nothing of it imported, so that torch is
+not loaded.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
 HEAD = """# API reference
 
 Made from docstrings by `python -m llm_pg.api_guide docs/api.md`. Settings are not repeated here: `llm-pg train --help`
-lists them all. The classes under "Training" and `register_algorithm` can be imported from `llm_pg` itself, the others from
-the module named.
+lists them all. Trainers, their configs and `register_algorithm` can be imported from `llm_pg` itself, everything else
+from the module named.
 
-Letters that name axes: B rollouts, T completion tokens (or control steps), P prompts, G samples per prompt, V vocabulary.
+Letters that name axes: B rollouts, T completion tokens (or control steps), P prompts, G samples per prompt,
+V vocabulary.
 """
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$")
 ENTRY = re.compile(r"^    (\S[^:]*): (.*)$")

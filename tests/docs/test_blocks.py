@@ -49,6 +49,8 @@ def test_every_command_in_running_text_has_a_form_that_llm_pg_knows(page: Path) 
         if len(words) == 1 or "--help" in words:
             with pytest.raises(SystemExit, match=r"^0$"):
                 _parse([words[0], "--help"])
+        elif all(word.startswith("-") for word in words[1:]):  # an option is spoken of
+            _parse([words[0], "my.yaml", *words[1:]])
         else:
             _parse(words)
 
