@@ -1,6 +1,8 @@
 """`llm-pg plan` against runs on this machine: two rates are read off a short run, then another run is foretold.
 
-python recipes/benchmarks/plan_check.py --steps 6
+python recipes/benchmarks/plan_check.py --steps 8
+
+On a machine that others use too, seconds on the wall tell of them: --clock cpu counts those of the run's own process.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +42,9 @@ def spread(completion_ids: list[list[int]], **_: object) -> list[float]:
     return [zlib.crc32(repr(ids).encode()) / 2**32 for ids in completion_ids]
 
 
-def worker(folder: str, job: Job, steps: int) -> None:
+def worker(folder: str, job: Job, steps: int, clock: str) -> None:
+    if clock == "cpu":
+        time.perf_counter = time.process_time  # before anything reads it
     from llm_pg.config.load import check_values
     from llm_pg.config.schema import ModelConfig
     from llm_pg.models import character_tokenizer, load_model
@@ -55,12 +60,12 @@ def worker(folder: str, job: Job, steps: int) -> None:
     PolicyGradientTrainer(model, spread, check_values(values), rows, processing_class=tokenizer).train()
 
 
-def measure(job: Job, ranks: int, steps: int) -> dict[str, float]:
+def measure(job: Job, ranks: int, steps: int, clock: str) -> dict[str, float]:
     """Median seconds of a step's phases, the first step left out; the slower rank's, as a run writes them."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        given = json.dumps([folder, vars(job), steps])
+        given = json.dumps([folder, vars(job), steps, clock])
         subprocess.run([sys.executable, *launch, __file__, "--worker", given], check=True, env=env, capture_output=True)
         lines = [json.loads(line) for line in (Path(folder) / "r" / "metrics.jsonl").read_text().splitlines()][1:]
     return {name: statistics.median(line[f"seconds/{name}"] for line in lines) for name in ("sample", "update")}
@@ -83,15 +88,16 @@ def fitted(machine: Machine, job: Job, seen: dict[str, float]) -> Machine:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.worker:
-        folder, job, steps = json.loads(given.worker)
-        return worker(folder, Job(**job), steps)
+        folder, job, steps, clock = json.loads(given.worker)
+        return worker(folder, Job(**job), steps, clock)
     for job, ranks in CASES:  # the rates anew before each: other work comes and goes on a shared machine
-        machine = fitted(replace(MACHINES["cpu"], devices=2), FIRST, measure(FIRST, 1, given.steps))
+        machine = fitted(replace(MACHINES["cpu"], devices=2), FIRST, measure(FIRST, 1, given.steps, given.clock))
         print(f"{machine.flops * machine.used:.2e} FLOP/s, {machine.overhead * 1e3:.1f} ms a decoded token")
-        seen, told = measure(job, ranks, given.steps), foretell(machine, job, ranks)
+        seen, told = measure(job, ranks, given.steps, given.clock), foretell(machine, job, ranks)
         each = "  ".join(f"{name} {seen[name]:.3f} s, foretold {told[name]:.3f}" for name in seen)
         error = sum(told.values()) / sum(seen.values()) - 1
         print(
