@@ -276,6 +276,8 @@ class PolicyGradientTrainer(Ending):
         self._end_step(evaluation)
 
     def _collect(self, prompts: list[Prompt], clock: Clock, first: int) -> Experience:
+        # The last step's gradients are dead weight while keys and values are held.
+        self.optimizer.zero_grad(set_to_none=True)
         greedy = self.row.baseline == "greedy"
         num_generations = self.plan.num_generations
         experience = self.collector.collect(prompts, self.step, num_generations, clock, first, greedy=greedy)

@@ -112,6 +112,7 @@ class Ours:
 
     def step(self, prompts: Sequence[str], step: int) -> dict[str, float]:
         start = time.perf_counter()
+        self.updater.optimizer.zero_grad(set_to_none=True)  # as the trainer does before it samples
         rollouts = self.rollouts(prompts, step)
         sampled = time.perf_counter()
         self.updater.update(self.algorithm.weigh(rollouts), torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
