@@ -6,8 +6,8 @@
 The task is the last digit of a sum. The flawed reward asks whether the digit occurs anywhere in the completion; the
 honest one reads the first character alone. Both score every completion, and only the flawed one is trained on
 (weights 1 and 0). The policy learns to write down many digits: the trained reward goes from 0.05 to 0.6, the honest one
-stays at the tenth that guessing earns. The probe writes "all answers, in a line" and needs no model for it. The same from the command line:
-`llm-pg check my.yaml --probe-rewards`.
+stays at the tenth that guessing earns. The probe writes "all answers, in a line" and needs no model for it. The same
+from the command line: `llm-pg check my.yaml --probe-rewards`.
 """
 
 from __future__ import annotations

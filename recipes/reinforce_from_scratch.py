@@ -5,8 +5,8 @@
     python reinforce_from_scratch.py --total-return           # every token credited with the whole row's reward
 
 The task: count on from a digit by three ("4" -> "5 6 7"), then end. Every token is paid at once (1/4 for each right
-one), so that reward-to-go and the total return differ. Nothing is demonstrated: the model starts from random weights and gets all ten digits right in
-400 steps (seed 0, a quarter of a minute). With an entropy bonus of 0.01 it settles too early; try it.
+one), so that reward-to-go and the total return differ. Nothing is demonstrated: the model starts from random weights
+and gets all ten digits right after 400 steps (seed 0, half a minute). With `--entropy 0` it settles at five of ten.
 """
 
 from __future__ import annotations
