@@ -1,5 +1,5 @@
 """Two ranks of one run, as the fault tests start them."""
 
-from tests.faults.conftest import two_ranks
+from tests.faults.conftest import launch, two_ranks
 
-__all__ = ["two_ranks"]
+__all__ = ["launch", "two_ranks"]
