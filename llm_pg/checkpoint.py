@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 MANIFEST = "manifest.json"
 FILES = {"weights.safetensors", "optimizer.safetensors", "numbers.json"}
+IN_FLIGHT = "in_flight.safetensors"  # beside them where completions were sampled ahead
 _FORMAT = 1
 
 
@@ -31,12 +32,14 @@ class CheckpointError(ValueError):
 
 @dataclass
 class State:
-    """What a run needs to go on: trainable weights by name, optimiser moments, and small numbers."""
+    """What a run needs to go on: trainable weights by name, optimiser moments, small numbers, and batches that were
+    sampled ahead."""
 
     step: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     numbers: dict[str, Any]
+    in_flight: dict[str, Tensor] = field(default_factory=dict)
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -69,6 +72,8 @@ def save(
         folder.mkdir()
         for name, tensors in (("weights", state.weights), ("optimizer", state.optimizer)):
             save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+        if state.in_flight:
+            save_file({k: v.contiguous().cpu() for k, v in state.in_flight.items()}, folder / IN_FLIGHT)
         (folder / "numbers.json").write_text(json.dumps({"step": state.step, **state.numbers}, indent=1))
         _commit(folder, {"format": _FORMAT, "step": state.step, "identity": identity})
     except (OSError, SafetensorError) as error:
@@ -89,7 +94,8 @@ def save(
 
 def size(state: State) -> int:
     """Bytes of the tensors of a checkpoint, which are all but a few kilobytes of it."""
-    return sum(t.numel() * t.element_size() for part in (state.weights, state.optimizer) for t in part.values())
+    parts = (state.weights, state.optimizer, state.in_flight)
+    return sum(t.numel() * t.element_size() for part in parts for t in part.values())
 
 
 def check_room(root: Path, need: int) -> None:
@@ -158,7 +164,7 @@ def _well_formed(manifest: Any) -> bool:
         and manifest.get("format") == _FORMAT
         and isinstance(manifest.get("identity"), dict)
         and isinstance(manifest.get("files"), dict)
-        and set(manifest["files"]) == FILES
+        and set(manifest["files"]) - {IN_FLIGHT} == FILES
         and all(isinstance(facts, dict) and {"size", "sha256"} <= set(facts) for facts in manifest["files"].values())
     )
 
@@ -206,6 +212,7 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
             load_file(folder / "weights.safetensors"),
             load_file(folder / "optimizer.safetensors"),
             numbers,
+            load_file(folder / IN_FLIGHT) if (folder / IN_FLIGHT).exists() else {},
         )
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         # The hashes were right, so somebody wrote other content and a manifest for it.

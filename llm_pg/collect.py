@@ -29,6 +29,7 @@ class Experience:
     """A scored batch. Row i belongs to prompt i // num_generations.
 
     collected: with dynamic sampling all that was sampled for it, round by round; [] = this is all.
+    staleness: with rollouts ahead, the updates between the weights it was sampled with and those it meets.
     """
 
     prompts: list[Prompt]
@@ -38,6 +39,7 @@ class Experience:
     num_generations: int
     pieces: Pieces | None = None
     collected: list[Experience] = field(default_factory=list)
+    staleness: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """Facts of the batch; see `metrics.METRICS`."""
@@ -61,6 +63,8 @@ class Experience:
             out[f"reward/{name}"] = sum(scored) / len(scored) if scored else float("nan")
         told = {name: value for name, value in self.scores.metrics.items() if not name.startswith("rewards/")}
         out.update({f"log/{name}": value for name, value in told.items()})
+        if self.staleness is not None:
+            out["staleness"] = self.staleness
         return {**out, **self._refilled()}
 
     def _refilled(self) -> dict[str, float]:
@@ -107,6 +111,7 @@ class Experience:
                     "reward": self.scores.reward[i],
                     "parts": {name: values[i] for name, values in self.scores.parts.items()},
                     "truncated": bool(rollouts.truncated_B[i]),
+                    **({} if self.staleness is None else {"staleness": self.staleness}),
                     **({} if self.pieces is None else {"pieces": self.pieces(ids[i])}),
                     "tokens": {name: _rounded(told(x, i)) for name, x in numbers.items() if x is not None}
                     | _known({name: told(x, i) for name, x in (more or {}).items()}),

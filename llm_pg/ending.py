@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,19 @@ from .adapters import save_merged
 from .best import Best, load_weights
 from .config import ConfigError
 from .evaluate import Evaluation
+from .gathering import Gathering
 from .metrics import Clock, MetricsFile
 from .onlookers import Onlookers
-from .parts import Parts, evaluate_held_out
+from .parts import evaluate_held_out
 from .report import leave_report
-from .resume import Saver
 from .shards import collect
 from .summary import run_summary
 from .trackers import Trackers
 
 
-class Ending(Parts):
+class Ending(Gathering):
     """See `trainer.PolicyGradientTrainer`, which makes these when a run begins."""
 
-    saver: Saver
     metrics: MetricsFile
     trackers: Trackers
     onlookers: Onlookers | None
@@ -48,7 +48,8 @@ class Ending(Parts):
         """Greedy and sampled pass rates on the held-out prompts, with intervals."""
         if not self.eval_prompts:
             raise ConfigError("There are no held-out prompts to evaluate on: set data.num_eval_prompts above 0.")
-        with (clock or self.clock)("eval"):
+        alone = contextlib.nullcontext() if self.ahead is None else self.ahead.paused()
+        with (clock or self.clock)("eval"), alone:
             result = evaluate_held_out(self.collector, self.eval_prompts, self.config.eval)
         self.terminal.evaluation(title, result)
         return result

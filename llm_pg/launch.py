@@ -30,6 +30,16 @@ def check_count(num_processes: int) -> None:
         )
 
 
+def check_ahead(config: Config, num_processes: int) -> None:
+    """ConfigError where completions would be sampled ahead on several ranks."""
+    if config.rollout.max_staleness and num_processes > 1:
+        raise ConfigError(
+            f"rollout.max_staleness is {config.rollout.max_staleness} and {num_processes} ranks run together (DDP or "
+            "FSDP2): sampling ahead has been built and tested for one process. Use rollout.max_staleness=0 there, or "
+            "one process with engine vllm over several servers."
+        )
+
+
 def asked_processes(env: Mapping[str, str], parent: Sequence[str]) -> tuple[int, str]:
     """The largest number of processes that anything asked for, and what did; (1, "") where nothing did."""
     found = [(1, "")]

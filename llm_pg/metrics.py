@@ -33,6 +33,7 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "prompts_tried": ("share", "Training prompts that a curriculum has met so far."),
     "prompt_pass_rate": ("share", "Mean of the running pass rates of those."),
+    "staleness": ("updates", "Age of the completions: updates since the weights that they were sampled with."),
     "completion_length": ("tokens", "Mean length, the end token included."),
     "truncated": ("share", "Completions that hit max_completion_length."),
     "kl": ("nats/token", "Mean KL to the reference (k3), where there is one."),
@@ -42,7 +43,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "kl_penalty": ("", "Weight of the adaptive penalty that keeps updates to kl_target."),
     "off_policy_masked": ("share", "Tokens of completions dropped by off_policy_mask_threshold."),
     "correction_bounded": ("share", "Tokens whose correction for the sampler was truncated or masked."),
-    "sampler_gap": ("nats/token", "Mean |log-probability of the sampler - of the trainer| at the same weights."),
+    "sampler_gap": (
+        "nats/token",
+        "Mean |log-probability of the sampler - of the trainer|; at the same weights where staleness is 0.",
+    ),
     "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
     "value_loss": ("reward²", "Of the critic."),
     "explained_variance": (
@@ -74,7 +78,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "seconds": ("s", "The whole step."),
     "seconds/": (
         "s",
-        "One phase of it: sample, reward, reference, value, update, eval; save is that of the step before.",
+        "One phase of it: sample, reward, reference, value, update, eval; save is that of the step before. With "
+        "max_staleness sample and reward of the batch went on in the background; wait is for what was left of them.",
     ),
     "eval/": ("share", "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; length in tokens."),
 }

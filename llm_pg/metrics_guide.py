@@ -27,6 +27,8 @@ READING: dict[str, str] = {
     "unscorable": f"Should be 0; the doctor speaks from {UNSCORABLE:.0%}. rewards.log names function and cause.",
     "uniform_groups": "High at both ends: a task too hard or already solved. The doctor speaks from "
     f"{UNIFORM:.0%} while the reward is under {SOLVED:.0%} of its range.",
+    "staleness": "max_staleness from step max_staleness + 1 on. Read correction_bounded beside it: over about a tenth, "
+    "the correction gives much of its weight away; lower max_staleness or the learning rate.",
     "completion_length": "A rise with the reward is usual in reasoning. A rise without it: length is rewarded, or the "
     "end token is not learned.",
     "truncated": f"The doctor speaks from {TRUNCATED:.0%}: a cut answer is scored as wrong. Raise the limit.",

@@ -27,7 +27,7 @@ from .environments.rollout import Limits
 from .environments.writing import TurnWriter
 from .episodes import EpisodeCollector
 from .evaluate import Evaluation, evaluate
-from .launch import check_backend, check_count, make_shards
+from .launch import check_ahead, check_backend, check_count, make_shards
 from .metrics import Clock, read_metrics
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .optimiser import make_optimizer, make_scheduler
@@ -90,6 +90,7 @@ class Parts(TrlFace):
             project_dir=config.run.output_dir,
         )
         check_count(self.accelerator.num_processes)
+        check_ahead(config, self.accelerator.num_processes)
         self.ranks = Ranks(self.accelerator)
         self.shards = make_shards(self.accelerator)
         self.terminal = (terminal or make_terminal()) if self.ranks.is_main else Terminal.silent()

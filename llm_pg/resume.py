@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ class Saver:
         self.ranks, self.stream = ranks, stream
         self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
         self.saved: int | None = None
+        # Set where completions are sampled ahead; see `ahead.Ahead.state`.
+        self.in_flight: Callable[[int], tuple[list[dict[str, Any]], dict[str, torch.Tensor]]] | None = None
+        self.landed: tuple[list[dict[str, Any]], dict[str, torch.Tensor]] = ([], {})  # of the checkpoint restored
 
     @property
     def sharded(self) -> bool:
@@ -87,7 +91,11 @@ class Saver:
         optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer)
         if self.sharded:
             weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
-        return checkpoint.State(step, weights, optimizer, self.numbers() if numbers is None else numbers)
+        told = self.numbers() if numbers is None else numbers
+        if self.in_flight is None:
+            return checkpoint.State(step, weights, optimizer, told)
+        batches, tensors = self.in_flight(step)
+        return checkpoint.State(step, weights, optimizer, {**told, "in_flight": batches}, tensors)
 
     def save(self, step: int, numbers: dict[str, Any] | None = None) -> None:
         """Write the checkpoint of a step, once. CheckpointError where it cannot be written."""
@@ -129,6 +137,7 @@ class Saver:
             )
         self._restore_weights(folder, state)
         self._restore_numbers(state.numbers)
+        self.landed = (state.numbers.get("in_flight", []), state.in_flight)
         self.saved = state.step
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
 

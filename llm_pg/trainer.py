@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from .collect import Experience
 from .config import ConfigError, flat
 from .crash import Keeper
 from .critic import with_values
-from .curriculum import attempts
 from .ending import Ending
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
@@ -22,9 +22,8 @@ from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Inter
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .onlookers import Onlookers, follow
 from .profiling import Profiler
-from .prompts import Prompt, fingerprint
+from .prompts import fingerprint
 from .ranks import merge_metrics
-from .refill import refill
 from .resume import Saver
 from .rollouts import TextRollouts
 from .sampling.random import stream_key, uniform
@@ -73,7 +72,7 @@ class PolicyGradientTrainer(Ending):
         config, resume = self.config, resume or resume_from_checkpoint or False
         self.ranks.together(lambda: self._check_folder(bool(resume)))
         self.scorer.write_output_to(self.folder.path / "rewards.log")
-        with self.scorer, self.collector:
+        with self.scorer, self.collector, contextlib.ExitStack() as self.open:
             start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
             with self.terminal.running():
@@ -105,6 +104,8 @@ class PolicyGradientTrainer(Ending):
             for self.step in range(start + 1, last + 1):
                 self.keeper.begin(self.step)
                 try:
+                    if self.ahead is not None:
+                        self.ahead.begin(self.step)
                     with self.profiler.step():
                         self._one_step()
                 except Exception as error:
@@ -163,6 +164,7 @@ class PolicyGradientTrainer(Ending):
         self.best = self._make_best()
         if self.best is not None and found:
             self.best.recall(done)
+        self.ahead = self._make_ahead() if self.config.rollout.max_staleness else None
         if self.config.run.save_steps and self.ranks.is_main:
             self.saver.check_room()
         self.trackers = Trackers(self.accelerator, self.config.run.report_to, self.terminal.warn, self.clean)
@@ -224,9 +226,8 @@ class PolicyGradientTrainer(Ending):
         self.saving = Clock(self.terminal.phase)
         begin = time.perf_counter()
         torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
-        prompts, first = self._prompts()
         with self.policy.gathered():
-            experience = self.ranks.together(lambda: self._collect(prompts, clock, first))
+            experience = self.ranks.together(lambda: self._experience(clock))
         self.keeper.experience = experience
         rollouts = experience.rollouts
         if self.row.beta:
@@ -248,7 +249,7 @@ class PolicyGradientTrainer(Ending):
             critic_only = self.step <= self.critic_only_steps
             rate = 0.0 if critic_only else self.scheduler.get_last_lr()[0]
             measure = bool(config.run.noise_steps) and self.step % config.run.noise_steps == 0
-            order = self._orders(len(prompts) * self.plan.num_generations)
+            order = self._orders(len(experience.prompts) * self.plan.num_generations)
             updates = self.updater.update(batch, order, measure_noise=measure, critic_only=critic_only)
         values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
         values.update(self._learn_of_prompts(experience))
@@ -275,46 +276,6 @@ class PolicyGradientTrainer(Ending):
         self.finite.observe([u.stepped for u in updates], self.step)
         self._end_step(evaluation)
 
-    def _collect(self, prompts: list[Prompt], clock: Clock, first: int) -> Experience:
-        # The last step's gradients are dead weight while keys and values are held.
-        self.optimizer.zero_grad(set_to_none=True)
-        greedy = self.row.baseline == "greedy"
-        num_generations = self.plan.num_generations
-        experience = self.collector.collect(prompts, self.step, num_generations, clock, first, greedy=greedy)
-        if self.config.algorithm.dynamic_sampling_max_rounds:
-            experience = self._refill(experience, clock, first)
-        self.algorithm.check_rewards(experience.rollouts)
-        return experience
-
-    def _refill(self, experience: Experience, clock: Clock, first: int) -> Experience:
-        """Its silent groups replaced; see `refill`."""
-        each, scorer = len(experience.prompts), self.scorer
-
-        def again(prompts: list[Prompt], places_P: Tensor) -> Experience:
-            scorer.share = len(prompts) / each
-            try:
-                return self.collector.collect(prompts, self.step, self.plan.num_generations, clock, places_P)
-            finally:
-                scorer.share = 1.0
-
-        return refill(
-            experience,
-            again,
-            lambda number: self.stream.further(self.step - 1, number),
-            first + torch.arange(each),
-            rounds=self.config.algorithm.dynamic_sampling_max_rounds,
-            truncation_penalty=self.row.truncation_penalty if self.row.truncated == "penalise" else 0.0,
-        )
-
-    def _learn_of_prompts(self, experience: Experience) -> dict[str, float]:
-        """The curriculum hears of the verdicts on all ranks."""
-        if not self.stream.learns:
-            return {}
-        settings = self.config.eval
-        own = attempts(experience, settings.pass_reward, settings.pass_threshold)
-        self.stream.observe([each for told in self.ranks.gather(own) for each in told])
-        return self.stream.metrics()
-
     def _keep_near(self, updates: list[UpdateStats]) -> dict[str, float]:
         """What follows an update: the adaptive penalty sees the KL that its last pass met, the reference may move."""
         settings = self.config.algorithm
@@ -334,12 +295,6 @@ class PolicyGradientTrainer(Ending):
         assert seen.value_BT is not None
         valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=self.row.gamma)
         return valued, seen.logp_BT if reuses else None
-
-    def _prompts(self) -> tuple[list[Prompt], int]:
-        """This rank's prompts of the step, whole groups in order, and the place of the first among those of all."""
-        each = self.plan.prompts // self.ranks.count
-        first = each * self.ranks.number
-        return self.stream.take(self.step - 1)[first : first + each], first
 
     def _write(self, values: dict[str, Any], experience: Experience, rows: list[dict[str, Any]], clock: Clock) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""

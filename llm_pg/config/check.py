@@ -56,6 +56,8 @@ def resolve_row(config: Config) -> Row:
     changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
     if given.mask_truncated_completions:
         changes["truncated"] = "mask"
+    if config.rollout.max_staleness and changes.setdefault("vllm_importance_sampling_correction", True):
+        changes.setdefault("vllm_importance_sampling_mode", "token_truncate")
     for key, known in _WORDS.items():
         if key in changes:
             _one_of(f"algorithm.{key}", changes[key], known)
@@ -127,6 +129,7 @@ def check_config(config: Config) -> None:
     check_combinations(row, config)
     _check_engine(config)
     _check_environment(config)
+    _check_ahead(row, config)
     _check_best(config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
     if config.train.bf16 and config.train.fp16:
@@ -216,6 +219,26 @@ def _check_environment(config: Config) -> None:
             "rewards itself. Leave reward_funcs out; the environment tools judges the last turn by a function that "
             "rollout.environment_options names, {reward: ...}."
         )
+
+
+def _check_ahead(row: Row, config: Config) -> None:
+    """What cannot be sampled ahead of its update."""
+    rollout = config.rollout
+    refusals = {
+        "transformers' generate draws from the trainer's own random numbers. Use engine native or vllm": (
+            rollout.engine == "transformers"
+        ),
+        "an environment of several turns is played in the trainer. Leave rollout.environment out": (
+            rollout.environment is not None
+        ),
+        f"{row.name} has a critic, whose returns along old completions would need a correction at every token. Use an "
+        "algorithm without a critic": row.needs_critic,
+        "the further prompts of dynamic sampling would be chosen by a curriculum that moves meanwhile. Use one of "
+        "them": bool(config.algorithm.dynamic_sampling_max_rounds) and config.data.curriculum != "none",
+    }
+    for reason, holds in refusals.items():
+        if holds and rollout.max_staleness:
+            raise ValueError(f"rollout.max_staleness is {rollout.max_staleness}: {reason}, or max_staleness=0.")
 
 
 def _check_best(config: Config) -> None:

@@ -108,6 +108,13 @@ class RolloutConfig(Section):
     min_p: float = Field(0.0, ge=0, lt=1, description="Keep tokens with this share of the largest probability.")
     stop: list[str] = Field([], description="Strings that end a completion; the token that completes one is its last.")
     rollout_batch_size: int | None = Field(None, gt=0, description="Completions sampled at once; None = all of a step.")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="k: batch t is sampled in the background with the weights after update t-1-k, while others are "
+        "trained on; 0 = each batch with the present weights. Corrected by vllm_importance_sampling_correction, which "
+        "is then on (token_truncate, unless given): k > 0 is biased.",
+    )
     environment: str | None = Field(
         None,
         description="What answers the model over several turns, and gives the rewards: number_guessing, tools, "

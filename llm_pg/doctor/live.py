@@ -145,7 +145,7 @@ def kl_runaway(case: Case) -> Iterator[Finding]:
 
 def sampler_drift(case: Case) -> Iterator[Finding]:
     gap = case.recent("sampler_gap")
-    if gap is None or gap < SAMPLER_GAP:
+    if gap is None or gap < SAMPLER_GAP or case.recent("staleness"):  # old completions are apart by what was learned
         return
     yield Finding(
         "sampler-drift",

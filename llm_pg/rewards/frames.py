@@ -29,12 +29,17 @@ def write(descriptor: int, frame: bytes) -> None:
 
 def read(descriptor: int) -> dict[str, Any] | None:
     """The next message from a blocking descriptor; None at its end."""
+    body = read_bytes(descriptor)
+    return None if body is None else json.loads(body)
+
+
+def read_bytes(descriptor: int) -> bytes | None:
+    """The same of a frame that holds other bytes than JSON."""
     header = _read_exactly(descriptor, HEADER.size)
     if header is None:
         return None
     (length,) = HEADER.unpack(header)
-    body = _read_exactly(descriptor, length)
-    return None if body is None else json.loads(body)
+    return _read_exactly(descriptor, length)
 
 
 def _read_exactly(descriptor: int, count: int) -> bytes | None:

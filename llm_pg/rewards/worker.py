@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(parent: int) -> None:
     """Serve the process `parent` until it closes the pipe or ends."""
-    _end_with(parent)
+    end_with(parent)
     try:
         _run()
     except BrokenPipeError:
@@ -85,7 +85,7 @@ def _load(entry: dict[str, Any]) -> Loaded:
     return Loaded(entry["name"], function, signature, entry["options"])
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have the kernel end this process with its parent, even while a function holds the interpreter lock."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -46,15 +46,8 @@ def unties(model: Any) -> bool:
 @torch.no_grad()
 def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every weight under its checkpoint's name, on the CPU, adapters merged into copies of their layers."""
-    core, out = core_of(model), {}
-    merged = _merged_layers(core)
-    for name, value in core.state_dict().items():
-        layer, _, leaf = name.rpartition(".base_layer.")
-        if layer in merged:
-            out[f"{layer}.{leaf}"] = merged[layer][leaf]
-        elif not any(name.startswith(f"{adapted}.") for adapted in merged):
-            out[name] = value
-    out = revert_weight_conversion(core, out)
+    core = core_of(model)
+    out = revert_weight_conversion(core, merged_state(model))
     head = f"{_head_name(core)}.weight"
     if unties(model):
         out.setdefault(head, core.get_output_embeddings().weight)
@@ -65,6 +58,20 @@ def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         name: x.detach().to("cpu", dtype if x.is_floating_point() else x.dtype, copy=True).contiguous()
         for name, x in out.items()
     }
+
+
+@torch.no_grad()
+def merged_state(model: Any) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by their names in the bare model, adapters merged into copies of layers."""
+    core, out = core_of(model), {}
+    merged = _merged_layers(core)
+    for name, value in core.state_dict().items():
+        layer, _, leaf = name.rpartition(".base_layer.")
+        if layer in merged:
+            out[f"{layer}.{leaf}"] = merged[layer][leaf]
+        elif not any(name.startswith(f"{adapted}.") for adapted in merged):
+            out[name] = value
+    return out
 
 
 def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
