@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, load_config
-from .config.schema import ModelConfig
 from .doctor import arithmetic, examine_config, show
 from .preflight import check_inputs, check_room, task_rewards
 
@@ -125,7 +124,7 @@ def merge(path: Path, target: Path | None) -> Path:
         )
     from peft import PeftModel
 
-    config = load_config(path / "config.yaml").model if (path / "config.yaml").exists() else ModelConfig()
+    config = load_config(path / "config.yaml").model if (path / "config.yaml").exists() else Config().model
     config = config.model_copy(update={"use_peft": False, "load_in_4bit": False})
     if config.make is None and config.model_name_or_path is None:
         config.model_name_or_path = json.loads(facts.read_text())["base_model_name_or_path"]
