@@ -17,7 +17,7 @@ import re
 import sys
 from typing import Any
 
-from llm_pg import RLOOConfig, RLOOTrainer
+from llm_pg import RLOOConfig
 from llm_pg.config.load import parse_override
 
 NAMES = ("Ada", "Bela", "Chidi", "Dora", "Emre", "Fay", "Goran", "Hana", "Ines", "Jun", "Kofi", "Lena")
@@ -68,6 +68,8 @@ def remembers(
 
 
 def main(words: list[str]) -> dict[str, Any]:
+    from llm_pg import RLOOTrainer  # not above: reward workers import this file too, and need no torch
+
     changes = dict(parse_override(word) for word in words)
     trainer = RLOOTrainer(
         reward_funcs=remembers,

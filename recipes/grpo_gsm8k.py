@@ -14,7 +14,7 @@ import re
 import sys
 from typing import Any
 
-from llm_pg import GRPOConfig, GRPOTrainer
+from llm_pg import GRPOConfig
 from llm_pg.config.load import parse_override
 
 SETTINGS: dict[str, Any] = {
@@ -60,6 +60,8 @@ def _number(text: str) -> float:
 
 
 def main(words: list[str]) -> dict[str, Any]:
+    from llm_pg import GRPOTrainer  # not above: reward workers import this file too, and need no torch
+
     changes = dict(parse_override(word) for word in words)
     trainer = GRPOTrainer(reward_funcs=[correct, form], args=GRPOConfig(**{**SETTINGS, **changes}))
     summary = trainer.train()

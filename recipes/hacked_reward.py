@@ -15,10 +15,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from llm_pg import GRPOConfig, GRPOTrainer
+from llm_pg import GRPOConfig
 from llm_pg.config.load import parse_override
-from llm_pg.doctor.live import examine_run
-from llm_pg.metrics import read_metrics
 from llm_pg.rewards import Finding, probe_rewards
 
 SETTINGS: dict[str, Any] = {
@@ -67,6 +65,10 @@ def probe() -> list[Finding]:
 
 
 def main(words: list[str]) -> dict[str, Any]:
+    from llm_pg import GRPOTrainer  # not above: reward workers import this file too, and need no torch
+    from llm_pg.doctor.live import examine_run
+    from llm_pg.metrics import read_metrics
+
     changes = dict(parse_override(word) for word in words)
     findings = probe()
     config = GRPOConfig(**{**SETTINGS, **changes})

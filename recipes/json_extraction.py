@@ -17,7 +17,7 @@ import sys
 from functools import cache
 from typing import Any
 
-from llm_pg import GRPOConfig, GRPOTrainer
+from llm_pg import GRPOConfig
 from llm_pg.config.load import parse_override
 from llm_pg.rewards import probe_rewards
 
@@ -82,6 +82,8 @@ def extracted(completion: str, truth: str, **row: Any) -> dict[str, float]:
 
 
 def main(words: list[str]) -> dict[str, Any]:
+    from llm_pg import GRPOTrainer  # not above: reward workers import this file too, and need no torch
+
     changes = dict(parse_override(word) for word in words)
     rows = bills(1_000)
     findings = probe_rewards([extracted], [row["prompt"] for row in rows[:3]], rows[:3])

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,17 @@ def small(tmp_path: Path, make_model: Callable[..., Any], tokenizer: Any) -> lis
     make_model("qwen2", max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     return [*SMALL, f"model_name_or_path={tmp_path}/model", f"output_dir={tmp_path}/runs"]
+
+
+@pytest.mark.parametrize(
+    "name", ["grpo_gsm8k.py", "json_extraction.py", "conversational_reward.py", "hacked_reward.py"]
+)
+def test_workers_that_load_a_recipes_reward_functions_load_no_torch(name: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from llm_pg.rewards.loading import load_file; "
+        f"load_file(Path({str(FOLDER / name)!r})); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent).returncode == 0
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> list[str]:
