@@ -19,6 +19,7 @@ from .rewards.tally import Scores
 from .rollouts import TextRollouts
 from .sampling.protocol import Completions, Sampler, SamplingParams
 from .sampling.random import stream_key
+from .twins import Twins
 
 TRAIN_STREAM, EVAL_STREAM = 1, 2
 MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of the longest character in UTF-8
@@ -179,21 +180,33 @@ class Collector:
     Args:
         sampler: an engine. scorer: the reward functions. tokenizer: to read completions.
         params: the training distribution. seed: of the run. gamma: discount per token.
+        twins: other readings of the answers, for evaluations.
     """
 
     def __init__(
-        self, sampler: Sampler, scorer: Scorer, tokenizer: Any, params: SamplingParams, *, seed: int, gamma: float
+        self,
+        sampler: Sampler,
+        scorer: Scorer,
+        tokenizer: Any,
+        params: SamplingParams,
+        *,
+        seed: int,
+        gamma: float,
+        twins: Twins | None = None,
     ) -> None:
         self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
         self.seed, self.gamma = seed, gamma
         self.max_steps = 0  # of the run, for reward functions that shape themselves by its progress
         self.pieces = Pieces(tokenizer)
+        self.twins = twins
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Collector:
         """Start what the engine needs beside this process; `__exit__` ends it."""
         if isinstance(self.sampler, contextlib.AbstractContextManager):
             self._open.enter_context(self.sampler)
+        if self.twins is not None:
+            self._open.enter_context(self.twins.scorer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -290,10 +303,24 @@ class Collector:
 
         step: of the run, counted from 1; functions are told how many are done, and 0 in an evaluation.
         """
+        return self._scored(self.scorer, prompts, texts, ids, step)
+
+    def readings(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], deciding: list[float | None]
+    ) -> dict[str, list[float | None]]:
+        """The strict and the lenient score of each completion, where there are both; `deciding` decides a pass."""
+        if self.twins is None:
+            return {}
+        parts = self._scored(self.twins.scorer, prompts, texts, ids).parts
+        return {reading: deciding if name is None else parts[name] for reading, name in self.twins.names.items()}
+
+    def _scored(
+        self, scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0
+    ) -> Scores:
         given = [p.messages if p.messages is not None else p.text for p in prompts]
         completions = [
             text if p.messages is None else [{"role": "assistant", "content": text}]
             for p, text in zip(prompts, texts, strict=True)
         ]
         state = {"global_step": max(step - 1, 0), "max_steps": self.max_steps}
-        return self.scorer.score(given, completions, list(ids), [p.row for p in prompts], state)
+        return scorer.score(given, completions, list(ids), [p.row for p in prompts], state)

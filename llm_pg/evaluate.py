@@ -31,6 +31,8 @@ class Evaluation:
     greedy: pass rate of the greedy completion. sampled: pass rate of one sample. pass_at: k -> pass@k.
     mean_length: of the greedy completions, in tokens. unscorable: greedy completions that could not be scored
     (they count as failed). examples: prompt, completion and verdict of each prompt, greedy.
+    strict, lenient: pass rates of the greedy completions read strictly (the answer in the form asked for) and leniently
+    (wherever it stands), where there are two readings: a gain of the first alone is one of format.
     """
 
     num_prompts: int
@@ -40,16 +42,18 @@ class Evaluation:
     mean_length: float
     unscorable: int
     examples: list[dict[str, Any]] = field(default_factory=list)
+    strict: Interval | None = None
+    lenient: Interval | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Evaluation:
         """Back from `dataclasses.asdict` and JSON."""
-        sampled = values["sampled"]
+        shares = {name: Interval(**values[name]) for name in ("sampled", "strict", "lenient") if values.get(name)}
         return cls(
             **{
                 **values,
+                **shares,
                 "greedy": Interval(**values["greedy"]),
-                "sampled": Interval(**sampled) if sampled else None,
                 "pass_at": {int(k): Interval(**share) for k, share in values["pass_at"].items()},
             }
         )
@@ -63,6 +67,8 @@ class Evaluation:
         if self.sampled is not None:
             out["eval/sampled"] = self.sampled.mean
         out.update({f"eval/pass@{k}": share.mean for k, share in self.pass_at.items()})
+        for name, share in (("strict", self.strict), ("lenient", self.lenient)):
+            out.update({} if share is None else {f"eval/{name}": share.mean})
         out.update({"eval/length": self.mean_length, "eval/unscorable": float(self.unscorable)})
         return out
 
@@ -75,6 +81,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}.")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def curve(num_samples: int) -> list[int]:
+    """The k of pass@k that are told: powers of 2 below the number of samples, and that number."""
+    return sorted({*(2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples), num_samples} - {0})
 
 
 def bootstrap(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
@@ -92,10 +103,8 @@ def summarise(
     """An Evaluation of verdicts: one greedy and a list of sampled ones for each prompt."""
     pass_at: dict[int, Interval] = {}
     num_samples = len(sampled_passes[0]) if sampled_passes else 0
-    k = 2
-    while k <= num_samples:
+    for k in curve(num_samples):
         pass_at[k] = bootstrap([pass_at_k(num_samples, sum(passes), k) for passes in sampled_passes])
-        k *= 2
     return Evaluation(
         num_prompts=len(greedy_passes),
         greedy=bootstrap([float(p) for p in greedy_passes]),
@@ -108,10 +117,19 @@ def summarise(
 
 Generate = Callable[[Sequence[Any], int, bool], list[tuple[str, list[int]]]]
 Verdicts = Callable[[Sequence[Any], Sequence[str], Sequence[list[int]]], list[float | None]]
+Readings = Callable[
+    [Sequence[Any], Sequence[str], Sequence[list[int]], list[float | None]], dict[str, list[float | None]]
+]
 
 
 def evaluate(
-    prompts: Sequence[Any], generate: Generate, score: Verdicts, *, num_samples: int, threshold: float
+    prompts: Sequence[Any],
+    generate: Generate,
+    score: Verdicts,
+    *,
+    num_samples: int,
+    threshold: float,
+    readings: Readings | None = None,
 ) -> Evaluation:
     """Greedy and sampled answers to held-out prompts.
 
@@ -120,20 +138,27 @@ def evaluate(
         score: the deciding reward of each completion; None = could not be scored, which is no pass.
         num_samples: sampled answers a prompt; 0 = greedy only.
         threshold: a completion passes from this score on.
+        readings: the strict and the lenient scores of the greedy completions, given those that decide a pass.
     """
 
-    def passes(some: Sequence[Any], answers: list[tuple[str, list[int]]]) -> tuple[list[bool], int]:
-        values = score(some, [text for text, _ in answers], [ids for _, ids in answers])
-        return [v is not None and v >= threshold for v in values], sum(v is None for v in values)
+    def passed(values: Sequence[float | None]) -> list[bool]:
+        return [v is not None and v >= threshold for v in values]
+
+    def scores(some: Sequence[Any], answers: list[tuple[str, list[int]]]) -> list[float | None]:
+        return score(some, [text for text, _ in answers], [ids for _, ids in answers])
 
     answers = generate(prompts, 1, True)
-    verdicts, unscorable = passes(prompts, answers)
+    greedy = scores(prompts, answers)
+    verdicts, unscorable = passed(greedy), sum(v is None for v in greedy)
     sampled: list[list[bool]] = []
     if num_samples:
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-        flat, _ = passes(repeated, generate(prompts, num_samples, False))
+        flat = passed(scores(repeated, generate(prompts, num_samples, False)))
         sampled = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
     result = summarise(verdicts, sampled, [len(ids) for _, ids in answers], unscorable)
+    told = readings(prompts, [text for text, _ in answers], [ids for _, ids in answers], greedy) if readings else {}
+    for name, values in told.items():
+        setattr(result, name, bootstrap([float(p) for p in passed(values)]))
     result.examples = [
         {"prompt": prompt.text, "completion": text, "passed": passed}
         for prompt, (text, _), passed in zip(prompts, answers, verdicts, strict=True)

@@ -81,7 +81,11 @@ METRICS: dict[str, tuple[str, str]] = {
         "One phase of it: sample, reward, reference, value, update, eval; save is that of the step before. With "
         "max_staleness sample and reward of the batch went on in the background; wait is for what was left of them.",
     ),
-    "eval/": ("share", "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; length in tokens."),
+    "eval/": (
+        "share",
+        "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; strict (the answer in its form) and "
+        "lenient (in any form); length in tokens.",
+    ),
 }
 
 

@@ -43,6 +43,7 @@ from .terminal import Terminal, make_terminal
 from .terminal.figures import duration
 from .terminal.plain import Plan
 from .trial import Trial, expected_seconds, memory_text, try_longest, wanted
+from .twins import make_twins
 from .update import Updater
 
 
@@ -339,7 +340,8 @@ def collector_of(
     """Sampler and scorer as one: single completions, or episodes where the config names an environment."""
     params, seed, rollout = sampling_params(config), config.run.seed, config.rollout
     if rollout.environment is None:
-        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma)
+        twins = make_twins(config, scorer.functions)
+        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins)
     return EpisodeCollector(
         sampler,
         scorer,
@@ -372,4 +374,5 @@ def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings:
         verdicts,
         num_samples=settings.eval_num_samples,
         threshold=settings.pass_threshold,
+        readings=collector.readings,
     )

@@ -30,6 +30,9 @@ def run_summary(
         "pass_rate_after_interval": after.greedy.as_json() if after else None,
         "sampled_before": before.sampled.mean if before and before.sampled else None,
         "sampled_after": after.sampled.mean if after and after.sampled else None,
+        **_readings("before", before),
+        **_readings("after", after),
+        "pass_at_before": {str(k): share.as_json() for k, share in before.pass_at.items()} if before else {},
         "pass_at": {str(k): share.as_json() for k, share in after.pass_at.items()} if after else {},
         "num_eval_prompts": after.num_prompts if after else 0,
         "steps": steps,
@@ -38,3 +41,12 @@ def run_summary(
         "model": model,
         "versions": versions,
     }
+
+
+def _readings(when: str, evaluation: Evaluation | None) -> dict[str, Any]:
+    """Strict and lenient pass rates with intervals where there are two readings, and the mean length in tokens."""
+    if evaluation is None:
+        return {}
+    shares = {"strict": evaluation.strict, "lenient": evaluation.lenient}
+    out: dict[str, Any] = {f"{name}_{when}": share.as_json() for name, share in shares.items() if share is not None}
+    return {**out, f"mean_length_{when}": evaluation.mean_length}

@@ -44,6 +44,7 @@ ORDER = [
     "checkpoint",
     "resume",
     "summary",
+    "twins",
     "collect",
     "episodes",
     "refill",

@@ -322,6 +322,16 @@ class EvalConfig(Section):
     )
     eval_batch_size: int = Field(1024, gt=0, description="Completions sampled at once.")
     pass_reward: str | None = Field(None, description="Reward function that decides a pass; None = the first.")
+    strict_reward: str | None = Field(
+        None,
+        description="Function that wants the answer in its form, reported as eval/strict; None = what decides a pass, "
+        "or its strict reading where one is shipped.",
+    )
+    lenient_reward: str | None = Field(
+        None,
+        description="Function that finds the answer in any form, reported as eval/lenient; None = likewise. Neither is "
+        "trained on.",
+    )
     pass_threshold: float = Field(1.0, description="Score from which a completion passes.")
 
 

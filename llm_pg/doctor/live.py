@@ -259,6 +259,26 @@ def strict_against_lenient(case: Case) -> Iterator[Finding]:
         )
 
 
+def format_gain_held_out(case: Case) -> Iterator[Finding]:
+    """The same of the held-out answers before the run and after it, beyond what chance explains."""
+    summary = case.run.summary
+    names = ("strict_before", "strict_after", "lenient_before", "lenient_after")
+    shares = [summary.get(name) for name in names]
+    if any(share is None for share in shares):
+        return
+    (strict, _, highest), (after, lowest, _), (lenient, *_), (lenient_after, *_) = shares
+    if after - strict < HACKED_GAIN or lowest <= highest or lenient_after - lenient > TASK_GAIN:
+        return
+    yield Finding(
+        "format-only",
+        "warning",
+        "On held-out prompts the strict score rises and the lenient one does not: the gain is format only.",
+        f"strict {strict:.1%} before, {after:.1%} after; lenient {lenient:.1%} before, {lenient_after:.1%} after",
+        "Report the lenient score as the result; teach the format by a short warm start instead.",
+        "Chandak et al. 2025, Incorrect baseline evaluations call into question recent LLM-RL claims",
+    )
+
+
 def hacked_reward(case: Case) -> Iterator[Finding]:
     before = case.run.before.get("greedy") or {}
     after = case.run.summary.get("pass_rate_after")
@@ -306,7 +326,7 @@ LIVE_RULES: dict[str, tuple[Rule, ...]] = {
     "noisy-gradient": (noisy_gradient,),
     "unscorable": (unscorable,),
     "skipped-updates": (skipped_updates,),
-    "format-only": (format_only, strict_against_lenient),
+    "format-only": (format_only, strict_against_lenient, format_gain_held_out),
     "reward-hacking": (hacked_reward,),
     "no-gradient": (no_gradient,),
 }

@@ -31,7 +31,7 @@ CURVES = (
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """All panels that have data, in the order of the page."""
-    found = [_pass_rate(runs), _reward(runs), _parts(runs)]
+    found = [_pass_rate(runs), _pass_at(runs), _reward(runs), _parts(runs)]
     found += [_curve(runs, name, title) for name, title in CURVES]
     found.append(_phases(runs))
     return [chart for chart in found if chart and any(series.points for series in chart.series)]
@@ -61,6 +61,22 @@ def _pass_rate(runs: Sequence[Run]) -> Chart:
         series.append(Series(_name(run, runs, "greedy"), points, band, marks=True, style=place))
     caption = "Held-out prompts, greedy. Bars: 95 % intervals over prompts."
     return Chart("Pass rate", "share", caption, series, 0.0, 1.0)
+
+
+def _pass_at(runs: Sequence[Run]) -> Chart | None:
+    """pass@k over k, before and after: a curve that only rises at its left end has grown surer, not abler."""
+    series = []
+    for run in runs:
+        before = {k: (v["mean"], v["low"], v["high"]) for k, v in (run.before.get("pass_at") or {}).items()}
+        for when, shares in (("before", before), ("after", run.summary.get("pass_at") or {})):
+            told = sorted((int(k), *share) for k, share in shares.items())
+            label = when if len(runs) == 1 else f"{run.name}, {when}"
+            points, band = [(float(k), mean) for k, mean, _, _ in told], [(float(k), a, b) for k, _, a, b in told]
+            series.append(Series(label, points, band, marks=True, style=len(series)))
+    if max((len(s.points) for s in series), default=0) < 2:
+        return None
+    caption = "Held-out prompts: the chance that one of k samples passes (unbiased), by k. Bars: 95 % intervals."
+    return Chart("pass@k", "share", caption, series, 0.0, 1.0, x="k")
 
 
 def _reward(runs: Sequence[Run]) -> Chart:

@@ -48,7 +48,7 @@
       const px = chart.left + ((x - chart.x0) / (chart.x1 - chart.x0)) * (chart.right - chart.left);
       drawing.querySelector(".cross").setAttribute("d", `M${px} ${chart.top}V${chart.bottom}`);
       const said = chart.lines.map((line) => [line, line.x.indexOf(x)]).filter(([, i]) => i >= 0);
-      out.textContent = `step ${num(x, 6)}: ` + said.map(([line, i]) => `${visible(line.label)} ${num(line.y[i], 4)}`).join(", ");
+      out.textContent = `${chart.of} ${num(x, 6)}: ` + said.map(([line, i]) => `${visible(line.label)} ${num(line.y[i], 4)}`).join(", ");
     };
     drawing.addEventListener("pointermove", (event) => {
       const box = drawing.getBoundingClientRect();

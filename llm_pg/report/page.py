@@ -122,6 +122,7 @@ def _outcome(run: Run) -> dict[str, Any]:
         ("greedy", _triple(before.get("greedy")), _triple(summary.get("pass_rate_after_interval"))),
         ("sampled", _triple(before.get("sampled")), _triple(summary.get("sampled_after"))),
     ]
+    rows += [(name, _triple(before.get(name)), _triple(summary.get(f"{name}_after"))) for name in ("strict", "lenient")]
     rows += [
         (f"pass@{k}", _triple((before.get("pass_at") or {}).get(k)), _triple(after_at.get(k)))
         for k in sorted({*after_at, *(before.get("pass_at") or {})}, key=int)

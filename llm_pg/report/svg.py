@@ -28,7 +28,7 @@ class Series:
 
 @dataclass
 class Chart:
-    """A panel. low, high: limits of y that are always shown; None = the data's."""
+    """A panel. low, high: limits of y that are always shown; None = the data's. x: what the abscissa counts."""
 
     title: str
     unit: str
@@ -37,6 +37,7 @@ class Chart:
     low: float | None = None
     high: float | None = None
     smooth: bool = True
+    x: str = "step"
 
 
 def thinned(points: Sequence[tuple[float, ...]], most: int = MOST_POINTS) -> list[tuple[float, ...]]:
@@ -148,7 +149,7 @@ def spoken(chart: Chart) -> str:
     for s in chart.series:
         if s.points:
             (x0, y0), (x1, y1) = s.points[0], s.points[-1]
-            said.append(f"{s.label}: {number(y0)} at step {x0:.0f}, {number(y1)} at step {x1:.0f}")
+            said.append(f"{s.label}: {number(y0)} at {chart.x} {x0:.0f}, {number(y1)} at {chart.x} {x1:.0f}")
     return f"{chart.title}. " + "; ".join(said)
 
 
@@ -177,6 +178,7 @@ def hover_data(chart: Chart) -> dict[str, object]:
         for s in chart.series
     ]
     return {
+        "of": chart.x,
         "x0": frame.x0,
         "x1": frame.x1,
         "left": LEFT,

@@ -135,6 +135,12 @@ class Terminal:
             table.add_row("pass rate, sampled [95 %]", str(before.sampled) if before else "-", str(after.sampled))
         for k, share in after.pass_at.items():
             table.add_row(f"pass@{k}", str(before.pass_at.get(k, "-")) if before else "-", str(share))
+        for name, form in (("strict", "the answer in its form"), ("lenient", "in any form")):
+            shares = [getattr(each, name) if each else None for each in (before, after)]
+            if shares[1] is not None:
+                table.add_row(f"{name} ({form})", *(str(share) if share else "-" for share in shares))
+        lengths = [f"{each.mean_length:.1f}" if each else "-" for each in (before, after)]
+        table.add_row("mean length, tokens", *lengths)
         self.console.print(table)
         if before:
             self._examples(before, after)
