@@ -1,0 +1,394 @@
+"""Sampling ahead of training: which weights a batch is sampled with, and that nothing else changes."""
+
+import copy
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm_pg import GRPOConfig, GRPOTrainer
+from llm_pg.ahead.engines import Frozen
+from llm_pg.config import ConfigError
+from llm_pg.config.check import resolve_row
+from llm_pg.config.load import check_values
+from llm_pg.metrics import read_metrics
+from llm_pg.rewards.tally import RewardError
+from llm_pg.sampling.native import NativeSampler
+from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.sampling.vllm import EngineError
+from llm_pg.terminal import Terminal
+from tests.faults import conftest
+from tests.faults.conftest import lines, weights
+from tests.faults.tiny_run import make
+from tests.sampling.fake_vllm import FakeVllm
+
+tiny = conftest.tiny
+NATIVE = {"engine": "native", "reward_in_process": True, "log_completions": 4}
+
+
+def digit(completion: str, answer: str) -> float:
+    return float(completion[:1] == answer) + 0.01 * ord(completion[:1] or "a")
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., Any]:
+    def of(name: str, reward: Any = digit, lora: bool = False, **changes: Any) -> Any:
+        options = {"out": str(tmp_path), "name": name, "reward": reward, "lora": lora}
+        options["changes"] = {**NATIVE, **changes}
+        return make(options)
+
+    return of
+
+
+def ids_of(folder: Path, step: int) -> list[list[int]]:
+    text = (folder / "completions" / f"step-{step:06d}.jsonl").read_text()
+    return [json.loads(line)["ids"] for line in text.splitlines()]
+
+
+def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
+    trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The same machinery, told to run ahead by 0: same metrics, same weights."""
+    trainer("synchronous").train()
+    ahead = trainer("ahead")
+    begin = ahead._begin
+
+    def begins_ahead(resume: bool, override: bool) -> int:
+        done = begin(resume, override)
+        ahead.ahead = ahead._make_ahead()
+        return int(done)
+
+    ahead._begin = begins_ahead
+    ahead.train()
+    told = lines(tmp_path / "ahead")
+    assert [line.pop("staleness") for line in told] == [0] * 6
+    assert told == lines(tmp_path / "synchronous")
+    assert weights(tmp_path / "ahead") == weights(tmp_path / "synchronous")
+
+
+def test_without_the_setting_nothing_runs_ahead(trainer: Callable[..., Any]) -> None:
+    run = trainer("k0", max_staleness=0, max_steps=2)
+    run.train()
+    assert run.ahead is None
+    assert not any("staleness" in line or "seconds/wait" in line for line in read_metrics(run.folder.metrics))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_batch_t_is_sampled_with_the_weights_after_update_t_minus_1_minus_k(
+    k: int, trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Sampled again here from weights that were put aside after every update."""
+    run = trainer("r", max_staleness=k)
+    versions = [copy.deepcopy(run.model.state_dict())]
+    step = run._one_step
+
+    def noted() -> None:
+        step()
+        versions.append(copy.deepcopy(run.model.state_dict()))
+
+    run._one_step = noted
+    run.train()
+    told = read_metrics(run.folder.metrics)
+    assert [line["staleness"] for line in told] == [min(t - 1, k) for t in range(1, 7)]
+    twin, collector, differs = copy.deepcopy(run.model), run.collector, 0
+    for t in range(1, 7):
+        prompts = [prompt.ids for prompt in run._prompts(t)]
+        keys_B = collector.keys(4, 4, 1, t)
+        drawn = []
+        for version in (max(t - 1 - k, 0), t - 1):
+            twin.load_state_dict(versions[version])
+            done = NativeSampler(twin, run.tokenizer, [run.tokenizer.eos_token_id]).sample(
+                prompts, 4, run.params, keys_B
+            )
+            drawn.append([row[mask].tolist() for row, mask in zip(done.tokens_BT, done.mask_BT, strict=True)])
+        assert ids_of(tmp_path / "r", t) == drawn[0]
+        differs += drawn[0] != drawn[1]
+    assert differs  # else nothing was told apart
+
+
+def test_what_is_slow_changes_no_number(trainer: Callable[..., Any], tmp_path: Path) -> None:
+    """One run with slow rewards, where the trainer waits, and one with slow updates, where batches wait."""
+
+    def slow_reward(completion: str, answer: str) -> float:
+        time.sleep(0.01)
+        return digit(completion, answer)
+
+    slow_reward.__name__ = "digit"
+    trainer("slow rewards", slow_reward, max_staleness=2).train()
+    other = trainer("slow updates", max_staleness=2)
+    update = other._one_step
+
+    def slowly() -> None:
+        time.sleep(0.2)
+        update()
+
+    other._one_step = slowly
+    other.train()
+    assert lines(tmp_path / "slow rewards") == lines(tmp_path / "slow updates")
+    assert weights(tmp_path / "slow rewards") == weights(tmp_path / "slow updates")
+
+
+def test_the_next_batch_is_scored_while_a_step_trains(trainer: Callable[..., Any]) -> None:
+    """The rewards of the second batch are held back until the update of the first has begun; without overlap neither
+    could come first."""
+    updating, waited = threading.Event(), []
+
+    def held(completion: str, answer: str, trainer_state: Any) -> float:
+        if trainer_state.global_step == 1:
+            waited.append(updating.wait(60))
+        return digit(completion, answer)
+
+    run = trainer("r", held, max_staleness=1, max_steps=2, num_eval_prompts=0)
+    weigh = run.algorithm.weigh
+
+    def weighed(*given: Any, **named: Any) -> Any:
+        updating.set()
+        return weigh(*given, **named)
+
+    run.algorithm.weigh = weighed
+    run.train()
+    assert waited
+    assert all(waited)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "algorithm, changes",
+    [
+        ("rloo", {"max_staleness": 1, "lr_scheduler_type": "linear"}),
+        ("grpo", {"max_staleness": 2, "dynamic_sampling_max_rounds": 2, "num_iterations": 2, "surrogate": "clip"}),
+        ("remax", {"max_staleness": 1, "beta": 0.05}),
+        ("grpo", {"max_staleness": 1, "curriculum": "pass_rate", "pass_threshold": 0.4}),
+    ],
+    ids=["one step", "two steps, refilled and reused", "greedy baselines", "prompts by pass rate"],
+)
+def test_a_run_killed_with_batches_in_flight_ends_as_the_one_that_was_not(
+    algorithm: str, changes: dict[str, Any], tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    """SIGKILL after step 5; the newest checkpoint is that of step 3, with what was in flight then."""
+    options = {"algorithm": algorithm, "changes": {**changes, "engine": "native", "save_steps": 3}}
+    whole = tiny("whole", **options)
+    assert whole.status == 0, whole.output
+    assert tiny("cut", fault="kill", at=5, **options).status == -signal.SIGKILL
+    resumed = tiny("cut", resume=True, **options)
+    assert resumed.status == 0, resumed.output
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
+
+
+@pytest.mark.faults
+def test_a_signal_ends_a_run_in_order_and_a_resume_goes_on(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    options = {"changes": {"engine": "native", "max_staleness": 2}}
+    ended = tiny("cut", fault="sigterm", at=3, **options)
+    assert ended.status == 128 + signal.SIGTERM, ended.output
+    assert "Traceback" not in ended.output
+    assert "ended after step 3 of 6; its state is saved" in ended.output
+    assert tiny("cut", resume=True, **options).status == 0
+    assert tiny("whole", **options).status == 0
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+@pytest.mark.faults
+def test_a_reward_that_fails_in_the_background_ends_the_run_and_a_resume_makes_its_batch_again(
+    trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Batch 4 cannot be scored: steps 1 to 3 are trained, the state after step 3 is saved."""
+
+    def breaks(completion: str, answer: str, trainer_state: Any) -> float:
+        if trainer_state.global_step == 3:
+            raise KeyError("injected")
+        return digit(completion, answer)
+
+    breaks.__name__ = "digit"
+    run = trainer("r", breaks, max_staleness=2)
+    with pytest.raises(RewardError, match="digit"):
+        run.train()
+    assert [line["step"] for line in read_metrics(run.folder.metrics)] == [1, 2, 3]
+    again = trainer("r", max_staleness=2)
+    again.train(resume=True)
+    told = read_metrics(again.folder.metrics)
+    assert [line["step"] for line in told] == [1, 2, 3, 4, 5, 6]
+    assert [line["staleness"] for line in told] == [0, 1, 2, 0, 1, 2]  # made again with the weights of the resume
+
+
+@pytest.mark.faults
+def test_the_death_of_the_process_that_samples_is_told_and_survived(trainer: Callable[..., Any]) -> None:
+    run = trainer("r", max_staleness=1)
+    step = run._one_step
+
+    def shot() -> None:
+        step()
+        if run.step == 2:
+            os.kill(run.ahead.engine.process.pid, signal.SIGKILL)
+
+    run._one_step = shot
+    with pytest.raises(
+        EngineError, match=r"The process that samples ahead was killed by signal 9\. Its log .*ahead.log"
+    ):
+        run.train()
+    run = trainer("r", max_staleness=1)
+    assert run.train(resume=True)["steps"] == 6
+
+
+def test_no_process_stays_behind(trainer: Callable[..., Any]) -> None:
+    """After a run's end, and after an error in the trainer while a batch is in flight."""
+    run = trainer("good", max_staleness=1, max_steps=2)
+    run.train()
+    assert run.ahead.engine.process.returncode is not None
+    run = trainer("bad", max_staleness=1)
+    run.algorithm.weigh = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run.train()
+    assert run.ahead.engine.process.returncode is not None
+
+
+def test_an_adapter_is_sampled_as_it_is_trained(trainer: Callable[..., Any]) -> None:
+    """With dropout off, log-probabilities of batch 1 agree with the trainer's; later ones are of older weights."""
+    run = trainer("r", lora=True, max_staleness=1, max_steps=4, num_eval_prompts=0)
+    gaps = []
+    sample = run._experience
+
+    def compared(clock: Any) -> Any:
+        experience = sample(clock)
+        own_BT = run.policy.logp(experience.rollouts, 16)
+        gaps.append(float((own_BT - experience.rollouts.logp_BT).abs().max()))
+        return experience
+
+    run._experience = compared
+    run.train()
+    assert gaps[0] < 1e-5 < min(gaps[1:])
+
+
+def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_shorter_one(
+    trainer: Callable[..., Any],
+) -> None:
+    """At step 4 of a run with k = 2, batches 5 and 6 are in flight, sampled with versions 2 and 3: ages 2 and 2."""
+    first = trainer("r", max_staleness=2, save_steps=4)
+    step = first._one_step
+
+    def stops() -> None:
+        step()
+        if first.step == 4:
+            raise InterruptedError
+
+    first._one_step = stops
+    with pytest.raises(InterruptedError):
+        first.train()
+    shorter = trainer("r", max_staleness=1)
+    shorter.train(resume=True, override=True)
+    assert [line["staleness"] for line in read_metrics(shorter.folder.metrics)][4:] == [0, 1]
+
+
+def test_a_frozen_engine_samples_with_the_version_asked_for_and_evaluates_with_the_present_weights(
+    make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    model, params = make_model(), SamplingParams(max_completion_length=4)
+    keys_B = torch.arange(8)
+
+    def drawn(sampler: Any) -> list[Any]:
+        done = sampler.sample([(5, 6, 7)], 8, params, keys_B)
+        return [done.tokens_BT.tolist(), done.logp_BT.tolist()]
+
+    seen = []
+    with Frozen(NativeSampler(model, tokenizer, [1]), 2) as engine:  # type: ignore[arg-type]
+        for version in range(3):
+            engine.keep(version)
+            seen.append(drawn(NativeSampler(model, tokenizer, [1])))
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1.5)
+        for version in (1, 2, 1):
+            engine.use(version)
+            assert drawn(engine) == seen[version]
+        engine.use_present()
+        assert drawn(engine) == drawn(NativeSampler(model, tokenizer, [1]))
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_the_correction_is_on_unless_it_is_refused() -> None:
+    def row(**changes: Any) -> Any:
+        return resolve_row(check_values({"engine": "native", **changes}))
+
+    assert not row().vllm_importance_sampling_correction
+    on = row(max_staleness=1)
+    assert (on.vllm_importance_sampling_correction, on.vllm_importance_sampling_mode) == (True, "token_truncate")
+    named = row(max_staleness=1, vllm_importance_sampling_mode="sequence_truncate")
+    assert named.vllm_importance_sampling_mode == "sequence_truncate"
+    off = row(max_staleness=1, vllm_importance_sampling_correction=False)
+    assert not off.vllm_importance_sampling_correction
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"engine": "transformers"}, "generate draws"),
+        ({"environment": "number_guessing"}, "rollout.environment"),
+        ({"name": "ppo"}, "ppo has a critic"),
+        ({"dynamic_sampling_max_rounds": 1, "curriculum": "pass_rate"}, "curriculum"),
+        ({"max_staleness": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_what_cannot_run_ahead_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_values({"engine": "native", "max_staleness": 1, **changes})
+
+
+def test_two_ranks_are_refused_by_name() -> None:
+    from llm_pg.launch import check_ahead
+
+    with pytest.raises(ConfigError, match="max_staleness is 1 and 2 ranks"):
+        check_ahead(check_values({"engine": "native", "max_staleness": 1}), 2)
+
+
+def vllm_run(folder: Path, model: Any, tokenizer: Any, ahead_by: int | None, **changes: Any) -> Any:
+    """Three steps over a stand-in for the server; ahead_by 0 = the machinery of sampling ahead, without a lag."""
+    server = FakeVllm(copy.deepcopy(model), tokenizer)
+    settings = {"run_name": "r", "engine": "vllm", "vllm_urls": [server.url], "max_steps": 3, "prompts_per_step": 4}
+    settings |= {"num_generations": 4, "max_completion_length": 4, "num_eval_prompts": 8, "eval_num_samples": 2}
+    settings |= {"learning_rate": 1e-2, "use_cpu": True, "reward_in_process": True, "eval_steps": 1, **changes}
+    run = GRPOTrainer(
+        model=model,
+        reward_funcs=digit,
+        args=GRPOConfig(str(folder), **settings),
+        train_dataset=[{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)],
+        processing_class=tokenizer,
+        terminal=Terminal(quiet=True),
+    )
+    begin = run._begin
+
+    def begins_ahead(resume: bool, override: bool) -> int:
+        done = begin(resume, override)
+        run.ahead = run._make_ahead()
+        return int(done)
+
+    if ahead_by == 0:
+        run._begin = begins_ahead  # type: ignore[method-assign]
+    run.train()
+    server.stop()
+    return run
+
+
+def test_servers_get_the_weights_of_the_batch_and_at_evaluations_the_present_ones(
+    make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Every batch and evaluation is checked by the engine against the copy that it follows. With no lag metrics and
+    evaluations are those of the synchronous run; with one, the first evaluation is still the same: it follows the same
+    first update."""
+    told = {}
+    for name, ahead_by, k in (("synchronous", None, 0), ("no lag", 0, 0), ("one", None, 1)):
+        vllm_run(tmp_path / name, make_model(), tokenizer, ahead_by, max_staleness=k)
+        told[name] = lines(tmp_path / name / "r")
+    assert [line.pop("staleness") for line in told["no lag"]] == [0, 0, 0]
+    assert told["no lag"] == told["synchronous"]
+    assert [line.pop("staleness") for line in told["one"]] == [0, 1, 1]
+    evaluations = [{k: v for k, v in told[name][0].items() if k.startswith("eval/")} for name in ("synchronous", "one")]
+    assert evaluations[0] == evaluations[1]
+    assert evaluations[0]
+    assert told["one"][1]["sampler_gap"] > 1e-3 > told["synchronous"][1]["sampler_gap"]
