@@ -84,8 +84,8 @@ def refill(
 def joined(chosen: Sequence[tuple[Experience, int]], collected: list[Experience]) -> Experience:
     """One experience of the chosen groups, in their order, that remembers all that was collected for it."""
     first = collected[0]
-    if len(collected) == 1:
-        return first
+    if len(collected) == 1:  # it says so: ranks tell each other the same names
+        return dataclasses.replace(first, collected=collected)
     size = first.num_generations
     starts, total = {}, 0
     for experience in collected:

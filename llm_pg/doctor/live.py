@@ -86,7 +86,7 @@ def uniform_groups(case: Case) -> Iterator[Finding]:
         "In most groups all completions earn the same, so that their advantages are 0 and the step learns from few.",
         f"uniform_groups {share:.0%} {case.span()}, mean reward {case.recent('reward'):.3g}",
         "The task is too hard as sampled: take easier prompts, a reward with steps in between, more num_generations, "
-        "a warm start, or a higher temperature.",
+        "a warm start, a higher temperature, curriculum=pass_rate, or dynamic_sampling_max_rounds=3.",
         "DAPO's dynamic sampling meets the same: Yu et al. 2025, arXiv 2503.14476",
     )
 
@@ -263,8 +263,8 @@ def format_gain_held_out(case: Case) -> Iterator[Finding]:
     """The same of the held-out answers before the run and after it, beyond what chance explains."""
     summary = case.run.summary
     names = ("strict_before", "strict_after", "lenient_before", "lenient_after")
-    shares = [summary.get(name) for name in names]
-    if any(share is None for share in shares):
+    shares = [summary[name] for name in names if summary.get(name)]
+    if len(shares) < len(names):
         return
     (strict, _, highest), (after, lowest, _), (lenient, *_), (lenient_after, *_) = shares
     if after - strict < HACKED_GAIN or lowest <= highest or lenient_after - lenient > TASK_GAIN:

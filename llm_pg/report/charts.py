@@ -65,7 +65,7 @@ def _pass_rate(runs: Sequence[Run]) -> Chart:
 
 def _pass_at(runs: Sequence[Run]) -> Chart | None:
     """pass@k over k, before and after: a curve that only rises at its left end has grown surer, not abler."""
-    series = []
+    series: list[Series] = []
     for run in runs:
         before = {k: (v["mean"], v["low"], v["high"]) for k, v in (run.before.get("pass_at") or {}).items()}
         for when, shares in (("before", before), ("after", run.summary.get("pass_at") or {})):
