@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
+from ..attention import core_of, eval_mode
 from ..estimators.distributions import token_logp
-from .protocol import Completions, SamplingParams
+from .protocol import Completions, SamplingParams, joined
 
 
 class GenerateSampler:
@@ -22,7 +23,7 @@ class GenerateSampler:
 
     def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], rows_at_once: int | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.pad_id, self.eos_ids = int(tokenizer.pad_token_id), list(eos_ids)
+        self.pad_id, self.eos_ids, self.rows_at_once = int(tokenizer.pad_token_id), list(eos_ids), rows_at_once
 
     @torch.no_grad()
     def sample(
@@ -30,22 +31,32 @@ class GenerateSampler:
     ) -> Completions:
         """See `Sampler.sample`."""
         rows = [list(ids) for ids in prompt_ids for _ in range(num_generations)]
+        each = self.rows_at_once or len(rows)
+        core = core_of(self.model)
+        # What generate is not told it takes from the model's own settings: a repetition penalty, suppressed tokens.
+        before, core.generation_config = core.generation_config, GenerationConfig()
+        try:
+            with eval_mode(self.model):
+                parts = [
+                    self._batch(rows[at : at + each], params, keys_B[at : at + each])
+                    for at in range(0, len(rows), each)
+                ]
+        finally:
+            core.generation_config = before
+        return joined(parts, self.pad_id)
+
+    def _batch(self, rows: list[list[int]], params: SamplingParams, keys_B: Tensor) -> Completions:
         width, device = max(map(len, rows)), self.model.device
         ids = torch.tensor([[self.pad_id] * (width - len(r)) + r for r in rows], device=device)
         attention = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(int(keys_B.sum()) & 0x7FFFFFFF)
-                out = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=attention,
-                    generation_config=self._settings(params),
-                    tokenizer=self.tokenizer if params.stop else None,
-                )
-        finally:
-            self.model.train(was_training)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(keys_B.sum()) & 0x7FFFFFFF)
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=attention,
+                generation_config=self._settings(params),
+                tokenizer=self.tokenizer if params.stop else None,
+            )
         tokens_BT = out.sequences[:, width:]
         mask_BT, truncated_B = self._mask(tokens_BT, params)
         logp_BT = torch.stack(

@@ -18,7 +18,7 @@ from ..head import head_is_separate
 from ..packing import packs_exactly
 from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
 from .lean import LeanDecoder
-from .protocol import Completions, SamplingParams
+from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
 
 # A batch is compacted when this share of its rows has ended: copying the cache has to pay for itself.
@@ -73,7 +73,7 @@ class NativeSampler:
                 )
                 for at in range(0, len(prompt_ids), per_batch)
             ]
-        return _join(parts, self.pad_id)
+        return joined(parts, self.pad_id)
 
     def _decoder(self) -> Decoder:
         if not self.shares:
@@ -121,19 +121,3 @@ class NativeSampler:
         longest = int(length_B.max())
         mask_BT = torch.arange(longest, device=device) < length_B.unsqueeze(1)
         return Completions(tokens_BT[:, :longest], mask_BT, logp_BT[:, :longest] * mask_BT, truncated_B)
-
-
-def _join(parts: list[Completions], pad_id: int) -> Completions:
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.tokens_BT.shape[1] for part in parts)
-
-    def wide(x: Tensor, fill: float) -> Tensor:
-        return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=fill)
-
-    return Completions(
-        torch.cat([wide(part.tokens_BT, pad_id) for part in parts]),
-        torch.cat([wide(part.mask_BT, False) for part in parts]),
-        torch.cat([wide(part.logp_BT, 0.0) for part in parts]),
-        torch.cat([part.truncated_B for part in parts]),
-    )

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..distribution import SamplingParams
 
-__all__ = ["Completions", "Sampler", "SamplingParams"]
+__all__ = ["Completions", "Sampler", "SamplingParams", "joined"]
 
 
 @dataclass
@@ -26,6 +27,23 @@ class Completions:
     mask_BT: Tensor
     logp_BT: Tensor
     truncated_B: Tensor
+
+
+def joined(parts: Sequence[Completions], pad_id: int) -> Completions:
+    """The rows of several batches below each other, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.tokens_BT.shape[1] for part in parts)
+
+    def wide(x: Tensor, fill: float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=fill)
+
+    return Completions(
+        torch.cat([wide(part.tokens_BT, pad_id) for part in parts]),
+        torch.cat([wide(part.mask_BT, False) for part in parts]),
+        torch.cat([wide(part.logp_BT, 0.0) for part in parts]),
+        torch.cat([part.truncated_B for part in parts]),
+    )
 
 
 class Sampler(Protocol):

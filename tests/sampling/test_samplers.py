@@ -225,3 +225,38 @@ def test_a_model_that_only_looks_like_llama_is_not_decoded_leanly(
     for layer in model.base_model.layers:
         layer.register_forward_hook(lambda module, args, out: out * 0.5)
     assert not NativeSampler(model, tokenizer, [tokenizer.eos_token_id]).is_lean
+
+
+def test_generate_samples_the_distribution_asked_for_whatever_the_model_prefers(
+    make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """Settings that a model brings (Qwen2.5 has a repetition penalty) would make another distribution of it."""
+    params, model = SamplingParams(max_completion_length=20), make_model("llama")
+    plain = run(GenerateSampler, model, tokenizer, params)
+    own = model.generation_config
+    own.repetition_penalty, own.suppress_tokens, own.no_repeat_ngram_size = 50.0, list(range(3, 60)), 2
+    again = run(GenerateSampler, model, tokenizer, params)
+    assert torch.equal(plain.tokens_BT, again.tokens_BT)
+    assert torch.equal(plain.logp_BT, again.logp_BT)
+    assert model.generation_config is own
+
+
+def test_generate_takes_at_most_the_rows_it_is_told_at_once(make_model: Callable[..., Any], tokenizer: Any) -> None:
+    model, rows = make_model("llama"), []  # type: Any, list[int]
+    generate = model.generate
+
+    def counted(**given: Any) -> Any:
+        rows.append(len(given["input_ids"]))
+        return generate(**given)
+
+    model.generate = counted
+    params = SamplingParams(max_completion_length=6)
+    out = run(GenerateSampler, model, tokenizer, params, group=3, rows_at_once=4)
+    assert rows == [4, 4, 1]
+    assert len(out.tokens_BT) == 9
+    for i in range(9):
+        done = out.tokens_BT[i][out.mask_BT[i]]
+        prompt = tokenizer(PROMPTS[i // 3])["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + done.tolist()])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(out.logp_BT[i][out.mask_BT[i]], token_logp(logits, done), atol=2e-5, rtol=1e-5)
