@@ -19,6 +19,9 @@ from .policy import Policy, Scores, halves
 from .rollouts import TextRollouts
 from .shards import whole
 
+# Sums over the batch that are told as means over tokens; shares of clipped and masked tokens are of all tokens.
+_MEANS = ("entropy", "approx_kl", "sampler_gap", "correction_bounded")
+
 
 @dataclass
 class UpdateStats:
@@ -117,7 +120,15 @@ class Updater:
                 steps.append(self._step(batch.rows(rows), measure_noise and iteration == 0))
         if not critic_only:
             self.scheduler.step()
+        self._over_seen_tokens(batch, steps)
         return steps
+
+    def _over_seen_tokens(self, batch: Batch, steps: list[UpdateStats]) -> None:
+        """Means over tokens, of sums divided by the number of all: rows of weight 0 are dropped and have no entropy."""
+        seen = (batch.mask_BT & self.algorithm.contributes_B(batch).unsqueeze(1)).sum().to(batch.num_tokens.dtype)
+        share = float(self.accelerator.reduce(seen, reduction="sum") / batch.num_tokens)
+        for stats in steps if share else ():
+            stats.values.update({name: stats.values[name] / share for name in _MEANS if name in stats.values})
 
     def _step(self, batch: Batch, measure_noise: bool) -> UpdateStats:
         self.policy.model.train()
@@ -129,8 +140,9 @@ class Updater:
         if not self._finite_everywhere(values):
             grad_norm = float("nan")
         stepped = math.isfinite(grad_norm + (critic_norm or 0.0))
-        # A loss scaler finds the overflow itself, and lowers its scale only where it is asked to step.
-        if stepped or self.accelerator.scaler is not None:
+        # A loss scaler finds the overflow itself, and lowers its scale only where it is asked to step; it must not be
+        # asked where no row had a weight, as there is no gradient that it could have looked at.
+        if stepped if self.accelerator.scaler is None else self._has_gradient():
             self.optimizer.step()
         return UpdateStats(values, grad_norm, stepped, splits, noise if stepped else None, critic_norm)
 
@@ -242,6 +254,9 @@ class Updater:
 
     def _critic_parameters(self) -> list[torch.nn.Parameter]:
         return [] if self.policy.critic is None else self.policy.critic.trainable()
+
+    def _has_gradient(self) -> bool:
+        return any(p.grad is not None for p in [*self.policy.trainable(), *self._critic_parameters()])
 
     def _clip(self) -> tuple[float, float | None]:
         """Gradient norms before clipping, of policy and critic; each is held to the limit on its own, so that a large
