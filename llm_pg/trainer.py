@@ -73,7 +73,7 @@ class PolicyGradientTrainer(Ending):
         self.ranks.together(lambda: self._check_folder(bool(resume)))
         self.scorer.write_output_to(self.folder.path / "rewards.log")
         with self.scorer, self.collector, contextlib.ExitStack() as self.open:
-            start = self._begin(resume, override)
+            self.step = start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
             with self.terminal.running():
                 if self.eval_prompts and config.eval.eval_on_start and not start:

@@ -91,3 +91,25 @@ def test_a_metric_that_no_evaluation_gives_is_refused_by_name() -> None:
         GRPOConfig(metric_for_best_model="eval/pass@8", eval_num_samples=4)
     with pytest.raises(ConfigError, match="num_eval_prompts"):
         GRPOConfig(load_best_model_at_end=True, num_eval_prompts=0)
+
+
+def test_a_finished_run_that_is_resumed_still_has_its_steps_and_its_best_model(tmp_path: Path) -> None:
+    def ended(resume: bool) -> Any:
+        changes = {"eval_steps": 1, "eval_on_start": True, "load_best_model_at_end": True, "save_steps": 2}
+        given = {"out": str(tmp_path), "name": "r", "changes": {**changes, "max_steps": 2}}
+        trainer = tiny_run.make(given)
+        evaluate = trainer.evaluate
+
+        def noted(title: str, *others: Any) -> Evaluation:
+            """The model that was not trained at all is made the best."""
+            result = evaluate(title, *others)
+            result.greedy = Interval(0.99, 0.9, 1.0) if title == "Before" else Interval(0.1, 0.0, 0.2)
+            return result
+
+        trainer.evaluate = noted  # type: ignore[method-assign]
+        return trainer.train(resume=resume), weights(trainer.folder.model)
+
+    (first, kept), (second, again) = ended(False), ended(True)
+    assert first["steps"] == second["steps"] == 2
+    assert first["pass_rate_after"] == second["pass_rate_after"] == 0.99
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
