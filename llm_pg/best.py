@@ -68,11 +68,13 @@ class Best:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """The saved weights of `folder` back into the model, or into its adapter."""
+    """The saved weights of `folder` back into the model, or into its adapters."""
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        for name in model.peft_config:
+            place = folder if name == "default" else folder / name
+            set_peft_model_state_dict(model, load_file(place / "adapter_model.safetensors"), adapter_name=name)
         return
     saved = {
         name: value for part in sorted(folder.glob("model*.safetensors")) for name, value in load_file(part).items()

@@ -1,5 +1,6 @@
 """Adapters of peft in a run: what is trained, what it is compared with, what is held, saved, merged and resumed."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.adapters import in_four_bits
+from llm_pg.best import load_weights
 from llm_pg.cli import main
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
+from llm_pg.sampling.vllm.weights import tensors
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
 
@@ -291,3 +294,25 @@ def test_four_bits_are_refused_where_they_cannot_be_held(
 def test_the_settings_make_the_adapter_they_name(make: Callable[..., Any]) -> None:
     config = make(use_peft=True, lora_r=3, use_dora=True, use_rslora=True).model.peft_config["default"]
     assert (config.r, config.use_dora, config.use_rslora) == (3, True, True)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora with trained embeddings", "loha", "layer norms"])
+def test_a_server_gets_the_weights_of_the_merged_model(kind: str, make: Callable[..., Any]) -> None:
+    trainer = make(KINDS[kind], learning_rate=0.05)
+    trainer.train()
+    sent, merged = (tensors(m, torch.float32) for m in (trainer.model, copy.deepcopy(trainer.model).merge_and_unload()))
+    assert sent.keys() == merged.keys()
+    for name, value in merged.items():
+        torch.testing.assert_close(sent[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("active", ["default", "other"])
+def test_saved_adapters_come_back_into_a_model_with_several(
+    active: str, make: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    trainer = make(model=several(make_model, active))
+    trainer.train()
+    fresh = several(make_model, active)
+    assert not torch.equal(logits(fresh), logits(trainer.model))
+    load_weights(fresh, trainer.folder.model)
+    assert torch.equal(logits(fresh), logits(trainer.model))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
@@ -64,8 +65,11 @@ def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
 def merged_state(model: Any) -> dict[str, Tensor]:
     """Parameters and persistent buffers by their names in the bare model, adapters merged into copies of layers."""
     core, out = core_of(model), {}
-    merged = _merged_layers(core)
+    merged, copied = _merged_layers(core), _copied_modules(core)
+    out.update({f"{name}.{leaf}": value for name, own in copied.items() for leaf, value in own.items()})
     for name, value in core.state_dict().items():
+        if any(name.startswith(f"{whole}.") for whole in copied):
+            continue
         layer, _, leaf = name.rpartition(".base_layer.")
         if layer in merged:
             out[f"{layer}.{leaf}"] = merged[layer][leaf]
@@ -83,6 +87,15 @@ def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
             alone.merge()
             merged[name] = dict(alone.get_base_layer().state_dict())
     return merged
+
+
+def _copied_modules(core: Any) -> dict[str, dict[str, Tensor]]:
+    """What stands for modules that an adapter trains as a whole (modules_to_save), by their names."""
+    return {
+        name: dict(module.modules_to_save[module.active_adapter].state_dict())
+        for name, module in core.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
 
 
 def _head_name(core: Any) -> str:
