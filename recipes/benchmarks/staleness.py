@@ -136,6 +136,7 @@ def draw_timeline(out: Path, lags: Sequence[int], seed: int, first: int, number:
         axis.set_yticks([0, 1], [BACKGROUND, TRAINER])
         axis.set_title(f"max_staleness {lag}", loc="left", fontsize=9)
         axis.set_xlim(0)
+        axis.set_ylim(-0.5, 1.5)
     axes[-1, 0].set_xlabel("seconds; numbers are steps")
     figure.legend(handles=[Patch(color=c, label=p) for p, c in COLORS.items()], ncols=len(COLORS), fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 0.93))
