@@ -37,6 +37,15 @@ class Best:
         self.value = math.nan
         self.evaluation: Evaluation | None = None
 
+    @property
+    def _before(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".old")
+
+    def mend(self) -> None:
+        """Put back what a kill left under its other name. On the first rank, before any rank recalls."""
+        if self.is_main and not self.folder.exists() and self._before.exists():
+            self._before.rename(self.folder)
+
     def recall(self, newest_step: int) -> None:
         """Go on from what an interrupted run kept, unless it is of a step that is going to be done again."""
         try:
@@ -62,8 +71,12 @@ class Best:
         if self.is_main:
             facts = {"step": step, "metric": self.metric, "value": value, "evaluation": dataclasses.asdict(evaluation)}
             (beside / FACTS).write_text(json.dumps(facts, ensure_ascii=False))
-            shutil.rmtree(self.folder, ignore_errors=True)
+            # Never half removed: the last one stands whole under one name or the other until the new one has its own.
+            shutil.rmtree(self._before, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.rename(self._before)
             beside.rename(self.folder)
+            shutil.rmtree(self._before, ignore_errors=True)
         return True
 
 

@@ -163,6 +163,7 @@ class PolicyGradientTrainer(Ending):
         done = self._restore(found, override) if found else 0
         self.best = self._make_best()
         if self.best is not None and found:
+            self.ranks.together(self.best.mend)
             self.best.recall(done)
         self.ahead = self._make_ahead() if self.config.rollout.max_staleness else None
         if self.config.run.save_steps and self.ranks.is_main:

@@ -1,6 +1,8 @@
 """The best model by a held-out metric is kept, survives a kill, and can take the place of the last."""
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,36 @@ def test_the_best_is_kept_and_a_tie_keeps_the_earlier(greater: bool, kept: int, 
     future = Best(tmp_path / "best", "eval/greedy", greater, save, True)
     future.recall(newest_step=kept - 1)
     assert future.step is None
+
+
+def test_a_kill_while_the_best_is_replaced_leaves_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before each removal and each renaming in turn: what a resumed run recalls has its weights."""
+
+    def save(path: Path) -> None:
+        path.mkdir()
+        (path / "weights").write_text("whole")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def made(folder: Path) -> Best:
+        return Best(folder, "eval/greedy", True, save, True)
+
+    remove, rename = shutil.rmtree, Path.rename
+    for at in range(5):
+        best, calls = made(tmp_path / str(at) / "best"), iter([*[None] * at, killed])
+        best.folder.parent.mkdir()
+        best.observe(1, of(0.5))
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(shutil, "rmtree", lambda *given, **n: (next(calls, None) or remove)(*given, **n))  # noqa: B023
+            patched.setattr(Path, "rename", lambda *given: (next(calls, None) or rename)(*given))  # noqa: B023
+            best.observe(2, of(0.9))
+        again = made(best.folder)
+        again.mend()
+        again.recall(newest_step=2)
+        assert again.step in (1, 2)
+        assert (again.folder / "weights").read_text() == "whole"
+        assert again.observe(3, of(0.95))
 
 
 @pytest.mark.parametrize("lora", [False, True])
