@@ -17,6 +17,7 @@ from .figures import LEVELS, Pace, clipped, duration, sparkline
 from .plain import Plan, left_text, sample_lines
 
 PHASES = {
+    "wait": "waiting",  # for a batch that is sampled ahead
     "sample": "sampling",
     "reward": "rewards",
     "reference": "reference",
