@@ -82,6 +82,7 @@ class Gathering(Parts):
             self._first_place + torch.arange(each),
             rounds=self.config.algorithm.dynamic_sampling_max_rounds,
             truncation_penalty=self.row.truncation_penalty if self.row.truncated == "penalise" else 0.0,
+            to_go=self.row.returns == "reward_to_go" and self.row.advantage is None,
         )
 
     @property

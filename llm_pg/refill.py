@@ -28,21 +28,31 @@ import torch
 from torch import Tensor
 
 from .collect import Experience
+from .estimators.returns import reward_to_go, total_return
 from .prompts import Prompt
 from .rewards.tally import Scores
-from .rollouts import TextRollouts
+from .rollouts import TextRollouts, is_last
 
 Again = Callable[[list[Prompt], Tensor], Experience]
 
 
-def mixed_groups(experience: Experience, truncation_penalty: float = 0.0) -> Tensor:
-    """bool (P): groups in which two scorable completions differ in their reward (less the penalty if truncated)."""
+def mixed_groups(experience: Experience, truncation_penalty: float = 0.0, *, to_go: bool = False) -> Tensor:
+    """bool (P): groups in which not every token of the scorable completions is credited with the same return.
+
+    truncation_penalty: what the algorithm takes off truncated completions. to_go: whether it credits a token with the
+    rewards from there on; then rewards of several turns that add up to the same are not silent, nor is any reward that
+    is discounted.
+    """
     rollouts = experience.rollouts
-    reward_B = rollouts.reward_BT.sum(1) - truncation_penalty * rollouts.truncated_B
-    group_PG = (-1, experience.num_generations)
-    valid_PG, reward_PG = rollouts.valid_B.view(group_PG), reward_B.view(group_PG)
-    high_P = reward_PG.masked_fill(~valid_PG, -torch.inf).amax(1)
-    low_P = reward_PG.masked_fill(~valid_PG, torch.inf).amin(1)
+    late_BT = is_last(rollouts.mask_BT) & rollouts.truncated_B.unsqueeze(1)
+    reward_BT = rollouts.reward_BT - truncation_penalty * late_BT
+    if to_go:
+        credit_BT = reward_to_go(reward_BT, rollouts.discount_BT, rollouts.cut_BT, rollouts.bootstrap_BT)
+    else:
+        credit_BT = total_return(reward_BT, rollouts.discount_BT).unsqueeze(1).expand_as(reward_BT)
+    kept_BT, groups = rollouts.mask_BT & rollouts.valid_B.unsqueeze(1), (len(experience.prompts), -1)
+    high_P = credit_BT.masked_fill(~kept_BT, -torch.inf).reshape(groups).amax(1)
+    low_P = credit_BT.masked_fill(~kept_BT, torch.inf).reshape(groups).amin(1)
     return high_P > low_P
 
 
@@ -54,6 +64,7 @@ def refill(
     *,
     rounds: int,
     truncation_penalty: float = 0.0,
+    to_go: bool = False,
 ) -> Experience:
     """`first` with its equal groups replaced by mixed ones, where the rounds bring them.
 
@@ -61,10 +72,15 @@ def refill(
         first: the step's own groups. again: completions of further prompts, given the places of their random streams.
         further: round (from 1) -> the prompt for each place of the step on all ranks; None = there are no more.
         places_P: int64, the place of each group of `first` in the step. rounds: the budget.
-        truncation_penalty: what the algorithm takes off truncated completions.
+        truncation_penalty, to_go: see `mixed_groups`.
     """
+
+    def mixed(experience: Experience) -> list[bool]:
+        answer: list[bool] = mixed_groups(experience, truncation_penalty, to_go=to_go).tolist()
+        return answer
+
     collected, chosen = [first], [(first, group) for group in range(len(first.prompts))]
-    missing = [group for group, mixed in enumerate(mixed_groups(first, truncation_penalty).tolist()) if not mixed]
+    missing = [group for group, is_mixed in enumerate(mixed(first)) if not is_mixed]
     for number in range(1, rounds + 1):
         prompts = further(number)
         asked = [(g, prompt) for g in missing if (prompt := prompts[int(places_P[g])]) is not None]
@@ -74,8 +90,8 @@ def refill(
         places = places_P[torch.tensor([g for g, _ in asked])] + number * len(prompts)
         more = again([prompt for _, prompt in asked], places)
         collected.append(more)
-        for place, mixed in enumerate(mixed_groups(more, truncation_penalty).tolist()):
-            if mixed:
+        for place, is_mixed in enumerate(mixed(more)):
+            if is_mixed:
                 chosen[asked[place][0]] = (more, place)
                 missing.remove(asked[place][0])
     return joined(chosen, collected)
