@@ -109,7 +109,6 @@ def test_a_run_goes_on_when_wandb_is_killed_in_the_middle_of_it(tiny: Callable[.
     assert done.status == 0, done.output
     assert [line["step"] for line in lines(tmp_path / "r")] == [1, 2, 3, 4, 5, 6]
     assert done.output.count("Nothing more is sent to wandb") == 1, done.output
-    assert list(tmp_path.rglob("*.wandb")), "wandb wrote no file before it was killed"
 
 
 class Judge(http.server.BaseHTTPRequestHandler):
