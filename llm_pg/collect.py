@@ -267,10 +267,15 @@ class Collector:
         params = self.params
         return SamplingParams(greedy=True, max_completion_length=params.max_completion_length, stop=params.stop)
 
-    def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
-        """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers."""
+    def answer(
+        self, prompts: Sequence[Prompt], num_samples: int, greedy: bool, first_place: int = 0
+    ) -> list[tuple[str, list[int]]]:
+        """Completions for evaluation, text and ids, prompt by prompt; equal weights give equal answers.
+
+        first_place: of the first prompt given here among all that are evaluated.
+        """
         params = self._greedy if greedy else self.params
-        done = self._sample(prompts, num_samples, params, EVAL_STREAM, 0)
+        done = self._sample(prompts, num_samples, params, EVAL_STREAM, 0, first_place)
         return list(zip(*self.read(done), strict=True))
 
     def _sample(

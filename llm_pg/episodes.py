@@ -97,9 +97,11 @@ class EpisodeCollector(Collector):
         texts, scores = [episode.transcript for episode in episodes], self._scores(episodes, problems)
         return Experience(list(prompts), rollouts, texts, scores, num_generations, self.pieces)
 
-    def answer(self, prompts: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
+    def answer(
+        self, prompts: Sequence[Prompt], num_samples: int, greedy: bool, first_place: int = 0
+    ) -> list[tuple[str, list[int]]]:
         """Episodes for evaluation: transcripts that know their return, and the sampled ids."""
-        keys_B = self.keys(len(prompts), num_samples, EVAL_STREAM, 0)
+        keys_B = self.keys(len(prompts), num_samples, EVAL_STREAM, 0, first_place)
         params = self._greedy if greedy else self.params
         episodes, _ = self.conversations.play(prompts, num_samples, params, keys_B)
         return [(Transcript(episode.transcript, _outcome(episode)), episode.ids) for episode in episodes]

@@ -359,6 +359,11 @@ def collector_of(
 def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings: EvalConfig) -> Evaluation:
     """Greedy and sampled pass rates on these prompts, with intervals."""
 
+    def answers(some: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
+        each = max(settings.eval_batch_size // num_samples, 1)
+        pieces = [(at, some[at : at + each]) for at in range(0, len(some), each)]
+        return [answer for at, piece in pieces for answer in collector.answer(piece, num_samples, greedy, at)]
+
     def verdicts(some: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]]) -> list[float | None]:
         parts = collector.score(some, texts, ids).parts
         name = settings.pass_reward or next(iter(parts))
@@ -370,7 +375,7 @@ def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings:
 
     return evaluate(
         prompts,
-        collector.answer,
+        answers,
         verdicts,
         num_samples=settings.eval_num_samples,
         threshold=settings.pass_threshold,
