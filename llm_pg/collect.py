@@ -48,8 +48,9 @@ class Experience:
         valid_B = rollouts.valid_B
         reward_B = rollouts.reward_BT.sum(1)
         known = reward_B[valid_B].double()
-        values_PG = reward_B.view(-1, self.num_generations)
-        uniform_P = (values_PG == values_PG[:, :1]).all(1)
+        values_PG, valid_PG = (x_B.view(-1, self.num_generations) for x_B in (reward_B, valid_B))
+        most_P = values_PG.masked_fill(~valid_PG, -torch.inf).amax(1)
+        uniform_P = most_P <= values_PG.masked_fill(~valid_PG, torch.inf).amin(1)
         out = {
             "reward": float(known.mean()) if len(known) else float("nan"),
             "reward_std": float(known.std()) if len(known) > 1 else 0.0,

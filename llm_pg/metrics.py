@@ -24,7 +24,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "reward/": ("reward", "Mean of one reward function, unweighted."),
     "log/": ("", "What reward functions reported through log_metric."),
     "unscorable": ("share", "Completions that could not be scored; they carry no gradient."),
-    "uniform_groups": ("share", "Groups whose rewards are all equal: no signal under a group baseline."),
+    "uniform_groups": ("share", "Groups whose scorable rewards are all equal: no signal under a group baseline."),
     "refill_rounds": ("rounds", "Rounds of further prompts that dynamic sampling took in this step."),
     "groups_dropped": ("groups", "Groups that were sampled and not trained on, by dynamic sampling."),
     "sampled_reward": (
@@ -71,7 +71,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "tokens_per_second": ("tokens/s", "Of the sampling phase."),
     "train_tokens_per_second": (
         "tokens/s",
-        "Of the update phase, each distinct prompt and each completion token once.",
+        "Of the update phase, each distinct prompt and each completion token once, less rows of weight 0.",
     ),
     "mfu": ("share", "Model FLOPs of the update over its seconds and the machine's measured matrix products."),
     "memory": ("MB", "Peak memory of this process so far (of the accelerator where there is one)."),

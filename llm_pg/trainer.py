@@ -297,13 +297,16 @@ class PolicyGradientTrainer(Ending):
         valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=self.row.gamma)
         return valued, seen.logp_BT if reuses else None
 
-    def _write(self, values: dict[str, Any], experience: Experience, rows: list[dict[str, Any]], clock: Clock) -> None:
+    def _write(self, values: dict[str, Any], experience: Experience, readable: list[dict[str, Any]], clock: Clock) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
-        rollouts = experience.rollouts
+        assert self.keeper.batch is not None
+        rows = self.algorithm.contributes_B(self.keeper.batch).nonzero().squeeze(1)
+        rollouts = experience.rollouts.rows(rows)  # the others were dropped before any pass
         trained = tokens_to_train(rollouts.prompt_ids_B, int(rollouts.context_length_B.sum()))
         values["train_tokens_per_second"] = trained / max(clock.seconds["update"], 1e-9)
-        values["mfu"] = self.work.utilisation(trained, clock.seconds["update"])
+        passes = self.config.algorithm.num_iterations
+        values["mfu"] = self.work.utilisation(passes * trained, clock.seconds["update"])
         values["memory"] = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
         values.update({f"seconds/{phase}": s for phase, s in clock.seconds.items()})
         self.clock.add(clock)
@@ -312,7 +315,7 @@ class PolicyGradientTrainer(Ending):
         self.callbacks.log(values)
         if self.onlookers is not None:
             self.metrics.write(values)
-            self.onlookers.step(values, rows)
+            self.onlookers.step(values, readable)
         for rank, (_, problems, _) in enumerate(told):
             for function, causes in problems.items():
                 self.terminal.warn(f"Reward function {function}{f' (rank {rank})' if rank else ''}: {causes}")

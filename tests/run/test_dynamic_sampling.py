@@ -52,7 +52,9 @@ def experience(of: list[Prompt], rewards: list[list[float]], tokens: list[list[i
 
 def test_a_group_is_mixed_where_two_scorable_completions_differ() -> None:
     rewards = [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0], [UNKNOWN, 1.0, 1.0], [UNKNOWN, 0.0, 1.0], [UNKNOWN, UNKNOWN, UNKNOWN]]
-    assert mixed_groups(experience(prompts(5), rewards)).tolist() == [True, False, False, True, False]
+    batch = experience(prompts(5), rewards)
+    assert mixed_groups(batch).tolist() == [True, False, False, True, False]
+    assert batch.metrics()["uniform_groups"] == pytest.approx(3 / 5)
 
 
 def test_a_penalty_on_truncated_completions_makes_a_group_mixed() -> None:

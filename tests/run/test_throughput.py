@@ -53,3 +53,19 @@ def test_a_profiled_run_leaves_a_timeline_and_a_table(tmp_path: Path) -> None:
     assert "aten::mm" in (folder / "operations.txt").read_text()
     lines = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
     assert all(0 < line["mfu"] < 1.5 and line["train_tokens_per_second"] > 0 for line in lines)
+
+
+def test_the_update_is_told_by_the_rows_that_were_trained(tmp_path: Path) -> None:
+    """Without any weight nothing is computed, however many completions were sampled."""
+    from tests.faults.tiny_run import make
+
+    def silent(completions: list[str], **_: object) -> list[float]:
+        return [1.0] * len(completions)
+
+    changes = {"max_steps": 1, "reward_in_process": True}
+    trainer = make({"out": str(tmp_path), "name": "silent", "algorithm": "grpo", "changes": changes, "reward": silent})
+    trainer.train()
+    line = json.loads(trainer.folder.metrics.read_text())
+    assert line["uniform_groups"] == 1.0
+    assert line["tokens"] > 0
+    assert line["mfu"] == line["train_tokens_per_second"] == 0
