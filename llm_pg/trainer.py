@@ -297,7 +297,9 @@ class PolicyGradientTrainer(Ending):
         valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=self.row.gamma)
         return valued, seen.logp_BT if reuses else None
 
-    def _write(self, values: dict[str, Any], experience: Experience, readable: list[dict[str, Any]], clock: Clock) -> None:
+    def _write(
+        self, values: dict[str, Any], experience: Experience, readable: list[dict[str, Any]], clock: Clock
+    ) -> None:
         """The step's line, from all ranks; before its checkpoint, which must not outlive it."""
         values["tokens_per_second"] = values["tokens"] / max(clock.seconds["sample"], 1e-9)
         assert self.keeper.batch is not None
