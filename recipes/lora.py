@@ -5,8 +5,8 @@
     python lora.py learning_rate=2e-5 max_steps=50           # any setting of `llm-pg train --help`
 
 The reference of the KL is the model with the adapter off, so it takes no memory. An adapter wants a learning rate of
-about ten times that of full weights. In a YAML `use_peft=true lora_r=32 use_rslora=true merge_adapter=true` does the same
-(`use_dora` and `load_in_4bit` too); a config of your own is for what those settings do not cover.
+about ten times that of full weights. In a YAML `use_peft=true lora_r=32 use_rslora=true merge_adapter=true` does it too
+(there is `use_dora` and `load_in_4bit`); a config of your own is for what those settings do not cover.
 """
 
 from __future__ import annotations
