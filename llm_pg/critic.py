@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .attention import core_of
@@ -81,6 +81,14 @@ class Critic(torch.nn.Module):
         }
         save_file(tensors, path, metadata={"format": "pt", "kind": self.kind})
         return path
+
+    @torch.no_grad()
+    def load(self, folder: str | Path) -> None:
+        """Take the weights that `save` wrote there."""
+        saved = load_file(Path(folder) / CRITIC_FILE)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(saved[name])
 
 
 def _body_of(model: Any) -> Any:

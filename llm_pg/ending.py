@@ -75,6 +75,8 @@ class Ending(Gathering):
         if not self.config.run.load_best_model_at_end or best is None or best.step in (None, self.step):
             return after
         load_weights(self.model, self.folder.best)
+        if self.policy.critic is not None:
+            self.policy.critic.load(self.folder.best)
         self.terminal.say(
             f"Ending with the model of step {best.step}: {best.metric} {best.value:.4g}, {self.folder.best}."
         )

@@ -80,10 +80,13 @@ def test_a_kill_while_the_best_is_replaced_leaves_one_whole(tmp_path: Path, monk
         assert again.observe(3, of(0.95))
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_run_ends_with_its_best_model(lora: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("algorithm", "lora"), [("grpo", False), ("grpo", True), ("ppo", False), ("ppo", True)])
+def test_a_run_ends_with_its_best_model(algorithm: str, lora: bool, tmp_path: Path) -> None:
     changes = {"eval_steps": 1, "load_best_model_at_end": True}
-    trainer = tiny_run.make({"out": str(tmp_path), "name": "r", "changes": changes, "lora": lora})
+    if algorithm == "ppo":
+        changes |= {"critic_kind": "model"}
+    given = {"out": str(tmp_path), "name": "r", "changes": changes, "lora": lora, "algorithm": algorithm}
+    trainer = tiny_run.make(given)
     kept: dict[str, torch.Tensor] = {}
     evaluate = trainer.evaluate
 
@@ -102,6 +105,11 @@ def test_a_run_ends_with_its_best_model(lora: bool, tmp_path: Path) -> None:
     last = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert kept.keys() == last.keys()
     assert all(torch.equal(last[name], value) for name, value in kept.items())
+    if algorithm == "ppo":  # the critic of that step too, not of the last
+        best, told = (
+            load_file(folder / "critic.safetensors") for folder in (trainer.folder.best, trainer.folder.model)
+        )
+        assert all(torch.equal(best[name], value) for name, value in told.items())
 
 
 def test_a_run_that_was_killed_keeps_the_same_best(tmp_path: Path, tiny: Callable[..., Any]) -> None:
