@@ -61,14 +61,14 @@ class Apart:
     ) -> None:
         self.model, self.tokenizer, self.log = model, tokenizer, log
         self.eos_ids, self.rows_at_once, self.count = list(eos_ids), rows_at_once, count
-        _check_remade(model)
+        self._buffers = _check_remade(model)
         self._version, self._loaded = 0, -1  # whose weights are asked for, and which the process has
         self._is_ready = False
 
     def __enter__(self) -> Apart:
         """Start the process, without waiting for it."""
         self._handle = anonymous_file()
-        state = merged_state(self.model)
+        state = self._state()
         self.slots = Slots(self._handle, layout_of(state), self.count)
         self._folder = tempfile.TemporaryDirectory(prefix="llm_pg-ahead-")
         core = core_of(self.model)
@@ -116,7 +116,12 @@ class Apart:
 
     def keep(self, version: int) -> None:
         """Copy the present weights as those of `version`; over those of `version` - count."""
-        self.slots.put(version % self.count, merged_state(self.model))
+        self.slots.put(version % self.count, self._state())
+
+    def _state(self) -> dict[str, Tensor]:
+        """Weights, and buffers that no checkpoint holds: a model cast as a whole has rounded those too."""
+        buffers = dict(core_of(self.model).named_buffers())
+        return {**{name: buffers[name] for name in self._buffers}, **merged_state(self.model)}
 
     def use(self, version: int) -> None:
         """From now on sample with these."""
@@ -181,8 +186,8 @@ def _descriptor(pipe: IO[bytes] | None) -> int:
     return pipe.fileno()
 
 
-def _check_remade(model: Any) -> None:
-    """ConfigError where another process could not make the model anew from its config."""
+def _check_remade(model: Any) -> list[str]:
+    """The names of the model's buffers. ConfigError where another process could not make it anew from its config."""
     core, state = core_of(model), merged_state(model)
     try:
         with torch.device("meta"):
@@ -197,3 +202,5 @@ def _check_remade(model: Any) -> None:
             f"rollout.max_staleness is above 0, and the process that samples cannot make {type(core).__name__} anew "
             f"from its config ({what}). Use rollout.max_staleness=0, or engine vllm."
         )
+    assert twin is not None
+    return [name for name, _ in twin.named_buffers()]

@@ -52,9 +52,8 @@ def _made(setup: dict[str, Any]) -> tuple[NativeSampler, Slots]:
     )
     slots = Slots(setup["handle"], [(name, dtype, shape) for name, dtype, shape in setup["layout"]], setup["count"])
     types = {name: view.dtype for name, view in slots.views[0].items()}
-    for name, parameter in model.named_parameters():
-        if name in types:
-            parameter.data = parameter.data.to(types[name])
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        x.data = x.data.to(types[name])
     model.requires_grad_(False).eval().to(setup["device"])
     tokenizer = AutoTokenizer.from_pretrained(setup["folder"], local_files_only=True)
     return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"]), slots

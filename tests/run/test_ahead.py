@@ -11,23 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.ahead.engines import Frozen
 from llm_pg.config import ConfigError
 from llm_pg.config.check import resolve_row
 from llm_pg.config.load import check_values
+from llm_pg.launch import check_ahead
 from llm_pg.metrics import read_metrics
 from llm_pg.rewards.tally import RewardError
 from llm_pg.sampling.native import NativeSampler
-from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.vllm import EngineError
-from llm_pg.terminal import Terminal
 from tests.faults import conftest
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import make
-from tests.sampling.fake_vllm import FakeVllm
 
 tiny = conftest.tiny
 NATIVE = {"engine": "native", "reward_in_process": True, "log_completions": 4}
@@ -286,32 +281,6 @@ def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_short
     assert [line["staleness"] for line in read_metrics(shorter.folder.metrics)][4:] == [0, 1]
 
 
-def test_a_frozen_engine_samples_with_the_version_asked_for_and_evaluates_with_the_present_weights(
-    make_model: Callable[..., Any], tokenizer: Any
-) -> None:
-    model, params = make_model(), SamplingParams(max_completion_length=4)
-    keys_B = torch.arange(8)
-
-    def drawn(sampler: Any) -> list[Any]:
-        done = sampler.sample([(5, 6, 7)], 8, params, keys_B)
-        return [done.tokens_BT.tolist(), done.logp_BT.tolist()]
-
-    seen = []
-    with Frozen(NativeSampler(model, tokenizer, [1]), 2) as engine:  # type: ignore[arg-type]
-        for version in range(3):
-            engine.keep(version)
-            seen.append(drawn(NativeSampler(model, tokenizer, [1])))
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.mul_(1.5)
-        for version in (1, 2, 1):
-            engine.use(version)
-            assert drawn(engine) == seen[version]
-        engine.use_present()
-        assert drawn(engine) == drawn(NativeSampler(model, tokenizer, [1]))
-    assert seen[0] != seen[1] != seen[2]
-
-
 def test_the_correction_is_on_unless_it_is_refused() -> None:
     def row(**changes: Any) -> Any:
         return resolve_row(check_values({"engine": "native", **changes}))
@@ -341,54 +310,5 @@ def test_what_cannot_run_ahead_is_refused_by_name(changes: dict[str, Any], named
 
 
 def test_two_ranks_are_refused_by_name() -> None:
-    from llm_pg.launch import check_ahead
-
     with pytest.raises(ConfigError, match="max_staleness is 1 and 2 ranks"):
         check_ahead(check_values({"engine": "native", "max_staleness": 1}), 2)
-
-
-def vllm_run(folder: Path, model: Any, tokenizer: Any, ahead_by: int | None, **changes: Any) -> Any:
-    """Three steps over a stand-in for the server; ahead_by 0 = the machinery of sampling ahead, without a lag."""
-    server = FakeVllm(copy.deepcopy(model), tokenizer)
-    settings = {"run_name": "r", "engine": "vllm", "vllm_urls": [server.url], "max_steps": 3, "prompts_per_step": 4}
-    settings |= {"num_generations": 4, "max_completion_length": 4, "num_eval_prompts": 8, "eval_num_samples": 2}
-    settings |= {"learning_rate": 1e-2, "use_cpu": True, "reward_in_process": True, "eval_steps": 1, **changes}
-    run = GRPOTrainer(
-        model=model,
-        reward_funcs=digit,
-        args=GRPOConfig(str(folder), **settings),
-        train_dataset=[{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)],
-        processing_class=tokenizer,
-        terminal=Terminal(quiet=True),
-    )
-    begin = run._begin
-
-    def begins_ahead(resume: bool, override: bool) -> int:
-        done = begin(resume, override)
-        run.ahead = run._make_ahead()
-        return int(done)
-
-    if ahead_by == 0:
-        run._begin = begins_ahead  # type: ignore[method-assign]
-    run.train()
-    server.stop()
-    return run
-
-
-def test_servers_get_the_weights_of_the_batch_and_at_evaluations_the_present_ones(
-    make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
-) -> None:
-    """Every batch and evaluation is checked by the engine against the copy that it follows. With no lag metrics and
-    evaluations are those of the synchronous run; with one, the first evaluation is still the same: it follows the same
-    first update."""
-    told = {}
-    for name, ahead_by, k in (("synchronous", None, 0), ("no lag", 0, 0), ("one", None, 1)):
-        vllm_run(tmp_path / name, make_model(), tokenizer, ahead_by, max_staleness=k)
-        told[name] = lines(tmp_path / name / "r")
-    assert [line.pop("staleness") for line in told["no lag"]] == [0, 0, 0]
-    assert told["no lag"] == told["synchronous"]
-    assert [line.pop("staleness") for line in told["one"]] == [0, 1, 1]
-    evaluations = [{k: v for k, v in told[name][0].items() if k.startswith("eval/")} for name in ("synchronous", "one")]
-    assert evaluations[0] == evaluations[1]
-    assert evaluations[0]
-    assert told["one"][1]["sampler_gap"] > 1e-3 > told["synchronous"][1]["sampler_gap"]
