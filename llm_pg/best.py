@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from .evaluate import Evaluation
+from .shards import like
 
 FACTS = "best.json"
 
@@ -81,22 +83,29 @@ class Best:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """The saved weights of `folder` back into the model, or into its adapters."""
+    """The saved weights of `folder` back into the model, or into its adapters; each rank takes the shards it holds."""
     if hasattr(model, "peft_config"):
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         for name in model.peft_config:
             place = folder if name == "default" else folder / name
-            set_peft_model_state_dict(model, load_file(place / "adapter_model.safetensors"), adapter_name=name)
+            saved = _as_held(
+                load_file(place / "adapter_model.safetensors"), get_peft_model_state_dict(model, None, name)
+            )
+            set_peft_model_state_dict(model, saved, adapter_name=name)
         return
     saved = {
         name: value for part in sorted(folder.glob("model*.safetensors")) for name, value in load_file(part).items()
     }
     with torch.no_grad():
-        missing, unexpected = model.load_state_dict(saved, strict=False)
+        missing, unexpected = model.load_state_dict(_as_held(saved, model.state_dict()), strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     if unexpected or set(missing) - tied:
         raise ValueError(
             f"{folder} holds weights of another model: {[*unexpected, *(set(missing) - tied)][0]} is in one alone."
         )
     model.tie_weights()
+
+
+def _as_held(saved: dict[str, Tensor], held: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: like(value, held[name]) if name in held else value for name, value in saved.items()}

@@ -135,3 +135,20 @@ def test_ranks_without_a_row_that_counts_have_no_gradient_as_one_process_has_non
     updater.algorithm = SimpleNamespace(contributes_B=lambda batch: torch.tensor(alive) > 0)  # type: ignore[assignment]
     updater._sum_gradients(None)  # type: ignore[arg-type]
     assert (None if parameter.grad is None else parameter.grad.tolist()) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_sharded_run_ends_with_its_best_model(lora: bool, two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """Nothing is passed before or after, and a tie keeps the earlier: the first model is the best."""
+    best = {
+        "eval_steps": 1,
+        "eval_on_start": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval/greedy",
+    }
+    ended = two_ranks("r", changes={**CHANGES, **best, "max_steps": 2}, lora=lora, env=FSDP)
+    assert ended.status == 0, ended.output
+    assert json.loads((tmp_path / "r" / "best" / "best.json").read_text())["step"] == 0
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    assert distance(tmp_path / "r" / "model" / name, tmp_path / "r" / "best" / name) == 0
