@@ -79,7 +79,7 @@ class EpisodeCollector(Collector):
             self._check(episodes, problems)
             greedy_P: list[float | None] = []
             if greedy:
-                keys_P = self.keys(len(prompts), 1, TRAIN_STREAM, step)
+                keys_P = self.keys(len(prompts), 1, TRAIN_STREAM, step, first_place)
                 greedy_P = [_outcome(e) for e in self.conversations.play(prompts, 1, self._greedy, keys_P, step)[0]]
         fields = as_tensors(episodes, int(self.tokenizer.pad_token_id), self.device)
         mask_BT = fields["mask_BT"]

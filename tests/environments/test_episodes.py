@@ -271,3 +271,24 @@ def test_an_environment_that_cannot_be_made_is_told_before_the_run(
     config.rollout.environment, config.rollout.environment_options = spec, options or {}
     with pytest.raises(ConfigError, match=words):
         check_inputs(config)
+
+
+def test_a_greedy_episode_has_the_seed_of_its_place_among_those_of_all_ranks(
+    tokenizer: Any, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = collector_of(tokenizer, sampler_of(make_model(), tokenizer), f"{HERE}:Echo")
+    prompts, seeds, play = prompts_of(tokenizer, ["ab=", "c=", "d+", "e"]), [], collector.conversations.play
+
+    def noted(*given: Any) -> Any:
+        episodes, problems = play(*given)
+        seeds.append([episode.seed for episode in episodes])
+        return episodes, problems
+
+    monkeypatch.setattr(collector.conversations, "play", noted)
+    with collector.scorer:
+        collector.collect(prompts, 1, 1, Clock(), greedy=True)
+        collector.collect(prompts[2:], 1, 1, Clock(), 2, greedy=True)
+    sampled, greedy, sampled_later, greedy_later = seeds
+    assert len(set(sampled)) == 4
+    assert sampled[2:] == sampled_later
+    assert greedy[2:] == greedy_later
