@@ -238,7 +238,7 @@ class Policy:
         self, model: Any, hidden_M: Tensor, logits_M: Tensor | None, token_M: Tensor, ask: Ask
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each token."""
-        if not ask.logp:
+        if not (ask.logp or ask.entropy):
             none_M = torch.zeros(len(token_M), device=token_M.device)
             return none_M, none_M
         if logits_M is None:

@@ -158,3 +158,18 @@ def test_tensorboard_gets_what_the_metrics_file_has(run: Callable[..., Any]) -> 
     read = EventAccumulator(str(events))
     read.Reload()
     assert [event.value for event in read.Scalars("reward")] == pytest.approx([line["reward"] for line in lines])
+
+
+def test_only_the_tokens_of_largest_entropy_keep_their_weight(run: Callable[..., Any]) -> None:
+    def rows(**changes: Any) -> list[dict[str, Any]]:
+        folder, _ = run(max_steps=1, beta=0.1, prompts_per_step=8, **changes)
+        return [json.loads(line) for line in (folder / "completions" / "step-000001.jsonl").read_text().splitlines()]
+
+    whole, kept = rows(), rows(top_entropy_quantile=0.25)
+    tokens = [token for row in whole for token in zip(row["tokens"]["entropy"], row["tokens"]["weight"], strict=True)]
+    least = sorted(entropy for entropy, _ in tokens)[-len(tokens) // 4]
+    expected = [weight if entropy >= least else 0.0 for entropy, weight in tokens]
+    told = [weight for row in kept for weight in row["tokens"]["weight"]]
+    assert 0 < sum(map(bool, told)) < 0.5 * sum(bool(weight) for _, weight in tokens)
+    differ = sum(a != pytest.approx(b, abs=1e-4) for a, b in zip(told, expected, strict=True))
+    assert differ <= 1  # the token at the quantile itself

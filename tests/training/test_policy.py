@@ -216,3 +216,12 @@ def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Call
     torch.testing.assert_close(weighted.old_logp_BT, start)
     assert steps[0].values["approx_kl"] == pytest.approx(0.0, abs=1e-9)
     assert steps[1].values["approx_kl"] > 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_entropies_before_an_update_are_those_of_its_own_pass(family: str, make_model: Callable[..., Any]) -> None:
+    policy, batch = policy_of(make_model(family)), rollouts()
+    with torch.no_grad():
+        expected = policy.score(batch).entropy_BT
+    assert float(expected.max()) > 1
+    torch.testing.assert_close(policy.entropies(batch, 2), expected, atol=2e-5, rtol=1e-5)
