@@ -56,7 +56,8 @@ class Ending(Gathering):
 
     def _evaluate_together(self, title: str, clock: Clock | None = None) -> Evaluation:
         with self.policy.gathered():
-            result = self.ranks.together(lambda: self.evaluate(title, clock))
+            own = self.ranks.together(lambda: self.evaluate(title, clock))
+        result = self.ranks.gather(own)[0]  # a late reward may differ; what is the best is decided once
         if self.best is not None and self.best.observe(self.step, result):
             self.terminal.say(f"Best so far: {self.best.metric} {self.best.value:.4g}, kept in {self.folder.best}.")
         return result

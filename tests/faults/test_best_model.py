@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from llm_pg import GRPOConfig
 from llm_pg.best import Best
 from llm_pg.config import ConfigError
+from llm_pg.ending import Ending
 from llm_pg.evaluate import Evaluation, Interval
 from tests.faults import tiny_run
 
@@ -78,6 +80,21 @@ def test_a_kill_while_the_best_is_replaced_leaves_one_whole(tmp_path: Path, monk
         assert again.step in (1, 2)
         assert (again.folder / "weights").read_text() == "whole"
         assert again.observe(3, of(0.95))
+
+
+def test_all_ranks_judge_by_the_evaluation_of_the_first() -> None:
+    """A reward that is late on one rank alone must not make that one alone save: shards are saved by all together."""
+    seen: list[Evaluation] = []
+    ranks = SimpleNamespace(together=lambda work: work(), gather=lambda value: [of(0.9), value])
+    second_rank = SimpleNamespace(
+        policy=SimpleNamespace(gathered=contextlib.nullcontext),
+        ranks=ranks,
+        evaluate=lambda *_: of(0.1),
+        best=SimpleNamespace(observe=lambda _, result: seen.append(result)),
+        step=1,
+    )
+    assert Ending._evaluate_together(second_rank, "After").greedy.mean == 0.9  # type: ignore[arg-type]
+    assert seen == [of(0.9)]
 
 
 @pytest.mark.parametrize(("algorithm", "lora"), [("grpo", False), ("grpo", True), ("ppo", False), ("ppo", True)])
