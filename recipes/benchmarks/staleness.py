@@ -122,22 +122,25 @@ def draw_timeline(out: Path, lags: Sequence[int], seed: int, first: int, number:
     from matplotlib.patches import Patch
 
     figure, axes = pyplot.subplots(len(lags), 1, figsize=(9, 1.5 * len(lags)), sharex=True, squeeze=False)
+    longest = 0.0
     for axis, lag in zip(axes[:, 0], lags, strict=True):
         spans = json.loads((out / f"k{lag}-seed{seed}" / "timeline.json").read_text())
         of_trainer = [s for s in spans if s[0] == TRAINER and first <= s[1] < first + number]
         begin, end = min(s[3] for s in of_trainer), max(s[4] for s in of_trainer)
+        longest = max(longest, end - begin)
         for lane, step, phase, start, stop in spans:
             if stop < begin or start > end or phase not in COLORS:
                 continue
             height = 1 if lane == TRAINER else 0
             axis.barh(height, stop - start, left=start - begin, color=COLORS[phase], edgecolor="white", linewidth=0.5)
             if stop - start > 0.06 * (end - begin):
-                axis.text((start + stop) / 2 - begin, height, str(step), ha="center", va="center", fontsize=8)
+                place = ((start + stop) / 2 - begin, height)
+                axis.text(*place, str(step), ha="center", va="center", fontsize=8, clip_on=True)
         axis.set_yticks([0, 1], [BACKGROUND, TRAINER])
         axis.set_title(f"max_staleness {lag}", loc="left", fontsize=9)
-        axis.set_xlim(0)
         axis.set_ylim(-0.5, 1.5)
     axes[-1, 0].set_xlabel("seconds; numbers are steps")
+    axes[-1, 0].set_xlim(0, longest)
     figure.legend(handles=[Patch(color=c, label=p) for p, c in COLORS.items()], ncols=len(COLORS), fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(out / "timeline.svg", metadata={"Date": None})
