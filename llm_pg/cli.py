@@ -264,6 +264,8 @@ def _heavy_imports() -> tuple[Clock, Callable[..., Any]]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait for each other asleep: spinning ones make a step many times as long where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     clock, begin = Clock(), time.perf_counter()
     from transformers.utils import logging
 

@@ -99,7 +99,7 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """How completions are sampled. What is sampled is what is trained: these enter the trained log-probability."""
 
-    engine: Literal["transformers", "native", "vllm"] = Field("transformers", description="What samples.")
+    engine: Literal["native", "transformers", "vllm"] = Field("native", description="What samples.")
     num_generations: int = Field(8, gt=0, description="G, completions per prompt.")
     max_completion_length: int = Field(256, gt=0, description="Longest completion in tokens, the end token included.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; also divides the trained logits.")

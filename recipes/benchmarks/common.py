@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
+from llm_pg.metrics import peak_memory_mb
 from llm_pg.models import character_tokenizer, disable_dropout
 from llm_pg.policy import Policy
 from llm_pg.rollouts import TextRollouts
@@ -85,18 +85,27 @@ class Ours:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, group: int, completion: int, *, packing: str = "auto", micro_rows: int = 10**6
+        self,
+        model: Any,
+        tokenizer: Any,
+        group: int,
+        completion: int,
+        *,
+        packing: str = "auto",
+        micro_rows: int = 10**6,
+        bf16: bool = False,
     ) -> None:
         self.tokenizer, self.group = tokenizer, group
         self.params = SamplingParams(max_completion_length=completion)
         self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
-        self.policy = Policy(model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing)
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
+        self.policy = Policy(
+            model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast
+        )
         self.algorithm = Algorithm(TABLE["grpo"], completion)
         optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1e-6, fused=True)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        self.updater = Updater(
-            self.policy, self.algorithm, optimizer, scheduler, Accelerator(cpu=True), micro_rows=micro_rows
-        )
+        self.updater = Updater(self.policy, self.algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows)
         self.seconds: dict[str, float] = defaultdict(float)
 
     def rollouts(self, prompts: Sequence[str], step: int) -> TextRollouts:
@@ -158,5 +167,8 @@ def floor(
 
 
 def peak_mb() -> float:
-    scale = 1024 if sys.platform != "darwin" else 1024**2
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    """Peak resident memory of this process. (getrusage's begins with that of the process that started this one.)"""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_memory_mb()
+    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -108,7 +108,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
         sweep[choice] = statistics.median(s["step"] for s in done)
         print(f"TRL, {choice}: {sweep[choice]:.2f} s", file=sys.stderr)
     best = min(sweep, key=lambda k: sweep[k]) if sweep else a.choices[0]
-    ours = Ours(*make_model(a.size, a.completion), a.group, a.completion, packing=a.packing)
+    ours = Ours(*make_model(a.size, a.completion), a.group, a.completion, packing=a.packing, bf16=a.bf16)
     run = run_trl(a, best, a.warm_up + a.steps, ours, prompts)
     theirs, mine = run.trl[a.warm_up :], run.mine[a.warm_up :]
     rate = {k: max(r[k] for r in run.rates) for k in run.rates[0]}
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="measured steps of each side")
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--packing", default="auto")
+    parser.add_argument("--bf16", action="store_true", help="our update under autocast too; TRL has it in its sweep")
     parser.add_argument("--choices", nargs="+", default=list(TRL_CHOICES), help="TRL settings to sweep")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--only", choices=["trl", "ours"], help="two steps of one side; prints its peak memory in MB")
