@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .config import ConfigError
 from .evaluate import Evaluation
 from .shards import like
 
@@ -60,7 +61,13 @@ class Best:
 
     def observe(self, step: int, evaluation: Evaluation) -> bool:
         """Keep the present model if its evaluation is better than any before; whether it was."""
-        value = evaluation.metrics().get(self.metric, math.nan)
+        metrics = evaluation.metrics()
+        if self.metric not in metrics:
+            raise ConfigError(
+                f"metric_for_best_model is {self.metric!r}, which the evaluation of this task does not give; it gives "
+                f"{', '.join(metrics)}."
+            )
+        value = metrics[self.metric]
         better = value > self.value if self.greater_is_better else value < self.value
         if math.isnan(value) or not (better or self.step is None):
             return False

@@ -170,3 +170,9 @@ def test_a_finished_run_that_is_resumed_still_has_its_steps_and_its_best_model(t
     assert first["steps"] == second["steps"] == 2
     assert first["pass_rate_after"] == second["pass_rate_after"] == 0.99
     assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_a_reading_that_the_task_does_not_have_ends_the_run_at_the_first_evaluation(tmp_path: Path) -> None:
+    best = Best(tmp_path / "best", "eval/strict", True, lambda path: None, True)
+    with pytest.raises(ConfigError, match=r"eval/strict.*gives eval/greedy"):
+        best.observe(0, of(0.5))
