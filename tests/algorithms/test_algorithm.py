@@ -273,6 +273,15 @@ def test_the_critic_learns_the_returns() -> None:
     assert torch.allclose(batch.value_target_BT[rollouts.mask_BT], torch.tensor([1.0, 1, 1, 0, 0]), atol=1e-6)
 
 
+def test_a_batch_that_could_not_be_scored_leaves_the_running_mean_alone() -> None:
+    tried = algorithm("reinforce", baseline="running_mean")
+    tried.weigh(text([1.0, 3.0]))
+    before = tried.running_mean.value
+    tried.weigh(text([math.nan, math.nan]))
+    assert before != 0
+    assert tried.running_mean.value == before
+
+
 def test_a_running_mean_is_fixed_before_the_batch_it_is_compared_with() -> None:
     tried = algorithm("reinforce", baseline="running_mean")
     first = tried.weigh(text([1.0, 0.0])).weight_BT[:, 0].tolist()
