@@ -70,7 +70,8 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(two_ranks: Callable[..., Any],
     assert found[2]["sampler_gap"] < 1e-5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_ends_the_step_and_saves(
     number: int, launch: Callable[..., Any], two_ranks: Callable[..., Any], tmp_path: Path
 ) -> None:
