@@ -198,8 +198,7 @@ class Algorithm:
             return mean.expand_as(return_B)
         if kind == "running_mean":
             before = self.running_mean.value
-            if all_sum(valid_B.sum().to(mean.dtype)) > 0:  # the mean of nothing is no return of 0
-                self.running_mean.update(mean)
+            self.running_mean.update(mean, all_sum(valid_B.sum().to(mean.dtype)))
             return torch.full_like(return_B, before)
         return torch.zeros_like(return_B)
 

@@ -36,7 +36,7 @@ class FixedMean(RunningMean):
         super().__init__()
         self.sum, self.weight = value, 1.0
 
-    def update(self, mean: float | Tensor) -> None:
+    def update(self, mean: float | Tensor, num_rows: float | Tensor = 1) -> None:
         pass
 
 
