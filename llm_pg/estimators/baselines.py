@@ -136,7 +136,7 @@ class RunningMean:
         return self.sum / self.weight if self.weight else 0.0
 
     def update(self, mean: float | Tensor, num_rows: float | Tensor = 1) -> None:
-        """Take in the mean return of a batch; of a batch without a scored row nothing, for its mean of 0 is no return."""
+        """Take in the mean return of a batch; of one without a scored row nothing: its mean is no return."""
         if not float(num_rows):
             return
         self.sum = self.decay * self.sum + (1 - self.decay) * float(mean)

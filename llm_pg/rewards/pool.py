@@ -140,11 +140,14 @@ class Pool:
         self.close()
 
     def start(self) -> None:
-        """Bring the pool to its size. Workers load in the background."""
+        """Bring the pool to its size. Workers load in the background.
+
+        A dead worker is taken away here only if it was idle: what a busy one was doing is `_lose`'s to hand on.
+        """
         if self._output is None and self._output_path is not None:
             self._output = self._output_path.open("ab")
         for worker in list(self._workers):
-            if worker.process.poll() is not None:
+            if worker.state == "idle" and worker.process.poll() is not None:
                 self._remove(worker)
         while len(self._workers) < self._size:
             worker = Worker(self._setup, self._output, self._load_deadline)
@@ -197,14 +200,18 @@ class Pool:
         events = self._selector.select(max(0.0, min([TICK, *(deadline - now for deadline in waiting)])))
         for key, mask in events:
             worker: Worker = key.data
+            if worker not in self._workers:  # lost in this turn; its descriptors may be another's by now
+                continue
             if mask & selectors.EVENT_WRITE:
                 worker.flush()
                 self._want_to_write(worker)
-            if mask & selectors.EVENT_READ and worker in self._workers:
+            if mask & selectors.EVENT_READ:
                 self._read(worker, jobs, ledger)
         heard = {id(key.data) for key, _ in events}
         now = time.monotonic()
         for worker in [worker for worker in self._workers if id(worker) not in heard]:
+            if worker not in self._workers:
+                continue
             if worker.process.poll() is not None:
                 self._lose(worker, jobs, ledger, None)
             elif worker.state != "idle" and now > worker.deadline:

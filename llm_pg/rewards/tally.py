@@ -49,6 +49,7 @@ class Tally:
         self._names = [function.name for function in functions]
         self._size, self._max_unscorable, self._strict, self._shown = size, max_unscorable, strict, shown
         self._rewards: list[list[float | None]] = [[None] * size for _ in functions]
+        self._scored: list[set[int]] = [set() for _ in functions]
         self._failed: list[set[int]] = [set() for _ in functions]
         self._problems: list[Counter[str]] = [Counter() for _ in functions]
         self._parts: dict[str, list[float | None]] = {}
@@ -56,6 +57,7 @@ class Tally:
         self._metrics: dict[str, list[float]] = {}
 
     def scored(self, function: int, index: int, answer: dict[str, Any]) -> None:
+        self._scored[function].add(index)
         for column, value in answer["extra"].items():
             self._extra.setdefault(column, [None] * self._size)[index] = value
         for name, value in answer["metrics"]:
@@ -90,6 +92,9 @@ class Tally:
 
     def scores(self, weights: Sequence[float]) -> Scores:
         """The batch added up. RewardError when too many completions have no score at all."""
+        for name, answered, failed in zip(self._names, self._scored, self._failed, strict=True):
+            if lost := set(range(self._size)) - answered - failed:
+                raise AssertionError(f"Reward function {name} neither answered nor failed on completions {lost}.")
         total: list[float | None] = []
         for index in range(self._size):
             given = [(w, r[index]) for w, r in zip(weights, self._rewards, strict=True)]

@@ -264,6 +264,19 @@ def test_a_worker_killed_after_it_was_given_a_job_and_before_it_began_blames_no_
     assert scores.problems == {}
 
 
+def test_workers_killed_at_once_with_a_job_each_lose_no_completion():
+    with scorer_of("one", workers=2) as scorer:
+        while any(worker.state == "loading" for worker in scorer._pool._workers):
+            score(scorer, ["x"] * 4)
+        pids = worker_pids(os.getpid())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.3, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids]).start()
+        scores = score(scorer, ["x"] * 4)
+    assert scores.reward == [1.0] * 4
+    assert scores.problems == {}
+
+
 def test_a_worker_that_the_machine_holds_up_is_waited_for():
     with scorer_of("one", deadline=0.3) as scorer:
         score(scorer, ["x"])

@@ -60,7 +60,7 @@ class Pool:
                 if not member.dead:
                     time.sleep(min(self.pause * 2**number, LONGEST_PAUSE))
             else:
-                member.failures = 0
+                self._answered(member)
                 return answer, member.client.url
             finally:
                 with self._lock:
@@ -121,6 +121,12 @@ class Pool:
             member = min(alive, key=lambda m: m.busy)
             member.busy += 1
             return member
+
+    def _answered(self, member: _Member) -> None:
+        """An answer ends a row of failures, but a server that was left out stays so until it takes a call for all."""
+        with self._lock:
+            if not member.dead:
+                member.failures = 0
 
     def _failed(self, member: _Member, cause: str, *, quiet: bool = False) -> None:
         with self._lock:
