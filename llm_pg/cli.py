@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, shipped
 from .config import Config, ConfigError, load_config
 from .config.schema import Config as Schema
-from .guard import RunStopped
-from .redact import Redactor
+from .run.guard import RunStopped
+from .run.redact import Redactor
 
 if TYPE_CHECKING:
     from .metrics import Clock
@@ -236,13 +236,13 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:
-    from .preflight import preflight
+    from .run.preflight import preflight
 
     preflight(config, resume=bool(resume))
     Redactor(config.model_dump(mode="json")).guard_process()
     clock, make_terminal = _heavy_imports()
-    from .checkpoint import CheckpointError
     from .rewards import RewardError
+    from .run.checkpoint import CheckpointError
     from .sampling.vllm import EngineError
     from .trainer import PolicyGradientTrainer
 
@@ -288,7 +288,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         raise ConfigError("eval needs --task NAME or --data FILE.")
     config = load_config(None, given)
     from .commands import evaluate_model
-    from .preflight import check_model
+    from .run.preflight import check_model
 
     check_model(config.model)
     _, make_terminal = _heavy_imports()

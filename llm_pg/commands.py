@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, load_config
 from .doctor import arithmetic, examine_config, show
-from .preflight import check_inputs, check_room, task_rewards
+from .run.preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
     from .evaluate import Evaluation
@@ -19,7 +19,7 @@ PROBED_ROWS = 4
 
 def verify(path: Path) -> int:
     """Print what each checkpoint under `path` is: a checkpoint, a folder of them, or a run. 1 where one is damaged."""
-    from . import checkpoint
+    from .run import checkpoint
 
     places = [path, path / "checkpoints"]
     found = [path] if path.name.startswith("step-") else [f for place in places for f in checkpoint.folders(place)]
@@ -89,9 +89,9 @@ def _report(name: str, found: list[Finding]) -> bool:
 
 def evaluate_model(config: Config, terminal: Any) -> Evaluation:
     """Pass rates of a model as it stands on held-out prompts: all rows of a file, or those of a task or hub split."""
-    from .models import load_model, load_tokenizer
-    from .parts import evaluate_held_out, make_collector, make_scorer
     from .prompts import load_held_out
+    from .run.models import load_model, load_tokenizer
+    from .run.parts import evaluate_held_out, make_collector, make_scorer
 
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, tokenizer, seed=config.run.seed)
@@ -112,8 +112,8 @@ def merge(path: Path, target: Path | None) -> Path:
 
     path: a run's folder, whose config says which model it was trained on, or an adapter's own folder.
     """
-    from .adapters import save_merged
-    from .models import load_model, load_tokenizer
+    from .run.models import load_model, load_tokenizer
+    from .training.adapters import save_merged
 
     adapter = path / "model" if (path / "model").exists() else path
     facts = adapter / "adapter_config.json"

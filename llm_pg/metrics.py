@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .update import UpdateStats
+    from .training.update import UpdateStats
 
 # name -> (unit, meaning). A name that ends in "/" stands for all names that begin with it.
 METRICS: dict[str, tuple[str, str]] = {

@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint
-from .collect import Experience
+from .collect.collector import Experience
 from .config import ConfigError, flat
-from .crash import Keeper
-from .critic import with_values
-from .ending import Ending
 from .estimators.kl import k3
 from .estimators.masked import masked_mean
-from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
-from .onlookers import Onlookers, follow
-from .profiling import Profiler
 from .prompts import fingerprint
-from .ranks import merge_metrics
-from .resume import Saver
 from .rollouts import TextRollouts
+from .run import checkpoint
+from .run.crash import Keeper
+from .run.ending import Ending
+from .run.guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
+from .run.onlookers import Onlookers, follow
+from .run.profiling import Profiler
+from .run.ranks import merge_metrics
+from .run.resume import Saver
+from .run.throughput import Work, matmul_rate, tokens_to_train
+from .run.trackers import Trackers
+from .run.warm_start import warm_start
 from .sampling.random import stream_key, uniform
-from .throughput import Work, matmul_rate, tokens_to_train
-from .trackers import Trackers
-from .update import UpdateStats
-from .warm_start import warm_start
+from .training.critic import with_values
+from .training.update import UpdateStats
 
 
 class PolicyGradientTrainer(Ending):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_pg.control.plots import compare, figure, save
+from llm_pg.control.record import Run
 from llm_pg.control.seeds import train_seeds
 from llm_pg.control.settings import resolve
-from llm_pg.control.train import Run
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "REINFORCE": ("reinforce", {}),

@@ -13,9 +13,9 @@ import statistics
 from pathlib import Path
 
 from llm_pg.control.plots import compare, figure, save
+from llm_pg.control.record import Run
 from llm_pg.control.seeds import train_seeds
 from llm_pg.control.settings import resolve
-from llm_pg.control.train import Run
 
 COEFFICIENTS = (0.0, 0.01, 0.1, 1.0)
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from llm_pg.control.learner import Learner
 from llm_pg.control.plots import COLOURS, figure, save
+from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import ROWS, resolve
 from llm_pg.control.tabular import build, exact_gradient
-from llm_pg.control.train import prepare
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 1.0)
 ESTIMATORS: dict[str, dict[str, Any]] = {

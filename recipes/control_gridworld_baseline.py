@@ -20,9 +20,9 @@ import numpy as np
 
 from llm_pg.control.curves import episode_band
 from llm_pg.control.plots import COLOURS, figure, save
+from llm_pg.control.record import Run
 from llm_pg.control.seeds import train_seeds
 from llm_pg.control.settings import resolve
-from llm_pg.control.train import Run
 
 VARIANTS = {
     "total return": {"returns": "total", "baseline": "none"},

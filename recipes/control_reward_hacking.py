@@ -13,9 +13,9 @@ from pathlib import Path
 
 from llm_pg.control.curves import band
 from llm_pg.control.plots import COLOURS, draw_band, figure, save
+from llm_pg.control.record import Run
 from llm_pg.control.seeds import train_seeds
 from llm_pg.control.settings import resolve
-from llm_pg.control.train import Run
 
 
 def draw(runs: list[Run], honest: list[Run], path: Path) -> list[Path]:

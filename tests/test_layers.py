@@ -1,6 +1,7 @@
 """The arrows between rooms point one way, and nothing dangerous stands outside the sandbox."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,67 +14,30 @@ ORDER = [
     "rollouts",
     "algorithms",
     "config",
-    "distribution",
-    "attention",
-    "packing",
-    "head",
+    "model",
     "sampling",
-    "critic",
-    "shards",
-    "adapters",
-    "policy",
-    "update",
+    "training",
     "metrics",
     "prompts",
     "sandbox",
     "rewards",
     "environments",
     "evaluate",
-    "best",
-    "guard",
-    "redact",
-    "run_folder",
+    "collect",
+    "ahead",
     "spare",
     "doctor",
-    "metrics_guide",
-    "from_trl",
-    "api_guide",
-    "preflight",
-    "models",
-    "ranks",
-    "checkpoint",
-    "resume",
-    "summary",
-    "twins",
-    "collect",
-    "episodes",
-    "refill",
-    "curriculum",
-    "ahead",
-    "crash",
-    "trial",
     "terminal",
-    "trackers",
     "report",
-    "onlookers",
-    "throughput",
-    "profiling",
-    "warm_start",
-    "engines",
-    "launch",
-    "callbacks",
-    "drop_in",
-    "optimiser",
-    "parts",
-    "gathering",
-    "ending",
+    "run",
     "trainer",
-    "commands",
+    "guides",
     "prove",
     "control",
     "advise",
     "plan",
     "shipped",
+    "commands",
     "cli",
 ]
 # config checks words against the table of algorithms, which is torch-free.
@@ -121,15 +85,53 @@ def test_no_module_imports_a_room_that_comes_after_its_own() -> None:
 @pytest.mark.parametrize(
     "file, line",
     [
-        ("estimators/returns.py", "from ..policy import Policy"),
+        ("estimators/returns.py", "from ..training.policy import Policy"),
         ("algorithms/table.py", "import llm_pg.trainer"),
-        ("policy.py", "def f():\n    from .trainer import GRPOTrainer"),
+        ("training/policy.py", "def f():\n    from ..trainer import GRPOTrainer"),
         ("sampling/native.py", "from .. import cli"),
     ],
 )
 def test_a_planted_reverse_import_is_found(file: str, line: str) -> None:
     path = ROOT / "llm_pg" / file
     assert reverse_arrows({path: path.read_text() + "\n" + line + "\n"})
+
+
+def modules_imported(path: Path, tree: ast.AST, known: set[str]) -> set[str]:
+    """Modules of llm_pg that a module imports when it is loaded, or for its types, or inside a function."""
+    package = ["llm_pg", *path.relative_to(ROOT / "llm_pg").parts[:-1]]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
+
+
+def rings(files: dict[Path, str]) -> list[list[str]]:
+    """Modules that import one another, at any distance."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files if path.name != "__init__.py"
+    }
+    arrows = {name: modules_imported(path, ast.parse(files[path]), set(names)) for name, path in names.items()}
+    sorter = TopologicalSorter(arrows)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_no_two_modules_import_one_another() -> None:
+    assert rings(sources()) == []
+
+
+def test_a_planted_ring_is_found() -> None:
+    files = sources()
+    guard = ROOT / "llm_pg/run/guard.py"
+    assert rings({**files, guard: files[guard] + "\ndef f():\n    from .crash import *\n"})
 
 
 def test_estimators_import_torch_and_nothing_else_that_is_heavy() -> None:

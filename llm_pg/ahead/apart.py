@@ -23,8 +23,8 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ..attention import core_of
 from ..config import ConfigError
+from ..model.attention import core_of
 from ..rewards.frames import encode, read, read_bytes, write
 from ..sampling.protocol import Completions, SamplingParams
 from ..sampling.vllm.errors import EngineError

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..collect import Experience
+from ..collect.collector import Experience
 from ..prompts import Prompt
 from ..rewards.tally import Scores
 from ..rollouts import TextRollouts

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..collect import Experience
+from ..collect.collector import Experience
 from ..metrics import Clock
 from ..prompts import Prompt
 from .engines import Engine

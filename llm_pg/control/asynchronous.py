@@ -24,8 +24,9 @@ from .adviser import check
 from .collect import Collector, Episodes
 from .environments import inspect, make_rows, reward_threshold
 from .learner import Learner
+from .prepare import make_policy, make_scaler, one_thread
+from .record import Point, Recorder, Run
 from .settings import Settings
-from .train import Point, Recorder, Run, make_policy, make_scaler, one_thread
 
 PATIENCE_S = 1.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .curves import Band, band
-from .train import Run
+from .record import Run
 
 # Told apart in print and by the colour-blind (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -11,8 +11,8 @@ import gymnasium
 import numpy as np
 
 from .mdp import draw_grid
+from .record import Run
 from .tabular import TabularEnv
-from .train import Run
 
 MAX_FRAMES = 250
 SEED = 12_345

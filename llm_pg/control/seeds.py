@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .record import Point, Run
 from .replay import replay
 from .settings import Settings
-from .train import Point, Run, train
+from .train import train
 
 PATIENCE_S = 1.0
 

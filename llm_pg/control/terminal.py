@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .curves import Band
-from .train import Point, Run
+from .record import Point, Run
 
 LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = " .:-=+*#"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..attention import core_of, eval_mode, forward, tolerance
-from ..packing import Packed
+from ..model.attention import core_of, eval_mode, forward, tolerance
+from ..model.packing import Packed
 from .lean import LeanDecoder, NotLlamaStyle
 
 FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever they are full

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
-from ..attention import core_of, eval_mode
 from ..estimators.distributions import token_logp
+from ..model.attention import core_of, eval_mode
 from .protocol import Completions, SamplingParams, joined
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Layout, core_of
+from ..model.attention import Layout, core_of
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 # The layout is chosen for a number of rows; any from 8 to 64 gives the same speed over 1 to 64 rows.

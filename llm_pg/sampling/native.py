@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
-from ..attention import eval_mode
 from ..estimators.distributions import token_logp
-from ..head import head_is_separate
-from ..packing import packs_exactly
+from ..model.attention import eval_mode
+from ..model.head import head_is_separate
+from ..model.packing import packs_exactly
 from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
 from .lean import LeanDecoder
 from .protocol import Completions, SamplingParams, joined

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..distribution import SamplingParams
+from ..model.distribution import SamplingParams
 
 __all__ = ["Completions", "Sampler", "SamplingParams", "joined"]
 

@@ -162,7 +162,7 @@ def test_help_comes_without_torch() -> None:
 
 def test_a_good_config_passes_all_that_is_checked_before_torch(config: Path) -> None:
     from llm_pg.config import load_config
-    from llm_pg.preflight import preflight
+    from llm_pg.run.preflight import preflight
 
     preflight(load_config(config, [f"output_dir={config.parent}/runs"]))
 
@@ -179,8 +179,8 @@ def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path) -> None
 def test_checkpoint_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from llm_pg import checkpoint
     from llm_pg.cli import main
+    from llm_pg.run import checkpoint
 
     for step in (1, 2):
         state = checkpoint.State(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})

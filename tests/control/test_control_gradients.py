@@ -14,9 +14,9 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.control.collect import Collector, Stretch
 from llm_pg.control.learner import Learner
 from llm_pg.control.mdp import FiniteMDP, bandit, gridworld
+from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import ROWS, resolve
 from llm_pg.control.tabular import exact_gradient, tensors
-from llm_pg.control.train import prepare
 from llm_pg.estimators.distributions import token_logp
 from llm_pg.estimators.tabular import state_values
 from llm_pg.rollouts import Rollouts

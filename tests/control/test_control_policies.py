@@ -19,8 +19,8 @@ from llm_pg.control.heads import GaussianHead, SigmoidHead, SoftmaxHead
 from llm_pg.control.network import Perceptron, mlp
 from llm_pg.control.optimizers import make_optimizer
 from llm_pg.control.policies import Policy
+from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import resolve
-from llm_pg.control.train import prepare
 
 CART = inspect("CartPole-v1")
 PENDULUM = inspect("Pendulum-v1")

@@ -16,10 +16,12 @@ from llm_pg.control import cli
 from llm_pg.control.adviser import advise, check, collapsed
 from llm_pg.control.curves import band, episode_band
 from llm_pg.control.environments import inspect
+from llm_pg.control.prepare import prepare
+from llm_pg.control.record import Run, reward_hacking
 from llm_pg.control.seeds import train_seeds
 from llm_pg.control.settings import ROWS, resolve
 from llm_pg.control.terminal import curve
-from llm_pg.control.train import Run, prepare, reward_hacking, train
+from llm_pg.control.train import train
 
 CART = inspect("CartPole-v1")
 PENDULUM = inspect("Pendulum-v1")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llm_pg.update import Updater
+from llm_pg.training.update import Updater
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import make
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import llm_pg
-from llm_pg import api_guide
+from llm_pg.guides import api as api_guide
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_reference_is_made_from_the_docstrings() -> None:
-    """Where this fails: python -m llm_pg.api_guide docs/api.md"""
+    """Where this fails: python -m llm_pg.guides.api docs/api.md"""
     assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == api_guide.markdown()
 
 
@@ -45,5 +45,5 @@ def test_a_name_that_is_gone_is_an_error() -> None:
 
 
 def test_the_reference_is_written_without_loading_torch() -> None:
-    code = "import sys, llm_pg.api_guide as guide; guide.markdown(); sys.exit('torch' in sys.modules)"
+    code = "import sys, llm_pg.guides.api as guide; guide.markdown(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

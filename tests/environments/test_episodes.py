@@ -9,11 +9,11 @@ from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.collect import Collector
+from llm_pg.collect.collector import Collector
+from llm_pg.collect.episodes import EpisodeCollector
 from llm_pg.environments import as_reward_function
 from llm_pg.environments.rollout import Limits
 from llm_pg.environments.writing import TurnWriter
-from llm_pg.episodes import EpisodeCollector
 from llm_pg.metrics import Clock
 from llm_pg.prompts import Prompt
 from llm_pg.rewards import RewardError, Scorer
@@ -263,7 +263,7 @@ def test_an_environment_that_cannot_be_made_is_told_before_the_run(
     spec: str, options: dict[str, Any] | None, words: str
 ) -> None:
     from llm_pg.config import Config, ConfigError
-    from llm_pg.preflight import check_inputs
+    from llm_pg.run.preflight import check_inputs
 
     config = Config()
     config.model.make = {"model_type": "llama"}

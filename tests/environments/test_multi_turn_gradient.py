@@ -9,10 +9,10 @@ import torch
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.critic import Critic
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.estimators.returns import reward_to_go
 from llm_pg.rollouts import TextRollouts
+from llm_pg.training.critic import Critic
 from tests.training.test_packing import gradient, relative
 from tests.training.test_policy import doubled, in_double, policy_of, rollouts
 

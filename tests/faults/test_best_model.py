@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from llm_pg import GRPOConfig
-from llm_pg.best import Best
 from llm_pg.config import ConfigError
-from llm_pg.ending import Ending
 from llm_pg.evaluate import Evaluation, Interval
+from llm_pg.run.best import Best
+from llm_pg.run.ending import Ending
 from tests.faults import tiny_run
 
 CHANGES = {"eval_steps": 1, "metric_for_best_model": "eval/length", "greater_is_better": False, "save_steps": 2}

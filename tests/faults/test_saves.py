@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_pg import checkpoint
-from llm_pg.checkpoint import CheckpointError, State
+from llm_pg.run import checkpoint
+from llm_pg.run.checkpoint import CheckpointError, State
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +133,7 @@ FULL_DISK = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from llm_pg import checkpoint
+from llm_pg.run import checkpoint
 root = Path(sys.argv[1]) / "c"
 state = lambda step, size: checkpoint.State(step, {"w": torch.zeros(size)}, {"m": torch.zeros(size)}, {})
 old = checkpoint.save(root, state(1, 40_000), {})

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from llm_pg import checkpoint
 from llm_pg.config import ConfigError
-from llm_pg.guard import FiniteCheck, RunStopped
+from llm_pg.run import checkpoint
+from llm_pg.run.guard import FiniteCheck, RunStopped
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import inject, make
 

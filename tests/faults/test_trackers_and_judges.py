@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from llm_pg import trackers
-from llm_pg.redact import Redactor
 from llm_pg.rewards.tally import RewardError
-from llm_pg.trackers import Trackers
+from llm_pg.run import trackers
+from llm_pg.run.redact import Redactor
+from llm_pg.run.trackers import Trackers
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, make
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from llm_pg.config import ConfigError
-from llm_pg.guard import RunStopped
-from llm_pg.ranks import Ranks, merge_metrics
+from llm_pg.run.guard import RunStopped
+from llm_pg.run.ranks import Ranks, merge_metrics
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, make
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
-from llm_pg.models import character_tokenizer, load_model
+from llm_pg.run.models import character_tokenizer, load_model
 from llm_pg.trainer import PolicyGradientTrainer
 
 LIGHT = Path(__file__).with_name("light_rewards.py")

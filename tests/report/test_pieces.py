@@ -1,6 +1,6 @@
 """The text that a token adds, as the page shows it."""
 
-from llm_pg.collect import Pieces
+from llm_pg.collect.collector import Pieces
 
 
 class Bytes:

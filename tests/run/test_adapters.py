@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.adapters import in_four_bits
-from llm_pg.best import load_weights
 from llm_pg.cli import main
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
+from llm_pg.run.best import load_weights
 from llm_pg.sampling.vllm.weights import tensors
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
+from llm_pg.training.adapters import in_four_bits
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
 SMALL = {

@@ -15,9 +15,9 @@ import pytest
 from llm_pg.config import ConfigError
 from llm_pg.config.check import resolve_row
 from llm_pg.config.load import check_values
-from llm_pg.launch import check_ahead
 from llm_pg.metrics import read_metrics
 from llm_pg.rewards.tally import RewardError
+from llm_pg.run.launch import check_ahead
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.vllm import EngineError
 from tests.faults import conftest

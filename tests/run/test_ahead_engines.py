@@ -13,7 +13,7 @@ from llm_pg.ahead.apart import Apart
 from llm_pg.ahead.engines import Frozen
 from llm_pg.config import ConfigError
 from llm_pg.config.schema import ModelConfig
-from llm_pg.models import load_model
+from llm_pg.run.models import load_model
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal

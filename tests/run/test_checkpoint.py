@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_pg import checkpoint
-from llm_pg.checkpoint import CheckpointError, State
+from llm_pg.run import checkpoint
+from llm_pg.run.checkpoint import CheckpointError, State
 
 pytestmark = pytest.mark.faults
 

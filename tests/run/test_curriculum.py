@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.collect import Experience
+from llm_pg.collect.collector import Experience
+from llm_pg.collect.curriculum import CurriculumStream, attempts
 from llm_pg.config import ConfigError
-from llm_pg.curriculum import CurriculumStream, attempts
 from llm_pg.metrics import read_metrics
 from llm_pg.prompts import Prompt
 from llm_pg.rewards.tally import Scores

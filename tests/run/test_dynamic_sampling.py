@@ -12,15 +12,15 @@ import torch
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.collect import Experience
+from llm_pg.collect.collector import Experience
+from llm_pg.collect.refill import mixed_groups, refill
 from llm_pg.config import ConfigError
 from llm_pg.estimators.exact import TabularPolicy, objective, terminal_reward
 from llm_pg.metrics import read_metrics
 from llm_pg.prompts import Prompt, PromptStream
-from llm_pg.ranks import merge_metrics
-from llm_pg.refill import mixed_groups, refill
 from llm_pg.rewards.tally import Scores
 from llm_pg.rollouts import TextRollouts
+from llm_pg.run.ranks import merge_metrics
 from llm_pg.terminal import Terminal
 
 REWARD_PS = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)

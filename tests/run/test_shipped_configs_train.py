@@ -10,7 +10,7 @@ import pytest
 from llm_pg import shipped
 from llm_pg.config import load_config
 from llm_pg.metrics import read_metrics
-from llm_pg.preflight import preflight
+from llm_pg.run.preflight import preflight
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
 

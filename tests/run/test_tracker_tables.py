@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_pg.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
+from llm_pg.run.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
 from tests.faults.tiny_run import LIGHT
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.guard import RunStopped
-from llm_pg.policy import Policy
+from llm_pg.run.guard import RunStopped
+from llm_pg.run.trial import LARGE, Trial, expected_seconds, try_longest, wanted
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
-from llm_pg.trial import LARGE, Trial, expected_seconds, try_longest, wanted
+from llm_pg.training.policy import Policy
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]
 

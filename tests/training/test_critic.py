@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.attention import core_of
-from llm_pg.critic import Critic, with_values
 from llm_pg.estimators.critics import explained_variance, length_adaptive_lambda
 from llm_pg.metrics import read_metrics
-from llm_pg.policy import Policy
+from llm_pg.model.attention import core_of
 from llm_pg.rollouts import TextRollouts
-from llm_pg.update import Updater
+from llm_pg.training.critic import Critic, with_values
+from llm_pg.training.policy import Policy
+from llm_pg.training.update import Updater
 from tests.conftest import FAMILIES
 from tests.faults.tiny_run import ROWS as ROWS_OF_TEXT
 from tests.faults.tiny_run import make

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
 from llm_pg.estimators.noise import GradientNoise
-from llm_pg.policy import Policy
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.update import Updater
+from llm_pg.training.policy import Policy
+from llm_pg.training.update import Updater
 from tests.training.test_policy import rollouts
 
 

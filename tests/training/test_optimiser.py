@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from llm_pg import GRPOConfig
 from llm_pg.config.schema import TrainConfig
-from llm_pg.optimiser import make_optimizer, make_scheduler
+from llm_pg.training.optimiser import make_optimizer, make_scheduler
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gpt2"])

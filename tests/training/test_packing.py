@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pg import head
 from llm_pg.estimators.distributions import entropy, token_logp
-from llm_pg.packing import Packed, bins, packs_exactly
-from llm_pg.policy import Policy
+from llm_pg.model import head
+from llm_pg.model.packing import Packed, bins, packs_exactly
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.training.policy import Policy
 from tests.conftest import FAMILIES
 from tests.training.test_policy import doubled, in_double, policy_of, rollouts
 

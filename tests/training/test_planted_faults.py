@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg import policy as policy_module
-from llm_pg.attention import UnsupportedAttention
-from llm_pg.distribution import SamplingParams
-from llm_pg.policy import Policy
+from llm_pg.model.attention import UnsupportedAttention
+from llm_pg.model.distribution import SamplingParams
 from llm_pg.sampling import native
 from llm_pg.sampling.decoding import CacheDecoder
 from llm_pg.sampling.native import NativeSampler
+from llm_pg.training import policy as policy_module
+from llm_pg.training.policy import Policy
 from tests.sampling import test_samplers as samplers
 from tests.training import test_policy as policies
 

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
 from llm_pg.estimators.distributions import entropy, token_logp
-from llm_pg.policy import Policy, micro_batches
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.update import Updater
+from llm_pg.training.policy import Policy, micro_batches
+from llm_pg.training.update import Updater
 from tests.conftest import FAMILIES
 
 

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.policy import Policy
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
-from llm_pg.update import Updater
+from llm_pg.training.policy import Policy
+from llm_pg.training.update import Updater
 
 VOCABULARY, EOS, PAD, LONGEST, GROUP = 6, 1, 0, 3, 4
 PROMPT = (2, 3)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attention import core_of, eval_mode
 from ...estimators.distributions import token_logp
+from ...model.attention import core_of, eval_mode
 from ..protocol import SamplingParams
 
 NAMED = 3  # weights that an error names at most

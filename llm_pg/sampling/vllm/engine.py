@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import StopStringCriteria
 
-from ...attention import core_of
+from ...model.attention import core_of
 from ..protocol import Completions, SamplingParams
 from .answers import Answer, read, request
 from .client import Client

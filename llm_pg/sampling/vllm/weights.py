@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from ...attention import core_of
+from ...model.attention import core_of
 
 FILE = "model.safetensors"
 # vLLM's classes of these have no head beside the embedding; nothing there can go stale.

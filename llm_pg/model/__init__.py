@@ -1,0 +1,1 @@
+"""What a causal language model computes: attention over a layout of tokens, log-probabilities of the chosen ones."""

@@ -1,0 +1,133 @@
+"""Log-probabilities from hidden states: the output layer in chunks, so that the logits of a batch never stand whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..estimators.distributions import entropy, token_logp
+from .attention import core_of, eval_mode
+from .distribution import SamplingParams
+
+# Logits of one chunk: 64 MiB in float32. What fits into one is kept for the backward pass, more is computed again.
+CHUNK_NUMBERS = 1 << 24
+
+
+class _ChunkedLogp(torch.autograd.Function):
+    """log softmax(h W^T / τ)[token] and its entropy. The gradient by the logits is g (1[token] - p) / τ: one matrix,
+    made in place, where automatic differentiation makes four."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, temperature: float, rows: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logp = torch.empty(len(token), dtype=wide, device=hidden.device)
+        nats = torch.zeros_like(logp)
+        keep = None
+        for at in range(0, len(token), rows):
+            part = slice(at, at + rows)
+            scores = _log_softmax(hidden[part], weight, temperature)
+            logp[part] = scores.gather(1, token[part].unsqueeze(1)).squeeze(1)
+            if with_entropy or rows >= len(token):
+                p = scores.exp()
+                if with_entropy:
+                    nats[part] = -torch.bmm(p.unsqueeze(1), scores.unsqueeze(2)).flatten()
+                keep = p if rows >= len(token) else None
+        ctx.save_for_backward(hidden, weight, token, *([] if keep is None else [keep]))
+        ctx.temperature, ctx.rows = temperature, rows
+        ctx.mark_non_differentiable(nats)
+        return logp, nats
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, token, *kept = ctx.saved_tensors
+        g = gradients[0] / ctx.temperature
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros(weight.shape, dtype=g.dtype, device=g.device) if ctx.needs_input_grad[1] else None
+        for at in range(0, len(token), ctx.rows):
+            part = slice(at, at + ctx.rows)
+            if kept:
+                slope = kept[0] * -g[part].unsqueeze(1)
+            else:
+                slope = _log_softmax(hidden[part], weight, ctx.temperature).exp_().mul_(-g[part].unsqueeze(1))
+            slope.scatter_add_(1, token[part].unsqueeze(1), g[part].unsqueeze(1))
+            slope = slope.to(weight.dtype)
+            torch.mm(slope, weight, out=d_hidden[part])
+            if d_weight is not None and weight.dtype == d_weight.dtype:
+                d_weight.addmm_(slope.T, hidden[part])
+            elif d_weight is not None:
+                d_weight += slope.T @ hidden[part]
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    logits = hidden @ weight.T
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
+
+
+def token_scores(
+    hidden_M: Tensor, head: Any, token_M: Tensor, params: SamplingParams, *, with_entropy: bool, entropy_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """log π(token) and the entropy of π for M hidden states, under the distribution that `params` samples.
+
+    Args:
+        hidden_M: (M, hidden). head: the output layer, logits = head(hidden).
+        token_M: int64 (M,). with_entropy: False gives zeros. entropy_grad: whether it carries a gradient.
+
+    Returns:
+        Two float tensors (M,), nats, float32 or wider.
+    """
+    plain = type(head) is torch.nn.Linear and head.bias is None and not params.truncates_support
+    rows = max(CHUNK_NUMBERS // head_width(head), 1)
+    if plain and not (with_entropy and entropy_grad):
+        weight = head.weight
+        kind = hidden_M.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            hidden_M, weight = hidden_M.to(dtype), weight.to(dtype)
+        with torch.autocast(kind, enabled=False):
+            logp, nats = _ChunkedLogp.apply(
+                hidden_M, weight, token_M, params.temperature, min(rows, max(len(token_M), 1)), with_entropy
+            )
+        return logp, nats
+
+    def part(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        warped = params.warp(head(hidden), keep=token)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_grad):
+            nats = entropy(warped) if with_entropy else torch.zeros_like(warped[:, 0])
+        return token_logp(warped, token), nats
+
+    if len(token_M) <= rows:
+        return part(hidden_M, token_M)
+    pieces = [
+        checkpoint(part, hidden, token, use_reentrant=False)
+        for hidden, token in zip(hidden_M.split(rows), token_M.split(rows), strict=True)
+    ]
+    return torch.cat([logp for logp, _ in pieces]), torch.cat([nats for _, nats in pieces])
+
+
+def head_width(head: Any) -> int:
+    """The vocabulary: rows of the output layer's weight."""
+    return int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+
+def head_is_separate(model: Any) -> bool:
+    """Whether logits are just the output embedding of the last hidden state, tried on three tokens.
+
+    Then the head needs to run only where a log-probability is read. Models that cap or scale their logits fail the
+    comparison and take the whole forward.
+    """
+    core = core_of(model)
+    head = core.get_output_embeddings()
+    if head is None or core.base_model is core:
+        return False
+    ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
+    with torch.no_grad(), eval_mode(model):
+        split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(input_ids=ids, use_cache=False).logits
+    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,118 @@
+"""The best model so far, by a number of the held-out evaluation: kept in `best/` beside what the run goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..config import ConfigError
+from ..evaluate import Evaluation
+from ..training.shards import like
+
+FACTS = "best.json"
+
+
+class Best:
+    """Keeps the model of the best evaluation.
+
+    Args:
+        folder: where it is kept, replaced as a whole. metric: a name of `Evaluation.metrics()`.
+        greater_is_better: else the smallest wins. A tie keeps the earlier model.
+        save: writes model and tokenizer into a folder; called on every rank, since shards are gathered by all.
+        is_main: whether this rank writes.
+    """
+
+    def __init__(
+        self, folder: Path, metric: str, greater_is_better: bool, save: Callable[[Path], None], is_main: bool
+    ) -> None:
+        self.folder, self.metric, self.greater_is_better = folder, metric, greater_is_better
+        self.save, self.is_main = save, is_main
+        self.step: int | None = None
+        self.value = math.nan
+        self.evaluation: Evaluation | None = None
+
+    @property
+    def _before(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".old")
+
+    def mend(self) -> None:
+        """Put back what a kill left under its other name. On the first rank, before any rank recalls."""
+        if self.is_main and not self.folder.exists() and self._before.exists():
+            self._before.rename(self.folder)
+
+    def recall(self, newest_step: int) -> None:
+        """Go on from what an interrupted run kept, unless it is of a step that is going to be done again."""
+        try:
+            facts = json.loads((self.folder / FACTS).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return
+        if facts["step"] <= newest_step and facts["metric"] == self.metric:
+            self.step, self.value = facts["step"], facts["value"]
+            self.evaluation = Evaluation.from_json(facts["evaluation"])
+
+    def observe(self, step: int, evaluation: Evaluation) -> bool:
+        """Keep the present model if its evaluation is better than any before; whether it was."""
+        metrics = evaluation.metrics()
+        if self.metric not in metrics:
+            raise ConfigError(
+                f"metric_for_best_model is {self.metric!r}, which the evaluation of this task does not give; it gives "
+                f"{', '.join(metrics)}."
+            )
+        value = metrics[self.metric]
+        better = value > self.value if self.greater_is_better else value < self.value
+        if math.isnan(value) or not (better or self.step is None):
+            return False
+        self.step, self.value, self.evaluation = step, value, evaluation
+        # Beside it first: a kill while it is written leaves the last one whole.
+        beside = self.folder.with_name(self.folder.name + ".new")
+        if self.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+        self.save(beside)
+        if self.is_main:
+            facts = {"step": step, "metric": self.metric, "value": value, "evaluation": dataclasses.asdict(evaluation)}
+            (beside / FACTS).write_text(json.dumps(facts, ensure_ascii=False))
+            # Never half removed: the last one stands whole under one name or the other until the new one has its own.
+            shutil.rmtree(self._before, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.rename(self._before)
+            beside.rename(self.folder)
+            shutil.rmtree(self._before, ignore_errors=True)
+        return True
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """The saved weights of `folder` back into the model, or into its adapters; each rank takes the shards it holds."""
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        for name in model.peft_config:
+            place = folder if name == "default" else folder / name
+            saved = _as_held(
+                load_file(place / "adapter_model.safetensors"), get_peft_model_state_dict(model, None, name)
+            )
+            set_peft_model_state_dict(model, saved, adapter_name=name)
+        return
+    saved = {
+        name: value for part in sorted(folder.glob("model*.safetensors")) for name, value in load_file(part).items()
+    }
+    with torch.no_grad():
+        missing, unexpected = model.load_state_dict(_as_held(saved, model.state_dict()), strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    if unexpected or set(missing) - tied:
+        raise ValueError(
+            f"{folder} holds weights of another model: {[*unexpected, *(set(missing) - tied)][0]} is in one alone."
+        )
+    model.tie_weights()
+
+
+def _as_held(saved: dict[str, Tensor], held: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: like(value, held[name]) if name in held else value for name, value in saved.items()}

@@ -1,0 +1,138 @@
+"""What comes between the steps of a run and after the last: evaluations, checkpoints, the model, the summary."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError
+from ..evaluate import Evaluation
+from ..metrics import Clock, MetricsFile
+from ..report import leave_report
+from ..training.adapters import save_merged
+from ..training.shards import collect
+from . import checkpoint
+from .best import Best, load_weights
+from .gathering import Gathering
+from .onlookers import Onlookers
+from .parts import evaluate_held_out
+from .summary import run_summary
+from .trackers import Trackers
+
+
+class Ending(Gathering):
+    """See `trainer.PolicyGradientTrainer`, which makes these when a run begins."""
+
+    metrics: MetricsFile
+    trackers: Trackers
+    onlookers: Onlookers | None
+    saving: Clock
+    best: Best | None
+
+    def _evaluates(self) -> bool:
+        due = self.callbacks.due("evaluate", self.step, self.config.eval.eval_steps)
+        return due and bool(self.eval_prompts) and self.step < self.config.train.max_steps
+
+    def _end_step(self, evaluation: dict[str, float]) -> None:
+        """After the step's line of metrics: callbacks hear of its evaluation, and the checkpoint is written."""
+        if evaluation:
+            self.callbacks.evaluated(evaluation)
+        if self.callbacks.due("save", self.step, self.config.run.save_steps):
+            with self.saving("save"):
+                saved = self.save_checkpoint()
+            if saved:
+                self.callbacks.fire("on_save")
+
+    def evaluate(self, title: str = "Evaluation", clock: Clock | None = None) -> Evaluation:
+        """Greedy and sampled pass rates on the held-out prompts, with intervals."""
+        if not self.eval_prompts:
+            raise ConfigError("There are no held-out prompts to evaluate on: set data.num_eval_prompts above 0.")
+        alone = contextlib.nullcontext() if self.ahead is None else self.ahead.paused()
+        with (clock or self.clock)("eval"), alone:
+            result = evaluate_held_out(self.collector, self.eval_prompts, self.config.eval)
+        self.terminal.evaluation(title, result)
+        return result
+
+    def _evaluate_together(self, title: str, clock: Clock | None = None) -> Evaluation:
+        with self.policy.gathered():
+            own = self.ranks.together(lambda: self.evaluate(title, clock))
+        result = self.ranks.gather(own)[0]  # a late reward may differ; what is the best is decided once
+        if self.best is not None and self.best.observe(self.step, result):
+            self.terminal.say(f"Best so far: {self.best.metric} {self.best.value:.4g}, kept in {self.folder.best}.")
+        return result
+
+    def _make_best(self) -> Best | None:
+        """None where no metric is named."""
+        run = self.config.run
+        metric = run.metric_for_best_model or ("eval/greedy" if run.load_best_model_at_end else None)
+        if metric is None:
+            return None
+        return Best(self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main)
+
+    def _end_with_best(self, after: Evaluation | None) -> Evaluation | None:
+        """The best model in place of the last, where that is asked for, and its evaluation."""
+        best = self.best
+        if not self.config.run.load_best_model_at_end or best is None or best.step in (None, self.step):
+            return after
+        load_weights(self.model, self.folder.best)
+        if self.policy.critic is not None:
+            self.policy.critic.load(self.folder.best)
+        self.terminal.say(
+            f"Ending with the model of step {best.step}: {best.metric} {best.value:.4g}, {self.folder.best}."
+        )
+        return best.evaluation
+
+    def save_model(self, path: str | Path | None = None) -> None:
+        """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
+
+        path: a folder; None = `model/` in the run's folder. A critic stands beside them, in `critic.safetensors`.
+        """
+        path = path or self.folder.model
+        extra = {}
+        if self.shards is not None:
+            extra = {"state_dict": collect(self.model.state_dict(), self.ranks.is_main)}
+        if self.ranks.is_main:
+            self.model.save_pretrained(path, **extra)
+            self.tokenizer.save_pretrained(path)
+            if self.row.needs_critic:
+                assert self.policy.critic is not None
+                self.policy.critic.save(path)
+
+    def _save_merged(self) -> None:
+        if self.config.run.merge_adapter and self.ranks.is_main:
+            save_merged(self.model, self.tokenizer, self.folder.merged)
+
+    def save_checkpoint(self) -> bool:
+        """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
+        if not self.ranks.is_main and self.shards is None:
+            return True
+        try:
+            if self.ranks.is_main:
+                self.metrics.sync()
+            self.saver.save(self.step)
+        except checkpoint.CheckpointError as error:
+            self.terminal.warn(str(error))
+            return False
+        return True
+
+    def _finish(self, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+        summary = run_summary(
+            self.config,
+            before,
+            after,
+            algorithm=self.row.name,
+            steps=self.step,
+            seconds=self.clock.seconds,
+            model=str(self.folder.model),
+            versions=self.saver.identity()["versions"],
+        )
+        self.trackers.finish()
+        if self.onlookers is not None:
+            self.folder.write_summary(summary)
+            self.onlookers.finish()
+            places = [f"Model:   {self.folder.model}", f"Metrics: {self.folder.metrics}"]
+            places += leave_report(self.folder.path, self.terminal.warn)
+            self.terminal.summary(summary, before, after, places)
+        self.accelerator.end_training()
+        return summary

@@ -1,0 +1,76 @@
+"""The engine that samples, made from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..config import Config, ConfigError
+from ..sampling.generate import GenerateSampler
+from ..sampling.native import NativeSampler
+from ..sampling.protocol import Sampler
+from ..sampling.vllm import VllmSampler
+from ..sampling.vllm.engine import Settings
+from .folder import RunFolder
+from .models import end_token_ids
+from .ranks import Ranks
+
+ENGINES: dict[str, Callable[..., Sampler]] = {
+    "native": NativeSampler,
+    "transformers": GenerateSampler,
+    "vllm": VllmSampler,
+}
+
+
+def make_sampler(
+    config: Config,
+    model: Any,
+    tokenizer: Any,
+    *,
+    ranks: Ranks | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Sampler:
+    """The engine of the config. With `ranks` it belongs to a run: vLLM's weights and log stand in the run's folder.
+
+    Raises ConfigError where it cannot work here.
+    """
+    rollout = config.rollout
+    more: dict[str, Any] = {}
+    if rollout.engine == "vllm":
+        number, count = (ranks.number, ranks.count) if ranks is not None else (0, 1)
+        more = {"settings": vllm_settings(config, number, count), "say": say}
+        if ranks is not None:
+            more["folder"] = RunFolder(config).path / "vllm" / (f"rank{number}" if count > 1 else "")
+    ends = end_token_ids(model, tokenizer)
+    try:
+        return ENGINES[rollout.engine](model, tokenizer, ends, rollout.rollout_batch_size, **more)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:
+    """Of rank `number` of `count`: each rank has servers of its own, and brings them its weights, which are equal."""
+    rollout, train = config.rollout, config.train
+    urls = rollout.vllm_urls[number::count]
+    if rollout.vllm_urls and not urls:
+        raise ConfigError(
+            f"vllm_urls names {len(rollout.vllm_urls)} servers for {count} ranks: give each rank one at least."
+        )
+    options: dict[str, Any] = {"tensor-parallel-size": rollout.vllm_tensor_parallel_size}
+    if torch.cuda.is_available():
+        options["gpu-memory-utilization"] = rollout.vllm_gpu_memory_utilization
+    else:
+        options["enforce-eager"] = True  # compiling takes longer than small models on a CPU win by it
+    if rollout.vllm_max_model_length is not None:
+        options["max-model-len"] = rollout.vllm_max_model_length
+    return Settings(
+        urls=urls,
+        python=rollout.vllm_python,
+        dtype=torch.bfloat16 if train.bf16 else torch.float16 if train.fp16 else None,
+        options=options | rollout.vllm_options,
+        start_timeout=rollout.vllm_server_timeout,
+        request_timeout=rollout.vllm_request_timeout,
+        tolerance=rollout.vllm_max_logp_gap,
+    )

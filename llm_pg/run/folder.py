@@ -1,0 +1,89 @@
+"""A run's folder: the resolved config, metrics, completions, checkpoints, the model and the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import Config, ConfigError
+from ..evaluate import Evaluation
+
+
+def run_name(config: Config) -> str:
+    if config.run.run_name:
+        return config.run.run_name
+    data = config.data
+    source = data.task or (data.dataset_name or "").split("/")[-1] or "run"
+    algorithm = config.algorithm.name.rpartition(":")[2]  # of file.py:function the function
+    return f"{source}-{algorithm}-seed{config.run.seed}"
+
+
+class RunFolder:
+    """The places of a run, and the writing of everything but metrics and checkpoints."""
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run.output_dir) / run_name(config)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.start = self.path / "start"
+        self.model = self.path / "model"
+        self.merged = self.path / "merged"
+        self.best = self.path / "best"
+        self.crash = self.path / "crash"
+
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Raises ConfigError when the folder cannot be written, or holds another run."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"The run's folder {self.path} cannot be written: {error.strerror}. Set run.output_dir elsewhere."
+            ) from None
+        if self.metrics.exists() and not resume and not config.run.overwrite:
+            raise ConfigError(
+                f"{self.path} already holds a run. Go on with it (--resume), replace it (run.overwrite=true), or give "
+                "this one another run.run_name."
+            )
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Empty the folder of an earlier run and write the resolved settings, without secrets."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (
+            self.checkpoints,
+            self.start,
+            self.model,
+            self.merged,
+            self.best,
+            self.crash,
+            self.path / "completions",
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+        for old in ("summary.json", "before.json"):
+            (self.path / old).unlink(missing_ok=True)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def write_completions(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        folder = self.path / "completions"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"step-{step:06d}.jsonl").open("w") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def write_evaluation(self, before: Evaluation) -> None:
+        """Keep the evaluation before the first step, so that a resumed run can still compare."""
+        (self.path / "before.json").write_text(json.dumps(dataclasses.asdict(before), ensure_ascii=False))
+
+    def read_evaluation(self) -> Evaluation | None:
+        path = self.path / "before.json"
+        return Evaluation.from_json(json.loads(path.read_text())) if path.exists() else None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,105 @@
+"""What a step trains on: its prompts, and the scored completions of them, sampled now or ahead of their step."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ahead import Ahead, make_engine
+from ..collect.collector import Collector, Experience
+from ..collect.curriculum import attempts
+from ..collect.refill import refill
+from ..metrics import Clock
+from ..prompts import Prompt
+from .parts import Parts
+from .resume import Saver
+
+
+class Gathering(Parts):
+    """See `trainer.PolicyGradientTrainer`, which makes these when a run begins."""
+
+    saver: Saver
+    optimizer: Any
+    open: contextlib.ExitStack
+    ahead: Ahead | None = None
+
+    def _experience(self, clock: Clock) -> Experience:
+        """The step's batch: sampled now, or ahead of its step."""
+        # The last step's gradients are dead weight while keys and values are held.
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ahead is not None:
+            return self.ahead.take(self.step, clock)
+        return self._collect(self.collector, self.step, self._prompts(self.step), clock)
+
+    def _make_ahead(self) -> Ahead:
+        """Batches sampled in the background, those of the checkpoint restored included."""
+        config, collector = self.config, copy.copy(self.collector)
+        log, staleness = self.folder.path / "ahead.log", config.rollout.max_staleness
+        collector.sampler = engine = make_engine(
+            self.collector.sampler, self.model, self.tokenizer, max_staleness=staleness, log=log
+        )
+        ahead = Ahead(
+            engine,
+            lambda step, prompts, clock: self._collect(collector, step, prompts, clock),
+            self._prompts,
+            max_staleness=staleness,
+            last=config.train.max_steps,
+        )
+        self.open.enter_context(ahead)
+        by_index = {prompt.index: prompt for prompt in self.train_prompts}
+        ahead.restore(*self.saver.landed, by_index, collector.pieces, self.accelerator.device)
+        self.saver.in_flight = ahead.state
+        return ahead
+
+    def _collect(self, collector: Collector, step: int, prompts: list[Prompt], clock: Clock) -> Experience:
+        """Batch `step`. Where it is sampled ahead this runs beside the update: it reads nothing that changes."""
+        greedy, first = self.row.baseline == "greedy", self._first_place
+        experience = collector.collect(prompts, step, self.plan.num_generations, clock, first, greedy=greedy)
+        if self.config.algorithm.dynamic_sampling_max_rounds:
+            experience = self._refill(experience, collector, step, clock)
+        self.algorithm.check_rewards(experience.rollouts)
+        return experience
+
+    def _refill(self, experience: Experience, collector: Collector, step: int, clock: Clock) -> Experience:
+        """Its silent groups replaced; see `refill`."""
+        each, scorer = len(experience.prompts), self.scorer
+
+        def again(prompts: list[Prompt], places_P: Tensor) -> Experience:
+            scorer.share = len(prompts) / each
+            try:
+                return collector.collect(prompts, step, self.plan.num_generations, clock, places_P)
+            finally:
+                scorer.share = 1.0
+
+        return refill(
+            experience,
+            again,
+            lambda number: self.stream.further(step - 1, number),
+            self._first_place + torch.arange(each),
+            rounds=self.config.algorithm.dynamic_sampling_max_rounds,
+            truncation_penalty=self.row.truncation_penalty if self.row.truncated == "penalise" else 0.0,
+            to_go=self.row.returns == "reward_to_go" and self.row.advantage is None,
+        )
+
+    @property
+    def _first_place(self) -> int:
+        """The place of this rank's first prompt among those of a step on all ranks."""
+        return self.plan.prompts // self.ranks.count * self.ranks.number
+
+    def _prompts(self, step: int) -> list[Prompt]:
+        """This rank's prompts of a step, whole groups in order."""
+        first = self._first_place
+        return self.stream.take(step - 1)[first : first + self.plan.prompts // self.ranks.count]
+
+    def _learn_of_prompts(self, experience: Experience) -> dict[str, float]:
+        """The curriculum hears of the verdicts on all ranks."""
+        if not self.stream.learns:
+            return {}
+        settings = self.config.eval
+        own = attempts(experience, settings.pass_reward, settings.pass_threshold)
+        self.stream.observe([each for told in self.ranks.gather(own) for each in told])
+        return self.stream.metrics()

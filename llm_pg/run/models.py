@@ -1,0 +1,144 @@
+"""Where the policy comes from: a hub id, a local folder, or a small model made on the spot; and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import string
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from ..config import ConfigError
+from ..config.schema import ModelConfig
+from ..training.adapters import in_four_bits, lora_config, wrap
+from .preflight import check_model
+
+_CHARACTERS = "\n" + "".join(c for c in string.printable if c.isprintable())
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer, with a pad token (the end token where it has none of its own)."""
+    check_model(config)
+    if config.make is not None:
+        return character_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.model_name_or_path, revision=config.model_revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(config, error) from None
+    return prepare_tokenizer(tokenizer)
+
+
+def prepare_tokenizer(tokenizer: Any) -> Any:
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "The tokenizer has no end token (eos_token), so no completion could ever end. Set tokenizer.eos_token and "
+            "save it."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
+    """The causal LM in float32 or the type asked for, dropout off unless `disable_dropout` is false."""
+    check_model(config)
+    four = in_four_bits(config)
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    extra = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    if config.make is not None:
+        return prepare_model(_make_model(config.make, tokenizer, seed, **extra).to(dtype), tokenizer, config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model_name_or_path,
+            revision=config.model_revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **extra,
+            **four,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(config, error) from None
+    return prepare_model(model, tokenizer, config)
+
+
+def prepare_model(model: Any, tokenizer: Any, config: ModelConfig) -> Any:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows: they do not belong "
+            "together. Name a matching tokenizer, or resize the embeddings and save the model first."
+        )
+    if config.disable_dropout:
+        disable_dropout(model)
+    return wrap(model, lora_config(config)) if config.use_peft else model
+
+
+def disable_dropout(model: Any) -> None:
+    """Every dropout to 0, modules and config, so that a log-probability is a function of the weights alone."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    for name, value in vars(model.config).items():
+        if isinstance(value, float) and name.endswith(("pdrop", "dropout")):
+            setattr(model.config, name, 0.0)
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends a completion: the tokenizer's end token and those of the generation config."""
+    ids = {int(tokenizer.eos_token_id)}
+    extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids.update([extra] if isinstance(extra, int) else extra or [])
+    return tuple(sorted(ids))
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single printable characters, with <pad>, <eos>, <unk> and a plain chat template."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *_CHARACTERS])}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def _make_model(make: dict[str, Any], tokenizer: Any, seed: int, **extra: Any) -> Any:
+    sizes = {k: v for k, v in make.items() if k != "model_type"}
+    sizes.setdefault("vocab_size", len(tokenizer))
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    try:
+        config = AutoConfig.for_model(make["model_type"], **sizes, **tokens)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"model.make {json.dumps(make)} makes no transformers config: {error}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **extra)
+
+
+def _not_found(config: ModelConfig, error: Exception) -> ConfigError:
+    first = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f"Model {config.model_name_or_path!r} could not be loaded: not a local folder, and the hub gave no "
+        f"answer that helps ({first}). Check the name and the network, or give a local folder."
+    )

@@ -1,0 +1,99 @@
+"""Everything that can be found wrong with a run before torch is imported."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from reward_fns.registry import tasks
+
+from ..config import Config, ConfigError
+from ..config.schema import ModelConfig
+from ..doctor.sizes import checkpoint_bytes
+from ..environments.episode import as_reward_function
+from ..prompts import check_data
+from ..rewards.scorer import Scorer
+from ..rewards.specs import resolve_all
+from ..rewards.tally import RewardError
+from .folder import RunFolder
+
+
+def check_model(config: ModelConfig) -> None:
+    """Is there a model at all? Raises ConfigError."""
+    name = config.model_name_or_path
+    if config.make is not None:
+        if "model_type" not in config.make:
+            raise ConfigError("model.make needs model_type (llama, qwen2, ...) beside the sizes of the model.")
+        return
+    if not name:
+        raise ConfigError(
+            "No model is named: set model.model_name_or_path to a hub id or a local folder, or model.make to make a "
+            "small one."
+        )
+    path = Path(name).expanduser()
+    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not (path / "config.json").is_file():
+        what = "is no folder" if not path.is_dir() else "holds no config.json"
+        raise ConfigError(f"model_name_or_path {name!r} {what}: give a folder written by save_pretrained, or a hub id.")
+
+
+def task_rewards(config: Config) -> list[Any]:
+    """The config's environment, its reward functions, or the task's own."""
+    if config.rollout.environment is not None:
+        return [as_reward_function(config.rollout.environment, config.rollout.environment_options)]
+    if config.reward.reward_funcs:
+        return list(config.reward.reward_funcs)
+    if not config.data.task:
+        raise ConfigError(
+            "No reward function: set reward.reward_funcs (a shipped name, module:function or file.py:function), or "
+            "pass reward_funcs to the trainer."
+        )
+    return [import_module(tasks()[config.data.task]).REWARD]
+
+
+def preflight(config: Config, *, resume: bool = False) -> None:
+    """Check model, data, reward functions and the run's folder. Raises ConfigError with one paragraph."""
+    check_inputs(config)
+    check_room(config)
+    RunFolder(config).check(config, resume=resume)
+
+
+def check_room(config: Config) -> None:
+    """Has the disk room for one checkpoint, or for the model at the end? Told from sizes in names and headers.
+
+    Raises ConfigError; says nothing where the size of the model is unknown (the trainer then asks once it is loaded).
+    """
+    need = checkpoint_bytes(config)
+    path = RunFolder(config).path.absolute()
+    place = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if need is not None and need > free:
+        what = "a checkpoint (weights and both moments of AdamW)" if config.run.save_steps else "the trained model"
+        raise ConfigError(
+            f"There is no room for {what}: it needs about {need:,} bytes at {path}, where {free:,} are free. "
+            "Free some, or set run.output_dir elsewhere."
+        )
+
+
+def check_inputs(config: Config) -> None:
+    """Check model, data and reward functions. Raises ConfigError with one paragraph."""
+    check_model(config.model)
+    columns = check_data(config)
+    try:
+        for function in resolve_all(task_rewards(config)):
+            function.check_columns(columns)
+        if config.rollout.environment is not None:
+            _try_environment(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _try_environment(config: Config) -> None:
+    """Make the environment once, in a worker."""
+    try:
+        with Scorer(task_rewards(config), workers=1, strict=True) as scorer:
+            scorer.score([""], [""], [[]], [{}])
+    except RewardError as error:
+        raise ConfigError(f"rollout.environment {config.rollout.environment!r} cannot be made. {error}") from None

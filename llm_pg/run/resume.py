@@ -1,0 +1,201 @@
+"""What of a run is saved to go on with, and the refusal to go on with something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from .. import __version__
+from ..config import Config, ConfigError
+from ..config.schema import RolloutConfig
+from ..prompts import PromptStream
+from ..training.shards import collect, like
+from ..training.update import Updater
+from . import checkpoint
+from .ranks import Ranks
+from .redact import Redactor
+
+# Sections that may differ when a run goes on: where it writes, how it is watched, how functions are bounded.
+_FREE = ("run", "eval", "reward")
+# Settings that change memory and speed and never the result.
+_FREE_LEAVES = {
+    "train": ("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "use_cpu"),
+    "rollout": tuple(leaf for leaf in RolloutConfig.model_fields if leaf.startswith("vllm_")),
+}
+
+
+class Saver:
+    """Saves and restores the moving parts of a run: trainable weights, optimiser, schedule, the algorithm's state.
+
+    Args:
+        root: folder of the checkpoints. clean: hides secrets of the config, which stands in every manifest.
+        facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
+        ranks: of the run. Where they hold shards each of them saves together with the others; else the first alone.
+        stream: of the run's prompts; one that learns has a state.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        config: Config,
+        updater: Updater,
+        clean: Redactor,
+        facts: dict[str, Any],
+        ranks: Ranks,
+        stream: PromptStream,
+    ) -> None:
+        self.ranks, self.stream = ranks, stream
+        self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
+        self.saved: int | None = None
+        # Set where completions are sampled ahead; see `ahead.Ahead.state`.
+        self.in_flight: Callable[[int], tuple[list[dict[str, Any]], dict[str, torch.Tensor]]] | None = None
+        self.landed: tuple[list[dict[str, Any]], dict[str, torch.Tensor]] = ([], {})  # of the checkpoint restored
+
+    @property
+    def sharded(self) -> bool:
+        return self.updater.policy.shards is not None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        settings = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in _FREE}
+        for section, leaves in _FREE_LEAVES.items():
+            settings[section] = {k: v for k, v in settings[section].items() if k not in leaves}
+        settings["run"] = {"seed": self.config.run.seed}
+        if self.stream.learns:  # then verdicts decide what is trained on
+            settings["eval"] = {k: getattr(self.config.eval, k) for k in ("pass_reward", "pass_threshold")}
+        versions = {"llm_pg": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        return self.clean.tree({"config": settings, **self.facts, "versions": versions})
+
+    def numbers(self) -> dict[str, Any]:
+        """The part of the state that is small: the schedule's place, the algorithm's and the curriculum's numbers."""
+        updater = self.updater
+        return {
+            "scheduler": _plain(updater.scheduler.state_dict()),
+            "algorithm": updater.algorithm.state_dict(),
+            "prompts": self.stream.state_dict(),
+        }
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What changes in training, by name: the policy's own, a moving reference's and the critic's with prefixes."""
+        policy = self.updater.policy
+        own: dict[str, torch.Tensor] = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+        if self.config.algorithm.sync_ref_model and policy.reference is not None:
+            own.update({f"reference.{name}": p for name, p in policy.reference.named_parameters()})
+        return own if policy.critic is None else {**own, **policy.critic.weights()}
+
+    def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
+        weights = self._weights()
+        optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer)
+        if self.sharded:
+            weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
+        told = self.numbers() if numbers is None else numbers
+        if self.in_flight is None:
+            return checkpoint.State(step, weights, optimizer, told)
+        batches, tensors = self.in_flight(step)
+        return checkpoint.State(step, weights, optimizer, {**told, "in_flight": batches}, tensors)
+
+    def save(self, step: int, numbers: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint of a step, once. CheckpointError where it cannot be written."""
+        if self.saved == step:
+            return
+        state, problem = self._state(step, numbers), ""
+        if self.ranks.is_main:
+            try:
+                checkpoint.save(self.root, state, self.identity(), self.config.run.save_total_limit)
+            except checkpoint.CheckpointError as error:
+                problem = str(error)
+        if self.sharded:
+            problem = self.ranks.gather(problem)[0]
+        if problem:
+            raise checkpoint.CheckpointError(problem)
+        self.saved = step
+
+    def check_room(self) -> None:
+        """CheckpointError when the disk has no room for one checkpoint: weights and two moments of each."""
+        weights = sum(p.numel() * p.element_size() for p in self._weights().values())
+        checkpoint.check_room(self.root, 3 * weights)
+
+    def newest_step(self) -> int | None:
+        return max(checkpoint.whole(self.root), default=None)
+
+    def restore(self, folder: Path, *, override: bool = False) -> tuple[int, list[str]]:
+        """Put a verified checkpoint back; its step, and the differences that were overridden.
+
+        Raises ConfigError, with a table, when it belongs to other settings and `override` is false, or when its
+        weights have other names or shapes.
+        """
+        state, identity = checkpoint.load(folder)
+        changed = difference(identity, self.identity())
+        if changed and not override:
+            raise ConfigError(
+                f"Checkpoint {folder} belongs to a run with other settings:\n{table(changed)}\nGo back to those, go on "
+                "with the present ones all the same (--override; the result is then that of neither), or start anew "
+                "with run.overwrite=true or another run.run_name."
+            )
+        self._restore_weights(folder, state)
+        self._restore_numbers(state.numbers)
+        self.landed = (state.numbers.get("in_flight", []), state.in_flight)
+        self.saved = state.step
+        return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
+
+    def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:
+        parameters = self._weights()
+        odd = sorted(set(parameters) ^ set(state.weights)) or [
+            n for n, p in parameters.items() if p.shape != state.weights[n].shape
+        ]
+        if odd:
+            raise ConfigError(
+                f"Checkpoint {folder} holds the weights of another model: {len(odd)} differ in name or shape, "
+                f"{odd[0]} first. Give the model (and adapter) that it was made with."
+            )
+        with torch.no_grad():
+            for name, value in state.weights.items():
+                parameters[name].copy_(like(value, parameters[name]))
+        optimizer = self.updater.optimizer.optimizer
+        of_number = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {
+            name: value if value.dim() == 0 else like(value, of_number[int(name.split(".", 1)[0])])
+            for name, value in state.optimizer.items()
+        }
+        checkpoint.restore_optimizer(optimizer, moments)
+
+    def _restore_numbers(self, numbers: dict[str, Any]) -> None:
+        # Base rates and functions of the schedule come from the config, so that an overridden rate takes effect.
+        scheduler = self.updater.scheduler
+        own = {k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "lr_lambdas")}
+        scheduler.load_state_dict({**numbers["scheduler"], **own})
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        scheduler._last_lr = rates
+        for group, rate in zip(self.updater.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.updater.algorithm.load_state_dict(numbers["algorithm"])
+        self.stream.load_state_dict(numbers.get("prompts", {}))
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's numbers; its functions come back from the config."""
+    return {key: value for key, value in state.items() if key != "lr_lambdas"}
+
+
+def difference(saved: Any, present: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """(setting, then, now) for every leaf that differs."""
+    if isinstance(saved, dict) and isinstance(present, dict):
+        keys = [*saved, *(k for k in present if k not in saved)]
+        return [
+            line for k in keys for line in difference(saved.get(k), present.get(k), f"{path}.{k}" if path else str(k))
+        ]
+    return [] if saved == present else [(path.removeprefix("config."), repr(saved), repr(present))]
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """Differences in aligned columns."""
+    lines = [("setting", "then", "now"), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in lines)

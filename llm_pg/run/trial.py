@@ -1,0 +1,181 @@
+"""The longest possible batch, tried before the first step: what does not fit into memory shows at once, with what to
+change, and not in the middle of a night.
+
+One micro-batch of the longest prompt and completions of full length goes forward and backward through the model,
+the largest that a step can hold. Its gradient is thrown away; random numbers, weights and every other state stay as
+they were, so that the run is bit for bit the one without the trial.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..config import Config
+from ..doctor.sizes import Sizes, training_bytes
+from ..rollouts import TextRollouts
+from ..training.policy import Policy
+from .guard import RunStopped
+
+LARGE = 50_000_000  # parameters from which a trial on the CPU is worth its seconds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """rows, prompt, completion: completions tried together and their lengths in tokens. passes: such passes over a
+    whole step of longest completions. seconds: of one pass. peak_mb: of the accelerator, or None. asked: rows that the
+    settings asked for; more than `rows` where those did not fit."""
+
+    rows: int
+    prompt: int
+    completion: int
+    passes: int
+    seconds: float
+    peak_mb: float | None
+    asked: int
+
+    def __str__(self) -> str:
+        peak = "" if self.peak_mb is None else f", peak {self.peak_mb:,.0f} MB"
+        return (
+            f"Longest batch tried: {self.rows} completions of {self.prompt} + {self.completion} tokens, forward and "
+            f"backward in {self.seconds:.2f} s{peak}; a step has at most {self.passes} of them."
+        )
+
+
+def wanted(setting: bool | None, policy: Policy) -> bool:
+    """Whether to try: as set, else on an accelerator, or where the model is large enough to fill a machine's memory.
+
+    Small models on the CPU are trained in seconds, of which a trial would be a noticeable part.
+    """
+    if setting is not None:
+        return setting
+    device = next(policy.model.parameters()).device
+    return device.type != "cpu" or sum(p.numel() for p in policy.model.parameters()) >= LARGE
+
+
+def try_longest(
+    policy: Policy,
+    *,
+    prompt_length: int,
+    completion_length: int,
+    num_groups: int,
+    num_generations: int,
+    micro_rows: int,
+    entropy_grad: bool = False,
+    moments: bool = True,
+) -> Trial:
+    """Forward and backward of the largest micro-batch of a step whose prompts and completions are all the longest.
+
+    Args:
+        policy: of the run. prompt_length, completion_length: tokens. num_groups, num_generations, micro_rows: of a step
+            on this rank. entropy_grad: whether the bonus on the entropy is trained.
+        moments: hold as much memory as AdamW's two moments will, which are made at the first step only.
+
+    Raises:
+        RunStopped: a single completion does not fit.
+    """
+    model, device = policy.model, next(policy.model.parameters()).device
+    rollouts = _longest(prompt_length, completion_length, num_groups, num_generations, policy, device)
+    cuts = policy.cuts(rollouts, micro_rows)
+    index = max(cuts, key=len)
+    asked, was_training, on_gpu = len(index), model.training, device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else [], device_type="cuda"):
+        ballast = [torch.empty_like(p) for p in policy.trainable() for _ in range(2)] if moments else []
+        try:
+            model.train()
+            while True:
+                begin = time.perf_counter()
+                if _fits(policy, rollouts.rows(index), entropy_grad):
+                    break
+                if len(index) == 1:
+                    raise RunStopped(_advice(prompt_length, completion_length))
+                index = index[: len(index) // 2]
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - begin
+            peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None
+        finally:
+            del ballast
+            model.train(was_training)
+            for parameter in policy.trainable():
+                parameter.grad = None
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(device)
+    passes = -(-len(rollouts.mask_BT) // len(index))
+    return Trial(len(index), prompt_length, completion_length, passes, seconds, peak, asked)
+
+
+def _fits(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> bool:
+    try:
+        scores = policy.score(rows, entropy_grad=entropy_grad)
+        loss = scores.logp_BT.sum()
+        if entropy_grad:
+            loss = loss + scores.entropy_BT.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        pass
+    else:
+        return True
+    # Outside the handler, which would keep the tensors of the failed pass alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def _longest(
+    prompt: int, completion: int, num_groups: int, num_generations: int, policy: Policy, device: torch.device
+) -> TextRollouts:
+    """A step whose rows are all of full length, of tokens that differ between prompts; drawn from no generator."""
+    vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    num_rows = num_groups * num_generations
+    places = torch.arange(num_rows * completion, device=device).view(num_rows, completion)
+    mask_BT = torch.ones((num_rows, completion), dtype=torch.bool, device=device)
+    prompts = [tuple((g + i) % vocabulary for i in range(prompt)) for g in range(num_groups)]
+    rollouts: TextRollouts = TextRollouts.of_scored_text(
+        mask_BT=mask_BT,
+        logp_BT=torch.zeros((num_rows, completion), device=device),
+        group_B=torch.arange(num_groups, device=device).repeat_interleave(num_generations),
+        reward_B=torch.zeros(num_rows, device=device),
+        tokens_BT=places % vocabulary,
+        prompt_ids_B=[ids for ids in prompts for _ in range(num_generations)],
+    )
+    return rollouts
+
+
+def _advice(prompt: int, completion: int) -> str:
+    return (
+        f"The longest batch does not fit into memory: one completion of {completion} tokens behind a prompt of "
+        f"{prompt} runs out of it. Lower rollout.max_completion_length or data.max_prompt_length, or set "
+        "train.gradient_checkpointing=true, model.use_peft=true, model.dtype=bfloat16."
+    )
+
+
+def memory_text(config: Config, policy: Policy, micro_rows: int) -> str:
+    """The memory that training takes, by part, told before it is taken."""
+    model = policy.model
+    parameters, vocabulary = sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight.shape[0]
+    parts = training_bytes(config, Sizes(parameters, vocabulary, 0), policy.reference is not None, micro_rows)
+    told = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    return f"Memory at least {_size(sum(parts.values()))}: {told}; activations come on top."
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def expected_seconds(
+    trial: Trial, num_steps: int, passes: int, rows: int, rate: float, length: float
+) -> tuple[float, float]:
+    """Seconds of sampling and training of all steps: with completions of `length` tokens, and with the longest.
+
+    passes: μ, over the rows of a step on this rank. rate: tokens sampled a second. Rewards, evaluation and saving come
+    on top.
+    """
+
+    def of(tokens: float) -> float:
+        share = (trial.prompt + tokens) / (trial.prompt + trial.completion)
+        return num_steps * (rows * tokens / rate + trial.seconds * trial.passes * passes * share)
+
+    return of(length), of(trial.completion)
