@@ -103,9 +103,16 @@ def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
 
 
 def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
-    """Mean over all valid rollouts of all ranks, a scalar. Bias: shrinks the gradient by (N-1)/N."""
-    total = all_sum(torch.stack([torch.where(valid_B, x_B, torch.zeros_like(x_B)).sum(), valid_B.sum().to(x_B.dtype)]))
-    return total[0] / total[1].clamp(min=1)
+    """Mean over all valid rollouts of all ranks, a scalar. Bias: shrinks the gradient by (N-1)/N.
+
+    The mean of what is left over is added to a first mean, so that equal numbers have deviation 0 to the last bit:
+    see `origin_of_group`, whose least entry ranks could not agree on by sums.
+    """
+    nothing_B = torch.zeros_like(x_B)
+    total = all_sum(torch.stack([torch.where(valid_B, x_B, nothing_B).sum(), valid_B.sum().to(x_B.dtype)]))
+    num = total[1].clamp(min=1)
+    first = total[0] / num
+    return first + all_sum(torch.where(valid_B, x_B - first, nothing_B).sum()) / num
 
 
 def batch_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:

@@ -110,3 +110,14 @@ def test_a_running_mean_starts_at_the_first_batch_and_is_read_before_it() -> Non
     again = RunningMean(decay=0.9)
     again.load_state_dict(mean.state_dict())
     assert again.value == mean.value
+
+
+@pytest.mark.parametrize("number", [3, 7, 8, 24, 64, 100, 512])
+@pytest.mark.parametrize("value", [0.7, 0.1, 1 / 3, 0.9, -2.3])
+def test_equal_rewards_are_the_batch_mean_to_the_last_bit(value: float, number: int) -> None:
+    """Else a batch without any difference has weights of 1e-8, of which Adam makes whole steps."""
+    reward_B = torch.full((number,), value)
+    valid_B = torch.arange(number) != 1
+    mean = batch_mean(reward_B, valid_B)
+    assert (reward_B - mean).abs().max() == 0.0
+    assert batch_std(reward_B, valid_B) == 0.0
