@@ -161,7 +161,7 @@ class MetricsFile:
 
 
 _SUMS_OF_A_PASS = (
-    *("entropy", "clip_fraction", "approx_kl", "sampler_gap"),
+    *("policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl", "sampler_gap"),
     *("off_policy_masked", "correction_bounded"),
 )
 

@@ -49,6 +49,20 @@ def test_means_over_tokens_are_over_those_that_a_pass_came_by(minibatches: int, 
     assert told["sampler_gap"] == pytest.approx(float(gap_BT[seen_BT].mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_losses_are_those_of_the_whole_batch_however_it_is_cut(iterations: int, make_model: Callable[..., Any]) -> None:
+    """At a learning rate of 0 every cut sees the same policy, so the sum over a pass is the loss of the batch."""
+    batch = rollouts(num_prompts=6, group=3)
+    order = torch.arange(18).expand(iterations, -1)
+    told = []
+    for minibatches in (1, 3):
+        updater = updater_of(make_model("llama"), num_minibatches=minibatches, num_iterations=iterations)
+        weighted = dataclasses.replace(updater.algorithm.weigh(batch), old_logp_BT=batch.logp_BT)
+        told.append(update_metrics(updater.update(weighted, order), minibatches)["policy_loss"])
+    assert abs(told[0]) > 1e-3
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+
+
 def test_a_batch_without_any_weight_makes_no_step_under_a_loss_scaler_either(make_model: Callable[..., Any]) -> None:
     """All groups are silent, so there is no gradient: the scaler has nothing to look at."""
     model, batch = make_model("llama"), rollouts(num_prompts=2, group=3)
