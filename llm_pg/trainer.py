@@ -198,6 +198,10 @@ class PolicyGradientTrainer(Ending):
 
     def _restore(self, found: Path, override: bool) -> int:
         done, overridden = self.saver.restore(found, override=override)
+        self.accelerator.wait_for_everyone()  # another rank may still be reading
+        if self.ranks.is_main:
+            for place in checkpoint.set_aside(self.folder.checkpoints, done):
+                self.terminal.warn(f"A checkpoint of a step that is done again is kept as {place}.")
         for line in overridden:
             self.terminal.warn(f"Overridden: {line}.")
         self.terminal.say(f"Going on from {found}: {done} steps are done.")

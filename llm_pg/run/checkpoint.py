@@ -189,6 +189,19 @@ def folders(root: Path) -> list[Path]:
     return sorted((p for p in root.glob("step-*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
 
 
+def set_aside(root: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps, which a run is going to do again: they would be taken for its newest, and
+    make its own the oldest, which are dropped. Their new places."""
+    aside = []
+    for folder in folders(root):
+        if int(folder.name[5:]) > step and (folder / MANIFEST).exists():
+            place = folder.with_name(f"{folder.name}.replaced")
+            if place.exists():
+                shutil.rmtree(place)
+            aside.append(folder.rename(place))
+    return aside
+
+
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest verified checkpoint, and one warning for each newer folder that had to be passed over."""
     warnings: list[str] = []

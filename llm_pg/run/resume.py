@@ -139,7 +139,7 @@ class Saver:
         self._restore_weights(folder, state)
         self._restore_numbers(state.numbers)
         self.landed = (state.numbers.get("in_flight", []), state.in_flight)
-        self.saved = state.step
+        self.saved = state.step if folder.absolute() == checkpoint.folder_of(self.root, state.step).absolute() else None
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
 
     def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llm_pg.run import checkpoint
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import NUM_TRAINED, make
 
@@ -93,3 +94,35 @@ def test_a_resume_in_the_third_epoch_sees_each_prompt_once_an_epoch(tmp_path: Pa
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             seen.update({row["group"]: row["prompt_index"] for row in rows}.values())
         assert seen == Counter(range(NUM_TRAINED))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "the later ones damaged"])
+def test_going_on_from_an_older_checkpoint_keeps_what_is_saved_from_there(named: bool, tmp_path: Path) -> None:
+    """Checkpoints of later steps are neither the newest of the run that goes on, nor do they push its own out."""
+
+    class Killed(Exception):
+        pass
+
+    def run(resume: bool | Path = False, stop: int = 0, limit: int | None = 1) -> None:
+        changes = {"save_steps": 1, "save_total_limit": limit, "reward_in_process": True}
+        trainer = make({"out": str(tmp_path), "name": "r", "changes": changes})
+        step = trainer._one_step
+
+        def dies() -> None:
+            if trainer.step == stop:
+                raise Killed
+            step()
+
+        trainer._one_step = dies  # type: ignore[method-assign]
+        trainer.train(resume=resume)
+
+    run(limit=None)
+    saved, whole = tmp_path / "r" / "checkpoints", (lines(tmp_path / "r"), weights(tmp_path / "r"))
+    for step in () if named else (3, 4, 5, 6):
+        (saved / f"step-{step:06d}" / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(Killed):
+        run(saved / "step-000002" if named else True, stop=5)
+    assert checkpoint.whole(saved) == [4]
+    assert (saved / "step-000006.replaced" / "manifest.json").exists()
+    run(resume=True)
+    assert (lines(tmp_path / "r"), weights(tmp_path / "r")) == whole
