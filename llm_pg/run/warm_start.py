@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..config import Config, ConfigError
@@ -39,7 +40,7 @@ def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[
     settings = config.warm_start
     rows = demonstrations(config, held_out)
     logging.getLogger("trl").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _own_forwards(model):
         args = SFTConfig(
             output_dir=folder,
             max_steps=settings.warm_start_steps,
@@ -66,6 +67,22 @@ def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[
         losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     model.config.use_cache = True
     return losses[-1] if losses else float("nan")
+
+
+@contextlib.contextmanager
+def _own_forwards(model: Any) -> Iterator[None]:
+    """Takes back what the block put in place of a module's `forward`.
+
+    trl leaves a function there that calls the module it was made for. A copy of the model, such as the reference or the
+    one that servers follow while sampling runs ahead, would go on computing with the weights of the original.
+    """
+    before = {module: vars(module).get("forward") for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if vars(module).pop("forward", None) is not None and before.get(module) is not None:
+                module.forward = before[module]
 
 
 def _be_quiet(trainer: Any) -> None:
