@@ -86,6 +86,9 @@ class Worker:
         self.inbox.feed(chunk)
         return bool(chunk)
 
+    def is_late(self) -> bool:
+        return self.state != "idle" and time.monotonic() > self.deadline
+
     def kill(self, patience: float = 0.0) -> str:
         """End the process and all in its session, after `patience` seconds in which it may end by itself; says how."""
         try:
@@ -207,15 +210,17 @@ class Pool:
                 self._want_to_write(worker)
             if mask & selectors.EVENT_READ:
                 self._read(worker, jobs, ledger)
-        heard = {id(key.data) for key, _ in events}
-        now = time.monotonic()
-        for worker in [worker for worker in self._workers if id(worker) not in heard]:
-            if worker not in self._workers:
-                continue
-            if worker.process.poll() is not None:
-                self._lose(worker, jobs, ledger, None)
-            elif worker.state != "idle" and now > worker.deadline:
-                self._lose(worker, jobs, ledger, "deadline")
+        for worker in list(self._workers):
+            if worker in self._workers:
+                self._look_after(worker, jobs, ledger)
+
+    def _look_after(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None) -> None:
+        """Replace a worker that has died or is late, once what it said before that is taken down."""
+        is_dead = worker.process.poll() is not None
+        if is_dead or worker.is_late():
+            self._read(worker, jobs, ledger)
+            if worker in self._workers and (is_dead or worker.is_late()):
+                self._lose(worker, jobs, ledger, None if is_dead else "deadline")
 
     def _read(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None) -> None:
         is_open = worker.receive()

@@ -93,6 +93,11 @@ def exits(completion):
     return 1.0
 
 
+def exits_after_a_while(completion):
+    time.sleep(0.3)
+    return exits(completion)
+
+
 def exits_politely(completion):
     if completion == BAD:
         sys.exit(0)

@@ -288,6 +288,36 @@ def test_a_worker_that_the_machine_holds_up_is_waited_for():
     assert scores.reward == [1.0]
 
 
+@pytest.mark.parametrize(
+    "completions, rewards, problems",
+    [
+        (["a", "b", "c"], [1.0, 1.0, 1.0], {}),
+        (["a", "b", "BAD", "c"], [1.0, 1.0, None, 1.0], {"exits_after_a_while": {"exit code 3": 1}}),
+    ],
+    ids=["late", "dead"],
+)
+def test_answers_that_wait_in_the_pipe_when_a_worker_is_found_late_or_dead_still_count(
+    completions, rewards, problems, monkeypatch
+):
+    """The parent was held up after it had looked for answers, and the worker's time ran out meanwhile."""
+    monkeypatch.setattr("llm_pg.rewards.scorer.PIECES", 1)
+    with scorer_of("exits_after_a_while", deadline=0.6, max_unscorable=1.0) as scorer:
+        pool, pauses = scorer._pool, [1.2]
+        select = pool._selector.select
+
+        def select_and_be_held_up(timeout):
+            events = select(timeout)
+            if not events and pauses and any(worker.has_begun for worker in pool._workers):
+                time.sleep(pauses.pop())
+            return events
+
+        pool._selector.select = select_and_be_held_up
+        scores = score(scorer, completions)
+    assert not pauses
+    assert scores.reward == rewards
+    assert scores.problems == problems
+
+
 def test_children_of_a_worker_end_with_it(tmp_path):
     pid_file = tmp_path / "pid"
     completions = ["child", *["x"] * 7]
