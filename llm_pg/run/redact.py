@@ -23,10 +23,10 @@ _VOCABULARY = re.compile(
     re.IGNORECASE,
 )
 _SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.I)
-_URL_USER = re.compile(r"([a-z][a-z0-9+.\-]*://)[^/\s@'\"]+@", re.IGNORECASE)
-_URL_QUERY = re.compile(
-    r"([?&][^=&\s]*(?:token|key|secret|password|passwd|signature|sig|auth)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
-)
+# Each character is looked at a bounded number of times: a model may say "????..." for thousands of tokens.
+_URL_USER = re.compile(r"://[^/\s'\"]+@")
+_URL_QUERY = re.compile(r"([?&]([^=&?\s]+)=)[^&\s'\"]+")
+_SECRET_QUERY = re.compile("token|key|secret|password|passwd|signature|sig|auth", re.IGNORECASE)
 _SHORTEST = 6  # a shorter value would blot out ordinary text
 
 
@@ -50,12 +50,12 @@ class Redactor:
     def text(self, text: str) -> str:
         for value in self._values:
             text = text.replace(value, HIDDEN)
-        return _URL_QUERY.sub(rf"\g<1>{HIDDEN}", _URL_USER.sub(rf"\g<1>{HIDDEN}@", text))
+        return _URL_QUERY.sub(_without_value, _URL_USER.sub(f"://{HIDDEN}@", text))
 
     def tree(self, value: Any, name: str = "") -> Any:
         """A copy in which every secret string is replaced; numbers and None stay."""
         if isinstance(value, dict):
-            return {self.text(k) if isinstance(k, str) else k: self.tree(v, str(k)) for k, v in value.items()}
+            return {self.text(k) if isinstance(k, str) else k: self.tree(v, _inner(name, k)) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.tree(v, name) for v in value]
         if isinstance(value, str):
@@ -80,10 +80,19 @@ class Redactor:
         return True
 
 
+def _without_value(parameter: re.Match[str]) -> str:
+    return parameter[1] + HIDDEN if _SECRET_QUERY.search(parameter[2]) else parameter[0]
+
+
+def _inner(name: str, key: Any) -> str:
+    """What names a value in a mapping: of one that is secret as a whole, the mapping's own name."""
+    return name if is_secret_name(name) else str(key)
+
+
 def _collect(tree: Any, found: set[str], name: str = "") -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
-            _collect(value, found, str(key))
+            _collect(value, found, _inner(name, key))
     elif isinstance(tree, (list, tuple)):
         for value in tree:
             _collect(value, found, name)

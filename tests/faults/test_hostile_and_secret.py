@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,32 @@ def test_names_of_secrets_are_told_from_words_of_a_vocabulary(name: str, secret:
         assert Redactor().tree({name: 5}) == {name: 5}
     else:
         assert is_secret_name(name) is secret
+
+
+def test_all_texts_of_a_mapping_whose_name_means_a_secret_are_hidden_wherever_they_appear() -> None:
+    settings = {"judge": {"credentials": {"login": "somebody", "parts": ["first-part", 7]}, "model": "m"}}
+    clean = Redactor(settings)
+    hidden = {"login": HIDDEN, "parts": [HIDDEN, 7]}
+    assert clean.tree(settings) == {"judge": {"credentials": hidden, "model": "m"}}
+    assert clean.text("refused somebody") == f"refused {HIDDEN}"
+
+
+@pytest.mark.parametrize(
+    "text, clean",
+    [
+        ("at https://me:pass@word@host/x", f"at https://{HIDDEN}@host/x"),
+        ("?a=1&api_key=abc&b=2", f"?a=1&api_key={HIDDEN}&b=2"),
+        ("what??Token=abc 'x'", f"what??Token={HIDDEN} 'x'"),
+        ("mail a@b, is 1 < 2? yes=no", "mail a@b, is 1 < 2? yes=no"),
+    ],
+)
+def test_what_is_secret_in_a_url_is_hidden_and_other_text_is_kept(text: str, clean: str) -> None:
+    assert Redactor().text(text) == clean
+
+
+@pytest.mark.parametrize("piece", ["?", "a", "?k", "://", "?token", "x@"])
+def test_what_a_broken_policy_repeats_is_searched_in_time_that_grows_with_its_length(piece: str) -> None:
+    text = piece * (300_000 // len(piece))
+    clean, begin = Redactor(), time.process_time()
+    assert clean.text(text) == text
+    assert time.process_time() - begin < 1.0
