@@ -54,7 +54,7 @@ class Loop:
             start = time.monotonic()
             try:
                 answer = await asyncio.wait_for(calls[place](), deadline)
-            except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - reported by failure()
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported by failure()
                 late = isinstance(error, (TimeoutError, asyncio.TimeoutError))
                 late = late and time.monotonic() - start >= deadline
                 answer = {"cause": "deadline", "trace": ""} if late else failure(error)

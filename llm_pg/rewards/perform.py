@@ -76,16 +76,19 @@ class Performer:
             send({"index": index, **answer})
 
     def _together(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
-        def start(item: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
+        def start(index: int, item: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
             async def call_one() -> dict[str, Any]:
+                self._prepare(index)
                 call = _Call(loaded, item, job["state"])
-                return call.answer(await loaded.function(**call.arguments))
+                try:
+                    return call.answer(await loaded.function(**call.arguments))
+                except SystemExit as error:  # beyond this frame asyncio would end the loop with it
+                    return failure(error)
 
             return call_one
 
-        self._prepare(job["indices"][0])
         self._open_loop().answer_all(
-            [start(item) for item in job["items"]],
+            [start(index, item) for index, item in zip(job["indices"], job["items"], strict=True)],
             job["deadline"],
             lambda place, answer: send({"index": job["indices"][place], **answer}),
             failure,

@@ -43,7 +43,8 @@ class Scorer:
     prints are appended; the standard error by default.
 
     Before each call a worker's `random` and numpy generators are seeded with the batch and the completion's place in
-    it, so a function that draws numbers gives the same score in whichever worker it runs, and after a resume.
+    it, so a function that draws numbers gives the same score in whichever worker it runs, and after a resume. An async
+    function draws before its first await: afterwards the others that wait beside it draw too.
     """
 
     def __init__(

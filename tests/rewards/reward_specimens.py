@@ -104,6 +104,11 @@ def exits_politely(completion):
     return 1.0
 
 
+async def async_exits_politely(completion):
+    await asyncio.sleep(0)
+    return exits_politely(completion)
+
+
 def segfaults(completion):
     if completion == BAD:
         ctypes.string_at(0)
@@ -164,6 +169,12 @@ def writes_into_the_pipe(completion):
 
 def draws(completion):
     return random.random()
+
+
+async def async_draws(completion):
+    drawn = random.random()
+    await asyncio.sleep(0)
+    return drawn
 
 
 def returns_numpy(completions, **kwargs):

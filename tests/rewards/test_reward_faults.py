@@ -63,11 +63,13 @@ def test_the_traceback_is_shown_once_and_begins_in_the_users_function(caplog):
     assert "perform.py" not in messages[0]
 
 
-def test_a_polite_exit_is_an_exception_like_any_other():
-    with scorer_of("exits_politely") as scorer:
+@pytest.mark.parametrize("name", ["exits_politely", "async_exits_politely"])
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_polite_exit_is_an_exception_like_any_other(name, in_process):
+    with scorer_of(name, in_process=in_process) as scorer:
         scores = score(scorer)
     assert scores.reward == ALL_BUT_THE_BAD
-    assert scores.problems == {"exits_politely": {"SystemExit": 1}}
+    assert scores.problems == {name: {"SystemExit": 1}}
 
 
 def test_over_the_limit_the_run_stops_with_function_share_cause_and_traceback():
@@ -393,10 +395,11 @@ def test_printing_changing_directory_and_seeding_have_no_effect_on_the_run(tmp_p
     assert "noise" in (tmp_path / "prints.log").read_text()
 
 
-def test_a_function_that_draws_gives_the_same_scores_on_any_number_of_workers():
+@pytest.mark.parametrize("name", ["draws", "async_draws"])
+def test_a_function_that_draws_gives_the_same_scores_on_any_number_of_workers(name):
     drawn = []
     for workers in (1, 2, 3):
-        with scorer_of("draws", workers=workers) as scorer:
+        with scorer_of(name, workers=workers) as scorer:
             drawn.append(score(scorer, [str(number) for number in range(40)]).reward)
     assert drawn[0] == drawn[1] == drawn[2]
     assert len(set(drawn[0])) == 40
