@@ -84,6 +84,8 @@ class Scorer:
         if not in_process:
             self._warn_of_functions_here()
         self._pooled = [place for place in range(len(self.functions)) if place not in self._here]
+        for place in self._pooled:
+            self.functions[place].check_portable()
         self._pool: Pool | None = None
         self._performer = Performer(prepare=lambda index: None)
         self._shown: set[tuple[str, str]] = set()

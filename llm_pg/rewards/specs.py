@@ -1,6 +1,7 @@
 """From what a user writes to a reward function that a worker can find: checked here, before any model is loaded."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -8,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llm_pg.rewards.contract import FORMS, Signature, read_signature
+from llm_pg.rewards.contract import FORMS, Signature, read_signature, shown
 from llm_pg.rewards.loading import Target, load, target_of
 from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
 from reward_fns.registry import RewardInfo, rewards
@@ -46,6 +47,16 @@ class RewardFunction:
                 f"fix it with {{function: ..., {name}: ...}}."
             )
 
+    def check_portable(self) -> None:
+        """ValueError for an option that would not reach a worker as it is."""
+        for option, value in self.options.items():
+            if not _survives_json(value):
+                raise ValueError(
+                    f"The option {option!r} of reward function {self.name} is {shown(value)}, which cannot be sent to "
+                    "the reward workers: they get JSON. Use numbers, texts, lists and mappings whose keys are texts, "
+                    "make other objects inside the function, or run with in_process=True."
+                )
+
     def loaded(self) -> Callable[..., Any]:
         """The function itself, loaded into this process."""
         if self.function is not None:
@@ -81,13 +92,13 @@ def resolve_all(specs: Sequence[Spec]) -> list[RewardFunction]:
     unread = [place for place, draft in enumerate(drafts) if isinstance(draft, _Unread)]
     read = iter(_read_in_worker([drafts[place] for place in unread]))  # type: ignore[misc]
     functions = [next(read) if isinstance(draft, _Unread) else draft for draft in drafts]
-    taken: dict[str, int] = {}
-    named = []
+    named: dict[str, RewardFunction] = {}
     for function in functions:
         _check_options(function)
-        count = taken[function.name] = taken.get(function.name, 0) + 1
-        named.append(function if count == 1 else replace(function, name=f"{function.name}_{count}"))
-    return named
+        tries = (f"{function.name}_{count}" for count in itertools.count(2))
+        name = next(name for name in itertools.chain([function.name], tries) if name not in named)
+        named[name] = replace(function, name=name)
+    return list(named.values())
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,7 @@ def _shipped(name: str, options: dict[str, Any]) -> RewardFunction:
 def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
     if not unread:
         return []
-    entries = [{"name": u.name, "target": u.target.to_json(), "options": u.options} for u in unread]
+    entries = [{"name": u.name, "target": u.target.to_json(), "options": {}} for u in unread]
     try:
         with Pool(entries, 1, load_deadline=LOAD_DEADLINE) as pool:
             found = pool.signatures()
@@ -225,3 +236,11 @@ def _check_options(function: RewardFunction) -> None:
                 f"Reward function {function.name} has no parameter {option!r}."
                 f"{_near(option, sorted(known), 'parameters')}"
             )
+
+
+def _survives_json(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _survives_json(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_survives_json, value))
+    return value is None or isinstance(value, (str, int, float))

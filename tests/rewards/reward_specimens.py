@@ -24,6 +24,11 @@ def echo(completion, value):
     return value
 
 
+def echo_of_option(completion, option, log_extra):
+    log_extra("option", str(option))
+    return 1.0
+
+
 def raises(completion):
     if completion == BAD:
         return 1 / 0

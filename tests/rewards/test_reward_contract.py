@@ -1,6 +1,7 @@
 """What a reward function may look like and return: TRL's contract and the plain form."""
 
 import math
+from datetime import date
 from functools import partial
 
 import numpy
@@ -141,6 +142,23 @@ def test_an_empty_batch_has_an_empty_score():
 def test_equal_names_are_told_apart():
     funcs = [{"function": specimens.with_option, "factor": 2.0}, {"function": specimens.with_option, "factor": 3.0}]
     assert score(funcs, ["ab"]).parts == {"with_option": [4.0], "with_option_2": [6.0]}
+
+
+def test_a_name_that_a_number_would_make_is_not_given_twice():
+    def length_2(completion):
+        return 0.0
+
+    scores = score([specimens.length, specimens.length, length_2], ["abc"])
+    assert scores.parts == {"length": [3.0], "length_2": [3.0], "length_2_2": [0.0]}
+
+
+@pytest.mark.parametrize("value", [{1: 2.0}, [{"when": date(2026, 1, 1)}], object()])
+def test_an_option_that_would_reach_a_worker_changed_is_refused_and_taken_in_process(value):
+    spec = {"function": f"{specimens.__file__}:echo_of_option", "option": value}
+    with pytest.raises(ValueError, match=r"'option' of reward function echo_of_option .* in_process=True"):
+        Scorer([spec])
+    with Scorer([spec], in_process=True) as scorer:
+        assert scorer.score(["p"], ["c"], [[1]], [{}]).extra == {"option": [str(value)]}
 
 
 def test_a_partial_fixes_an_argument_in_the_worker_too():
