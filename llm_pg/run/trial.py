@@ -71,7 +71,8 @@ def try_longest(
     Args:
         policy: of the run. prompt_length, completion_length: tokens. num_groups, num_generations, micro_rows: of a step
             on this rank. entropy_grad: whether the bonus on the entropy is trained.
-        moments: hold as much memory as AdamW's two moments will, which are made at the first step only.
+        moments: hold as much memory as AdamW's two moments will, which are made at the first step only. A critic's
+            pass, gradient and moments are tried with the policy's.
 
     Raises:
         RunStopped: a single completion does not fit.
@@ -80,11 +81,14 @@ def try_longest(
     rollouts = _longest(prompt_length, completion_length, num_groups, num_generations, policy, device)
     cuts = policy.cuts(rollouts, micro_rows)
     index = max(cuts, key=len)
-    asked, was_training, on_gpu = len(index), model.training, device.type == "cuda"
+    asked, on_gpu = len(index), device.type == "cuda"
+    modes = {module: module.training for module in (model, policy.critic) if module is not None}
+    trained = [*policy.trainable(), *([] if policy.critic is None else policy.critic.trainable())]
     with torch.random.fork_rng(devices=[device] if on_gpu else [], device_type="cuda"):
-        ballast = [torch.empty_like(p) for p in policy.trainable() for _ in range(2)] if moments else []
+        ballast = [torch.empty_like(p) for p in trained for _ in range(2)] if moments else []
         try:
-            model.train()
+            for module in modes:
+                module.train()
             while True:
                 begin = time.perf_counter()
                 if _fits(policy, rollouts.rows(index), entropy_grad):
@@ -98,8 +102,9 @@ def try_longest(
             peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None
         finally:
             del ballast
-            model.train(was_training)
-            for parameter in policy.trainable():
+            for module, was_training in modes.items():
+                module.train(was_training)
+            for parameter in trained:
                 parameter.grad = None
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(device)
@@ -113,6 +118,8 @@ def _fits(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> bool:
         loss = scores.logp_BT.sum()
         if entropy_grad:
             loss = loss + scores.entropy_BT.sum()
+        if scores.value_BT is not None:
+            loss = loss + scores.value_BT.sum()
         loss.backward()  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError:
         pass

@@ -14,6 +14,7 @@ from llm_pg.run.guard import RunStopped
 from llm_pg.run.trial import LARGE, Trial, expected_seconds, try_longest, wanted
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
+from llm_pg.training.critic import Critic
 from llm_pg.training.policy import Policy
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]
@@ -44,6 +45,28 @@ def fail_above(policy: Policy, most: int, monkeypatch: pytest.MonkeyPatch) -> li
 
     monkeypatch.setattr(policy, "score", scarce)
     return tried
+
+
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_a_critic_is_tried_with_the_policy_and_left_as_it_was(
+    kind: str, make_model: Callable[..., Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backward pass, and two moments of each of its weights beside those of the policy's."""
+    model = make_model("llama")
+    critic = Critic(model, kind=kind)
+    params = SamplingParams(max_completion_length=8)
+    policy = Policy(model, params=params, pad_id=tokenizer.pad_token_id, critic=critic)
+    critic.eval()
+    made, reached, empty_like = [], set(), torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x, **given: (made.append(x), empty_like(x, **given))[1])
+    for name, parameter in critic.named_parameters():
+        parameter.register_hook(lambda _, name=name: reached.add(name))
+    try_longest(policy, **SIZES)
+    own = {id(p) for p in critic.trainable()}
+    assert sum(id(x) in own for x in made) == 2 * len(own)
+    assert reached == {name for name, _ in critic.named_parameters()}
+    assert all(p.grad is None for p in (*critic.parameters(), *model.parameters()))
+    assert not critic.training
 
 
 def test_every_row_that_is_tried_is_of_full_length(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
