@@ -132,6 +132,12 @@ def check_config(config: Config) -> None:
     _check_ahead(row, config)
     _check_best(config)
     _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
+    if config.train.packing == "shared_prefix" and config.train.gradient_checkpointing:
+        raise ValueError(
+            "packing is shared_prefix and gradient_checkpointing is true: layers that run again in the backward pass "
+            "would not find the packed layout's attention. Use packing=auto, which then pads, or "
+            "gradient_checkpointing=false: packed passes need less memory to begin with."
+        )
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")
     if row.beta and row.kl_placement == "loss" and row.kl_estimator == "k1" and not row.use_bias_correction_kl:

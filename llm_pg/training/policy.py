@@ -94,7 +94,7 @@ class Policy:
         self.with_reference = with_reference
         self._splits = head_is_separate(model)
         self.packs = packing != "padded" and self._splits and packs_exactly(model)
-        if packing == "shared_prefix" and not self.packs:
+        if packing == "shared_prefix" and not self._packs_now():
             raise ValueError(
                 f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "
                 "the hidden states they have alone (sliding windows, soft caps, gradient checkpointing, layers with a "

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_pg.config import ConfigError
+from llm_pg.config.load import check_values
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.model import head
 from llm_pg.model.packing import Packed, bins, packs_exactly
@@ -86,6 +88,17 @@ def test_gradient_checkpointing_switched_on_later_takes_the_padded_layout(make_m
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     assert relative(gradient(policy, batch), expected) < 1e-5
+
+
+def test_the_packed_layout_is_refused_where_it_is_asked_for_and_layers_run_again(
+    make_model: Callable[..., Any],
+) -> None:
+    model = make_model("llama")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match=r"train\.packing: auto"):
+        policy_of(model, packing="shared_prefix")
+    with pytest.raises(ConfigError, match=r"packing is shared_prefix and gradient_checkpointing is true.*packing=auto"):
+        check_values({"packing": "shared_prefix", "gradient_checkpointing": True})
 
 
 def test_each_prompt_is_one_run_and_the_last_tokens_are_no_inputs() -> None:
