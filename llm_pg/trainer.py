@@ -73,6 +73,7 @@ class PolicyGradientTrainer(Ending):
         self.ranks.together(lambda: self._check_folder(bool(resume)))
         self.scorer.write_output_to(self.folder.path / "rewards.log")
         with self.scorer, self.collector, contextlib.ExitStack() as self.open:
+            self.evaluated = None
             self.step = start = self._begin(resume, override)
             before = self.folder.read_evaluation() if start else None
             with self.terminal.running():
@@ -82,8 +83,7 @@ class PolicyGradientTrainer(Ending):
                         self.folder.write_evaluation(before)
                     self._tell_expected(before)
                 self._steps(start)
-                after = self._evaluate_together("After") if self.eval_prompts else None
-                after = self._end_with_best(after)
+                after = self._end_with_best(self._evaluate_last())
         with self.clock("save"):
             self.save_model(self.folder.model)
             self._save_merged()

@@ -29,6 +29,7 @@ class Ending(Gathering):
     onlookers: Onlookers | None
     saving: Clock
     best: Best | None
+    evaluated: tuple[int, Evaluation] | None  # the newest, and its step
 
     def _evaluates(self) -> bool:
         due = self.callbacks.due("evaluate", self.step, self.config.eval.eval_steps)
@@ -58,9 +59,18 @@ class Ending(Gathering):
         with self.policy.gathered():
             own = self.ranks.together(lambda: self.evaluate(title, clock))
         result = self.ranks.gather(own)[0]  # a late reward may differ; what is the best is decided once
+        self.evaluated = self.step, result
         if self.best is not None and self.best.observe(self.step, result):
             self.terminal.say(f"Best so far: {self.best.metric} {self.best.value:.4g}, kept in {self.folder.best}.")
         return result
+
+    def _evaluate_last(self) -> Evaluation | None:
+        """After the last step; where a callback ended the run by its evaluation, that is it."""
+        if not self.eval_prompts:
+            return None
+        if self.evaluated is not None and self.evaluated[0] == self.step:
+            return self.evaluated[1]
+        return self._evaluate_together("After")
 
     def _make_best(self) -> Best | None:
         """None where no metric is named."""

@@ -166,6 +166,19 @@ def test_a_callback_gets_the_evaluation_it_asks_for(trainer: Callable[..., Any])
     assert seen.metrics[0]["eval_greedy"] == read_metrics(made.folder.metrics)[1]["eval/greedy"]
 
 
+def test_a_run_that_its_evaluation_ends_is_evaluated_once(trainer: Callable[..., Any]) -> None:
+    class Enough(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    made = trainer([Enough()], eval_strategy="steps", eval_steps=2, num_eval_prompts=4, eval_num_samples=1)
+    evaluate, titles = made.evaluate, []
+    made.evaluate = lambda title, clock=None: (titles.append(title), evaluate(title, clock))[1]
+    summary = made.train()
+    assert titles == ["Before", "Step 2"]
+    assert summary["pass_rate_after"] == read_metrics(made.folder.metrics)[1]["eval/greedy"]
+
+
 @pytest.mark.parametrize("event", ["on_train_begin", "on_step_begin", "on_optimizer_step", "on_step_end", "on_log"])
 def test_an_exception_in_a_callback_ends_the_run_and_propagates(event: str, trainer: Callable[..., Any]) -> None:
     class Broken(TrainerCallback):
