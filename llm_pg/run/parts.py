@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from ..algorithms.algorithm import Algorithm
 from ..collect.collector import Collector
@@ -87,6 +88,8 @@ class Parts(TrlFace):
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
             cpu=config.train.use_cpu,
+            # Said, as a launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient; sums are ours.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(config.run.report_to) or None,
             project_dir=config.run.output_dir,
         )

@@ -133,6 +133,14 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before(run: Callable[...,
     assert held[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"], rel=1e-5)
 
 
+def test_a_launchers_accumulation_steps_do_not_divide_the_gradient(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(max_steps=1)[1]
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # which accelerate reads
+    assert run(max_steps=1)[1][0]["grad_norm"] == alone[0]["grad_norm"]
+
+
 def test_without_beta_there_is_no_reference_and_with_it_the_kl_grows_from_zero(run: Callable[..., Any]) -> None:
     assert "kl" not in run()[1][0]
     lines = run(beta=0.01, learning_rate=1e-2, max_steps=4)[1]
