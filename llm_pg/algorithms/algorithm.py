@@ -356,5 +356,5 @@ class Algorithm:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.running_mean.load_state_dict(state["running_mean"])
-        if self.kl_penalty is not None:
+        if self.kl_penalty is not None and "kl_penalty" in state:  # else of a run without, gone on from all the same
             self.kl_penalty.weight = float(state["kl_penalty"])

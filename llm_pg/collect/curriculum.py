@@ -85,6 +85,8 @@ class CurriculumStream(PromptStream):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state:  # of a run without a curriculum, gone on from all the same
+            return
         places = torch.tensor(state["places"], dtype=torch.int64)
         for counts_N, name in ((self.passes_N, "passes"), (self.tries_N, "tries")):
             counts_N.zero_()[places] = torch.tensor(state[name], dtype=torch.float64)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 MANIFEST = "manifest.json"
 FILES = {"weights.safetensors", "optimizer.safetensors", "numbers.json"}
 IN_FLIGHT = "in_flight.safetensors"  # beside them where completions were sampled ahead
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -236,16 +236,26 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
     return state, json.loads((folder / MANIFEST).read_text())["identity"]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors: '<parameter number>.<name>'."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors: '<name among the weights>.<name of the moment>'.
+
+    Not by the optimiser's own numbers, which count along its groups: weight decay on or off makes others of them.
+    """
+    return {
+        f"{name}.{moment}": torch.as_tensor(value)
+        for name, parameter in weights.items()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
     """Put flat tensors of `optimizer_tensors` back."""
+    name_of = {parameter: name for name, parameter in weights.items()}
+    order = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        name, moment = key.rsplit(".", 1)
+        state.setdefault(order.index(name), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -89,7 +89,7 @@ class Saver:
 
     def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
         weights = self._weights()
-        optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer)
+        optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer, weights)
         if self.sharded:
             weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
         told = self.numbers() if numbers is None else numbers
@@ -155,13 +155,11 @@ class Saver:
         with torch.no_grad():
             for name, value in state.weights.items():
                 parameters[name].copy_(like(value, parameters[name]))
-        optimizer = self.updater.optimizer.optimizer
-        of_number = [p for group in optimizer.param_groups for p in group["params"]]
         moments = {
-            name: value if value.dim() == 0 else like(value, of_number[int(name.split(".", 1)[0])])
+            name: value if value.dim() == 0 else like(value, parameters[name.rsplit(".", 1)[0]])
             for name, value in state.optimizer.items()
         }
-        checkpoint.restore_optimizer(optimizer, moments)
+        checkpoint.restore_optimizer(self.updater.optimizer.optimizer, parameters, moments)
 
     def _restore_numbers(self, numbers: dict[str, Any]) -> None:
         # Base rates and functions of the schedule come from the config, so that an overridden rate takes effect.

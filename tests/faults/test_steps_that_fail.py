@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from llm_pg.config import ConfigError
@@ -118,6 +119,42 @@ def test_other_settings_are_refused_with_a_table_and_can_be_overridden(
     trainer.train(resume=True, override=True)
     assert [line["learning_rate"] for line in lines(tmp_path / "r")] == [0.01, 0.01, 0.5, 0.5]
     assert "Overridden: train.learning_rate: 0.01 then, 0.5 now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "then, now",
+    [
+        ({}, {"weight_decay": 0.1}),
+        ({"weight_decay": 0.1}, {}),
+        ({}, {"curriculum": "pass_rate"}),
+        ({"num_iterations": 2}, {"num_iterations": 2, "kl_target": 0.01}),
+    ],
+    ids=["decay, from now on", "decay no more", "a curriculum from now on", "a KL target from now on"],
+)
+def test_an_overridden_setting_leaves_each_weight_its_own_moments(
+    then: dict[str, Any], now: dict[str, Any], tmp_path: Path
+) -> None:
+    """Weight decay puts the weights in two groups of the optimiser, and so in another order."""
+
+    def moments(trainer: Any) -> dict[str, Any]:
+        state = trainer.optimizer.optimizer.state
+        return {name: state[p]["exp_avg"].clone() for name, p in trainer.model.named_parameters()}
+
+    given = {"out": str(tmp_path), "name": "r"}
+    first = make({**given, "changes": {**IN_PROCESS, "save_steps": 2, "max_steps": 2, **then}})
+    first.train()
+    saved = moments(first)
+    second = make({**given, "changes": {**IN_PROCESS, "max_steps": 3, **now}})
+    step, found = second._one_step, {}
+
+    def seen() -> None:
+        found.update(moments(second))
+        step()
+
+    second._one_step = seen  # type: ignore[method-assign]
+    second.train(resume=True, override=True)
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], value) for name, value in saved.items())
 
 
 def test_a_damaged_checkpoint_that_was_named_stops_and_is_not_replaced_by_another(tmp_path: Path) -> None:
