@@ -87,7 +87,7 @@ def extract_code(completion: str) -> str | None:
     text = completion.rpartition("</think>")[2]
     blocks: list[list[str]] = []
     inside = fenced = False
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a form feed or U+2028 inside a literal is no end of a line
         if line.lstrip().startswith(FENCE):
             fenced, is_python = True, line.strip().strip("`").strip().lower() in _LANGUAGES
             inside = not inside

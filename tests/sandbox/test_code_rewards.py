@@ -83,6 +83,8 @@ def test_tests_that_one_answer_passes_are_refused_unless_asked_for() -> None:
         ("<think>\n```python\nprint(1)\n```\n</think>\n```python\nprint(2)\n```", "print(2)"),
         ("<think>\n```python\nprint(1)\n```\n</think>\n", None),
         ("  - item\n    ```python\n    x = 1\n    ```", "    x = 1"),
+        ("```python\nx = 'a\u2028b\x0cc'\n```", "x = 'a\u2028b\x0cc'"),
+        ("```python\r\nprint(1)\r\n```\r\n", "print(1)\r"),
         ("", None),
         ("```python\n```", None),
         ("x" * 100_001, None),
