@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, nearest
 from .table import Table, article
 
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV file's; the csv module stops at 131,072, and a column of tests may not
 READABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -116,7 +118,7 @@ def _read_parquet(path: Path) -> Table:
 def _read_csv(path: Path) -> Table:
     rows: list[list[str]] = []
     lines: list[int] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
         reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         try:
             header = next(reader, [])
@@ -140,6 +142,15 @@ def _read_csv(path: Path) -> Table:
     columns = [_typed([row[place] for row in rows]) for place in range(len(header))]
     records = [dict(zip(header, values, strict=True)) for values in zip(*columns, strict=True)]
     return Table(path.name, records, lines)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _typed(texts: list[str]) -> list[Any]:

@@ -54,6 +54,7 @@ def draft_prompts(data: DataConfig, table: Table) -> list[Draft]:
         where = table.where(index)
         row = _renamed_and_extracted(shape, raw, where)
         draft = Draft(_content(shape, row, where, table), row)
+        _check_text(draft.content, where)
         first = first or draft
         if isinstance(draft.content, str) != isinstance(first.content, str):
             kinds = {True: "plain text", False: "a list of messages"}
@@ -186,6 +187,20 @@ def _content(shape: _Shape, row: Row, where: str, table: Table) -> str | Message
             f"The messages of {where} begin with a system message, and data.system_prompt is given too. Drop one."
         )
     return [{"role": "system", "content": data.system_prompt}, *messages]
+
+
+def _check_text(content: str | Messages, where: str) -> None:
+    """No tokenizer takes half of a surrogate pair, which JSON can hold as an escape."""
+    texts = [content] if isinstance(content, str) else [message["content"] for message in content]
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            around = short(text[max(error.start - 10, 0) : error.start + 10])
+            raise ConfigError(
+                f"The prompt of {where} holds half of a surrogate pair, which is no text, at character {error.start} "
+                f"({around}). Repair or drop the row: text.encode(errors='replace').decode() puts a ? in its place."
+            ) from None
 
 
 def _filled(template: list[tuple[str, str | None]], row: Row, where: str) -> str:

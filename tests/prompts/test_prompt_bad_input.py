@@ -11,6 +11,7 @@ import pytest
 
 from llm_pg.config import ConfigError
 from llm_pg.prompts import check_data, load_prompts
+from llm_pg.prompts.files import read_files
 
 from .conftest import config, write_jsonl
 
@@ -36,6 +37,7 @@ GOOD = [{"prompt": f"{i}+1=", "answer": i + 1} for i in range(8)]
 ROW_FAULTS: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = [
     ({"prompt": None}, {}, ("missing (None", "'prompt'", "prompt, answer")),
     ({"answer": 4}, {}, ("missing (None", "'prompt'")),
+    ({"prompt": "a \ud83d b"}, {}, ("half of a surrogate pair", "at character 2", "'a \\ud83d b'")),
     ({"prompt": ""}, {}, ("blank", "prompt")),
     ({"prompt": " \n"}, {}, ("blank",)),
     ({"prompt": 12}, {}, ("an int (12", "text or a list of messages", "prompt, answer")),
@@ -61,6 +63,12 @@ def test_a_bad_row_is_named_by_number_line_and_column(
     checked = complaint(check_data, given)
     assert has(checked, "row 5 of train.jsonl (line 6)", *words)
     assert complaint(load_prompts, given, tokenizer) == checked
+
+
+def test_a_field_of_a_csv_file_may_be_as_long_as_a_json_text(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "long.csv").write_text(f"prompt,tests\n1+1=,{long}\n")
+    assert read_files([str(tmp_path / "long.csv")], "data.data_files").rows == [{"prompt": "1+1=", "tests": long}]
 
 
 def test_a_row_is_named_in_the_file_it_comes_from(tmp_path: Path) -> None:
