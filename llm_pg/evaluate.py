@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Z = 1.959964  # of a normal distribution, 2.5 % beyond it on each side
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -89,12 +91,27 @@ def curve(num_samples: int) -> list[int]:
 
 
 def bootstrap(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of the values, one per prompt, and the 95 % percentile interval under resampling of the prompts."""
+    """Mean of the values, one per prompt, and the 95 % percentile interval under resampling of the prompts.
+
+    Where all prompts have the same share, resampling sees no spread at all; then it is Wilson's interval.
+    """
     if not values:
         raise ValueError("An interval needs at least one value.")
     rng, n = random.Random(seed), len(values)
+    if min(values) == max(values):
+        return wilson(values[0], n)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
     return Interval(sum(values) / n, means[int(0.025 * resamples)], means[min(int(0.975 * resamples), resamples - 1)])
+
+
+def wilson(share: float, n: int) -> Interval:
+    """A share of n trials and its 95 % score interval, which has a width at 0 and 1 too: 84 % to 100 % for 20 of 20.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96. Source: Wilson 1927 (JASA 22:209).
+    """
+    middle, half = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
+    low, high = ((middle + side) / (1 + Z**2 / n) for side in (-half, half))
+    return Interval(share, max(0.0, min(low, share)), min(1.0, max(high, share)))
 
 
 def summarise(

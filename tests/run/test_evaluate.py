@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm_pg.cli import main
-from llm_pg.evaluate import bootstrap, pass_at_k, summarise
+from llm_pg.evaluate import bootstrap, pass_at_k, summarise, wilson
 
 
 @pytest.mark.parametrize("n, c", [(5, 0), (5, 1), (5, 3), (6, 6)])
@@ -33,6 +33,25 @@ def test_the_interval_covers_the_normal_one_for_many_prompts() -> None:
     assert interval.mean == pytest.approx(0.3)
     assert interval.low == pytest.approx(0.3 - half, abs=0.006)
     assert interval.high == pytest.approx(0.3 + half, abs=0.006)
+
+
+@pytest.mark.parametrize("n", [1, 5, 20, 256])
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.5])
+def test_prompts_without_any_spread_have_an_interval_all_the_same(n: int, share: float) -> None:
+    """Wilson's bounds are the p whose own deviation puts the share seen 1.96 deviations away."""
+    interval = bootstrap([share] * n)
+    assert interval.mean == share
+    for bound in (interval.low, interval.high):
+        if bound != share:
+            assert abs(bound - share) == pytest.approx(1.959964 * (bound * (1 - bound) / n) ** 0.5)
+    assert interval.high - interval.low > 0.5 / n
+    assert (interval.low == 0.0) == (share == 0.0)
+    assert (interval.high == 1.0) == (share == 1.0)
+
+
+def test_the_score_interval_of_an_all_pass_sample_covers_the_exact_one() -> None:
+    """Clopper and Pearson: 20 of 20 are seen with chance 2.5 % where p = 0.025^(1/20)."""
+    assert wilson(1.0, 20).low == pytest.approx(0.025 ** (1 / 20), abs=0.01)
 
 
 def test_sampled_pass_at_1_is_the_mean_and_pass_at_k_grows() -> None:
