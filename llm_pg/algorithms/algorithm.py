@@ -86,11 +86,14 @@ class Algorithm:
             mask_BT = mask_BT & ~rollouts.truncated_B.unsqueeze(1)
         weight_BT, target_BT = self._advantages(rollouts, self._rewards(rollouts), all_sum)
         weight_BT = self._normalise(torch.where(mask_BT, weight_BT, torch.zeros_like(weight_BT)), mask_BT, all_sum)
+        bonus_BT = None
         if row.top_entropy_quantile < 1:
             if rollouts.entropy_BT is None:
                 raise ValueError(f"top_entropy_quantile is {row.top_entropy_quantile}: rollouts must carry entropy_BT.")
             high_BT = in_top_share(rollouts.entropy_BT, mask_BT, row.top_entropy_quantile, all_sum)
             weight_BT = torch.where(high_BT, weight_BT, torch.zeros_like(weight_BT))
+            bonus_BT = high_BT.to(weight_BT.dtype)
+            bonus_BT = bonus_BT / all_sum(bonus_BT.sum()).clamp(min=1)
         counts = all_sum(torch.stack([rollouts.valid_B.sum(), mask_BT.sum()]).to(weight_BT.dtype))
         num_rows, num_tokens = counts.clamp(min=1).unbind()
         final = row.entropy_coef if row.entropy_coef_final is None else row.entropy_coef_final
@@ -102,6 +105,7 @@ class Algorithm:
             num_tokens=num_tokens,
             entropy_coef=row.entropy_coef + (final - row.entropy_coef) * min(max(progress, 0.0), 1.0),
             ref_logp_BT=rollouts.ref_logp_BT if row.beta and row.kl_placement == "loss" else None,
+            bonus_BT=bonus_BT,
             value_target_BT=target_BT,
             old_value_BT=rollouts.value_BT if target_BT is not None else None,
         )
@@ -269,7 +273,9 @@ class Algorithm:
             entropy = masked_sum(entropy_BT, mask_BT)
             stats["entropy"] = entropy.detach() / batch.num_tokens
             if batch.entropy_coef:
-                loss = loss - batch.entropy_coef * entropy / batch.num_tokens
+                every, kept_BT = entropy / batch.num_tokens, batch.bonus_BT
+                bonus = every if kept_BT is None else masked_sum(entropy_BT * kept_BT, mask_BT)
+                loss = loss - batch.entropy_coef * bonus
         if batch.value_target_BT is not None and value_BT is not None:
             error_BT = value_loss(value_BT, batch.value_target_BT, batch.old_value_BT, row.value_clip)
             value_term = masked_sum(error_BT, mask_BT) / batch.num_tokens

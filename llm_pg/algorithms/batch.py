@@ -19,6 +19,7 @@ class Batch:
         scale_BT: the reduction: what each step's term is multiplied by before it is summed.
         old_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
         ref_logp_BT: those of the reference, where the KL stands in the loss.
+        bonus_BT: what each step's entropy is multiplied by in the bonus; None = 1/num_tokens inside the mask.
         value_target_BT, old_value_BT: for the critic.
         num_tokens: steps inside the mask, on all ranks, a tensor without axes. entropy_coef: this step's.
     """
@@ -31,6 +32,7 @@ class Batch:
     entropy_coef: float
     old_logp_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
+    bonus_BT: Tensor | None = None
     value_target_BT: Tensor | None = None
     old_value_BT: Tensor | None = None
 
@@ -44,6 +46,7 @@ class Batch:
                 "scale_BT",
                 "old_logp_BT",
                 "ref_logp_BT",
+                "bonus_BT",
                 "value_target_BT",
                 "old_value_BT",
             )

@@ -53,7 +53,8 @@ class Row:
             names are TRL's; any sampler is corrected.
         off_policy_mask_threshold: nats a token; completions of negative weight that the policy has left by more are
             dropped from the policy term; None = none is.
-        top_entropy_quantile: share of the batch's tokens, those of largest entropy, that keep their weight; 1 = all.
+        top_entropy_quantile: share of the batch's tokens, those of largest entropy, that keep their weight, and that
+            the entropy bonus is a mean over, as in TRL; 1 = all.
         beta: weight of the KL penalty; 0 loads no reference. kl_placement, kl_estimator: see `estimators.kl`.
         use_bias_correction_kl: KL in the loss times the importance ratio, as TRL 1.16 does by default.
         kl_target: KL(old || new) of an update, nats a step, that an adaptive penalty keeps to; 0 = no penalty.

@@ -212,7 +212,10 @@ class AlgorithmConfig(Section):
         None, gt=0, description="Drop completions of negative advantage that the policy left by more nats a token."
     )
     top_entropy_quantile: float | None = Field(
-        None, ge=0, le=1, description="Share of the batch's tokens, by entropy, that the policy term keeps."
+        None,
+        ge=0,
+        le=1,
+        description="Share of the batch's tokens, by entropy, that the policy term and the bonus keep.",
     )
     kl_target: float | None = Field(
         None, ge=0, description="KL(old || new), nats a token, that an adaptive penalty keeps updates to; 0 = none."
@@ -289,7 +292,11 @@ class TrainConfig(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Of AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Of AdamW.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 = never.")
-    bf16: bool = Field(False, description="Autocast to bfloat16.")
+    bf16: bool = Field(
+        False,
+        description="Autocast to bfloat16 where tokens are scored and trained. Engines native and transformers sample in "
+        "the type of the weights (model.dtype), vllm in bfloat16: sampler_gap tells what that is worth.",
+    )
     fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     packing: Literal["auto", "padded", "shared_prefix"] = Field(

@@ -56,6 +56,8 @@ def rows_of_the_table() -> dict[str, Row]:
         )
     for name in ("grpo", "reinforce_plus_plus", "ppo"):
         out[f"{name}, a third of the tokens"] = dataclasses.replace(TABLE[name], top_entropy_quantile=1 / 3)
+    bonus = {"entropy_coef": 0.1, "top_entropy_quantile": 1 / 3}
+    out["dr_grpo, a bonus on a third of the tokens"] = dataclasses.replace(TABLE["dr_grpo"], **bonus)
     out["normalised rollouts"] = dataclasses.replace(TABLE["reinforce"], normalize_advantages="rollouts")
     return out
 

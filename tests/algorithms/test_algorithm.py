@@ -265,6 +265,22 @@ def test_tokens_of_low_entropy_weigh_nothing_and_still_count_in_the_denominator(
         algorithm("grpo", top_entropy_quantile=0.4).weigh(rollouts)
 
 
+def test_the_bonus_is_the_mean_entropy_of_the_tokens_that_are_kept() -> None:
+    """As in TRL; the metric stays the mean over all tokens."""
+    entropy_BT = torch.tensor([[0.1, 0.9, 0.2], [0.8, 0.3, 9.0]])
+    rollouts = text([1.0, 0.0], length_B=[3, 2], entropy_BT=entropy_BT)
+    options = {"top_entropy_quantile": 0.4, "surrogate": "reinforce"}
+    losses, stats = zip(
+        *(
+            made.loss(rollouts.logp_BT, made.weigh(rollouts), entropy_BT=entropy_BT)
+            for made in (algorithm("grpo", entropy_coef=coef, **options) for coef in (0.0, 0.5))
+        ),
+        strict=True,
+    )
+    assert float(losses[0] - losses[1]) == pytest.approx(0.5 * (0.9 + 0.8) / 2)
+    assert float(stats[1]["entropy"]) == pytest.approx((0.1 + 0.9 + 0.2 + 0.8 + 0.3) / 5)
+
+
 def test_the_critic_learns_the_returns() -> None:
     """At λ = 1 the value target is the reward-to-go, whatever the critic said before."""
     rollouts = text([1.0, 0.0], length_B=[3, 2], value_BT=torch.randn(2, 3))
