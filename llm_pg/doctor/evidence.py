@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import ConfigError
+from ..config.check import DEFAULT_PROMPTS
+from ..config.load import read_yaml
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -73,6 +73,18 @@ class Run:
     def max_steps(self) -> int:
         return int(self.setting("train", "max_steps", len(self.metrics)))
 
+    @property
+    def prompts_per_step(self) -> int:
+        """Groups of a step: as set, else counted in the first step, as a batch can be given in passes on each rank."""
+        given = self.setting("train", "prompts_per_step")
+        if given:
+            return int(given)
+        first = self.metrics[0] if self.metrics else {}
+        tokens, length = first.get("tokens"), first.get("completion_length")
+        if not tokens or not length:
+            return DEFAULT_PROMPTS
+        return max(round(tokens / length / self.setting("rollout", "num_generations", 8)), 1)
+
     def completions(self) -> list[tuple[int, Path]]:
         """(step, file) of the sampled completions, in order of steps."""
         files = sorted((self.path / "completions").glob("step-*.jsonl"))
@@ -86,7 +98,10 @@ def read_run(path: str | Path) -> Run:
         inside = sorted(p.parent.name for p in folder.glob("*/config.yaml")) if folder.is_dir() else []
         hint = f" Inside it are the runs {', '.join(inside)}; name one of them." if inside else ""
         raise ConfigError(f"{folder} holds no run: there is no config.yaml in it.{hint}")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_yaml(folder / "config.yaml")
+    flat = [name for name, section in config.items() if not isinstance(section, dict)]
+    if flat:
+        raise ConfigError(f"{folder / 'config.yaml'} is no run's: {flat[0]!r} holds {config[flat[0]]!r}, not settings.")
     return Run(
         folder,
         folder.resolve().name,

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
-from ..algorithms.table import TABLE
+from ..algorithms.table import GROUP_BASELINES, TABLE
 from .evidence import Run, json_lines, read_run
 from .finding import Finding
 
@@ -78,7 +78,7 @@ def uniform_groups(case: Case) -> Iterator[Finding]:
     share = case.recent("uniform_groups")
     row = TABLE.get(case.run.setting("algorithm", "name", ""))
     baseline = case.run.setting("algorithm", "baseline", row.baseline if row else "")
-    if share is None or share < UNIFORM or case.solved or baseline not in ("group_mean", "leave_one_out"):
+    if share is None or share < UNIFORM or case.solved or baseline not in GROUP_BASELINES:
         return
     yield Finding(
         "uniform-groups",
@@ -178,7 +178,7 @@ def noisy_gradient(case: Case) -> Iterator[Finding]:
     if min(len(signal), len(noise)) < 2 * case.window:
         return
     mean_signal, mean_noise = fmean(signal[-2 * case.window :]), fmean(noise[-2 * case.window :])
-    prompts = int(case.run.setting("train", "prompts_per_step", 8))
+    prompts = case.run.prompts_per_step
     if mean_noise <= 0 or mean_signal * prompts * 4 >= mean_noise or case.solved:
         return
     more = f"about {mean_noise / mean_signal - prompts:.0f} more prompts" if mean_signal > 0 else "many more prompts"

@@ -101,15 +101,16 @@ def moving_support(case: Case) -> Iterator[Finding]:
 
 
 def long_without_baseline(case: Case) -> Iterator[Finding]:
-    length = case.config.rollout.max_completion_length
-    if case.row.baseline != "none" or length <= LONG_HORIZON:
+    row, length = case.row, case.config.rollout.max_completion_length
+    centred = row.normalize_advantages != "none" or row.advantage is not None  # the batch's mean, or one of the user's
+    if row.baseline != "none" or centred or length <= LONG_HORIZON:
         return
     yield Finding(
         "no-baseline",
         "problem",
         f"REINFORCE without a baseline on a horizon over {LONG_HORIZON}: the variance of the return drowns the "
         "gradient.",
-        f"algorithm={case.row.name}, baseline=none, max_completion_length={length}",
+        f"algorithm={row.name}, baseline=none, max_completion_length={length}",
         "Take algorithm=rloo, or baseline=running_mean.",
         "Williams 1992; Greensmith et al. 2004, JMLR 5:1471",
     )

@@ -82,12 +82,11 @@ def _pass_at(runs: Sequence[Run]) -> Chart | None:
 def _reward(runs: Sequence[Run]) -> Chart:
     series = []
     for place, run in enumerate(runs):
-        prompts = run.setting("train", "prompts_per_step") or 8
         points = [(float(s), v) for s, v in run.series("reward")]
         spread = dict(run.series("reward_std"))
         band = []
         for step, value in points:
-            half = 1.96 * spread.get(int(step), 0.0) / math.sqrt(prompts)
+            half = 1.96 * spread.get(int(step), 0.0) / math.sqrt(run.prompts_per_step)
             band.append((step, value - half, value + half))
         series.append(Series(_name(run, runs, "reward"), points, band if len(runs) == 1 else [], style=place))
     caption = METRICS["reward"][1]

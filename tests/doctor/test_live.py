@@ -9,6 +9,7 @@ import yaml
 
 from llm_pg.config import ConfigError, load_config
 from llm_pg.doctor import LIVE_RULES, examine_run
+from llm_pg.doctor.evidence import read_run
 
 STEPS = 60
 HEALTHY = {
@@ -109,6 +110,29 @@ def test_a_strict_score_that_rises_alone_is_format_only(tmp_path: Path) -> None:
 def test_a_reward_with_another_range_is_solved_at_its_own_top(tmp_path: Path) -> None:
     low, top = [{"reward": -1.0}, {"reward": 1.0}], {"uniform_groups": constant(0.9), "reward": constant(-0.9)}
     assert [f.rule for f in examine_run(write_run(tmp_path / "run", top, low))] == ["uniform-groups"]
+
+
+def test_the_groups_of_a_step_are_counted_where_the_batch_was_given_in_passes(tmp_path: Path) -> None:
+    """8 completions × 32 passes on two ranks in groups of 8: 64 groups, of whose gradients one tells enough."""
+    noise = {"gradient_signal": constant(0.01), "gradient_noise": constant(1.0), "tokens": constant(512 * 40.0)}
+    run = write_run(tmp_path / "run", noise)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"] |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 32}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_run(run).prompts_per_step == 64
+    assert examine_run(run) == []
+    few = write_run(tmp_path / "few", {**noise, "tokens": constant(64 * 40.0)})
+    (finding,) = examine_run(few)
+    assert (finding.rule, "8 groups a step" in finding.evidence) == ("noisy-gradient", True)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "opo", "pass_at_k"])
+def test_groups_without_differences_are_found_under_every_group_baseline(algorithm: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CASES["uniform-groups"][0])
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["algorithm"]["name"] = algorithm
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [finding.rule for finding in examine_run(run)] == ["uniform-groups"]
 
 
 def test_a_policy_that_waits_for_its_critic_is_not_a_gradient_of_zero(tmp_path: Path) -> None:

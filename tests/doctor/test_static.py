@@ -84,6 +84,13 @@ def test_each_biased_place_of_the_kl_is_found(settings: list[str]) -> None:
     assert rules(settings) == ["kl-gradient"]
 
 
+def test_a_mean_of_the_batch_or_of_the_user_is_a_baseline(tmp_path: Path) -> None:
+    """reinforce_plus_plus takes the mean off its advantages; what a function of the user's takes off, nobody knows."""
+    (tmp_path / "mine.py").write_text("def less(rollouts):\n    return rollouts.reward_BT.sum(1)\n")
+    for name in ("reinforce_plus_plus", f"{tmp_path}/mine.py:less"):
+        assert rules([f"algorithm={name}", "max_completion_length=1024"]) == []
+
+
 def test_parameters_of_a_made_model_are_counted_as_transformers_counts_them() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
