@@ -55,6 +55,11 @@ def resolve_row(config: Config) -> Row:
     fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source", "advantage"}
     changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
     if given.mask_truncated_completions:
+        if given.truncated not in (None, "mask"):
+            raise ValueError(
+                f"mask_truncated_completions is true and truncated is {given.truncated}: both say what becomes of "
+                "completions cut by the length limit. Give one of them."
+            )
         changes["truncated"] = "mask"
     if config.rollout.max_staleness and changes.setdefault("vllm_importance_sampling_correction", True):
         changes.setdefault("vllm_importance_sampling_mode", "token_truncate")

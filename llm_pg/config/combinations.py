@@ -12,12 +12,29 @@ if TYPE_CHECKING:
 
 def check_combinations(row: Row, config: Config) -> None:
     """Raise ValueError, in one paragraph, at the first combination that cannot work."""
+    _check_own(row)
     _check_best_of_k(row, config.rollout.num_generations)
     _check_likelihood(row, config)
     _check_other_objective(row)
     _check_sampler(row)
     _check_penalties(row, config)
     _check_dynamic_sampling(row, config)
+
+
+def _check_own(row: Row) -> None:
+    """A function stands in the place of all that makes an advantage; the greedy completion is there for it to read."""
+    if row.advantage is None:
+        return
+    plain = Row("", "")
+    names = ("baseline", "baseline_per_step", "scale_rewards", "pass_k")
+    idle = [
+        f"{name} {getattr(row, name)}" for name in names if getattr(row, name) not in (getattr(plain, name), "greedy")
+    ]
+    if idle:
+        raise ValueError(
+            f"algorithm {row.name} is a function that gives the advantages itself, which leaves {' and '.join(idle)} "
+            "without effect. Compute it in the function, or take a row of the table."
+        )
 
 
 def _check_best_of_k(row: Row, group: int) -> None:

@@ -12,7 +12,7 @@ from llm_pg import register_algorithm
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.own import load_row
 from llm_pg.algorithms.table import TABLE, Row
-from llm_pg.config import load_config
+from llm_pg.config import ConfigError, load_config
 from llm_pg.estimators.baselines import leave_one_out
 from llm_pg.prove import prove_own
 from llm_pg.rollouts import Rollouts
@@ -84,6 +84,15 @@ def test_a_registered_function_is_an_algorithm_of_the_config(file: Path) -> None
     config = load_config(None, given)
     assert resolve_row(config) == dataclasses.replace(row, beta=0.1)
     assert run_name(config) == "sort_letters-others-seed0"
+
+
+@pytest.mark.parametrize("idle", ["baseline=value", "baseline=group_mean", "scale_rewards=group", "pass_k=2"])
+def test_what_a_function_would_leave_without_effect_is_refused(idle: str, file: Path) -> None:
+    """With baseline=value it was the function that had none: the critic's advantages were trained on."""
+    given = ["data.task=sort_letters", f"algorithm={file}:plain", idle]
+    with pytest.raises(ConfigError, match=idle.replace("=", " ")):
+        load_config(None, given)
+    load_config(None, [*given[:-1], "baseline=greedy", "normalize_advantages=rollouts"])
 
 
 def test_a_plain_function_and_a_row_are_taken_by_path(file: Path) -> None:
