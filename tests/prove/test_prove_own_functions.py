@@ -29,6 +29,11 @@ def leave_one_out_in_a_loop(r):
 def less_my_neighbour(r):
     return returns(r) - returns(r).roll(1)
 
+def the_last_counts_twice(r):
+    row = torch.arange(len(r.group_B))
+    last = (row[:, None] < row[None]) & (r.group_B[:, None] == r.group_B[None])
+    return leave_one_out(r) * (2.0 - last.any(1).to(r.reward_BT.dtype))
+
 def less_the_mean(r):
     return returns(r) - returns(r).mean()
 
@@ -103,6 +108,16 @@ def test_a_function_that_reads_the_order_of_rows_is_proven_over_every_order(own:
     lines = prove.prove_own(f"{own}:less_my_neighbour", None)
     assert [line.kind for line in lines] == ["exact"] * 4
     assert all("any order" in line.section for line in lines)
+
+
+def test_a_function_that_treats_the_last_row_apart_is_proven_over_every_order(own: str) -> None:
+    """The first two may change places; over sorted groups alone its scale depends on which completion sorts last."""
+    for line in prove.prove_own(f"{own}:the_last_counts_twice", None):
+        assert "any order" in line.section
+        assert (line.kind, line.scale) == (
+            "right direction",
+            pytest.approx((line.num_generations + 1) / line.num_generations),
+        )
 
 
 def test_a_mean_that_contains_itself_keeps_the_direction(own: str) -> None:
