@@ -34,6 +34,9 @@ def copy(name: str, target: str) -> Path:
         place = place / source.name
     if place.exists():
         raise ConfigError(f"{place} exists already; give another name.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+    except OSError as error:
+        raise ConfigError(f"{source.name} cannot be copied to {place}: {error}. Give a folder to write in.") from None
     return place

@@ -29,12 +29,14 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
     sections = schema.Config.model_fields
     out: dict[str, Any] = {}
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"Unknown setting {key!r} (given {value!r}); names of settings are words.")
         if key == "algorithm" and isinstance(value, str):
             key, value = "name", value
         if key in sections and not isinstance(value, dict):
             out[key] = value
         elif key in sections:
-            out.setdefault(key, {}).update(value)
+            _section(out, key).update(value)
         elif "." in key:
             section, leaf = key.split(".", 1)
             if section not in sections:
@@ -42,9 +44,9 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
                     f"Unknown section {section!r} in {key!r}; sections are {', '.join(sections)}."
                     f"{nearest(section, sections)}"
                 )
-            out.setdefault(section, {})[leaf] = value
+            _section(out, section)[leaf] = value
         elif key in schema.LEAVES:
-            out.setdefault(schema.LEAVES[key], {})[key] = value
+            _section(out, schema.LEAVES[key])[key] = value
         else:
             known = [*sections, *schema.LEAVES]
             raise ConfigError(
@@ -52,6 +54,13 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
                 "`llm-pg train --help` lists every setting."
             )
     return out
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found = values.setdefault(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name!r} is a section and was given as {found!r}; give its settings by their own names.")
+    return found
 
 
 def check_values(values: dict[str, Any]) -> schema.Config:
@@ -101,7 +110,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"There is no config file {str(path)!r}.{nearest(path.name, beside)}{there}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold settings (key: value), and holds a {type(values).__name__}.")

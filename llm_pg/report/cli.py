@@ -6,13 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 
+from ..config import ConfigError
 from ..doctor import by_gravity, examine_run, show
 from .page import write_report
 
 
 def main(runs: Sequence[str], out: str | None, as_json: bool) -> int:
     """Write the page about these folders and print where it is, and what the doctor finds."""
-    place = write_report(runs, out)
+    try:
+        place = write_report(runs, out)
+    except OSError as error:
+        raise ConfigError(f"The page cannot be written: {error}. Give another place with --out.") from None
     found = {run: by_gravity(examine_run(run)) for run in runs}
     if as_json:
         print(json.dumps({run: [finding.as_json() for finding in findings] for run, findings in found.items()}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,8 +51,8 @@ def spread(count: int) -> Iterator[int]:
 
 
 def _thousandths(values: Sequence[float | None]) -> Any:
-    """Whole thousandths, and one number where all are the same."""
-    whole = [None if v is None else round(v * SCALE) for v in values]
+    """Whole thousandths, and one number where all are the same; None where there is none that JSON could hold."""
+    whole = [None if v is None or not math.isfinite(v) else round(v * SCALE) for v in values]
     return whole[0] if whole and all(v == whole[0] for v in whole) else whole
 
 

@@ -74,7 +74,7 @@ def number(value: float) -> str:
         return "0"
     if abs(value) >= 10000 or abs(value) < 0.001:
         return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"  # 999.7 would be 1e+03 with three digits
 
 
 class Frame:

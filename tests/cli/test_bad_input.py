@@ -29,6 +29,10 @@ BAD = {
     "unknown word": (["loss_type=dapper"], ["dapper", "sequence_sum", "Did you mean 'dapo'"]),
     "unknown algorithm": (["algorithm=gropo"], ["gropo", "Did you mean 'grpo'"]),
     "a bootstrap without a critic": (["truncated=bootstrap"], ["grpo", "no critic", "a2c, ppo"]),
+    "two fates of one completion": (
+        ["mask_truncated_completions=true", "truncated=penalise"],
+        ["truncated is penalise", "Give one"],
+    ),
     "a critic's warm-up without end": (
         ["algorithm=ppo", "critic_warmup_steps=100", "max_steps=100"],
         ["critic_warmup_steps is 100", "never be trained"],
@@ -129,11 +133,24 @@ def test_bad_input_is_named_in_one_paragraph_before_torch_is_imported(case: str,
         (["quickstart", "--task", "sort_leters"], ["sort_leters"]),
         (["eval", "somewhere/model"], ["--task", "--data"]),
         (["cp", "quickstrat"], ["quickstart.yaml"]),
+        (["cp", "quickstart", "/proc/nowhere/x"], ["cannot be copied", "/proc/nowhere"]),
+        (["check", "quickstart.yaml", "data=5", "task=countdown"], ["'data' is a section", "5"]),
+        (["check", "{tmp}/number.yaml"], ["Unknown setting 7", "words"]),
+        (["check", "{tmp}/bytes.yaml"], ["bytes.yaml is not plain YAML"]),
+        (["report", "{tmp}/torn"], ["torn", "is not plain YAML"]),
+        (["report", "{tmp}/flat"], ["is no run's", "'data' holds 3"]),
+        (["report", "{tmp}/run", "--out", "/proc/nowhere/page.html"], ["cannot be written", "--out"]),
     ],
 )
 def test_bad_words_of_the_other_commands(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    done = run(arguments)
-    assert done.returncode == 2
+    (tmp_path / "number.yaml").write_text("7: x\n")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, text in (("torn", "a: [1"), ("flat", "data: 3"), ("run", "data: {task: sort_letters}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    done = run([word.format(tmp=tmp_path) for word in arguments])
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
 
 
