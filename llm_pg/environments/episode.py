@@ -24,7 +24,8 @@ SHIPPED = {
 }
 KEPT_EPISODES = 1024
 
-_kept: OrderedDict[str, Environment] = OrderedDict()  # of this worker, by what was said in them
+_kept: OrderedDict[str, Environment] = OrderedDict()  # of this worker and batch, by what was said in them
+_batch: int | None = None
 
 
 def play(
@@ -34,16 +35,22 @@ def play(
     environment_options: Mapping[str, Any] | None = None,
     environment_turns: Sequence[str] | None = None,
     environment_seed: int = 0,
+    environment_batch: int = 0,
     **row: Any,
 ) -> float | None:
     """The reward of the turn `completion`; logs its reply, whether the episode is over, and the reply's role.
 
     environment, environment_options: see `make`. environment_turns: the turns before this one; None = only make the
-    environment, to see that it can be made. row: the columns that `reset` gets.
+    environment, to see that it can be made. environment_batch: number of the episodes played together; those of an
+    earlier batch that a limit cut short are let go, with what they hold open. row: the columns that `reset` gets.
     """
+    global _batch
     if environment_turns is None:
         make(environment, environment_options)
         return 0.0
+    if environment_batch != _batch:
+        _kept.clear()
+        _batch = environment_batch
     place = hashlib.blake2b(repr((environment, environment_seed, sorted(row.items()))).encode()).hexdigest()
     partner = _kept.pop(_key(place, environment_turns), None)
     if partner is None:

@@ -23,6 +23,11 @@ class Reply:
     done: bool = False
     role: str = "user"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not isinstance(self.role, str):
+            raise ValueError(f"The text and the role of a Reply are texts; got {self.text!r} and {self.role!r}.")
+        self.text.encode()  # half of a surrogate pair would end the run in the tokenizer; here it ends the episode
+
 
 class Environment(Protocol):
     """A conversation partner that gives rewards. One object plays one episode; it lives in a worker process.

@@ -76,6 +76,7 @@ class Conversations:
     def __init__(self, sampler: Sampler, scorer: Scorer, tokenizer: Any, writer: TurnWriter, limits: Limits) -> None:
         self.sampler, self.scorer, self.tokenizer, self.writer = sampler, scorer, tokenizer, writer
         self.limits = limits
+        self._batch = 0
 
     def play(
         self, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams, keys_B: Tensor, step: int = 0
@@ -89,6 +90,7 @@ class Conversations:
         rows = [prompt for prompt in prompts for _ in range(num_generations)]
         episodes = [Episode(prompt, seed) for prompt, seed in zip(rows, seeds, strict=True)]
         problems: dict[str, Counter[str]] = {}
+        self._batch += 1
         for turn in range(self.limits.max_turns):
             live = [i for i, episode in enumerate(episodes) if not episode.is_over]
             if not live:
@@ -138,7 +140,12 @@ class Conversations:
             [episode.turns[-1] for episode in speaking],
             [episode.ids for episode in speaking],
             [
-                episode.prompt.row | {"environment_turns": episode.turns[:-1], "environment_seed": episode.seed}
+                episode.prompt.row
+                | {
+                    "environment_turns": episode.turns[:-1],
+                    "environment_seed": episode.seed,
+                    "environment_batch": self._batch,
+                }
                 for episode in speaking
             ],
             {"global_step": step},

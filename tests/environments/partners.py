@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from llm_pg.environments import Reply
 
@@ -48,6 +49,19 @@ class Bad(Echo):
             if self.how == "none":
                 return Reply("", None)
         return reply
+
+
+class Alive(Echo):
+    """Pays the number of episodes that its process holds."""
+
+    here: ClassVar[WeakSet[Alive]] = WeakSet()
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> None:
+        super().reset(row, seed)
+        self.here.add(self)
+
+    def step(self, text: str) -> Reply:
+        return Reply(super().step(text).text, float(len(self.here)), False)
 
 
 class Mute:

@@ -11,7 +11,7 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
 from llm_pg.collect.collector import Collector
 from llm_pg.collect.episodes import EpisodeCollector
-from llm_pg.environments import as_reward_function
+from llm_pg.environments import Reply, as_reward_function
 from llm_pg.environments.rollout import Limits
 from llm_pg.environments.writing import TurnWriter
 from llm_pg.metrics import Clock
@@ -292,3 +292,18 @@ def test_a_greedy_episode_has_the_seed_of_its_place_among_those_of_all_ranks(
     assert len(set(sampled)) == 4
     assert sampled[2:] == sampled_later
     assert greedy[2:] == greedy_later
+
+
+def test_a_worker_lets_go_of_episodes_that_a_limit_cut_short_when_the_next_batch_begins(
+    tokenizer: Any, make_model: Callable[..., Any]
+) -> None:
+    collector = collector_of(tokenizer, sampler_of(make_model(), tokenizer), f"{HERE}:Alive", limits=Limits(1, 60, 8))
+    with collector.scorer:
+        held = [collector.collect(prompts_of(tokenizer, ["a=", "b="]), step, 2, Clock()) for step in (1, 2, 3)]
+    assert [experience.scores.reward for experience in held] == [[1.0, 2.0, 3.0, 4.0]] * 3
+
+
+@pytest.mark.parametrize("text, role", [(None, "user"), (5, "user"), ("a", None), ("half \ud83d", "user")])
+def test_a_reply_that_is_no_text_is_refused_in_the_environment(text: Any, role: Any) -> None:
+    with pytest.raises(ValueError, match=r"texts; got|surrogates not allowed"):
+        Reply(text, role=role)
