@@ -240,9 +240,40 @@ def cold_sampling(case: Case) -> Iterator[Finding]:
     )
 
 
+_ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[Row], bool]], ...] = (
+    (
+        ("lam", "lam_value", "lam_length_alpha", "vf_coef", "value_clip"),
+        "an algorithm that has a critic (a2c, ppo)",
+        lambda row: row.needs_critic,
+    ),
+    (("baseline_decay",), "baseline=running_mean", lambda row: row.baseline == "running_mean"),
+    (
+        ("sapo_temperature_pos", "sapo_temperature_neg"),
+        "surrogate=sapo",
+        lambda row: row.surrogate == "sapo",
+    ),
+    (
+        tuple(f"vllm_importance_sampling_{word}" for word in ("mode", "clip_max", "clip_min")),
+        "vllm_importance_sampling_correction=true",
+        lambda row: row.vllm_importance_sampling_correction,
+    ),
+    (("epsilon", "epsilon_high", "delta"), "a surrogate that clips", lambda row: row.surrogate in ("clip", "cispo")),
+)
+
+
+def _without_effect(case: Case) -> list[str]:
+    """Settings that were given and that only another setting would bring to bear."""
+    out = []
+    for names, condition, holds in _ONLY_WITH:
+        given = [name for name in names if getattr(case.config.algorithm, name) is not None]
+        if given and not holds(case.row):
+            out.append(f"{' and '.join(given)} act{'s' * (len(given) == 1)} only with {condition}")
+    return out
+
+
 def idle_settings(case: Case) -> Iterator[Finding]:
     given, row = case.config.algorithm, case.row
-    idle = []
+    idle = _without_effect(case)
     if not row.beta and (given.kl_placement or given.kl_estimator or given.use_bias_correction_kl is not None):
         idle.append("kl_placement, kl_estimator and use_bias_correction_kl act only with beta above 0")
     clipped = given.epsilon is not None or given.epsilon_high is not None or given.delta is not None

@@ -84,6 +84,25 @@ def test_each_biased_place_of_the_kl_is_found(settings: list[str]) -> None:
     assert rules(settings) == ["kl-gradient"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "needs"),
+    [
+        (["lam=0.9"], "algorithm=ppo"),
+        (["lam_value=1"], "algorithm=ppo"),
+        (["value_clip=0.2"], "algorithm=a2c"),
+        (["baseline_decay=0.5"], "algorithm=reinforce baseline=running_mean"),
+        (["sapo_temperature_neg=2"], "algorithm=sapo"),
+        (["vllm_importance_sampling_clip_max=2"], "vllm_importance_sampling_correction=true"),
+        (["epsilon=0.1", "algorithm=reinforce"], "algorithm=dapo num_iterations=2"),
+    ],
+)
+def test_a_setting_that_acts_only_beside_another_is_named_without_it(settings: list[str], needs: str) -> None:
+    (finding,) = examine_config(load_config(None, [TASK, *settings]), memory_bytes=LARGE)
+    assert finding.rule == "idle-settings"
+    assert settings[0].split("=")[0] in finding.evidence
+    assert rules([*settings, *needs.split()]) == []
+
+
 def test_a_mean_of_the_batch_or_of_the_user_is_a_baseline(tmp_path: Path) -> None:
     """reinforce_plus_plus takes the mean off its advantages; what a function of the user's takes off, nobody knows."""
     (tmp_path / "mine.py").write_text("def less(rollouts):\n    return rollouts.reward_BT.sum(1)\n")
