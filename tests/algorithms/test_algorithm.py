@@ -10,6 +10,7 @@ from algorithm_batches import LIMIT, make, weighed
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE, Row
 from llm_pg.estimators.baselines import STD_EPS
+from llm_pg.estimators.kl import AdaptivePenalty
 from llm_pg.rollouts import Rollouts, is_last
 
 GROUPED = [name for name, row in TABLE.items() if row.needs_group]
@@ -307,6 +308,29 @@ def test_a_running_mean_is_fixed_before_the_batch_it_is_compared_with() -> None:
     resumed = algorithm("reinforce", baseline="running_mean")
     resumed.load_state_dict(tried.state_dict())
     assert resumed.running_mean.value == tried.running_mean.value
+
+
+def test_an_adaptive_penalty_follows_its_target_from_outside_a_factor_of_a_half() -> None:
+    """Schulman et al. 2017, section 4: doubled above 1.5 targets, halved under target/1.5, and held within bounds."""
+    penalty = AdaptivePenalty(0.01)
+    for kl, weight in ((0.0149, 1.0), (0.0151, 2.0), (0.0068, 2.0), (0.0066, 1.0), (0.0, 0.5)):
+        penalty.update(kl)
+        assert penalty.weight == weight
+    for kl, bound in ((1.0, 1e4), (0.0, 1e-4)):
+        for _ in range(60):
+            penalty.update(kl)
+        assert penalty.weight == bound
+
+
+def test_only_completions_of_negative_weight_are_dropped_when_the_policy_has_left_them() -> None:
+    rollouts = text([1.0, 0.0, 1.0, 0.0])
+    made = algorithm("grpo", off_policy_mask_threshold=0.1)
+    batch = made.weigh(rollouts)
+    left_BT = rollouts.logp_BT - torch.tensor([[1.0], [1.0], [0.0], [0.0]])  # the first two are left
+    logp_BT = left_BT.clone().requires_grad_()
+    made.loss(logp_BT, batch)[0].backward()
+    assert logp_BT.grad is not None
+    assert (logp_BT.grad.abs().sum(1) > 0).tolist() == [True, False, True, True]
 
 
 def test_an_adaptive_penalty_survives_saving() -> None:
