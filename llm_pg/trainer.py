@@ -272,6 +272,7 @@ class PolicyGradientTrainer(Ending):
             )
             self.folder.write_completions(self.step, readable)
         self.callbacks.step_end(self.step)
+        self._agree()
         evaluation: dict[str, float] = {}
         if self._evaluates():
             evaluation = self._evaluate_together(f"Step {self.step}", clock).metrics()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -17,6 +17,9 @@ LOGGED = {
     "frac_reward_zero_std": "uniform_groups",
     "step_time": "seconds",
 }
+
+
+_WISHES = ("should_evaluate", "should_save", "should_log", "should_training_stop", "should_epoch_stop")
 
 
 def logged(values: Mapping[str, Any]) -> dict[str, float]:
@@ -133,6 +136,15 @@ class Callbacks:
     def due(self, what: str, step: int, every: int) -> bool:
         """Whether to `evaluate` or `save` after this step: by the config's count, or because a callback asked."""
         return bool((every and step % every == 0) or getattr(self.control, f"should_{what}"))
+
+    def wishes(self) -> list[str]:
+        """What is asked for at present."""
+        return [name for name in _WISHES if getattr(self.control, name)]
+
+    def grant(self, wishes: Iterable[Iterable[str]]) -> None:
+        """Ask for what any rank asks for."""
+        for name in {name for of_rank in wishes for name in of_rank}:
+            setattr(self.control, name, True)
 
     @property
     def stops(self) -> bool:

@@ -39,11 +39,17 @@ class Ending(Gathering):
         """After the step's line of metrics: callbacks hear of its evaluation, and the checkpoint is written."""
         if evaluation:
             self.callbacks.evaluated(evaluation)
+        self._agree()
         if self.callbacks.due("save", self.step, self.config.run.save_steps):
             with self.saving("save"):
                 saved = self.save_checkpoint()
             if saved:
                 self.callbacks.fire("on_save")
+            self._agree()
+
+    def _agree(self) -> None:
+        """What a callback of one rank asks for is done by all: evaluations, shards and steps are work of all together."""
+        self.callbacks.grant(self.ranks.gather(self.callbacks.wishes()))
 
     def evaluate(self, title: str = "Evaluation", clock: Clock | None = None) -> Evaluation:
         """Greedy and sampled pass rates on the held-out prompts, with intervals."""

@@ -23,11 +23,11 @@ class Seen(TrainerCallback):
         self.events: list[Any] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_evaluate = state.global_step == 1
-        control.should_save = state.global_step == 2
-        control.should_training_stop = state.global_step == 3
+        control.should_evaluate = state.global_step == 1 and not state.is_world_process_zero
+        control.should_save = state.global_step == 2 and state.is_world_process_zero
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        control.should_training_stop = state.global_step == 3 and not state.is_world_process_zero
         self.events.append([state.global_step, logs["reward"], logs["grad_norm"]])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
