@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pg.config.load import load_config
 from llm_pg.config.schema import ModelConfig
+from llm_pg.metrics import read_metrics
 from llm_pg.run.models import load_model
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
@@ -29,6 +31,8 @@ from llm_pg.sampling.vllm import weights as weights_module
 from llm_pg.sampling.vllm.compare import Sampled, gap
 from llm_pg.sampling.vllm.engine import Settings
 from llm_pg.sampling.vllm.server import LocalServer
+from llm_pg.terminal import Terminal
+from llm_pg.trainer import PolicyGradientTrainer
 
 pytestmark = [
     pytest.mark.vllm,
@@ -253,3 +257,32 @@ def test_the_quickstart_learns_with_vllm_as_with_the_native_engine(vllm_python: 
     assert low - 0.05 <= summaries["vllm"]["pass_rate_after"] <= high + 0.05
     assert len(gaps) == 100
     assert max(gaps) < EXACT
+
+
+def test_the_quickstart_samples_one_update_ahead_with_vllm(vllm_python: str, tmp_path: Path) -> None:
+    """Ten steps, an evaluation with the present weights between them. Each answer is checked against the version that
+    it was asked from, and what that version is shows in the trainer: equal at the first step, an update older then."""
+    changes = [f"vllm_python={vllm_python}", f"output_dir={tmp_path}", "run_name=ahead", "engine=vllm"]
+    changes += ["max_staleness=1", "max_steps=10", "warm_start_steps=50", "warmup_steps=0", "eval_steps=5"]
+    changes += ["num_eval_prompts=16", "eval_on_start=false", "save_steps=0", "use_cpu=true"]
+    run = PolicyGradientTrainer(
+        args=load_config(ROOT / "configs" / "quickstart.yaml", changes), terminal=Terminal(quiet=True)
+    )
+    sampler, gaps = run.collector.sampler, []
+    real = sampler.sample
+
+    def noted(*given: Any) -> Any:
+        done = real(*given)
+        gaps.append(sampler.last_gap)  # type: ignore[attr-defined]
+        return done
+
+    sampler.sample = noted  # type: ignore[method-assign]
+    run.train()
+    told = read_metrics(run.folder.metrics)
+    assert [line["staleness"] for line in told] == [0] + [1] * 9
+    assert len(gaps) >= 10 + 2  # batches, evaluations
+    assert max(gaps) < EXACT
+    assert told[0]["sampler_gap"] < EXACT
+    assert min(line["sampler_gap"] for line in told[2:]) > 10 * EXACT
+    waited, sampled = (sum(line[f"seconds/{phase}"] for line in told) for phase in ("wait", "sample"))
+    print(f"largest |Δ log-probability| {max(gaps):.1e}; {sampled:.1f} s sampled, {waited:.1f} s of it waited for")
