@@ -318,7 +318,7 @@ class PolicyGradientTrainer(Ending):
         values.update({f"seconds/{phase}": s for phase, s in clock.seconds.items()})
         self.clock.add(clock)
         told = self.ranks.gather((values, experience.scores.problems, self.signals.received))
-        values = merge_metrics([each[0] for each in told])
+        values = merge_metrics([each[0] for each in told], self.plan.rows_per_rank)
         self.callbacks.log(values)
         if self.onlookers is not None:
             self.metrics.write(values)

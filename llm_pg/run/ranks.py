@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -69,8 +70,9 @@ class Ranks:
         return result  # type: ignore[return-value]
 
 
-def merge_metrics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of one step from those of each rank: sums, maxima, else means (rewards by their scorable completions)."""
+def merge_metrics(parts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """Metrics of one step from those of each rank: sums, maxima, else means (rewards by their scorable completions, the
+    KL by tokens), and the deviation of all rewards together. rows: completions of each rank."""
     if len(parts) == 1:
         return dict(parts[0])
     out: dict[str, Any] = {}
@@ -84,6 +86,25 @@ def merge_metrics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif name in _MAXIMA or name.startswith("seconds/"):
             out[name] = max(values)
         else:
-            scorable = [1 - part.get("unscorable", 0.0) if name.startswith("reward") else 1.0 for part in holders]
-            out[name] = mean(values, scorable)
+            out[name] = mean(values, [_share(part, name) for part in holders])
+    if "reward_std" in out:
+        out["reward_std"] = _deviation(parts, out["reward"], rows)
     return out
+
+
+def _share(part: dict[str, Any], name: str) -> float:
+    """What a rank's mean counts for among ranks of equally many completions."""
+    if name == "kl":
+        return float(part["completion_length"])
+    return 1.0 - part.get("unscorable", 0.0) if name.startswith("reward") else 1.0
+
+
+def _deviation(parts: Sequence[dict[str, Any]], reward: float, rows: int) -> float:
+    """Of the rewards on all ranks, from each rank's mean and deviation and the mean of all."""
+    counts = [round(rows * _share(part, "reward")) for part in parts]
+    squares = math.fsum(
+        (count - 1) * part["reward_std"] ** 2 + count * (part["reward"] - reward) ** 2
+        for part, count in zip(parts, counts, strict=True)
+        if count
+    )
+    return math.sqrt(squares / (sum(counts) - 1)) if sum(counts) > 1 else 0.0

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,10 +142,20 @@ def test_a_rank_ends_with_the_cause_of_another(monkeypatch: pytest.MonkeyPatch) 
 
 def test_metrics_of_ranks_add_up_as_those_of_one_batch() -> None:
     """Rewards 1, 1, 0 (one of four unscorable) on one rank and 0, 0, 0, 0 on the other: 2 of 7."""
+    own, other = [1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]
+    lengths, kl = ([2, 3, 5, 2], [6, 4, 2, 8]), (0.25, 0.5)
     parts = [
-        {"step": 3, "reward": 2 / 3, "unscorable": 0.25, "tokens": 10, "memory": 5.0, "policy_loss": 0.25},
-        {"step": 3, "reward": 0.0, "unscorable": 0.0, "tokens": 20, "memory": 7.0, "policy_loss": 0.5},
+        {
+            **{"step": 3, "reward": 2 / 3, "unscorable": 0.25, "tokens": 10, "memory": 5.0, "policy_loss": 0.25},
+            **{"reward_std": statistics.stdev(own), "completion_length": statistics.mean(lengths[0]), "kl": kl[0]},
+        },
+        {
+            **{"step": 3, "reward": 0.0, "unscorable": 0.0, "tokens": 20, "memory": 7.0, "policy_loss": 0.5},
+            **{"reward_std": statistics.stdev(other), "completion_length": statistics.mean(lengths[1]), "kl": kl[1]},
+        },
     ]
-    merged = merge_metrics(parts)
+    merged = merge_metrics(parts, rows=4)
     assert merged["reward"] == pytest.approx(2 / 7)
+    assert merged["reward_std"] == pytest.approx(statistics.stdev(own + other))
+    assert merged["kl"] == pytest.approx((12 * kl[0] + 20 * kl[1]) / 32)
     assert (merged["step"], merged["tokens"], merged["memory"], merged["policy_loss"]) == (3, 30, 7.0, 0.75)
