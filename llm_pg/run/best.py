@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,14 +29,21 @@ class Best:
         folder: where it is kept, replaced as a whole. metric: a name of `Evaluation.metrics()`.
         greater_is_better: else the smallest wins. A tie keeps the earlier model.
         save: writes model and tokenizer into a folder; called on every rank, since shards are gathered by all.
-        is_main: whether this rank writes.
+        is_main: whether this rank writes. gather: a word from every rank to all; None = there is one.
     """
 
     def __init__(
-        self, folder: Path, metric: str, greater_is_better: bool, save: Callable[[Path], None], is_main: bool
+        self,
+        folder: Path,
+        metric: str,
+        greater_is_better: bool,
+        save: Callable[[Path], None],
+        is_main: bool,
+        gather: Callable[[str], list[str]] | None = None,
     ) -> None:
         self.folder, self.metric, self.greater_is_better = folder, metric, greater_is_better
-        self.save, self.is_main = save, is_main
+        self.save, self.is_main, self.gather = save, is_main, gather
+        self.problem = ""  # why the last better model was not kept
         self.step: int | None = None
         self.value = math.nan
         self.evaluation: Evaluation | None = None
@@ -43,6 +51,10 @@ class Best:
     @property
     def _before(self) -> Path:
         return self.folder.with_name(self.folder.name + ".old")
+
+    @property
+    def _beside(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".new")
 
     def mend(self) -> None:
         """Put back what a kill left under its other name. On the first rank, before any rank recalls."""
@@ -67,13 +79,24 @@ class Best:
                 f"metric_for_best_model is {self.metric!r}, which the evaluation of this task does not give; it gives "
                 f"{', '.join(metrics)}."
             )
-        value = metrics[self.metric]
+        self.problem, value = "", metrics[self.metric]
         better = value > self.value if self.greater_is_better else value < self.value
         if math.isnan(value) or not (better or self.step is None):
             return False
+        try:
+            self._keep(step, value, evaluation)
+        except (OSError, SafetensorError) as error:  # a full disk: the run goes on, with the best before
+            self.problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+            shutil.rmtree(self._beside, ignore_errors=True)
+        if self.gather is not None:  # only the first rank writes, and all must know the same best
+            self.problem = self.gather(self.problem)[0]
+        if self.problem:
+            return False
         self.step, self.value, self.evaluation = step, value, evaluation
-        # Beside it first: a kill while it is written leaves the last one whole.
-        beside = self.folder.with_name(self.folder.name + ".new")
+        return True
+
+    def _keep(self, step: int, value: float, evaluation: Evaluation) -> None:
+        beside = self._beside  # first: a kill while it is written leaves the last one whole
         if self.is_main:
             shutil.rmtree(beside, ignore_errors=True)
         self.save(beside)
@@ -86,7 +109,6 @@ class Best:
                 self.folder.rename(self._before)
             beside.rename(self.folder)
             shutil.rmtree(self._before, ignore_errors=True)
-        return True
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -68,6 +68,11 @@ class Ending(Gathering):
         self.evaluated = self.step, result
         if self.best is not None and self.best.observe(self.step, result):
             self.terminal.say(f"Best so far: {self.best.metric} {self.best.value:.4g}, kept in {self.folder.best}.")
+        elif self.best is not None and self.best.problem:
+            self.terminal.warn(
+                f"The model of step {self.step}, the best so far, was not kept: {self.best.problem} at "
+                f"{self.folder.best}. The one kept before stays ({self.best.step})."
+            )
         return result
 
     def _evaluate_last(self) -> Evaluation | None:
@@ -84,7 +89,7 @@ class Ending(Gathering):
         metric = run.metric_for_best_model or ("eval/greedy" if run.load_best_model_at_end else None)
         if metric is None:
             return None
-        return Best(self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main)
+        return Best(self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main, self.ranks.gather)
 
     def _end_with_best(self, after: Evaluation | None) -> Evaluation | None:
         """The best model in place of the last, where that is asked for, and its evaluation."""

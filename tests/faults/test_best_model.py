@@ -82,6 +82,26 @@ def test_a_kill_while_the_best_is_replaced_leaves_one_whole(tmp_path: Path, monk
         assert again.observe(3, of(0.95))
 
 
+def test_a_full_disk_leaves_the_best_before_and_the_run_goes_on(tmp_path: Path) -> None:
+    room = True
+
+    def save(path: Path) -> None:
+        path.mkdir()
+        if not room:
+            raise OSError(28, "No space left on device")
+        (path / "weights").write_text("whole")
+
+    best = Best(tmp_path / "best", "eval/greedy", True, save, True)
+    assert best.observe(1, of(0.5))
+    room = False
+    assert not best.observe(2, of(0.9))
+    assert (best.step, best.value, best.problem) == (1, 0.5, "No space left on device")
+    assert (tmp_path / "best" / "weights").read_text() == "whole"
+    room = True
+    assert best.observe(3, of(0.8))
+    assert (best.step, best.problem) == (3, "")
+
+
 def test_all_ranks_judge_by_the_evaluation_of_the_first() -> None:
     """A reward that is late on one rank alone must not make that one alone save: shards are saved by all together."""
     seen: list[Evaluation] = []
@@ -90,7 +110,7 @@ def test_all_ranks_judge_by_the_evaluation_of_the_first() -> None:
         policy=SimpleNamespace(gathered=contextlib.nullcontext),
         ranks=ranks,
         evaluate=lambda *_: of(0.1),
-        best=SimpleNamespace(observe=lambda _, result: seen.append(result)),
+        best=SimpleNamespace(observe=lambda _, result: seen.append(result), problem=""),
         step=1,
     )
     assert Ending._evaluate_together(second_rank, "After").greedy.mean == 0.9  # type: ignore[arg-type]
