@@ -5,8 +5,10 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.vllm import EngineError, VllmSampler, leash
 from llm_pg.sampling.vllm import pool as pool_module
 from llm_pg.sampling.vllm.engine import Settings
+from llm_pg.sampling.vllm.errors import Unreachable
 from llm_pg.sampling.vllm.weights import fingerprint, tensors
 from llm_pg.terminal import Terminal
 from tests.sampling.fake_vllm import FakeVllm, instead, slow
@@ -202,6 +205,33 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(start: Start, fault: An
 
 
 @pytest.mark.faults
+def test_requests_that_a_server_refuses_together_are_one_failure() -> None:
+    """All of a step's prompts meet the one server while it is overloaded; it is well when they come again."""
+    together = threading.Barrier(len(PROMPTS))
+
+    class Overloaded:
+        url = "http://one"
+        refusals = len(PROMPTS)
+        lock = threading.Lock()
+
+        def post(self, *_: Any) -> str:
+            with self.lock:
+                self.refusals -= 1
+                refuses = self.refusals >= 0
+            if refuses:
+                together.wait(timeout=10)
+                raise Unreachable("answered 503")
+            return "well"
+
+    said: list[str] = []
+    pool = pool_module.Pool([Overloaded()], say=said.append)  # type: ignore[list-item]
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        answers = list(threads.map(lambda _: pool.ask("/v1/completions", {}, lambda answer: answer)[0], PROMPTS))
+    assert answers == ["well"] * len(PROMPTS)
+    assert said == []
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("fault, seconds", [(instead(500), 60), (instead("cut"), 60), (slow(4.0), 1.5)])
 def test_the_prompts_of_a_dead_server_go_to_the_others(start: Start, fault: Any, seconds: float) -> None:
     sampler, servers, _ = start(fault, None, request_timeout=seconds)
@@ -220,9 +250,10 @@ def test_the_prompts_of_a_dead_server_go_to_the_others(start: Start, fault: Any,
 
 @pytest.mark.faults
 def test_a_server_that_is_back_at_the_next_sync_gets_the_new_weights(start: Start) -> None:
-    sampler, servers, model = start(instead(500, 3), None)
+    sampler, servers, model = start(instead(500), None)
     while not start.said:  # type: ignore[attr-defined]
         sample(sampler)
+    servers[0].fault = None
     move(model)
     before = servers[0].count("/v1/completions")
     sample(sampler)

@@ -52,11 +52,11 @@ class Pool:
         request failed `TRIES` times, or the server refuses it.
         """
         for number in range(TRIES):
-            member = self._take()
+            member, failures = self._take()
             try:
                 answer = read(member.client.post(path, body))
             except Unreachable as error:
-                self._failed(member, str(error))
+                self._failed(member, str(error), failures)
                 if not member.dead:
                     time.sleep(min(self.pause * 2**number, LONGEST_PAUSE))
             else:
@@ -85,7 +85,7 @@ class Pool:
             try:
                 member.client.post(path, body)
             except Unreachable as error:
-                self._failed(member, str(error), quiet=was_dead)
+                self._failed(member, str(error), member.failures, quiet=was_dead)
                 if not member.dead:
                     time.sleep(self.pause * 2**member.failures)
             else:
@@ -113,14 +113,15 @@ class Pool:
                 told = True
             time.sleep(min(1.0, seconds))
 
-    def _take(self) -> _Member:
+    def _take(self) -> tuple[_Member, int]:
+        """A server, and the failures in a row that it had when the request began."""
         with self._lock:
             alive = [member for member in self.members if not member.dead]
             if not alive:
                 raise self._all_dead()
             member = min(alive, key=lambda m: m.busy)
             member.busy += 1
-            return member
+            return member, member.failures
 
     def _answered(self, member: _Member) -> None:
         """An answer ends a row of failures, but a server that was left out stays so until it takes a call for all."""
@@ -128,10 +129,12 @@ class Pool:
             if not member.dead:
                 member.failures = 0
 
-    def _failed(self, member: _Member, cause: str, *, quiet: bool = False) -> None:
+    def _failed(self, member: _Member, cause: str, failures: int, *, quiet: bool = False) -> None:
+        """Requests that were under way together fail together, for one cause: they are one failure of the row."""
         with self._lock:
-            member.failures, member.cause = member.failures + 1, cause
-            died = member.failures == DEAD_AFTER
+            counts = member.failures == failures
+            member.failures, member.cause = member.failures + counts, cause
+            died = counts and member.failures == DEAD_AFTER
             left = sum(not m.dead for m in self.members)
         if died and not quiet:
             self.say(
