@@ -1,37 +1,63 @@
-"""Every row on the same task: steps and seconds until 90 % of the held-out prompts are answered, over seeds.
+"""Every row of the table on one task, and TRL's trainer beside it where TRL has the row: steps and seconds to 90 %.
 
-python recipes/benchmarks/learning_table.py --out runs/learning --seeds 5            # every row that trains text
-python recipes/benchmarks/learning_table.py --out runs/learning --rows rloo maxrl    # some
-python recipes/benchmarks/learning_table.py --out runs/learning --seeds 0            # only the table of what is there
+    python recipes/benchmarks/learning_table.py --out runs/learning --seeds 5               # every row, both sides
+    python recipes/benchmarks/learning_table.py --out runs/learning --seeds 5 --rows grpo   # one
+    python recipes/benchmarks/learning_table.py --out runs/learning --seeds 0               # the table of what is there
 
-One run at a time, each in a process of its own. A finished run is a line of `<out>/runs.jsonl` and is not made again,
-so an interrupted table goes on where it was. Seconds are those of the steps: sampling, rewards, reference, update;
-not start, warm start and evaluation, which are the same for every row.
+The task is the quickstart's. All runs of a seed start from the weights after its warm start and see the same prompts in
+batches of the same size; a row has the same optimiser, schedule and KL weight (0.01) on both sides. One callback,
+transformers' own kind, watches either trainer: it adds up the seconds of the steps, evaluates every few steps between
+them, and ends the run at 90 % of the held-out prompts answered (greedy). TRL gets its whole batch at once, its fastest
+setting at this size. Which side goes first alternates with the seed. One JSON line a row and seed is kept, so an
+interrupted table goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
+import transformers
+import trl
+from transformers import AutoModelForCausalLM
+
+from llm_pg import shipped
 from llm_pg.algorithms.table import TABLE
-from llm_pg.metrics import read_metrics
+from llm_pg.config import Config, load_config
+from llm_pg.sampling.native import NativeSampler
+from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.terminal import Terminal
+from llm_pg.trainer import PolicyGradientTrainer
+from reward_fns.sort_letters import sort_letters
 
 PASS = 0.9
-WORDS = "row, runs, reached 90 %, steps to 90 %, seconds to 90 %, greedy before, greedy after, s a step"
-COLUMNS = WORDS.split(", ")
+# The rows that TRL has, and the arguments that make its trainer one; `tests/peers` compare their gradients.
+TRL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "grpo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "dapo"}),
+    "rloo": (trl.RLOOTrainer, trl.RLOOConfig, {}),
+    "dr_grpo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+    "dapo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "dapo", "epsilon_high": 0.28}),
+    "gspo": (
+        trl.GRPOTrainer,
+        trl.GRPOConfig,
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    ),
+    "cispo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "cispo", "epsilon_high": 5.0}),
+    "sapo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "sapo"}),
+}
+SIDES = ("ours", "trl")
 
 
 def finished(path: Path) -> list[dict[str, Any]]:
-    """The runs that are done; a half-written last line is a run to make again."""
+    """The lines of a file of results; a half-written last one is a run to make again."""
     done = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -39,52 +65,6 @@ def finished(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return done
-
-
-def train(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One run; what the table needs of it."""
-    name = f"{row}-seed{seed}"
-    command = [
-        *(sys.executable, "-m", "llm_pg.cli", "train", options.config),
-        *(f"algorithm={row}", f"seed={seed}", f"output_dir={options.out}", f"run_name={name}"),
-        *("overwrite=true", f"eval_steps={options.eval_steps}", "eval_num_samples=0", "save_steps=0"),
-        *("log_completions=0", "noise_steps=0", "try_longest_batch=false", *options.settings),
-    ]
-    begin = time.perf_counter()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if ended.returncode:
-        return {"row": row, "seed": seed, "error": ended.stderr.strip()[-400:] or f"exit code {ended.returncode}"}
-    folder = Path(options.out) / name
-    summary = json.loads((folder / "summary.json").read_text())
-    lines = read_metrics(folder / "metrics.jsonl")
-    step, seconds = reached(lines, summary["pass_rate_after"])
-    return {
-        "row": row,
-        "seed": seed,
-        "before": summary["pass_rate_before"],
-        "after": summary["pass_rate_after"],
-        "steps_to_pass": step,
-        "seconds_to_pass": seconds,
-        "seconds_a_step": statistics.median(own_seconds(line) for line in lines),
-        "wall": round(time.perf_counter() - begin, 1),
-    }
-
-
-def own_seconds(line: dict[str, Any]) -> float:
-    """Of a step without its evaluation."""
-    return float(line["seconds"] - line.get("seconds/eval", 0.0))
-
-
-def reached(lines: Sequence[dict[str, Any]], last: float) -> tuple[int | None, float | None]:
-    """The first evaluation at or above 90 %: its step, and the steps' seconds up to there."""
-    seconds = 0.0
-    for number, line in enumerate(lines):
-        seconds += own_seconds(line)
-        found = last if number == len(lines) - 1 else line.get("eval/greedy", 0.0)
-        if found >= PASS:
-            return int(line["step"]), round(seconds, 2)
-    return None, None
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
@@ -96,49 +76,140 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     return middle if len(known) == 1 else f"{middle} ({low} to {high})"
 
 
-def table(runs: Sequence[dict[str, Any]], rows: Sequence[str]) -> str:
-    """Markdown; the medians are over the runs that reached the mark."""
-    out = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "--:|" * (len(COLUMNS) - 1)]
-    for row in rows:
-        own = [run for run in runs if run["row"] == row]
-        good = [run for run in own if "error" not in run]
-        if not own:
-            continue
-        numbers = (
-            spread([run["steps_to_pass"] for run in good], 0),
-            spread([run["seconds_to_pass"] for run in good], 1),
-            spread([100 * run["before"] for run in good], 0),
-            spread([100 * run["after"] for run in good], 0),
-            spread([run["seconds_a_step"] for run in good], 3),
+def settings(out: Path, seed: int, name: str, *more: str) -> Config:
+    given = [
+        *(f"seed={seed}", f"output_dir={out}", f"run_name={name}", "overwrite=true", "eval_num_samples=0"),
+        *("save_steps=0", "log_completions=0", "noise_steps=0", "eval_on_start=false", "report_seconds=0"),
+        *("eval_steps=0", "try_longest_batch=false", *more),
+    ]
+    return load_config(shipped.find("quickstart.yaml"), given)
+
+
+def warm(out: Path, seed: int) -> Path:
+    """The weights after the warm start, made once a seed."""
+    folder = out / f"warm-seed{seed}"
+    if not (folder / "start" / "model.safetensors").exists():
+        config = settings(out, seed, folder.name, "max_steps=1")
+        PolicyGradientTrainer(args=config, terminal=Terminal.silent()).train()
+    return folder
+
+
+class Watch(transformers.TrainerCallback):
+    """Of either trainer: the seconds of its steps, its greedy pass rate between them, and an end when it is reached."""
+
+    def __init__(self, model: Any, tokenizer: Any, held_out: Sequence[Any], eval_steps: int) -> None:
+        self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
+        self.tokenizer, self.held_out, self.eval_steps = tokenizer, held_out, eval_steps
+        self.seconds: list[float] = []
+        self.best, self.reached_at = self.rate(), None
+        self.before = self.best
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.begin)
+        if state.global_step % self.eval_steps == 0:
+            self.best = max(self.best, self.rate())
+            if self.best >= PASS:
+                self.reached_at = state.global_step
+                control.should_training_stop = True
+
+    def rate(self) -> float:
+        ids = [self.tokenizer(prompt.text)["input_ids"] for prompt in self.held_out]
+        params = SamplingParams(greedy=True, max_completion_length=8)
+        done = self.sampler.sample(ids, 1, params, torch.zeros(len(ids), dtype=torch.int64))
+        texts = self.tokenizer.batch_decode(
+            [tokens[mask].tolist() for tokens, mask in zip(done.tokens_BT, done.mask_BT, strict=True)],
+            skip_special_tokens=True,
         )
-        passed = sum(run["steps_to_pass"] is not None for run in good)
-        out.append(f"| {row} | {len(good)} | {passed} | " + " | ".join(numbers) + " |")
-        out += [f"| {row}, seed {r['seed']} | 0 | {' '.join(r['error'].split())[-120:]} |" for r in own if "error" in r]
+        words = [prompt.row["letters"] for prompt in self.held_out]
+        return statistics.mean(sort_letters(text, word) for text, word in zip(texts, words, strict=True))
+
+    def found(self) -> dict[str, Any]:
+        seconds = None if self.reached_at is None else round(sum(self.seconds), 2)
+        a_step = round(statistics.median(self.seconds), 4)
+        return {
+            "before": self.before,
+            "best": self.best,
+            "steps": self.reached_at,
+            "seconds": seconds,
+            "a_step": a_step,
+        }
+
+
+def reward(completions: list[str], letters: list[str], **_: Any) -> list[float]:
+    return [sort_letters(text, word) for text, word in zip(completions, letters, strict=True)]
+
+
+def run(side: str, row: str, out: Path, seed: int, eval_steps: int) -> dict[str, Any]:
+    """One training from the weights after the seed's warm start."""
+    start = warm(out, seed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(start / "model")
+    model = AutoModelForCausalLM.from_pretrained(start / "start", dtype=torch.float32)
+    config = settings(out, seed, f"{row}-seed{seed}", f"algorithm={row}", "warm_start_steps=0")
+    own_model = model if side == "ours" else None  # TRL's run takes only the prompts from ours
+    trainer = PolicyGradientTrainer(own_model, args=config, processing_class=tokenizer, terminal=Terminal.silent())
+    watch = Watch(model, tokenizer, trainer.eval_prompts, eval_steps)
+    if side == "ours":
+        trainer.add_callback(watch)
+        trainer.train()
+        return watch.found()
+    make_trainer, make_args, own = TRL[row]
+    rows = [{"prompt": prompt.text, **prompt.row} for prompt in trainer.train_prompts]
+    with tempfile.TemporaryDirectory() as folder:
+        args = make_args(
+            output_dir=folder, max_steps=config.train.max_steps, seed=seed, gradient_accumulation_steps=1,
+            per_device_train_batch_size=config.train.prompts_per_step * config.rollout.num_generations,
+            num_generations=config.rollout.num_generations, temperature=1.0, use_cpu=True, bf16=False,
+            max_completion_length=config.rollout.max_completion_length, learning_rate=config.train.learning_rate,
+            lr_scheduler_type="linear", warmup_steps=config.train.warmup_steps, beta=config.algorithm.beta,
+            gradient_checkpointing=False, report_to="none", save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, optim="adamw_torch_fused", **own,
+        )  # fmt: skip
+        data = datasets.Dataset.from_list(rows)
+        make_trainer(model, reward, args, data, processing_class=tokenizer, callbacks=[watch]).train()
+    return watch.found()
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown, a line a row: medians with ranges over the runs that reached the mark, and pairwise ratios."""
+    out = [
+        "| row | reached, ours | TRL | steps, ours | TRL | seconds, ours | TRL | times sooner | s a step, TRL ÷ ours |",
+        "|---|" + "--:|" * 8,
+    ]
+    for row in dict.fromkeys(line["row"] for line in lines):
+        own = [line for line in lines if line["row"] == row]
+        reached = {side: [x[side] for x in own if side in x and x[side]["steps"]] for side in SIDES}
+        both = [x for x in own if "trl" in x]
+        cells = [f"{len(reached[side])} of {n}" if (n := sum(side in x for x in own)) else "-" for side in SIDES]
+        cells += [
+            spread([x[key] for x in reached[side]], d) for key, d in (("steps", 0), ("seconds", 1)) for side in SIDES
+        ]
+        sooner = [x["trl"]["seconds"] / x["ours"]["seconds"] for x in both if all(x[s]["steps"] for s in SIDES)]
+        cells += [spread(sooner, 2), spread([x["trl"]["a_step"] / x["ours"]["a_step"] for x in both], 2)]
+        out.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/learning")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--rows", nargs="+", default=list(TABLE), choices=list(TABLE))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this number less 1")
-    parser.add_argument("--config", default="quickstart.yaml")
     parser.add_argument("--eval-steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("settings", nargs="*", help="more settings, key=value, the same for every run")
-    options = parser.parse_intermixed_args()
-    path = Path(options.out) / "runs.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(run["row"], run["seed"]) for run in finished(path) if "error" not in run}
-    for seed in range(options.seeds):
-        for row in options.rows:
-            if (row, seed) not in done:
-                run = train(row, seed, options)
-                with path.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(json.dumps(run), flush=True)
-    latest = {(run["row"], run["seed"]): run for run in finished(path)}
-    print(table(list(latest.values()), options.rows))
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    path = a.out / "runs.jsonl"
+    done = {(line["row"], line["seed"]) for line in finished(path)}
+    for seed, row in [(s, r) for s in range(a.seeds) for r in a.rows if (r, s) not in done]:
+        line: dict[str, Any] = {"row": row, "seed": seed}
+        for side in sorted(SIDES if row in TRL else SIDES[:1], reverse=bool(seed % 2)):
+            line[side] = run(side, row, a.out, seed, a.eval_steps)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+    print(table(finished(path)))
 
 
 if __name__ == "__main__":

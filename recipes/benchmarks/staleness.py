@@ -5,7 +5,7 @@ OMP_NUM_THREADS=1 python recipes/benchmarks/staleness.py --out runs/staleness --
 
 Each run is a process of its own and a line of `<out>/runs.jsonl`; what is there is not made again. Beside it stand
 `timeline.svg` (when each phase of a few steps began and ended) and `curves.svg` (reward by step and by seconds).
-Seconds are those of the steps without evaluations, as in learning_table.py.
+Seconds are those of the steps without evaluations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learning_table import finished, own_seconds, reached, spread
+from learning_table import PASS, finished, spread
 from rich.console import Console
 
 from llm_pg import shipped
@@ -59,6 +59,22 @@ class Timed(PolicyGradientTrainer):
         note = self.terminal.note
         ahead.watch = lambda step, phase, begins: note(BACKGROUND, step, phase, begins)
         return ahead
+
+
+def own_seconds(line: dict[str, Any]) -> float:
+    """Of a step without its evaluation."""
+    return float(line["seconds"] - line.get("seconds/eval", 0.0))
+
+
+def reached(lines: Sequence[dict[str, Any]], last: float) -> tuple[int | None, float | None]:
+    """The first evaluation at or above 90 %: its step, and the steps' seconds up to there."""
+    seconds = 0.0
+    for number, line in enumerate(lines):
+        seconds += own_seconds(line)
+        found = last if number == len(lines) - 1 else line.get("eval/greedy", 0.0)
+        if found >= PASS:
+            return int(line["step"]), round(seconds, 2)
+    return None, None
 
 
 def train(lag: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
