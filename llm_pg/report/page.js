@@ -266,6 +266,12 @@
     if (scroll && matchMedia("(max-width: 800px)").matches) box.scrollIntoView();
   };
 
+  /* Where nothing was kept, there is nothing to search. */
+  if (!rows.length) {
+    $("filters").hidden = true;
+    $("count").hidden = true;
+    document.querySelector(".two").hidden = true;
+  }
   options("run", data.runs.map((name, i) => [i, name]));
   $("run-label").hidden = data.runs.length < 2;
   choices();
