@@ -132,8 +132,7 @@ class Scorer:
         Raises RewardError when the run should stop; the scorer stays usable.
         """
         batch = Batch(prompts, completions, completion_ids, rows, trainer_state)
-        limit = self._max_unscorable / self.share
-        tally = Tally(self.functions, batch.size, limit, self._strict, self._shown)
+        tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share)
         if batch.size:
             self._run_pooled(batch, tally)
             for place in self._here:

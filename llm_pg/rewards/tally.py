@@ -36,7 +36,10 @@ class Scores:
 
 
 class Tally:
-    """The ledger of one batch. `shown` outlives it: what was said once about a function is not said again."""
+    """The ledger of one batch. `shown` outlives it: what was said once about a function is not said again.
+
+    max_unscorable: share of a step's completions; the batch is `share` of them.
+    """
 
     def __init__(
         self,
@@ -45,9 +48,14 @@ class Tally:
         max_unscorable: float,
         strict: bool,
         shown: set[tuple[str, str]],
+        share: float = 1.0,
     ) -> None:
         self._names = [function.name for function in functions]
-        self._size, self._max_unscorable, self._strict, self._shown = size, max_unscorable, strict, shown
+        self._size, self._strict, self._shown = size, strict, shown
+        self._most_unscorable = max_unscorable * size / share
+        self._limit = f"over the limit max_unscorable={max_unscorable:g}"
+        if share < 1:
+            self._limit += f" of a step's {round(size / share)}"
         self._rewards: list[list[float | None]] = [[None] * size for _ in functions]
         self._scored: list[set[int]] = [set() for _ in functions]
         self._failed: list[set[int]] = [set() for _ in functions]
@@ -76,8 +84,8 @@ class Tally:
         self._failed[function].add(index)
         self._show(function, cause, trace, f"failed on completion {index} of a batch ({cause}), which stays unscored")
         count = len(self._failed[function])
-        if self._strict or count > self._max_unscorable * self._size:
-            rule = "strict is set" if self._strict else f"over the limit max_unscorable={self._max_unscorable:g}"
+        if self._strict or count > self._most_unscorable:
+            rule = "strict is set" if self._strict else self._limit
             raise RewardError(
                 f"Reward function {self._names[function]} could not score {count} of {self._size} completions of this "
                 f"batch ({_counts(self._problems[function])}): {rule}." + (f" The last one:\n{trace}" if trace else "")
@@ -106,11 +114,11 @@ class Tally:
             if silent:
                 self._problems[function][NOT_APPLICABLE] += silent
         problems = {name: dict(causes) for name, causes in zip(self._names, self._problems, strict=True) if causes}
-        if len(empty) > self._max_unscorable * self._size:
+        if len(empty) > self._most_unscorable:
             causes = "; ".join(f"{name}: {_counts(Counter(found))}" for name, found in problems.items())
             raise RewardError(
                 f"{len(empty)} of {self._size} completions of this batch have no score from any function ({causes}): "
-                f"over the limit max_unscorable={self._max_unscorable:g}."
+                f"{self._limit}."
             )
         parts = {**dict(zip(self._names, self._rewards, strict=True)), **dict(sorted(self._parts.items()))}
         # fsum is exactly rounded, so a mean does not depend on the order in which workers answered.

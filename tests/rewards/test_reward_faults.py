@@ -80,6 +80,14 @@ def test_over_the_limit_the_run_stops_with_function_share_cause_and_traceback():
         assert score(scorer).problems == {"raises": {"ZeroDivisionError": 1}}  # and the scorer is still good
 
 
+def test_of_a_part_of_a_step_the_limit_is_the_steps_and_is_named_as_it_was_set():
+    with scorer_of("raises") as scorer:
+        scorer.share = 0.25
+        assert score(scorer, ["BAD"] * 3 + ["x"]).problems == {"raises": {"ZeroDivisionError": 3}}
+        with pytest.raises(RewardError, match=r"limit max_unscorable=0\.2 of a step's 16"):
+            score(scorer, ["BAD"] * 4)
+
+
 def test_a_function_that_always_fails_stops_the_run_long_before_the_batch_is_through():
     with scorer_of("raises_always") as scorer, pytest.raises(RewardError, match=r"could not score 103 of 512"):
         score(scorer, ["x"] * 512)
