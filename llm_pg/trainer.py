@@ -176,6 +176,7 @@ class PolicyGradientTrainer(Ending):
         follow(self.terminal, self._plan_of_run(), self.updater, self.collector.sampler)
         seen = (self.terminal, self.trackers, self.folder, self.config, settings)
         self.onlookers = Onlookers(*seen) if self.ranks.is_main else None
+        self.callbacks.best = self.best
         self._tell_callbacks(done)
         self.accelerator.wait_for_everyone()
         return done

@@ -83,7 +83,8 @@ with TRL; more than `max_unscorable` (a fifth) of a batch stops the run, which `
 `control`, `model`, `processing_class`, `optimizer` and `lr_scheduler`. `args` is the run's config, whose settings are
 read by TRL's names. Of `control`, `should_training_stop` ends the run after the step (the final evaluation and the
 model follow), `should_save`, `should_evaluate` and `should_log` act after the step; an epoch cannot be left early, so
-`should_epoch_stop` ends the run. An exception ends the run and propagates.
+`should_epoch_stop` ends the run. On several ranks what one asks for is done by all. `EarlyStoppingCallback` reads the
+held-out evaluations by `metric_for_best_model` (`eval/greedy`). An exception ends the run and propagates.
 
 `logs` and `trainer.state.log_history` have our names (docs/metrics.md) and, for what TRL measures too, its own:
 `loss`, `rewards/<function>/mean`, `completions/mean_length`, `completions/clipped_ratio`, `frac_reward_zero_std`,

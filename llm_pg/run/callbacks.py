@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..config import ConfigError
+
+if TYPE_CHECKING:
+    from .best import Best
 
 # TRL's name of a logged number -> ours. Callbacks and `log_history` find both.
 LOGGED = {
@@ -46,6 +49,7 @@ class Callbacks:
         self.offered: dict[str, Any] = {"model": model, "processing_class": processing_class}
         self.offered.update(optimizer=None, lr_scheduler=None, train_dataloader=None, eval_dataloader=None)
         self.steps_per_epoch = 1.0
+        self.best: Best | None = None  # of the run, where it keeps one
         self.callbacks: list[TrainerCallback] = []
         for callback in callbacks or ():
             self.add(callback)
@@ -100,6 +104,7 @@ class Callbacks:
         if self.callbacks:
             optimizer.register_step_pre_hook(lambda *_: self.fire("on_pre_optimizer_step"))
             optimizer.register_step_post_hook(lambda *_: self.fire("on_optimizer_step"))
+        self._note_best()
         self.fire("on_train_begin")
         self.fire("on_epoch_begin")
 
@@ -128,10 +133,17 @@ class Callbacks:
         self.fire("on_log", logs=logs)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
-        """An evaluation, by its names in metrics.jsonl with `eval_` for `eval/`."""
+        """An evaluation, by its names in metrics.jsonl with `eval_` for `eval/`; the best before it is in the state."""
         named = {f"eval_{name.removeprefix('eval/')}": value for name, value in metrics.items()}
         self.state.log_history.append({**named, "step": self.state.global_step})
-        self.fire("on_evaluate", metrics=named)
+        # EarlyStoppingCallback looks for what metric_for_best_model names behind `eval_`.
+        also = {} if self.best is None else {f"eval_{self.best.metric}": metrics[self.best.metric]}
+        self.fire("on_evaluate", metrics={**named, **also})
+        self._note_best()
+
+    def _note_best(self) -> None:
+        if self.best is not None and self.best.step is not None:
+            self.state.best_metric, self.state.best_global_step = self.best.value, self.best.step
 
     def due(self, what: str, step: int, every: int) -> bool:
         """Whether to `evaluate` or `save` after this step: by the config's count, or because a callback asked."""

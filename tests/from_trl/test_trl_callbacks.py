@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from llm_pg import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from llm_pg.config import ConfigError
+from llm_pg.evaluate import Interval
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
 
@@ -177,6 +178,26 @@ def test_a_run_that_its_evaluation_ends_is_evaluated_once(trainer: Callable[...,
     summary = made.train()
     assert titles == ["Before", "Step 2"]
     assert summary["pass_rate_after"] == read_metrics(made.folder.metrics)[1]["eval/greedy"]
+
+
+@pytest.mark.parametrize("readings, steps", [([0.5, 0.5, 0.25, 1.0], 3), ([0.25, 0.5, 0.25, 1.0], 4)])
+def test_early_stopping_ends_a_run_whose_evaluations_do_not_rise(
+    readings: list[float], steps: int, trainer: Callable[..., Any]
+) -> None:
+    """Patience 2; the model before the first step reads 0.25."""
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "num_eval_prompts": 4, "eval_num_samples": 1}
+    made = trainer([EarlyStoppingCallback(2)], **evaluating, metric_for_best_model="eval/greedy")
+    evaluate = made.evaluate
+
+    def read(title: str, clock: Any = None) -> Any:
+        result = evaluate(title, clock)
+        value = [0.25, *readings][made.step]
+        result.greedy = Interval(value, value, value)
+        return result
+
+    made.evaluate = read
+    assert made.train()["steps"] == steps
+    assert made.state.best_metric == 0.5
 
 
 @pytest.mark.parametrize("event", ["on_train_begin", "on_step_begin", "on_optimizer_step", "on_step_end", "on_log"])
