@@ -18,6 +18,7 @@ from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .prompts import fingerprint
 from .rollouts import TextRollouts
 from .run import checkpoint
+from .run.best import load_weights
 from .run.crash import Keeper
 from .run.ending import Ending
 from .run.guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
@@ -221,9 +222,7 @@ class PolicyGradientTrainer(Ending):
             self.model.save_pretrained(self.folder.start, max_shard_size="1000GB")
 
     def _load_start(self) -> None:
-        from safetensors.torch import load_model as load_weights
-
-        load_weights(self.model, self.folder.start / "model.safetensors")
+        load_weights(self.model, self.folder.start)
 
     def _one_step(self) -> None:
         """One batch, from its prompts to its line of metrics and its checkpoint."""

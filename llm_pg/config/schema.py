@@ -294,8 +294,8 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 = never.")
     bf16: bool = Field(
         False,
-        description="Autocast to bfloat16 where tokens are scored and trained. Engines native and transformers sample in "
-        "the type of the weights (model.dtype), vllm in bfloat16: sampler_gap tells what that is worth.",
+        description="Autocast to bfloat16 where tokens are scored and trained. Engines native and transformers sample "
+        "in the type of the weights (model.dtype), vllm in bfloat16: sampler_gap tells what that is worth.",
     )
     fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")

@@ -126,8 +126,12 @@ def load_weights(model: Any, folder: Path) -> None:
     saved = {
         name: value for part in sorted(folder.glob("model*.safetensors")) for name, value in load_file(part).items()
     }
+    held = model.state_dict()
+    if not saved.keys() <= held.keys():  # files may hold other names and shapes than the model (experts one by one)
+        read = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
+        saved = read.state_dict()
     with torch.no_grad():
-        missing, unexpected = model.load_state_dict(_as_held(saved, model.state_dict()), strict=False)
+        missing, unexpected = model.load_state_dict(_as_held(saved, held), strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     if unexpected or set(missing) - tied:
         raise ValueError(

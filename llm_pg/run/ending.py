@@ -48,7 +48,7 @@ class Ending(Gathering):
             self._agree()
 
     def _agree(self) -> None:
-        """What a callback of one rank asks for is done by all: evaluations, shards and steps are work of all together."""
+        """What a callback of one rank asks for is done by all: evaluations and steps are work of all together."""
         self.callbacks.grant(self.ranks.gather(self.callbacks.wishes()))
 
     def evaluate(self, title: str = "Evaluation", clock: Clock | None = None) -> Evaluation:
@@ -89,7 +89,9 @@ class Ending(Gathering):
         metric = run.metric_for_best_model or ("eval/greedy" if run.load_best_model_at_end else None)
         if metric is None:
             return None
-        return Best(self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main, self.ranks.gather)
+        return Best(
+            self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main, self.ranks.gather
+        )
 
     def _end_with_best(self, after: Evaluation | None) -> Evaluation | None:
         """The best model in place of the last, where that is asked for, and its evaluation."""

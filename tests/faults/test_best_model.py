@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
 from llm_pg.evaluate import Evaluation, Interval
-from llm_pg.run.best import Best
+from llm_pg.run.best import Best, load_weights
 from llm_pg.run.ending import Ending
 from tests.faults import tiny_run
 
@@ -159,6 +159,20 @@ def test_a_run_that_was_killed_keeps_the_same_best(tmp_path: Path, tiny: Callabl
     assert one == other
     first, second = (weights(tmp_path / n / "best") for n in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+MOE = {"model_type": "qwen3_moe", "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("llama", {}), ("qwen2", {}), ("gpt2", {}), ("llama", MOE)])
+def test_saved_weights_come_back_to_the_bit(
+    family: str, changes: dict[str, Any], make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A tied head stands once in the file, experts one by one; the model holds them otherwise."""
+    saved, other = make_model(family, **changes), make_model(family, seed=1, **changes)
+    saved.save_pretrained(tmp_path)
+    load_weights(other, tmp_path)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in saved.state_dict().items())
 
 
 def test_a_metric_that_no_evaluation_gives_is_refused_by_name() -> None:
