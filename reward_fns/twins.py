@@ -46,11 +46,15 @@ def sorted_anywhere(completion: str, letters: str, **row: Any) -> float:
 
 
 def answer_at_the_end(completion: str, answer: Any, ignore_case: bool = False, **row: Any) -> float:
-    """1 where the text ends with the answer as words of their own; case and punctuation around it are ignored."""
+    """1 where the text ends with the answer as words of their own; case and punctuation around it are ignored.
+
+    An answer that begins with a digit is not found at the end of another number: 5 is not in 3.5, -5 or 1/5.
+    """
     if exact_match(completion, answer, ignore_case):
         return 1.0
     expected, given = (str(text).strip(_AROUND).casefold() for text in (answer, completion[-WINDOW:]))
-    return float(bool(expected) and re.search(rf"(?<!\w){re.escape(expected)}\Z", given) is not None)
+    before = r"[\w.,/+\-−]" if expected[:1].isdigit() else r"\w"
+    return float(bool(expected) and re.search(rf"(?<!{before}){re.escape(expected)}\Z", given) is not None)
 
 
 def marked_number(completion: str, answer: Any, tolerance: float = 1e-9, relative: float = 0.0, **row: Any) -> float:

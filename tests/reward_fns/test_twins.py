@@ -57,6 +57,14 @@ def test_what_the_strict_reading_passes_the_lenient_one_passes_too_and_it_passes
             assert (pair["strict"](answer, **row), pair["lenient"](answer, **row)) == expected, answer
 
 
+@pytest.mark.parametrize(
+    "completion, passes",
+    [("it is 5.", True), ("x = 5", True), ("(5)", True), ("it is 3.5", False), ("it is -5", False), ("so 1/5", False)],
+)
+def test_the_end_of_another_number_is_not_the_answer(completion: str, passes: bool) -> None:
+    assert twins.answer_at_the_end(completion, "5") == float(passes)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="0123457+-*/()= <>answer/#\\boxed{}.abcABC\n", max_size=60))
 def test_strict_is_never_above_lenient_on_any_text(completion: str) -> None:
