@@ -264,6 +264,9 @@ class CriticConfig(Section):
         description="Let the value loss move the policy's body too (kind head). Off: the policy's gradient is then the "
         "algorithm's alone, whatever the size of the rewards, and an adapter learns nothing but the policy.",
     )
+    critic_path: str | None = Field(
+        None, description="Folder with the critic.safetensors of an earlier run, to begin with; None = a new critic."
+    )
     critic_learning_rate: float | None = Field(
         None, gt=0, description="Constant rate of AdamW; None = 3e-3 for a head, twice train.learning_rate for a model."
     )

@@ -200,7 +200,13 @@ class Parts(TrlFace):
         settings = self.config.critic
         if not self.row.needs_critic:
             return None
-        return Critic(self.model, kind=settings.critic_kind, trunk_gradient=settings.critic_trunk_gradient)
+        critic = Critic(self.model, kind=settings.critic_kind, trunk_gradient=settings.critic_trunk_gradient)
+        if settings.critic_path is not None:
+            try:
+                critic.load(settings.critic_path)
+            except ValueError as error:
+                raise ConfigError(f"critic_path: {error}") from None
+        return critic
 
     def _critic_rate(self) -> float:
         settings = self.config.critic

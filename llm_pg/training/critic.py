@@ -84,8 +84,17 @@ class Critic(torch.nn.Module):
 
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
-        """Take the weights that `save` wrote there."""
-        saved = load_file(Path(folder) / CRITIC_FILE)
+        """Take the weights that `save` wrote there. ValueError where they are not there, or of another critic."""
+        path = Path(folder) / CRITIC_FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {CRITIC_FILE}: a2c and ppo leave it beside the model, in model/.")
+        saved, own = load_file(path), {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        odd = sorted(saved.keys() ^ own.keys()) or [name for name, shape in own.items() if saved[name].shape != shape]
+        if odd:
+            raise ValueError(
+                f"{path} holds another critic: {len(odd)} of its weights differ in name or shape, {odd[0]} first. Give "
+                "the model, the adapter and the critic_kind that it was trained with."
+            )
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(saved[name])

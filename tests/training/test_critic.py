@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
+from llm_pg.config import ConfigError
 from llm_pg.estimators.critics import explained_variance, length_adaptive_lambda
 from llm_pg.metrics import read_metrics
 from llm_pg.model.attention import core_of
@@ -378,6 +379,33 @@ def test_the_saved_model_loads_without_its_critic_which_has_a_file_of_its_own(tm
 
 def for_letters_from_the_end(completion: str, answer: str) -> float:
     return float(answer == "z")
+
+
+@pytest.mark.parametrize("kind", ["head", "model"])
+def test_a_run_begins_with_the_critic_that_it_is_given(kind: str, tmp_path: Path) -> None:
+    def of(name: str, **changes: Any) -> Any:
+        settings = {"max_steps": 2, "reward_in_process": True, "critic_kind": kind, **changes}
+        return make({"out": str(tmp_path), "name": name, "algorithm": "ppo", "changes": settings})
+
+    first = of("first")
+    first.train()
+    second = of("second", critic_path=str(first.folder.model))
+    step, begun = second._one_step, {}
+
+    def seen() -> None:
+        if second.step == 1:
+            begun.update({name: p.detach().clone() for name, p in second.policy.critic.weights().items()})
+        step()
+
+    second._one_step = seen
+    second.train()
+    learned = load_file(first.folder.model / "critic.safetensors")
+    assert begun.keys() == {f"critic.{name}" for name in learned}
+    assert all(torch.equal(begun[f"critic.{name}"], value) for name, value in learned.items())
+    with pytest.raises(ConfigError, match=r"critic_path: .* holds no critic\.safetensors"):
+        of("third", critic_path=str(tmp_path)).train()
+    with pytest.raises(ConfigError, match=r"critic_path: .* holds another critic"):
+        of("fourth", critic_path=str(first.folder.model), critic_kind="model" if kind == "head" else "head").train()
 
 
 def test_the_critic_comes_to_foretell_what_the_prompt_decides(tmp_path: Path) -> None:
