@@ -138,7 +138,9 @@ class Saver:
             )
         self._restore_weights(folder, state)
         self._restore_numbers(state.numbers)
-        self.landed = (state.numbers.get("in_flight", []), state.in_flight)
+        # What was sampled ahead under other settings is sampled again: other prompts, groups or distributions.
+        as_before = all(name.startswith(("versions.", "rollout.max_staleness")) for name, _, _ in changed)
+        self.landed = (state.numbers.get("in_flight", []), state.in_flight) if as_before else ([], {})
         self.saved = state.step if folder.absolute() == checkpoint.folder_of(self.root, state.step).absolute() else None
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
 

@@ -281,6 +281,27 @@ def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_short
     assert [line["staleness"] for line in read_metrics(shorter.folder.metrics)][4:] == [0, 1]
 
 
+def test_completions_in_flight_are_sampled_again_when_a_run_goes_on_with_other_groups(
+    trainer: Callable[..., Any],
+) -> None:
+    first = trainer("r", max_staleness=2, save_steps=4)
+    step = first._one_step
+
+    def stops() -> None:
+        step()
+        if first.step == 4:
+            raise InterruptedError
+
+    first._one_step = stops
+    with pytest.raises(InterruptedError):
+        first.train()
+    other = trainer("r", max_staleness=2, num_generations=2, log_completions=8)
+    other.train(resume=True, override=True)
+    assert [line["staleness"] for line in read_metrics(other.folder.metrics)][4:] == [0, 1]
+    rows = (other.folder.path / "completions" / "step-000005.jsonl").read_text().splitlines()
+    assert len(rows) == other.plan.rows
+
+
 def test_the_correction_is_on_unless_it_is_refused() -> None:
     def row(**changes: Any) -> Any:
         return resolve_row(check_values({"engine": "native", **changes}))
