@@ -72,8 +72,10 @@ def number(value: float) -> str:
     """Three digits, short."""
     if value == 0:
         return "0"
-    if abs(value) >= 10000 or abs(value) < 0.001:
-        return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
+    if 9999.5 <= abs(value) < 999_500:
+        return f"{value / 1000:.3g}k"
+    if abs(value) >= 999_500 or abs(value) < 0.001:
+        return f"{value:.1e}".replace(".0e", "e").replace("e+0", "e").replace("e-0", "e-")
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"  # 999.7 would be 1e+03 with three digits
 
 

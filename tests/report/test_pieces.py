@@ -1,6 +1,12 @@
-"""The text that a token adds, as the page shows it."""
+"""The text that a token adds, and a number, as the page shows them."""
+
+import math
+
+import pytest
 
 from llm_pg.collect.collector import Pieces
+from llm_pg.report.completions import Shared, compact
+from llm_pg.report.svg import number
 
 
 class Bytes:
@@ -26,3 +32,23 @@ def test_a_cut_character_is_shown_by_the_mark_of_replacement_and_nothing_is_lost
 
 def test_a_sentencepiece_token_keeps_its_leading_space() -> None:
     assert Pieces(Bytes())(list(b"ba")) == ["b", " a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        *[(0.0, "0"), (0.5, "0.5"), (-12.34, "-12.3"), (999.7, "1000"), (1234.4, "1234"), (-9999.4, "-9999")],
+        *[(9999.7, "10k"), (20_000.0, "20k"), (12_500.0, "12.5k"), (999_400.0, "999k"), (999_700.0, "1e6")],
+        *[(2.5e7, "2.5e7"), (3e-4, "3e-4"), (-3.24e-7, "-3.2e-7"), (1e-12, "1e-12")],
+    ],
+)
+def test_a_number_is_told_shortly_and_rounds_over_no_edge(value: float, told: str) -> None:
+    assert number(value) == told
+
+
+def test_a_number_that_json_cannot_hold_is_left_out_of_the_page() -> None:
+    """A ratio of a run that diverged can be infinite; the page had not been written at all."""
+    tokens = {"logp": [-1.0, math.nan], "weight": [0.5, 0.25], "ratio": [math.inf, 2.0]}
+    row = {"prompt": "p", "completion": "ab", "pieces": ["a", "b"], "ids": [1, 2], "reward": 1.0, "tokens": tokens}
+    told = compact(row, 0, 1, Shared(), Shared())
+    assert (told["l"], told["a"], told["q"]) == ([-1000, None], [500, 250], [None, 2000])
