@@ -71,9 +71,10 @@ class Saver:
         return self.clean.tree({"config": settings, **self.facts, "versions": versions})
 
     def numbers(self) -> dict[str, Any]:
-        """The part of the state that is small: the schedule's place, the algorithm's and the curriculum's numbers."""
-        updater = self.updater
+        """What of the state is small: numbers of the schedule, the algorithm, the curriculum and the loss scaler."""
+        updater, scaler = self.updater, self.updater.accelerator.scaler
         return {
+            **({} if scaler is None else {"scaler": scaler.state_dict()}),
             "scheduler": _plain(updater.scheduler.state_dict()),
             "algorithm": updater.algorithm.state_dict(),
             "prompts": self.stream.state_dict(),
@@ -175,6 +176,8 @@ class Saver:
         scheduler._last_lr = rates
         for group, rate in zip(self.updater.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        if self.updater.accelerator.scaler is not None and "scaler" in numbers:
+            self.updater.accelerator.scaler.load_state_dict(numbers["scaler"])
         self.updater.algorithm.load_state_dict(numbers["algorithm"])
         self.stream.load_state_dict(numbers.get("prompts", {}))
 

@@ -140,10 +140,13 @@ class Updater:
         if not self._finite_everywhere(values):
             grad_norm = float("nan")
         stepped = math.isfinite(grad_norm + (critic_norm or 0.0))
-        # A loss scaler finds the overflow itself, and lowers its scale only where it is asked to step; it must not be
-        # asked where no row had a weight, as there is no gradient that it could have looked at.
-        if stepped if self.accelerator.scaler is None else self._has_gradient():
+        # A loss scaler looks at gradients alone, so a NaN of the loss is not left to it. It lowers its scale where they
+        # overflowed; where no row had a weight there are none that it could have looked at.
+        scaler = self.accelerator.scaler
+        if stepped and (scaler is None or self._has_gradient()):
             self.optimizer.step()
+        elif scaler is not None and self._has_gradient():
+            scaler.update()
         return UpdateStats(values, grad_norm, stepped, splits, noise if stepped else None, critic_norm)
 
     def _gradient(self, batch: Batch, measure_noise: bool) -> tuple[dict[str, float], int, GradientNoise | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llm_pg.run import checkpoint
 from tests.faults.conftest import lines, weights
@@ -60,6 +61,27 @@ def test_a_run_killed_where_nothing_was_saved_ends_as_the_one_that_was_not(
     assert resumed.status == 0, resumed.output
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
     assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
+
+
+def test_a_resumed_run_goes_on_with_the_loss_scale_that_was_found(tmp_path: Path) -> None:
+    """8 at first, doubled after every second step: 16 and half way to 32 when step 3 is saved."""
+
+    def scale_after(steps: int, resume: bool) -> float:
+        changes = {"max_steps": 4, "save_steps": 3, "reward_in_process": True, "max_grad_norm": 0}
+        trainer = make({"out": str(tmp_path), "name": "r", "changes": changes})
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        step = trainer._one_step
+
+        def ends() -> None:
+            step()
+            trainer.callbacks.control.should_training_stop = trainer.step == steps
+
+        trainer._one_step = ends  # type: ignore[method-assign]
+        trainer.train(resume=resume)
+        return float(trainer.accelerator.scaler.get_scale())
+
+    assert scale_after(3, resume=False) == 16.0
+    assert scale_after(4, resume=True) == 32.0
 
 
 def test_a_resume_in_the_third_epoch_sees_each_prompt_once_an_epoch(tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ def rollouts() -> TextRollouts:
     )
 
 
-def updater_of(model: Any, micro_rows: int = 8) -> Updater:
+def updater_of(model: Any, micro_rows: int = 8, scaler: torch.amp.GradScaler | None = None) -> Updater:
     policy = Policy(model, params=SamplingParams(), pad_id=0)
     accelerator = Accelerator(cpu=True)
+    accelerator.scaler, accelerator.native_amp = scaler, scaler is not None
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(policy.trainable(), lr=1e-2))
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer.optimizer, factor=1.0)
     algorithm = Algorithm(TABLE["rloo"])
@@ -104,6 +105,35 @@ def test_one_row_that_does_not_fit_is_an_error(make_model: Callable[..., Any], m
     monkeypatch.setattr(updater.policy, "score", never)
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
         updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_under_a_loss_scaler_a_loss_that_is_no_number_moves_nothing_either(
+    overflows: bool, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler sees gradients alone: it halves its scale where they overflowed, and steps where they did not."""
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")  # the CPU has a scaler, and accelerate offers none
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    hurt, clean = updater_of(make_model("llama"), scaler=scaler), updater_of(make_model("llama"))
+    loss = hurt.algorithm.loss
+    spoil = times_nan if overflows else plus_inf
+
+    def spoilt(*given: Any, **named: Any) -> Any:
+        value, stats = loss(*given, **named)
+        return spoil(value), {**stats, "policy_loss": spoil(value).detach()}
+
+    before = [p.detach().clone() for p in hurt.policy.trainable()]
+    with monkeypatch.context() as patch:
+        patch.setattr(hurt.algorithm, "loss", spoilt)
+        stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
+    assert not stats.stepped
+    assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.trainable(), strict=True))
+    assert scaler.get_scale() == (128.0 if overflows else 256.0)
+    stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
+    gradients(clean)
+    assert stats.stepped
+    for a, b in zip(hurt.policy.trainable(), clean.policy.trainable(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
 def times_nan(loss: torch.Tensor) -> torch.Tensor:
