@@ -22,6 +22,7 @@ from .run.best import load_weights
 from .run.crash import Keeper
 from .run.ending import Ending
 from .run.guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
+from .run.launch import whole_models
 from .run.onlookers import Onlookers, follow
 from .run.profiling import Profiler
 from .run.ranks import merge_metrics
@@ -212,7 +213,7 @@ class PolicyGradientTrainer(Ending):
     def _warm_start(self) -> None:
         settings = self.config.warm_start
         self.terminal.say(f"Warm start: {settings.warm_start_steps} supervised steps (trl SFTTrainer) ...")
-        with self.clock("warm_start"):
+        with self.clock("warm_start"), whole_models():  # the weights are cut after it
             loss = warm_start(self.model, self.tokenizer, self.config, {p.text for p in self.eval_prompts})
         self.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {self.clock.seconds['warm_start']:.1f} s.")
 

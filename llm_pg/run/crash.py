@@ -71,7 +71,7 @@ class Keeper:
         if self._moved and newest is None:
             return "Its weights had moved already and no checkpoint was written before (run.save_steps is 0 or larger)."
         if self.saver.sharded:  # whoever failed alone, the others are not here to bring their parts
-            return f"Its weights stand in shards: --resume repeats the steps from the newest checkpoint ({newest})."
+            return f"Its state stands in parts over the ranks: --resume repeats the steps from checkpoint {newest}."
         if self._moved:
             return f"Its weights had moved already: --resume repeats the steps from the checkpoint of step {newest}."
         try:

@@ -118,9 +118,8 @@ class Ending(Gathering):
         if self.ranks.is_main:
             self.model.save_pretrained(path, **extra)
             self.tokenizer.save_pretrained(path)
-            if self.row.needs_critic:
-                assert self.policy.critic is not None
-                self.policy.critic.save(path)
+        if self.policy.critic is not None and (self.ranks.is_main or self.shards is not None):
+            self.policy.critic.save(path, writes=self.ranks.is_main)
 
     def _save_merged(self) -> None:
         if self.config.run.merge_adapter and self.ranks.is_main:
@@ -128,7 +127,7 @@ class Ending(Gathering):
 
     def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
-        if not self.ranks.is_main and self.shards is None:
+        if not self.ranks.is_main and not self.saver.sharded:
             return True
         try:
             if self.ranks.is_main:

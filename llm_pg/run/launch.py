@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ FORMS = (
 )
 # Tasks that a cluster's starter counted; torchrun and accelerate set WORLD_SIZE over them.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+_FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 
 
 def check_count(num_processes: int) -> None:
@@ -92,16 +96,16 @@ def _on(name: str) -> bool:
 
 def check_backend(config: Config, *, needs_critic: bool) -> None:
     """ConfigError where the launcher asked for something that this run cannot do. Before accelerate is started."""
+    if deepspeed_asked():
+        _check_deepspeed(config, needs_critic=needs_critic)
     for name, backend in (
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "accelerate's parallelism_config"),
     ):
         if _on(name):
             raise ConfigError(
-                f"The launcher asked for {backend}, which has not been run here, so it is refused. FSDP2 shards the "
-                "same three things as ZeRO-3 (weights, gradients, moments): use configs/accelerate/fsdp2.yaml, with "
-                "fsdp_reshard_after_forward: false in place of ZeRO-2."
+                f"The launcher asked for {backend}, which has not been run here, so it is refused. FSDP2 cuts weights, "
+                "gradients and moments over the ranks: use configs/accelerate/fsdp2.yaml."
             )
     if not sharding_asked():
         return
@@ -110,21 +114,73 @@ def check_backend(config: Config, *, needs_critic: bool) -> None:
         f"fsdp_version is {version}; version 1 keeps flat parameters that no other part of a run can read. Set "
         "fsdp_version: 2": version != "2",
         "train.fp16 needs one loss scale over all shards. Use train.bf16": config.train.fp16,
-        f"algorithm.name is {config.algorithm.name}, and the critic's head and body are not cut. Use an algorithm "
-        "without a critic, or DDP": needs_critic,
-        "warm_start_steps is above 0, and its trainer would shard the model a second time. Do the warm start in a run "
-        "of its own without FSDP and give its model": bool(config.warm_start.warm_start_steps),
-        "rollout.engine is vllm, whose weights are written from whole ones. Use the native engine, or DDP": (
-            config.rollout.engine == "vllm"
-        ),
     }
     for reason, holds in reasons.items():
         if holds:
             raise ConfigError(f"Under FSDP2: {reason}.")
 
 
+def _check_deepspeed(config: Config, *, needs_critic: bool) -> None:
+    stage = zero_stage()
+    reasons = {
+        f"zero_stage is {stage}. Stages 1 and 2 run here; FSDP2 stands for 3 (configs/accelerate/fsdp2.yaml), and DDP "
+        "for 0": stage not in (1, 2),
+        "a deepspeed_config_file is given, of which nothing is read: steps, types and clipping are the run's own. "
+        "Give zero_stage alone": os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none",
+        "moments in the host's memory have not been run here. Leave offload_optimizer_device out, or use FSDP2 with "
+        "fsdp_offload_params": os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
+        "train.fp16 needs a loss scale of its own there. Use train.bf16": config.train.fp16,
+        f"algorithm.name is {config.algorithm.name}, and its engine clips one norm over policy and critic, where each "
+        "is held to max_grad_norm by itself. Use DDP or FSDP2": needs_critic,
+        "the package deepspeed is not here: pip install deepspeed": importlib.util.find_spec("deepspeed") is None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"Under DeepSpeed: {reason}.")
+
+
 def sharding_asked() -> bool:
-    return _on("ACCELERATE_USE_FSDP")
+    return _on(_FSDP)
+
+
+def deepspeed_asked() -> bool:
+    return _on(_DEEPSPEED)
+
+
+def zero_stage() -> int:
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+
+
+@contextlib.contextmanager
+def _unsaid(*names: str) -> Iterator[None]:
+    asked = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(asked)
+
+
+def without_deepspeed() -> contextlib.AbstractContextManager[None]:
+    """Inside the block accelerate is made as for DDP: the engine is ours to make, and mixed precision torch's own."""
+    return _unsaid(_DEEPSPEED)
+
+
+@contextlib.contextmanager
+def whole_models() -> Iterator[None]:
+    """Inside the block a second trainer of this process meets accelerate as under DDP, whatever was asked for."""
+    from accelerate.state import AcceleratorState
+
+    if not (sharding_asked() or deepspeed_asked()):
+        yield
+        return
+    state = dict(AcceleratorState._shared_state)
+    AcceleratorState._shared_state.clear()
+    try:
+        with _unsaid(_FSDP, _DEEPSPEED):
+            yield
+    finally:
+        AcceleratorState._shared_state.clear()
+        AcceleratorState._shared_state.update(state)
 
 
 def make_shards(accelerator: Any) -> Any:
@@ -144,3 +200,16 @@ def make_shards(accelerator: Any) -> Any:
         offload=os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true",
         layer_names=plugin.transformer_cls_names_to_wrap or (),
     )
+
+
+def make_zero(accelerator: Any, model: Any, optimizer: Any, max_grad_norm: float) -> Any:
+    """`Zero` over an optimiser; None where the launcher asked for none, or there is one rank."""
+    if not deepspeed_asked() or accelerator.num_processes == 1:
+        return None
+    from ..training.zero import Zero
+
+    ranks = accelerator.num_processes
+    try:
+        return Zero(zero_stage(), model, optimizer, max_grad_norm=max_grad_norm, num_ranks=ranks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

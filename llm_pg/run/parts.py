@@ -40,7 +40,7 @@ from .callbacks import Callbacks
 from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
 from .folder import RunFolder
-from .launch import check_ahead, check_backend, check_count, make_shards
+from .launch import check_ahead, check_backend, check_count, make_shards, make_zero, without_deepspeed
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .preflight import task_rewards
 from .ranks import Ranks
@@ -85,14 +85,15 @@ class Parts(TrlFace):
         check_backend(config, needs_critic=self.row.needs_critic)
         # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
-            cpu=config.train.use_cpu,
-            # Said, as a launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient; sums are ours.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=list(config.run.report_to) or None,
-            project_dir=config.run.output_dir,
-        )
+        with without_deepspeed():
+            self.accelerator = Accelerator(
+                mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
+                cpu=config.train.use_cpu,
+                # Said, as a launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide gradients; sums are ours.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                log_with=list(config.run.report_to) or None,
+                project_dir=config.run.output_dir,
+            )
         check_count(self.accelerator.num_processes)
         check_ahead(config, self.accelerator.num_processes)
         self.ranks = Ranks(self.accelerator)
@@ -224,6 +225,12 @@ class Parts(TrlFace):
                 "the memory above; whole weights stand on every rank while it samples. The longest batch is not tried."
             )
             return None
+        if self.zero is not None:
+            self.terminal.say(
+                f"DeepSpeed: gradients and moments in parts over {self.ranks.count} ranks, weights whole on each. The "
+                "longest batch is not tried."
+            )
+            return None
         if not wanted(config.run.try_longest_batch, self.policy):
             return None
         trial = try_longest(
@@ -287,7 +294,8 @@ class Parts(TrlFace):
         critic = [] if self.policy.critic is None else self.policy.critic.trainable()
         optimizer = make_optimizer(train, self.policy.trainable(), critic, self._critic_rate())
         self.scheduler = make_scheduler(config, optimizer, train.max_steps - self.critic_only_steps)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.zero = make_zero(self.accelerator, self.model, optimizer, train.max_grad_norm)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer) if self.zero is None else self.zero
         return Updater(
             self.policy,
             self.algorithm,

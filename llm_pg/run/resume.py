@@ -57,7 +57,8 @@ class Saver:
 
     @property
     def sharded(self) -> bool:
-        return self.updater.policy.shards is not None
+        """Whether weights or moments stand in parts over the ranks, who then save together."""
+        return self.updater.policy.shards is not None or self.updater.zero is not None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -83,14 +84,20 @@ class Saver:
     def _weights(self) -> dict[str, torch.Tensor]:
         """What changes in training, by name: the policy's own, a moving reference's and the critic's with prefixes."""
         policy = self.updater.policy
-        own: dict[str, torch.Tensor] = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+        own: dict[str, torch.Tensor] = {**self._trained()}
         if self.config.algorithm.sync_ref_model and policy.reference is not None:
             own.update({f"reference.{name}": p for name, p in policy.reference.named_parameters()})
         return own if policy.critic is None else {**own, **policy.critic.weights()}
 
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in self.updater.policy.model.named_parameters() if p.requires_grad}
+
     def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
-        weights = self._weights()
-        optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer, weights)
+        weights, zero = self._weights(), self.updater.zero
+        if zero is None:
+            optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer, weights)
+        else:
+            optimizer = zero.moments(self._trained(), self.ranks.is_main)
         if self.sharded:
             weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
         told = self.numbers() if numbers is None else numbers
@@ -158,6 +165,9 @@ class Saver:
         with torch.no_grad():
             for name, value in state.weights.items():
                 parameters[name].copy_(like(value, parameters[name]))
+        if self.updater.zero is not None:
+            self.updater.zero.restore(self._trained(), state.optimizer)
+            return
         moments = {
             name: value if value.dim() == 0 else like(value, parameters[name.rsplit(".", 1)[0]])
             for name, value in state.optimizer.items()

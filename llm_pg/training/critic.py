@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..model.attention import core_of
 from ..rollouts import TextRollouts, is_last
+from .shards import collect, like
 
 HEAD_LEARNING_RATE = 3e-3
 CRITIC_FILE = "critic.safetensors"
@@ -73,13 +74,16 @@ class Critic(torch.nn.Module):
         """What is trained, by the names that checkpoints use."""
         return {f"critic.{name}": p for name, p in self.named_parameters() if p.requires_grad}
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the trained weights to `critic.safetensors`, beside the model's own files."""
+    def save(self, folder: str | Path, *, writes: bool = True) -> Path:
+        """Write the trained weights to `critic.safetensors`, beside the model's own files.
+
+        writes: False on ranks that only bring their shards; every rank must call it where weights stand in shards.
+        """
         path = Path(folder) / CRITIC_FILE
-        tensors = {
-            name: p.detach().cpu().contiguous().clone() for name, p in self.named_parameters() if p.requires_grad
-        }
-        save_file(tensors, path, metadata={"format": "pt", "kind": self.kind})
+        tensors = collect({name: p for name, p in self.named_parameters() if p.requires_grad}, writes)
+        if writes:
+            own = {name: x.contiguous().clone() for name, x in tensors.items()}
+            save_file(own, path, metadata={"format": "pt", "kind": self.kind})
         return path
 
     @torch.no_grad()
@@ -97,7 +101,7 @@ class Critic(torch.nn.Module):
             )
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(saved[name])
+                parameter.copy_(like(saved[name], parameter))
 
 
 def _body_of(model: Any) -> Any:

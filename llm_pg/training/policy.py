@@ -102,7 +102,7 @@ class Policy:
             )
 
     def shard(self, shards: Shards) -> None:
-        """Cut the weights, and the reference's, over the ranks. Before an optimiser is made from `trainable()`."""
+        """Cut the weights, those of reference and critic too, over the ranks. Before an optimiser is made of them."""
         if self.start is not None:
             raise ValueError(
                 "The model came with an adapter, beta is above 0, and its weights are to be cut over the ranks: its "
@@ -113,6 +113,8 @@ class Policy:
         for model in (self.model, self.reference):
             if model is not None:
                 shards.cut(model)
+        if self.critic is not None:
+            shards.cut_critic(self.critic)
 
     def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
         """The whole weights (of the policy) inside the block, where they stand in shards: every rank must enter it."""
@@ -131,9 +133,9 @@ class Policy:
         if self.shards is None:
             return self._score(self.model, rollouts, ask)
 
-        def forward() -> tuple[Tensor, Tensor]:
+        def forward() -> tuple[Tensor, ...]:
             scores = self._score(self.model, rollouts, ask)
-            return scores.logp_BT, scores.entropy_BT
+            return tuple(x for x in (scores.logp_BT, scores.entropy_BT, scores.value_BT) if x is not None)
 
         return Scores(*self.shards.through(self.model, forward))
 
@@ -180,7 +182,8 @@ class Policy:
             out.value_BT = torch.zeros_like(zeros_BT)
             out.after_B = torch.zeros_like(zeros_BT[:, 0]) if ask.after else None
         critic_mode = contextlib.nullcontext() if self.critic is None else eval_mode(self.critic)
-        with self.gathered(model), eval_mode(model), critic_mode:
+        critic_whole = self.gathered(self.critic) if ask.value else contextlib.nullcontext()
+        with self.gathered(model), critic_whole, eval_mode(model), critic_mode:
             pieces = self.cuts(rollouts, micro_rows)
             while pieces:
                 index = pieces.pop(0)
@@ -254,9 +257,14 @@ class Policy:
     def _values(self, rollouts: TextRollouts, states: Tensor, after_B: Tensor | None) -> Tensor:
         critic = self.critic
         assert critic is not None
-        if critic.body is not None:
-            states, _ = self._states(critic.body, rollouts, after_B, with_logits=False)
-        return critic.values(states)
+
+        def forward() -> Tensor:
+            own = states
+            if critic.body is not None:
+                own, _ = self._states(critic.body, rollouts, after_B, with_logits=False)
+            return critic.values(own)
+
+        return forward() if self.shards is None else self.shards.through(critic, lambda: forward().clone())
 
     def _states(
         self, model: Any, rollouts: TextRollouts, after_B: Tensor | None, with_logits: bool = True

@@ -51,10 +51,8 @@ class Shards:
         self.mesh = init_device_mesh(device.type, (num_ranks,))
         self.reshard, self.offload, self.layer_names = reshard, offload, frozenset(layer_names)
 
-    def cut(self, model: Any) -> None:
-        """Shard the weights of `model` in place; parameters keep their names. Make the optimiser after this."""
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
-
+    def layers_of(self, model: Any) -> list[Any]:
+        """The modules of a language model that are gathered as one. ValueError where none is known."""
         names = self.layer_names or frozenset(core_of(model)._no_split_modules or ())
         layers = [module for module in model.modules() if type(module).__name__ in names]
         if not layers:
@@ -63,6 +61,20 @@ class Shards:
                 f"called {', '.join(sorted(names)) or 'anything it declares'}. Give the class of the layers as "
                 "fsdp_transformer_layer_cls_to_wrap in accelerate's config."
             )
+        return layers
+
+    def cut(self, model: Any) -> None:
+        """Shard the weights of a language model in place; parameters keep their names. Make the optimiser after it."""
+        self._cut(model, self.layers_of(model))
+
+    def cut_critic(self, critic: Any) -> None:
+        """The same for a `Critic`. Its head, which may be of a wider type than its body, is gathered by itself."""
+        body = [] if critic.body is None else self.layers_of(critic.body)
+        self._cut(critic, [*body, critic.head])
+
+    def _cut(self, model: Any, layers: list[Any]) -> None:
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+
         policy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
         for module in layers:
             fully_shard(module, mesh=self.mesh, reshard_after_forward=self.reshard, offload_policy=policy)

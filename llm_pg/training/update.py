@@ -18,6 +18,7 @@ from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from ..rollouts import TextRollouts
 from .policy import Policy, Scores, halves
 from .shards import whole
+from .zero import Zero
 
 # Sums over the batch that are told as means over tokens; shares of clipped and masked tokens are of all tokens.
 _MEANS = ("entropy", "approx_kl", "sampler_gap", "correction_bounded")
@@ -62,7 +63,8 @@ class Updater:
 
     Args:
         policy: what is trained. algorithm: whose `loss` is summed.
-        optimizer, scheduler: stepped once per minibatch; the scheduler once per batch of rollouts.
+        optimizer, scheduler: stepped once per minibatch; the scheduler once per batch of rollouts. A `Zero` sums and
+            clips gradients itself.
         accelerator: accelerate's, for mixed precision and for sums over ranks.
         micro_rows: completions in one forward pass; any value gives the same gradient.
         num_iterations, num_minibatches: μ and the cuts of a pass; with both 1 the data are on-policy.
@@ -84,6 +86,7 @@ class Updater:
     ) -> None:
         self.policy, self.algorithm, self.accelerator = policy, algorithm, accelerator
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.zero = optimizer if isinstance(optimizer, Zero) else None
         self.micro_rows, self.max_grad_norm = micro_rows, max_grad_norm
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
         self.progress: Callable[[int], None] | None = None  # told the rows of each pass that is done
@@ -135,6 +138,8 @@ class Updater:
         if self.policy.critic is not None:
             self.policy.critic.train()
         values, splits, noise = self._gradient(batch, measure_noise)
+        if self.zero is not None:
+            return self._step_of(self.zero, batch, values)
         self._sum_gradients(batch)
         grad_norm, critic_norm = self._clip()
         if not self._finite_everywhere(values):
@@ -149,6 +154,14 @@ class Updater:
             scaler.update()
         return UpdateStats(values, grad_norm, stepped, splits, noise if stepped else None, critic_norm)
 
+    def _step_of(self, zero: Zero, batch: Batch, values: dict[str, float]) -> UpdateStats:
+        """The sum over ranks is there, and what of it is not finite is dropped; the loss itself is looked at here."""
+        if not self.passes:  # no row of any rank counts
+            return UpdateStats(values, 0.0, True)
+        if not self._finite_everywhere(values):
+            self._keep_pace(batch, 1, math.nan)
+        return UpdateStats(values, *zero.step())
+
     def _gradient(self, batch: Batch, measure_noise: bool) -> tuple[dict[str, float], int, GradientNoise | None]:
         """Sums over this rank's rows, their gradient in `.grad`, the halvings of a micro-batch it took, and its noise.
 
@@ -160,6 +173,7 @@ class Updater:
         parts = self._halves(batch, alive) if measure_noise else [alive]
         while True:
             self.optimizer.zero_grad(set_to_none=True)
+            self.passes = 0  # idle ones too
             values: dict[str, float] = {}
             first: list[Tensor] | None = None
             piece = alive
@@ -168,6 +182,7 @@ class Updater:
                     first = self._gradients() if number else None
                     pieces = self._pieces(batch, part, most)
                     idle = self._idle_passes(len(pieces))
+                    self.passes += len(pieces) + idle
                     for piece in pieces:
                         for key, value in self._backward(batch.rows(piece), self.rows[piece]).items():
                             values[key] = values.get(key, 0.0) + value
@@ -176,7 +191,7 @@ class Updater:
                     self._keep_pace(batch, idle)
                 return values, splits, self._noise(batch, first) if first is not None else None
             except torch.OutOfMemoryError as error:
-                if self.policy.shards is not None:  # the other ranks are waiting for this one in the same pass
+                if self._in_step:  # the other ranks are waiting for this one in the same pass
                     raise
                 most = len(halves(piece, error)[0])
                 splits += 1
@@ -188,14 +203,19 @@ class Updater:
         cuts = self.policy.cuts(batch.rollouts.rows(rows), self.micro_rows)
         return [rows[index] for cut in cuts for index in cut.split(most)]
 
+    @property
+    def _in_step(self) -> bool:
+        """Whether a pass is an exchange between all ranks, so that all must make the same number."""
+        return self.policy.shards is not None or self.zero is not None
+
     def _idle_passes(self, passes: int) -> int:
-        """How many more the busiest rank makes, where a pass is an exchange between all ranks."""
-        if self.policy.shards is None:
+        """How many more the busiest rank makes."""
+        if not self._in_step:
             return 0
         own = torch.tensor([passes], device=self.accelerator.device)
         return int(self.accelerator.gather(own).max()) - passes
 
-    def _keep_pace(self, batch: Batch, passes: int) -> None:
+    def _keep_pace(self, batch: Batch, passes: int, weight: float = 0.0) -> None:
         """Passes without weight, which bring the other ranks the parts of the layers that stand here."""
         if not passes:
             return
@@ -203,8 +223,9 @@ class Updater:
         assert isinstance(rollouts, TextRollouts)
         shortest = rollouts.length_B.argmin().unsqueeze(0)
         for _ in range(passes):
-            scores = self.policy.score(rollouts.rows(shortest), with_entropy=False)
-            self.accelerator.backward(scores.logp_BT.sum() * 0.0)
+            scores = self.policy.score(rollouts.rows(shortest), with_entropy=False, frozen=self.critic_only)
+            reached = scores.logp_BT.sum() if scores.value_BT is None else scores.logp_BT.sum() + scores.value_BT.sum()
+            self._back(reached * weight)
 
     def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
         """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""
@@ -237,8 +258,11 @@ class Updater:
         self.seen.note(rows, scores)
         loss, stats = self.algorithm.loss(scores.logp_BT, part, entropy_BT=scores.entropy_BT, value_BT=scores.value_BT)
         # Each minibatch is an optimiser step of its own, of the size the whole batch would have had.
-        self.accelerator.backward(loss * self.num_minibatches)
+        self._back(loss * self.num_minibatches)
         return {key: float(value) for key, value in stats.items()}
+
+    def _back(self, loss: Tensor) -> None:
+        (self.accelerator if self.zero is None else self.zero).backward(loss)
 
     def _sum_gradients(self, batch: Batch) -> None:
         """Add the ranks' gradients: with global denominators the sum is the gradient of the whole batch.
@@ -273,5 +297,5 @@ class Updater:
         elif critic:
             self.accelerator.unscale_gradients()
         if critic:
-            critic_norm = float(torch.nn.utils.clip_grad_norm_(critic, limit))
+            critic_norm = float(whole(torch.nn.utils.clip_grad_norm_(critic, limit)))
         return norm, critic_norm

@@ -1,5 +1,6 @@
 """FSDP2 on two gloo ranks: weights in shards train, sample, save and resume as whole ones do."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,35 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llm_pg.config.schema import ModelConfig
+from llm_pg.run.models import character_tokenizer, load_model
 from llm_pg.training.update import Updater
+from tests.distributed.sameness import CHANGES, OF_CRITIC, bits, distance, forget_the_last, same_ends, same_steps
 from tests.faults.conftest import lines
-from tests.faults.tiny_run import make
+from tests.faults.tiny_run import SIZES, make
+from tests.sampling.fake_vllm import FakeVllm
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-# A reference, two passes over the data, and micro-batches so small that ranks need different numbers of them.
-CHANGES = {
-    **{"max_steps": 4, "save_steps": 2, "reward_in_process": True, "engine": "native"},
-    **{"beta": 0.1, "num_iterations": 2, "per_device_train_batch_size": 1},
-}
-
-
-def distance(a: Path, b: Path) -> float:
-    """Of all tensors of two files together, relative."""
-    one, two = load_file(a), load_file(b)
-    assert one.keys() == two.keys()
-    apart = sum(float((one[name] - two[name]).double().square().sum()) for name in one)
-    return float((apart / sum(float(x.double().square().sum()) for x in two.values())) ** 0.5)
-
-
-def same_steps(one: Path, two: Path) -> None:
-    for a, b in zip(lines(one), lines(two), strict=True):
-        assert a["tokens"] == b["tokens"]
-        for name in ("reward", "grad_norm", "entropy", "policy_loss", "kl"):
-            assert a[name] == pytest.approx(b[name], abs=1e-6), name
-
-
-def forget_the_last(run: Path) -> None:
-    (run / "checkpoints" / "step-000004" / "manifest.json").unlink()
 
 
 @pytest.mark.slow
@@ -152,3 +133,76 @@ def test_a_sharded_run_ends_with_its_best_model(lora: bool, two_ranks: Callable[
     assert json.loads((tmp_path / "r" / "best" / "best.json").read_text())["step"] == 0
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     assert distance(tmp_path / "r" / "model" / name, tmp_path / "r" / "best" / name) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, lora",
+    [
+        *(({}, False), ({"critic_trunk_gradient": True}, False)),
+        *(({"critic_kind": "model"}, False), ({"critic_kind": "model"}, True)),
+    ],
+    ids=["head", "head and trunk", "model", "model with adapters"],
+)
+def test_a_critic_in_shards_learns_saves_and_resumes_as_a_whole_one(
+    kind: dict[str, Any], lora: bool, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """PPO: a step of the critic alone, then both, with rows cut at the limit valued by the critic."""
+    changes = {**CHANGES, "beta": 0.0, "critic_warmup_steps": 1, "truncated": "bootstrap", **kind}
+    changes["adam_epsilon"] = 1e-3  # else AdamW makes a step of a gradient that is rounding, as an adapter's first are
+    for run, env in (("whole", {}), ("shards", FSDP)):
+        ended = two_ranks(run, algorithm="ppo", changes=changes, lora=lora, env=env)
+        assert ended.status == 0, ended.output
+    assert "FSDP2: weights, gradients and moments in shards over 2 ranks" in ended.output
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    same_steps(whole, shards, OF_CRITIC)
+    critic = Path("model") / "critic.safetensors"
+    same_ends(shards, whole, str(critic), f"model/{'adapter_model' if lora else 'model'}.safetensors")
+    first = bits(shards / critic)
+    assert len(first) > 2
+    forget_the_last(shards)
+    ended = two_ranks("shards", algorithm="ppo", changes=changes, lora=lora, env=FSDP, resume=True)
+    assert ended.status == 0, ended.output
+    assert bits(shards / critic) == first
+
+
+@pytest.mark.slow
+def test_a_warm_start_comes_before_the_cut(two_ranks: Callable[..., Any], demonstrations: str, tmp_path: Path) -> None:
+    """The same supervised steps as under DDP, bit for bit, kept as the reference; then shards, and a resume of them."""
+    changes = {**CHANGES, "warm_start_steps": 3, "warm_start_data_files": demonstrations}
+    for run, env in (("whole", {}), ("shards", FSDP)):
+        ended = two_ranks(run, changes=changes, env=env)
+        assert ended.status == 0, ended.output
+    assert "FSDP2: weights, gradients and moments in shards over 2 ranks" in ended.output
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    start, model = Path("start") / "model.safetensors", Path("model") / "model.safetensors"
+    assert bits(whole / start) == bits(shards / start)
+    same_steps(whole, shards)
+    same_ends(shards, whole, str(model))
+    first = bits(shards / model)
+    forget_the_last(shards)
+    ended = two_ranks("shards", changes=changes, env=FSDP, resume=True)
+    assert ended.status == 0, ended.output
+    assert bits(shards / model) == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_servers_follow_weights_in_shards(lora: bool, two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """A stand-in for vLLM at each rank: every batch is checked there against the weights gathered for it."""
+    tokenizer = character_tokenizer()
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    for run, env in (("whole", {}), ("shards", FSDP)):
+        model = load_model(ModelConfig(make=SIZES), tokenizer, seed=0)  # type: ignore[call-arg]
+        servers = [FakeVllm(copy.deepcopy(model), tokenizer) for _ in range(2)]
+        changes = {**CHANGES, "engine": "vllm", "vllm_urls": [server.url for server in servers]}
+        ended = two_ranks(run, changes=changes, lora=lora, env=env)
+        assert ended.status == 0, ended.output
+        assert [server.count("/collective_rpc") for server in servers] == [5, 5]  # the start, updates 1 to 4
+        for server in servers:
+            server.stop()
+    assert "FSDP2: weights, gradients and moments in shards over 2 ranks" in ended.output
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    same_steps(whole, shards)
+    same_ends(shards, whole, f"model/{name}")
+    assert max(line["sampler_gap"] for line in lines(shards)) < 1e-5

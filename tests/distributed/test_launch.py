@@ -11,11 +11,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from llm_pg.config import ConfigError
+from llm_pg.config.check import resolve_row
 from llm_pg.config.load import check_values
 from llm_pg.run.launch import asked_processes, check_backend, check_count
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
 SCRIPT = Path(__file__).parents[1] / "faults" / "tiny_run.py"
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 LAUNCH = ["/usr/bin/python3", "/usr/bin/accelerate", "launch"]
 
 
@@ -68,15 +70,18 @@ def test_accelerate_that_starts_one_process_of_two_is_refused(launch: list[str],
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_accelerate_reads_its_config_files_as_what_they_are_called(path: Path) -> None:
     config = load_config_from_file(str(path))
-    sharded = path.name.startswith("fsdp2")
-    assert config.distributed_type == (DistributedType.FSDP if sharded else DistributedType.MULTI_GPU)
+    sharded, zero = path.name.startswith("fsdp2"), path.name.startswith("deepspeed")
+    kind = DistributedType.FSDP if sharded else DistributedType.DEEPSPEED if zero else DistributedType.MULTI_GPU
+    assert config.distributed_type == kind
+    if zero:
+        assert config.deepspeed_config == {"zero_stage": 2}
     assert config.use_cpu == ("cpu" in path.name)
     if sharded:
         assert config.fsdp_config["fsdp_version"] == 2
         assert config.fsdp_config["fsdp_reshard_after_forward"] == ("keep" not in path.name)
     given = launch_command_parser().parse_args(["--config_file", str(path), "run.py"])
     _validate_launch_command(given)
-    assert (given.use_fsdp, given.multi_gpu) == (sharded, not sharded)
+    assert (given.use_fsdp, given.use_deepspeed, given.multi_gpu) == (sharded, zero, not (sharded or zero))
 
 
 def test_there_is_a_file_for_each_way_to_run() -> None:
@@ -85,15 +90,22 @@ def test_there_is_a_file_for_each_way_to_run() -> None:
     }
 
 
+def checked(changes: dict[str, object]) -> None:
+    config = check_values(changes)
+    check_backend(config, needs_critic=resolve_row(config).needs_critic)
+
+
 @pytest.mark.parametrize(
     "env, changes, message",
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed.*refused.*fsdp2.yaml"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "Under DeepSpeed: zero_stage is 3.*fsdp2.yaml"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, {}, "Under DeepSpeed: .*Give zero_stage alone"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, {}, "Under DeepSpeed: moments in the host"),
+        (ZERO, {"fp16": True}, "Under DeepSpeed: train.fp16.*bf16"),
+        (ZERO, {"name": "ppo"}, "Under DeepSpeed: algorithm.name is ppo.*Use DDP or FSDP2"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM.*refused"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "Under FSDP2: fsdp_version is 1.*Set fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"fp16": True}, "Under FSDP2: train.fp16.*bf16"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"engine": "vllm"}, "Under FSDP2: rollout.engine"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"warm_start_steps": 3}, "Under FSDP2: warm_start"),
     ],
 )
 def test_a_backend_that_cannot_do_it_is_refused_with_what_can(
@@ -102,12 +114,23 @@ def test_a_backend_that_cannot_do_it_is_refused_with_what_can(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        check_backend(check_values(changes), needs_critic=False)
+        checked(changes)
 
 
-def test_a_critic_under_fsdp2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ZERO.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install deepspeed"):
+        checked({})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    checked({})
+
+
+@pytest.mark.parametrize("changes", [{}, {"name": "ppo"}, {"engine": "vllm"}, {"warm_start_steps": 3}])
+def test_fsdp2_takes_critics_servers_and_warm_starts(
+    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(ConfigError, match="critic's head and body are not cut"):
-        check_backend(check_values({"name": "ppo"}), needs_critic=True)
-    check_backend(check_values({}), needs_critic=False)
+    checked(changes)

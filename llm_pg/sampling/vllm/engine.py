@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import StopStringCriteria
 
 from ...model.attention import core_of
@@ -226,11 +227,17 @@ class VllmSampler:
             return advice
         # The weights themselves, not the newest file: what is missing there is what a server keeps.
         old, new = load_file(self._weights[0] / FILE), tensors(self.model, self.dtype)
-        core = self.model
-        if hasattr(core, "merge_and_unload"):
-            core = copy.deepcopy(self.model).merge_and_unload()
-        told = suspects(core, rows, params, new, old, self.tolerance)
+        told = suspects(self._merged(new), rows, params, new, old, self.tolerance)
         return told if self._local is not None else f"{told} {advice}"
+
+    def _merged(self, values: dict[str, Tensor]) -> Any:
+        """The model without adapters, which `values` are the weights of."""
+        core = core_of(self.model)
+        if isinstance(self.model, FSDPModule):  # which cannot be copied, as weights in shards cannot
+            twin = type(core)(core.config).to(core.get_input_embeddings().weight)
+            twin.load_state_dict(values, strict=False)
+            return twin
+        return core if core is self.model else copy.deepcopy(self.model).merge_and_unload()
 
     def _with_log(self, error: EngineError) -> EngineError:
         return error if self._local is None else EngineError(f"{error} {self._local.told()}")

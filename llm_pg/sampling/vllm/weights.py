@@ -67,7 +67,7 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     core, out = core_of(model), {}
     merged, copied = _merged_layers(core), _copied_modules(core)
     out.update({f"{name}.{leaf}": value for name, own in copied.items() for leaf, value in own.items()})
-    for name, value in core.state_dict().items():
+    for name, value in _state(core).items():
         if any(name.startswith(f"{whole}.") for whole in copied):
             continue
         layer, _, leaf = name.rpartition(".base_layer.")
@@ -78,6 +78,16 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     return out
 
 
+def _state(module: Any) -> dict[str, Tensor]:
+    """`state_dict` without its hooks: under FSDP2 these cut weights up that were gathered to be read."""
+    return {
+        f"{prefix}{'.' if prefix else ''}{name}": value
+        for prefix, part in module.named_modules(remove_duplicate=False)
+        for name, value in (*part._parameters.items(), *part._buffers.items())
+        if value is not None and name not in part._non_persistent_buffers_set
+    }
+
+
 def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
     """What each adapted layer is with its adapter merged, by its name; one layer is copied at a time."""
     merged = {}
@@ -85,7 +95,7 @@ def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
         if isinstance(module, BaseTunerLayer):
             alone = copy.deepcopy(module)
             alone.merge()
-            merged[name] = dict(alone.get_base_layer().state_dict())
+            merged[name] = _state(alone.get_base_layer())
     return merged
 
 
