@@ -310,6 +310,18 @@ def test_a_running_mean_is_fixed_before_the_batch_it_is_compared_with() -> None:
     assert resumed.running_mean.value == tried.running_mean.value
 
 
+def test_a_critic_is_asked_for_the_returns_that_it_learns_penalties_included() -> None:
+    """One that foretells reward less KL knows all of it; by the bare rewards it would look bad."""
+    rollouts, _ = make(4, prompts=2)
+    rollouts.cut_BT = torch.zeros_like(rollouts.cut_BT)
+    row = dataclasses.replace(TABLE["a2c"], beta=0.5, gamma=1.0)
+    assert rollouts.ref_logp_BT is not None
+    paid_BT = torch.where(rollouts.mask_BT, rollouts.reward_BT - 0.5 * (rollouts.logp_BT - rollouts.ref_logp_BT), 0.0)
+    rollouts.value_BT = paid_BT.flip(1).cumsum(1).flip(1)
+    rollouts.discount_BT = rollouts.mask_BT.to(paid_BT.dtype)
+    assert Algorithm(row).foretold(rollouts, rollouts.mask_BT) == pytest.approx(1.0)
+
+
 def test_an_adaptive_penalty_follows_its_target_from_outside_a_factor_of_a_half() -> None:
     """Schulman et al. 2017, section 4: doubled above 1.5 targets, halved under target/1.5, and held within bounds."""
     penalty = AdaptivePenalty(0.01)
