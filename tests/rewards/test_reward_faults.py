@@ -124,7 +124,7 @@ def test_a_hanging_batch_function_is_run_again_one_by_one_and_only_the_guilty_on
         scores, seconds = timed(scorer)
     assert scores.reward == ALL_BUT_THE_BAD
     assert scores.problems == {"batch_hangs": {"deadline": 1}}
-    assert seconds < 1.0 + 0.5 + 1.0
+    assert seconds < 5.0  # 1.5 s of deadlines; the rest is a busy machine starting two workers
 
 
 def test_a_batch_function_known_to_be_fast_is_not_waited_for_by_the_completion():
