@@ -67,7 +67,7 @@ MACHINES = {
     "a100": Machine(312e12, 0.45, 2.04e12, 80e9, 300e9, 25e9),
     "cpu": Machine(5e10, 0.5, 1e10, 16e9, 1e9, 1e9, devices=1, latency=2e-4, overhead=2e-3),
 }
-# vllm: servers on half of the devices. The last is refused by a run: weights in shards are not brought to servers yet.
+# vllm: servers on half of the devices. They are brought whole weights, which each training device gathers for it.
 ENGINES = ("ddp", "fsdp2", "ddp+vllm", "fsdp2+vllm")
 
 
@@ -113,7 +113,8 @@ def memory(model: Model, job: Job, gpus: int, engine: str) -> dict[str, float]:
     rest = (weights * 2 + model.parameters * 8) / cut + (weights / cut if job.reference else 0)
     in_pass = job.rows * (job.completion_length + job.prompt_length / job.generations)
     training = in_pass * model.hidden * model.layers * width
-    sampling = 0.0 if engine.endswith("vllm") else (weights if cut > 1 else 0) + _keys(model, job, job.generations)
+    held = 0.0 if engine.endswith("vllm") else _keys(model, job, job.generations)
+    sampling = (weights if cut > 1 else 0) + held
     return {"at rest": rest, "training": training, "sampling": sampling, "most": rest + max(training, sampling)}
 
 
@@ -138,7 +139,9 @@ def _sampling(model: Model, machine: Machine, job: Job, gpus: int, engine: str) 
         width, weights = 2, model.parameters * 2
         cards = 2 ** max(0, ceil(weights * 1.5 / machine.memory) - 1).bit_length()
         rows, free = job.prompts * job.generations / max(gpus // 2 // cards, 1), machine.memory * cards - weights
-        sent, messages, name = weights, model.layers * 9, "sync"
+        training = _training(gpus, engine)
+        whole = model.parameters * job.weight_bytes * (training - 1) / training if engine.startswith("fsdp2") else 0
+        sent, messages, name = weights + whole, model.layers * 9, "sync"
     needed = ceil(_keys(model, job, rows) * (width / job.weight_bytes) / max(free, 1.0))
     batches = max(1, min(needed, ceil(rows / job.generations)))  # at the least a group at a time
     prefill = rows / job.generations * job.prompt_length
@@ -212,8 +215,6 @@ def render(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> 
             f"{row.name:<10} {row.flops / 1e12:9.1f} {row.moved / 1e9:9.1f} {row.sent / 1e9:8.1f} {row.messages:8.0f} "
             f"{row.seconds:8.2f}  {row.seconds / total:4.0%}  {row.bound}"
         )
-    if engine == "fsdp2+vllm":
-        lines.append("This project does not run FSDP2 beside vLLM yet.")
     worst = max(rows, key=lambda row: row.seconds)
     parts = memory(model, job, gpus, engine)
     lines.append(f"Step: {total:.1f} s with {engine} on {gpus}; bottleneck: {worst.name}, bound by {worst.bound}.")
