@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ class RunFolder:
         folder = self.path / "completions"
         folder.mkdir(exist_ok=True)
         with (folder / f"step-{step:06d}.jsonl").open("w") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
 
     def write_evaluation(self, before: Evaluation) -> None:
         """Keep the evaluation before the first step, so that a resumed run can still compare."""
@@ -86,4 +87,13 @@ class RunFolder:
         return Evaluation.from_json(json.loads(path.read_text())) if path.exists() else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        (self.path / "summary.json").write_text(json.dumps(_finite(summary), indent=1, ensure_ascii=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for; a strict reader refuses a line with NaN in it."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
