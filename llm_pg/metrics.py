@@ -39,7 +39,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "kl": ("nats/token", "Mean KL to the reference (k3), where there is one."),
     "entropy": ("nats/token", "Mean entropy of the sampled distribution at completion tokens."),
     "clip_fraction": ("share", "Tokens whose ratio was clipped."),
-    "approx_kl": ("nats/token", "Mean KL between the policy before the first update of the batch and the one trained (0 in the first pass)."),
+    "approx_kl": (
+        "nats/token",
+        "Mean KL between the policy before the batch and the one in training (0 in its first pass).",
+    ),
     "kl_penalty": ("", "Weight of the adaptive penalty that keeps updates to kl_target."),
     "off_policy_masked": ("share", "Tokens of completions dropped by off_policy_mask_threshold."),
     "correction_bounded": ("share", "Tokens whose correction for the sampler was truncated or masked."),
