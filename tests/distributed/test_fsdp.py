@@ -5,17 +5,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llm_pg.config.schema import ModelConfig
 from llm_pg.run.models import character_tokenizer, load_model
+from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.sampling.vllm import EngineError, VllmSampler
+from llm_pg.sampling.vllm.engine import Settings
+from llm_pg.training.policy import Policy
+from llm_pg.training.shards import Shards
 from llm_pg.training.update import Updater
 from tests.distributed.sameness import CHANGES, OF_CRITIC, bits, distance, forget_the_last, same_ends, same_steps
 from tests.faults.conftest import lines
@@ -206,3 +214,33 @@ def test_servers_follow_weights_in_shards(lora: bool, two_ranks: Callable[..., A
     same_steps(whole, shards)
     same_ends(shards, whole, f"model/{name}")
     assert max(line["sampler_gap"] for line in lines(shards)) < 1e-5
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_weight_that_a_server_kept_is_named_under_shards_too(
+    lora: bool, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """One rank: gathered weights are served, and the model that an explanation needs is made without copying shards."""
+    model, stale = make_model(), "model.layers.1.mlp.down_proj.weight"
+    server = FakeVllm(copy.deepcopy(model), tokenizer)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    params = SamplingParams(max_completion_length=6)
+    policy = Policy(model, params=params, pad_id=0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with VllmSampler(model, tokenizer, [1], settings=Settings(urls=[server.url]), folder=tmp_path) as sampler:
+            policy.shard(Shards(torch.device("cpu"), 1))
+            for skipped in (set(), {stale}):
+                server.skips = skipped
+                stops = pytest.raises(EngineError, match=f"It still has the old {stale}") if skipped else nullcontext()
+                with policy.gathered(), stops:
+                    sampler.sample([(4, 5, 6), (7, 8)], 2, params, torch.arange(4))
+                assert skipped or sampler.last_gap < 1e-6  # type: ignore[operator]
+                with torch.no_grad():
+                    for p in policy.trainable():
+                        p.mul_(1.5)
+    finally:
+        server.stop()
+        dist.destroy_process_group()

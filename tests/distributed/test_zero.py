@@ -35,6 +35,7 @@ def test_parts_train_save_and_resume_as_whole_moments_do(
     of micro-batches, gradients are clipped, and weight decay makes two groups of parameters."""
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     changes = {**CHANGES, "weight_decay": 0.1, "max_grad_norm": 0.1}
+    changes["adam_epsilon"] = 1e-3  # else AdamW makes a step of a gradient that is rounding, as an adapter's first are
     for run, asked in (("whole", {}), ("parts", env(stage))):
         ended = two_ranks(run, changes=changes, lora=lora, env=asked)
         assert ended.status == 0, ended.output
