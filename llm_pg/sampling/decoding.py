@@ -23,12 +23,12 @@ FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever
 class Decoder(Protocol):
     """Rows in generation."""
 
-    def prefill(self, prompt_ids: Sequence[Sequence[int]], num_generations: int) -> Tensor:
-        """Logits after each prompt, a row a completion: (P·G, V)."""
+    def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
+        """Begin with a row for each prompt, equal ones computed once; logits after them: (R, V)."""
         ...
 
-    def step(self, next_R: Tensor) -> Tensor:
-        """Logits after one more token of each row: (R, V)."""
+    def step(self, next_R: Tensor, depth_R: Tensor) -> Tensor:
+        """Logits after one more token of each row, the `depth_R`-th (from 0) of its completion: (R, V)."""
         ...
 
     def keep(self, index: Tensor) -> None:
@@ -42,22 +42,21 @@ class CacheDecoder:
     def __init__(self, model: Any, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
 
-    def prefill(self, prompt_ids: Sequence[Sequence[int]], num_generations: int) -> Tensor:
-        device, width = self.model.device, max(len(ids) for ids in prompt_ids)
-        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompt_ids], device=device)
-        self.attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
+    def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
+        distinct, row_R = _distinct(prompts_R, self.model.device)
+        device, width = self.model.device, max(len(ids) for ids in distinct)
+        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in distinct], device=device)
+        self.attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)
         positions = (self.attention.cumsum(1) - 1).clamp(min=0)
         self.position = positions[:, -1]
         self.cache = DynamicCache(config=self.model.config)
         logits: Tensor = self._forward(ids, positions, logits_to_keep=1)
-        if num_generations > 1:
-            self.cache.batch_repeat_interleave(num_generations)
-            logits, self.attention, self.position = (
-                x.repeat_interleave(num_generations, 0) for x in (logits, self.attention, self.position)
-            )
+        if len(distinct) < len(prompts_R):
+            self.keep(row_R)
+            logits = logits[row_R]
         return logits
 
-    def step(self, next_R: Tensor) -> Tensor:
+    def step(self, next_R: Tensor, depth_R: Tensor) -> Tensor:
         self.attention = torch.cat([self.attention, self.attention.new_ones((len(next_R), 1))], 1)
         self.position = self.position + 1
         return self._forward(next_R.unsqueeze(1), self.position.unsqueeze(1))
@@ -94,74 +93,114 @@ class SharedDecoder:
     """Rows that share their prompt's keys and values; a layout of `attention.forward`, or of the lean decoder's layers.
 
     Each distinct prompt has as many slots as the largest group has rows, so that its keys are read once for all of
-    them; the completions' own keys need no mask, because all rows are equally far.
+    them. The completions' own keys need a mask only where rows are not equally far. A row that has ended may be given
+    another prompt, whose keys take the place of a prompt that no row needs any more.
+
+    Args:
+        refills: whether `refill` will be called; what no row has written yet must then be finite.
     """
 
-    def __init__(self, model: Any, lean: LeanDecoder | None = None) -> None:
+    def __init__(self, model: Any, lean: LeanDecoder | None = None, *, refills: bool = False) -> None:
         self.model, self.lean, self.head = model, lean, core_of(model).get_output_embeddings()
+        self.allocate = torch.zeros if refills else torch.empty
 
-    def prefill(self, prompt_ids: Sequence[Sequence[int]], num_generations: int) -> Tensor:
+    def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
         device = self.model.device
-        prompts = [tuple(p) for p in prompt_ids]
-        distinct = list(dict.fromkeys(prompts))
-        number = {prompt: i for i, prompt in enumerate(distinct)}
-        length_P = torch.tensor([len(p) for p in distinct], device=device)
-        start_P = length_P.cumsum(0) - length_P
-        packed = _Recorded(distinct, device)
-        hidden = forward(self.model, packed.ids, packed.positions, packed)[0]
-        column = torch.arange(int(length_P.max()), device=device)
-        inside = column < length_P.unsqueeze(1)
-        place = torch.where(inside, start_P.unsqueeze(1) + column, start_P.unsqueeze(1))
-        # (heads, N, d) -> (P, heads, L, d): prompts of different lengths are padded and masked here alone.
-        self.prompt = {
-            layer: tuple(x[:, place].transpose(0, 1).contiguous() for x in pair) for layer, pair in packed.kept.items()
-        }
-        self.outside = None if bool(inside.all()) else ~inside.view(len(distinct), 1, 1, -1)
-        group_R = torch.tensor([number[p] for p in prompts], device=device).repeat_interleave(num_generations)
-        self.position_R = length_P[group_R] - 1
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        self.length, self.capacity = 0, FIRST_TOKENS
-        self._seat(group_R)
-        logits: Tensor = self.head(hidden[start_P + length_P - 1])
-        return logits[group_R]
+        self.prompt: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each place of a prompt
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # and of each row's completion
+        self.place_of: dict[tuple[int, ...], int] = {}
+        self.length_P = torch.zeros(0, dtype=torch.int64, device=device)
+        self.first_PV = torch.zeros((0, 0), device=device)
+        self.columns, self.capacity = 0, FIRST_TOKENS
+        self.group_R = torch.zeros(len(prompts_R), dtype=torch.int64, device=device)
+        return self.refill(torch.arange(len(prompts_R), device=device), prompts_R)
 
-    def step(self, next_R: Tensor) -> Tensor:
-        self.position_R = self.position_R + 1
-        if self.length == self.capacity:
+    def refill(self, slot_N: Tensor, prompts_N: Sequence[tuple[int, ...]]) -> Tensor:
+        """The rows `slot_N` begin anew, each after its prompt; logits after those: (N, V)."""
+        others = torch.ones_like(self.group_R, dtype=torch.bool)
+        others[slot_N] = False
+        in_use = set(self.group_R[others].tolist()) | {self.place_of[p] for p in prompts_N if p in self.place_of}
+        self.place_of = {prompt: place for prompt, place in self.place_of.items() if place in in_use}
+        new = [prompt for prompt in dict.fromkeys(prompts_N) if prompt not in self.place_of]
+        if new:
+            free = [place for place in range(len(self.length_P) + len(new)) if place not in in_use]
+            self._compute(new, free[: len(new)])
+        group_N = torch.tensor([self.place_of[p] for p in prompts_N], device=slot_N.device)
+        self.group_R[slot_N] = group_N
+        self._seat(self.group_R)
+        return self.first_PV[group_N]
+
+    def step(self, next_R: Tensor, depth_R: Tensor) -> Tensor:
+        least, most = (int(x) for x in depth_R.aminmax())
+        if most >= self.capacity:
             self.capacity *= 2
             self._move(torch.arange(len(next_R), device=next_R.device))
+        self.depth_R, self.columns = depth_R, most + 1
+        self.ahead = None
+        if least < most:
+            self.ahead = torch.arange(self.columns, device=depth_R.device) > depth_R.view(-1, 1, 1, 1)
+        position_R = self.length_P[self.group_R] + depth_R
         if self.lean is not None:
-            logits = self.lean.logits(next_R, self.position_R, self)
-        else:
-            hidden = forward(self.model, next_R.unsqueeze(1), self.position_R.unsqueeze(1), self)
-            logits = self.head(hidden[:, -1])
-        self.length += 1
+            return self.lean.logits(next_R, position_R, self)
+        hidden = forward(self.model, next_R.unsqueeze(1), position_R.unsqueeze(1), self)
+        logits: Tensor = self.head(hidden[:, -1])
         return logits
 
     def keep(self, index: Tensor) -> None:
-        self.position_R = self.position_R[index]
         self._move(index)
-        group_R = self.group_R[index]
-        groups, renumbered = torch.unique(group_R, return_inverse=True)
-        if len(groups) < self.num_groups:
-            self.prompt = {layer: tuple(x[groups] for x in pair) for layer, pair in self.prompt.items()}
-            self.outside = None if self.outside is None else self.outside[groups]
-        self._seat(renumbered)
+        places, group_R = torch.unique(self.group_R[index], return_inverse=True)
+        if len(places) < self.num_groups:
+            self.prompt = {layer: (k[places], v[places]) for layer, (k, v) in self.prompt.items()}
+            self.length_P, self.first_PV = self.length_P[places], self.first_PV[places]
+            renumbered = {old: new for new, old in enumerate(places.tolist())}
+            self.place_of = {p: renumbered[old] for p, old in self.place_of.items() if old in renumbered}
+            self._mask_prompts()
+        self._seat(group_R)
+
+    def _compute(self, prompts: Sequence[tuple[int, ...]], places: Sequence[int]) -> None:
+        """Put the keys and values of `prompts`, and the logits after them, into `places`."""
+        device = self.model.device
+        packed = _Recorded(prompts, device)
+        hidden = forward(self.model, packed.ids, packed.positions, packed)[0]
+        length_N = torch.tensor([len(p) for p in prompts], device=device)
+        start_N = length_N.cumsum(0) - length_N
+        column = torch.arange(int(length_N.max()), device=device)
+        inside = column < length_N.unsqueeze(1)
+        source = torch.where(inside, start_N.unsqueeze(1) + column, start_N.unsqueeze(1))
+        for layer, pair in packed.kept.items():
+            # (heads, N, d) -> (P, heads, L, d): prompts of different lengths are padded and masked here alone.
+            new = [x[:, source].transpose(0, 1) for x in pair]
+            old = self.prompt.get(layer, (new[0][:0], new[1][:0]))
+            self.prompt[layer] = (_put(old[0], new[0], places), _put(old[1], new[1], places))
+        logits = self.head(hidden[start_N + length_N - 1])
+        self.length_P = _put(self.length_P, length_N, places)
+        self.first_PV = _put(self.first_PV.to(logits.dtype), logits, places)
+        self.place_of.update(zip(prompts, places, strict=True))
+        self._mask_prompts()
+
+    def _mask_prompts(self) -> None:
+        width = next(iter(self.prompt.values()))[0].shape[2]
+        outside = torch.arange(width, device=self.length_P.device) >= self.length_P.view(-1, 1, 1, 1)
+        self.outside = outside if bool(outside.any()) else None
 
     def _move(self, index: Tensor) -> None:
         """The rows `index` of the completions' keys and values, with room for `capacity` tokens."""
         for layer, pair in self.own.items():
             moved = []
             for x in pair:
-                new = x.new_empty((len(index), x.shape[1], self.capacity, x.shape[3]))
-                new[:, :, : self.length] = x[index, :, : self.length]
+                new = self._room(x, len(index))
+                new[:, :, : self.columns] = x[index, :, : self.columns]
                 moved.append(new)
             self.own[layer] = (moved[0], moved[1])
+
+    def _room(self, like: Tensor, rows: int) -> Tensor:
+        shape = (rows, like.shape[1], self.capacity, like.shape[3])
+        return self.allocate(shape, dtype=like.dtype, device=like.device)
 
     def _seat(self, group_R: Tensor) -> None:
         """Give each row a slot of its prompt: `slot_R` of each row, and the row of each slot (any row for none)."""
         self.group_R = group_R
-        count_P = torch.bincount(group_R)
+        count_P = torch.bincount(group_R, minlength=len(self.length_P))
         self.num_groups, self.num_slots = len(count_P), int(count_P.max())
         order = torch.argsort(group_R, stable=True)
         rank = torch.arange(len(group_R), device=group_R.device) - (count_P.cumsum(0) - count_P)[group_R[order]]
@@ -176,22 +215,27 @@ class SharedDecoder:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """See `attention.Layout`; one new token a row: query (R, heads, 1, d)."""
         rows, heads, _, d = query.shape
-        kv_heads, t = key.shape[1], self.length
+        kv_heads, columns = key.shape[1], self.columns
         if layer not in self.own:
-            shape = (rows, kv_heads, self.capacity, d)
-            self.own[layer] = (key.new_empty(shape), value.new_empty(shape))
+            self.own[layer] = (self._room(key, rows), self._room(value, rows))
         keys, values = self.own[layer]
-        keys[:, :, t], values[:, :, t] = key[:, :, 0], value[:, :, 0]
+        if self.ahead is None:
+            keys[:, :, columns - 1], values[:, :, columns - 1] = key[:, :, 0], value[:, :, 0]
+        else:
+            row_R = torch.arange(rows, device=key.device)
+            keys[row_R, :, self.depth_R], values[row_R, :, self.depth_R] = key[:, :, 0], value[:, :, 0]
         prompt_keys, prompt_values = self.prompt[layer]
         query = query.reshape(rows, kv_heads, heads // kv_heads, d) * (d**-0.5 if scale is None else scale)
         before = self._to_slots(query) @ prompt_keys.transpose(2, 3)
         if self.outside is not None:
             before = before.masked_fill(self.outside, -torch.inf)
         width = before.shape[-1]
-        after = query @ keys[:, :, : t + 1].transpose(2, 3)
+        after = query @ keys[:, :, :columns].transpose(2, 3)
+        if self.ahead is not None:
+            after = after.masked_fill(self.ahead, -torch.inf)
         weight = torch.cat([self._to_rows(before, rows), after], -1).float().softmax(-1).to(query.dtype)
         read = self._to_rows(self._to_slots(weight[..., :width]) @ prompt_values, rows)
-        out = read + weight[..., width:] @ values[:, :, : t + 1]
+        out = read + weight[..., width:] @ values[:, :, :columns]
         return out.reshape(rows, 1, heads, d)
 
     def _to_slots(self, x: Tensor) -> Tensor:
@@ -211,19 +255,39 @@ class SharedDecoder:
         return x if self.in_order else x[self.slot_R]
 
 
+def _distinct(prompts_R: Sequence[tuple[int, ...]], device: torch.device) -> tuple[list[tuple[int, ...]], Tensor]:
+    """The prompts without repetition, and which of them each row has."""
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts_R))}
+    return list(number), torch.tensor([number[p] for p in prompts_R], device=device)
+
+
+def _put(table: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
+    """`table` with `rows` in `places`; made larger where it has to be, by zeros behind what it holds."""
+    shape = [max(n, m) for n, m in zip(table.shape, rows.shape, strict=True)]
+    shape[0] = max(len(table), max(places) + 1)
+    if list(table.shape) != shape:
+        larger = rows.new_zeros(shape)
+        larger[tuple(slice(n) for n in table.shape)] = table
+        table = larger
+    inside: tuple[Tensor | slice, ...] = (torch.tensor(places, device=rows.device), *(slice(n) for n in rows.shape[1:]))
+    table[inside] = rows
+    return table
+
+
 @torch.no_grad()
 def decodes_leanly(model: Any) -> bool:
     """Whether the lean decoder gives this model's own logits, tried on two prompts, two completions and two steps."""
     vocabulary = core_of(model).get_input_embeddings().weight.shape[0]
-    prompts = [[i % vocabulary for i in ids] for ids in (range(7, 40, 3), range(11, 31, 5))]
+    prompts = [tuple(i % vocabulary for i in ids) for ids in (range(7, 40, 3), range(11, 31, 5))]
     tokens = torch.tensor([[13, 29, 47, 3], [5, 61, 17, 19]], device=model.device) % vocabulary
     answers = []
     with eval_mode(model):
         try:
             for lean in (None, LeanDecoder(model)):
                 decoder = SharedDecoder(model, lean)
-                decoder.prefill(prompts, 2)
-                answers.append(torch.stack([decoder.step(next_R) for next_R in tokens]))
+                decoder.prefill([prompt for prompt in prompts for _ in range(2)])
+                steps = [decoder.step(next_R, torch.full_like(next_R, t)) for t, next_R in enumerate(tokens)]
+                answers.append(torch.stack(steps))
         except (NotLlamaStyle, RuntimeError):  # RuntimeError: shapes that do not fit, such as a partial rotation
             return False
     plain, lean_too = answers

@@ -1,6 +1,7 @@
 """The in-process sampler: the trainer's own weights through the model's forward and the library's cache.
 
-Each prompt is prefilled once and its cache is expanded to its G completions; rows that have ended leave the batch.
+Each prompt is computed once for its G completions. Rows that have ended leave the batch, and where not all fit at once
+those that wait take their slots. A row's draws hang on its key alone, so none of this changes what is sampled.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from .lean import LeanDecoder
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
 
-# A batch is compacted when this share of its rows has ended: copying the cache has to pay for itself.
+# A batch is compacted when fewer than this share of its rows are left: copying the cache has to pay for itself.
 COMPACT_BELOW = 0.75
+# Rows that wait enter when this share of the slots is free: a prompt alone is a slow pass.
+REFILL_AT = 0.125
+NO_TOKEN = 2**31 - 1  # what StopStringCriteria takes for an id that matches nothing
 
 
 class NativeSampler:
@@ -32,7 +36,8 @@ class NativeSampler:
         model: a decoder-only transformers model.
         tokenizer: for the pad id and stop strings.
         eos_ids: ids that end a completion.
-        rows_at_once: completions in one batch; None = all.
+        rows_at_once: completions in the batch at a time; None = all. Rows that wait enter as others end (through the
+            library's cache: when all have ended).
         share_prompts: keep each prompt's keys once for its completions, where a trial shows that it is exact; False =
             always through the library's cache.
         lean: layers in the style of Llama step by step without the library's overhead, where a trial shows that it
@@ -62,62 +67,110 @@ class NativeSampler:
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
         """See `Sampler.sample`."""
-        per_batch = max((self.rows_at_once or len(prompt_ids) * num_generations) // num_generations, 1)
+        prompts_B = [tuple(ids) for ids in prompt_ids for _ in range(num_generations)]
+        at_once = min(self.rows_at_once or len(prompts_B), len(prompts_B))
         with eval_mode(self.model):
-            parts = [
-                self._batch(
-                    prompt_ids[at : at + per_batch],
-                    num_generations,
-                    params,
-                    keys_B[at * num_generations : (at + per_batch) * num_generations],
-                )
-                for at in range(0, len(prompt_ids), per_batch)
-            ]
+            if self.shares:
+                return self._rows(prompts_B, at_once, params, keys_B)
+            waves = range(0, len(prompts_B), at_once)
+            parts = [self._rows(prompts_B[i : i + at_once], at_once, params, keys_B[i : i + at_once]) for i in waves]
         return joined(parts, self.pad_id)
 
-    def _decoder(self) -> Decoder:
-        if not self.shares:
-            return CacheDecoder(self.model, self.pad_id)
-        return SharedDecoder(self.model, LeanDecoder(self.model) if self.is_lean else None)
-
-    def _batch(
-        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
+    def _rows(
+        self, prompts_B: Sequence[tuple[int, ...]], at_once: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
-        device = self.model.device
-        decoder = self._decoder()
-        logits = decoder.prefill(prompt_ids, num_generations)
-        num_rows, limit = logits.shape[0], params.max_completion_length
-        tokens_BT = torch.full((num_rows, limit), self.pad_id, dtype=torch.int64, device=device)
-        logp_BT = torch.zeros((num_rows, limit), dtype=torch.float32, device=device)
-        length_B = torch.full((num_rows,), limit, dtype=torch.int64, device=device)
-        truncated_B = torch.ones(num_rows, dtype=torch.bool, device=device)
-        eos = torch.tensor(self.eos_ids, dtype=torch.int64, device=device)
-        stops = StopStringCriteria(self.tokenizer, list(params.stop)) if params.stop else None
-        row_R = torch.arange(num_rows, device=device)  # the rows still in the batch, and whether each goes on
-        live_R = torch.ones(num_rows, dtype=torch.bool, device=device)
-        keys_R, num_live = keys_B.to(device), num_rows
-        for t in range(limit):
-            warped = params.warp(logits)
-            next_R = warped.argmax(-1) if params.greedy else draw(warped, uniform(keys_R, t))
-            next_R = torch.where(live_R, next_R, self.pad_id)
-            tokens_BT[row_R, t] = next_R
-            logp_BT[row_R, t] = token_logp(warped, next_R).float() * live_R
-            ended_R = live_R & torch.isin(next_R, eos)
-            if stops is not None:
-                ended_R |= live_R & stops(tokens_BT[row_R, : t + 1], None)
-            length_B[row_R[ended_R]] = t + 1
-            truncated_B[row_R[ended_R]] = False
-            live_R = live_R & ~ended_R
-            num_before, num_live = num_live, int(live_R.sum())
-            if self.progress is not None:
-                self.progress(num_before, num_before - num_live)
-            if num_live == 0 or t == limit - 1:
-                break
-            if num_live < COMPACT_BELOW * live_R.numel():
-                kept = live_R.nonzero().squeeze(1)
+        """A completion for each of `prompts_B`, at most `at_once` at a time."""
+        slots = min(at_once, len(prompts_B))
+        rows = _Rows(self, params, keys_B, slots)
+        if not self.shares:
+            decoder: Decoder = CacheDecoder(self.model, self.pad_id)
+        else:
+            lean = LeanDecoder(self.model) if self.is_lean else None
+            decoder = SharedDecoder(self.model, lean, refills=slots < len(prompts_B))
+        rows.take(decoder.prefill(prompts_B[:slots]), slice(None))
+        entered = slots
+        while entered < len(prompts_B) or rows.num_live:
+            num_slots = len(rows.row_R)
+            if entered < len(prompts_B):
+                assert isinstance(decoder, SharedDecoder)
+                if num_slots - rows.num_live >= REFILL_AT * num_slots:
+                    free = (~rows.live_R).nonzero().squeeze(1)[: len(prompts_B) - entered]
+                    upto = entered + len(free)
+                    rows.enter(free, entered)
+                    rows.take(decoder.refill(free, prompts_B[entered:upto]), free)
+                    entered = upto
+                    continue
+            elif rows.num_live < COMPACT_BELOW * num_slots:
+                kept = rows.live_R.nonzero().squeeze(1)
                 decoder.keep(kept)
-                row_R, next_R, keys_R, live_R = (x[kept] for x in (row_R, next_R, keys_R, live_R))
-            logits = decoder.step(next_R)
-        longest = int(length_B.max())
-        mask_BT = torch.arange(longest, device=device) < length_B.unsqueeze(1)
-        return Completions(tokens_BT[:, :longest], mask_BT, logp_BT[:, :longest] * mask_BT, truncated_B)
+                rows.keep(kept)
+            rows.take(decoder.step(rows.next_R, rows.count_R - 1), slice(None))
+        return rows.completions()
+
+
+class _Rows:
+    """What was sampled for all rows, and where those in the batch stand: slot r holds row `row_R[r]`, of which
+    `count_R[r]` tokens are sampled, the last of them `next_R[r]`."""
+
+    def __init__(self, sampler: NativeSampler, params: SamplingParams, keys_B: Tensor, slots: int) -> None:
+        device, num_rows, limit = sampler.model.device, len(keys_B), params.max_completion_length
+        self.params, self.pad_id, self.progress = params, sampler.pad_id, sampler.progress
+        # A slot whose row has ended goes on until it is filled or left; one column more takes what it says.
+        self.tokens_BT = torch.full((num_rows, limit + 1), self.pad_id, dtype=torch.int64, device=device)
+        self.logp_BT = torch.zeros((num_rows, limit + 1), dtype=torch.float32, device=device)
+        self.length_B = torch.full((num_rows,), limit, dtype=torch.int64, device=device)
+        self.truncated_B = torch.ones(num_rows, dtype=torch.bool, device=device)
+        self.keys_B = keys_B.to(device)
+        self.eos = torch.tensor(sampler.eos_ids, dtype=torch.int64, device=device)
+        self.stops = StopStringCriteria(sampler.tokenizer, list(params.stop)) if params.stop else None
+        self.row_R = torch.arange(slots, device=device)
+        self.count_R = torch.zeros_like(self.row_R)
+        self.next_R = torch.zeros_like(self.row_R)
+        self.live_R = torch.ones(slots, dtype=torch.bool, device=device)
+        self.num_live = slots
+
+    def enter(self, slot_N: Tensor, first: int) -> None:
+        """The rows from `first` on begin in the slots `slot_N`."""
+        self.row_R[slot_N] = torch.arange(first, first + len(slot_N), device=slot_N.device)
+        self.count_R[slot_N], self.live_R[slot_N] = 0, True
+        self.num_live += len(slot_N)
+
+    def keep(self, index: Tensor) -> None:
+        self.row_R, self.count_R, self.next_R, self.live_R = (
+            x[index] for x in (self.row_R, self.count_R, self.next_R, self.live_R)
+        )
+
+    def take(self, logits: Tensor, slot: Tensor | slice) -> None:
+        """Sample the next token of the rows in `slot` from their logits."""
+        params, limit = self.params, self.tokens_BT.shape[1] - 1
+        row_N, count_N, live_N = self.row_R[slot], self.count_R[slot], self.live_R[slot]
+        warped = params.warp(logits)
+        next_N = warped.argmax(-1) if params.greedy else draw(warped, uniform(self.keys_B[row_N], count_N))
+        next_N = torch.where(live_N, next_N, self.pad_id)
+        self.tokens_BT[row_N, count_N] = next_N
+        self.logp_BT[row_N, count_N] = token_logp(warped, next_N).float().masked_fill(~live_N, 0.0)
+        ended_N = live_N & torch.isin(next_N, self.eos)
+        if self.stops is not None:
+            ended_N |= live_N & self.stops(self._last(row_N, count_N), None)
+        count_N = (count_N + 1).clamp(max=limit)
+        self.length_B[row_N[ended_N]] = count_N[ended_N]
+        self.truncated_B[row_N[ended_N]] = False
+        self.count_R[slot], self.next_R[slot] = count_N, next_N
+        self.live_R[slot] = live_N & ~ended_N & (count_N < limit)
+        num_before, self.num_live = self.num_live, int(self.live_R.sum())
+        if self.progress is not None:
+            sampled = num_before if isinstance(slot, slice) else len(slot)
+            self.progress(sampled, num_before - self.num_live)
+
+    def _last(self, row_N: Tensor, count_N: Tensor) -> Tensor:
+        """The last tokens of each row, up to its token `count_N`, as many as stop strings can reach."""
+        assert self.stops is not None
+        width = min(int(count_N.max()) + 1, self.stops.maximum_token_len)
+        column = count_N.unsqueeze(1) + torch.arange(1 - width, 1, device=count_N.device)
+        tokens = self.tokens_BT[row_N.unsqueeze(1), column.clamp(min=0)]
+        return tokens.masked_fill(column < 0, NO_TOKEN)
+
+    def completions(self) -> Completions:
+        longest = int(self.length_B.max())
+        mask_BT = torch.arange(longest, device=self.length_B.device) < self.length_B.unsqueeze(1)
+        return Completions(self.tokens_BT[:, :longest], mask_BT, self.logp_BT[:, :longest] * mask_BT, self.truncated_B)

@@ -1,47 +1,98 @@
 """Tokens per second of sampling: prompts shared, through the library's cache, and transformers' generate, in turns.
 
 python recipes/benchmarks/decode.py --size S --prompt-len 64
-With --vllm-python PATH (of an environment with vllm) also a vLLM server on this machine, weights unchanged.
+With --vllm-python PATH (of an environment with vllm) instead our fastest beside the engines of others: generate, also
+with a static cache, and vLLM as a server on this machine on all cores, in float32 and bfloat16 (--vllm-eager true: not
+compiled), weights unchanged. A batch of vLLM goes through HTTP and is checked, as in training.
+With --rows-at-once N instead rows that enter as others end, against batches of N one after the other; --ends-by T: half
+of the completions have ended by about T / 2 tokens, whatever --completion.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import json
+import os
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from common import make_model, shape_arguments, texts
+from transformers import GenerationConfig
 
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
-from llm_pg.sampling.protocol import Sampler, SamplingParams
+from llm_pg.sampling.protocol import Completions, Sampler, SamplingParams, joined
 from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.vllm import VllmSampler
 from llm_pg.sampling.vllm.engine import Settings
 
 
 def main() -> None:
-    a = shape_arguments(__doc__, "--vllm-python")
-    model, tokenizer = make_model(a.size, a.completion)
+    a = shape_arguments(__doc__, "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager")
+    model, tokenizer = make_model(a.size, int(a.ends_by or a.completion))
     ends = [tokenizer.eos_token_id]
+    if a.rows_at_once:
+        at_once = int(a.rows_at_once)
+        refilled = NativeSampler(model, tokenizer, ends, at_once)
+        measure(a, tokenizer, {"refilled": refilled, "waves": Waves(refilled, at_once)}, base="waves")
+        return
+    lean, generate = NativeSampler(model, tokenizer, ends), GenerateSampler(model, tokenizer, ends)
+    if not a.vllm_python:
+        library = NativeSampler(model, tokenizer, ends, share_prompts=False)
+        shared = NativeSampler(model, tokenizer, ends, lean=False)
+        measure(a, tokenizer, {"lean": lean, "shared prompts": shared, "library cache": library, "generate": generate})
+        return
+    half = copy.deepcopy(model).to(torch.bfloat16)
     engines: dict[str, Sampler] = {
-        "lean": NativeSampler(model, tokenizer, ends),
-        "shared prompts": NativeSampler(model, tokenizer, ends, lean=False),
-        "library cache": NativeSampler(model, tokenizer, ends, share_prompts=False),
-        "generate": GenerateSampler(model, tokenizer, ends),
+        "lean": lean,
+        "lean, bf16": NativeSampler(half, tokenizer, ends),
+        "generate": generate,
+        "generate, static cache": StaticCache(model, tokenizer, ends),
     }
-    if a.vllm_python:
-        settings = Settings(python=a.vllm_python, options={"enforce-eager": True})
-        with VllmSampler(model, tokenizer, ends, settings=settings) as server:
-            measure(a, tokenizer, engines | {"vllm": server})
-    else:
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{torch.get_num_threads() - 1}")
+    with contextlib.ExitStack() as open_servers:
+        for dtype in (torch.float32, torch.bfloat16):
+            # A seeded request whose prompt is cut into chunks ends vLLM's worker on a CPU (0.32: its generators have no
+            # offset to go back by).
+            options = {"enforce-eager": a.vllm_eager == "true", "no-enable-chunked-prefill": True}
+            settings = Settings(python=a.vllm_python, dtype=dtype, options=options)
+            server = VllmSampler(model, tokenizer, ends, settings=settings)
+            engines[f"vllm, {dtype}"] = open_servers.enter_context(server)
         measure(a, tokenizer, engines)
 
 
-def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, Sampler]) -> None:
+class StaticCache(GenerateSampler):
+    """generate with a cache allocated ahead."""
+
+    def _settings(self, params: SamplingParams) -> GenerationConfig:
+        settings = super()._settings(params)
+        settings.cache_implementation = "static"
+        return settings
+
+
+class Waves:
+    """Batches of at most `at_once` completions, each begun when the one before has ended."""
+
+    def __init__(self, engine: NativeSampler, at_once: int) -> None:
+        self.engine, self.at_once = engine, at_once
+
+    def sample(
+        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: torch.Tensor
+    ) -> Completions:
+        each = self.at_once // num_generations
+        parts = []
+        for i in range(0, len(prompt_ids), each):
+            keys = keys_B[i * num_generations : (i + each) * num_generations]
+            parts.append(self.engine.sample(prompt_ids[i : i + each], num_generations, params, keys))
+        return joined(parts, self.engine.pad_id)
+
+
+def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, Sampler], base: str = "generate") -> None:
     speed: dict[str, list[float]] = {name: [] for name in engines}
     params = SamplingParams(max_completion_length=a.completion)
     for step in range(a.steps + 1):
@@ -51,14 +102,15 @@ def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, Sampler]) 
             start = time.perf_counter()
             done = engine.sample(ids, a.group, params, keys)
             speed[name].append(float(done.mask_BT.sum()) / (time.perf_counter() - start))
-    base = speed["generate"][1:]
+    reference = speed[base][1:]
     report = {
         name: {
             "tokens_per_second": statistics.median(v[1:]),
             "range": [min(v[1:]), max(v[1:])],
-            "times_generate": statistics.median(x / y for x, y in zip(v[1:], base, strict=True)),
+            f"times_{base}": [ratio(pairs) for ratio in (statistics.median, min, max)],
         }
         for name, v in speed.items()
+        if (pairs := [x / y for x, y in zip(v[1:], reference, strict=True)])
     }
     print(json.dumps(report | {"threads": torch.get_num_threads()}, indent=1))
 
