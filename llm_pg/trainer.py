@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .algorithms.algorithm import Batch
 from .collect.collector import Experience
 from .config import ConfigError, flat
 from .estimators.kl import k3
@@ -235,43 +236,15 @@ class PolicyGradientTrainer(Ending):
         with self.policy.gathered():
             experience = self.ranks.together(lambda: self._experience(clock))
         self.keeper.experience = experience
-        rollouts = experience.rollouts
-        if self.row.beta:
-            with clock("reference"):
-                rollouts.ref_logp_BT = self.policy.ref_logp(rollouts, self.plan.micro_rows)
-        if self.row.top_entropy_quantile < 1:
-            with clock("update"):
-                rollouts.entropy_BT = self.policy.entropies(rollouts, self.plan.micro_rows)
-        old_logp_BT: Tensor | None = None
-        if self.row.needs_critic:
-            with clock("value"):
-                rollouts, old_logp_BT = self._observe(rollouts)
+        rollouts, old_logp_BT = self._look(experience.rollouts, clock)
         with clock("update"):
-            progress = (self.step - 1) / config.train.max_steps
-            batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self.ranks.all_sum)
-            if old_logp_BT is not None:
-                batch.old_logp_BT = old_logp_BT
-            self.keeper.batch = batch
-            critic_only = self.step <= self.critic_only_steps
-            rate = 0.0 if critic_only else self.scheduler.get_last_lr()[0]
-            measure = bool(config.run.noise_steps) and self.step % config.run.noise_steps == 0
-            order = self._orders(len(experience.prompts) * self.plan.num_generations)
-            updates = self.updater.update(batch, order, measure_noise=measure, critic_only=critic_only)
-        values = {"step": self.step, **experience.metrics(), "learning_rate": rate, "entropy_coef": batch.entropy_coef}
+            rate = self.scheduler.get_last_lr()[0] if self.step > self.critic_only_steps else 0.0
+            batch, updates = self._update(rollouts, old_logp_BT)
+        values = {"step": self.step, "learning_rate": rate, **experience.metrics()}
         values.update(self._learn_of_prompts(experience))
-        values.update(update_metrics(updates, config.algorithm.steps_per_generation))
+        values.update(self._of_update(batch, updates))
         values.update(self._keep_near(updates))
-        if self.row.needs_critic:
-            foretold = self.algorithm.foretold(rollouts, batch.mask_BT, self.ranks.all_sum)
-            values.update({} if foretold is None else {"explained_variance": foretold})
-        if rollouts.ref_logp_BT is not None:
-            values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
-        readable: list[dict[str, Any]] = []
-        if config.run.log_completions and self.ranks.is_main:
-            readable = experience.readable(
-                batch.weight_BT, config.run.log_completions, self.updater.seen.numbers(rollouts.logp_BT)
-            )
-            self.folder.write_completions(self.step, readable)
+        readable = self._readable(experience, batch)
         self.callbacks.step_end(self.step)
         self._agree()
         evaluation: dict[str, float] = {}
@@ -282,6 +255,58 @@ class PolicyGradientTrainer(Ending):
         self._write(values, experience, readable, clock)
         self.finite.observe([u.stepped for u in updates], self.step)
         self._end_step(evaluation)
+
+    def _look(self, rollouts: TextRollouts, clock: Clock) -> tuple[TextRollouts, Tensor | None]:
+        """The passes before the update, each only where the row needs it: reference, entropies, values.
+
+        With them the log-probabilities of before the update, where the critic's pass gave them.
+        """
+        if self.row.beta:
+            with clock("reference"):
+                rollouts.ref_logp_BT = self.policy.ref_logp(rollouts, self.plan.micro_rows)
+        if self.row.top_entropy_quantile < 1:
+            with clock("update"):
+                rollouts.entropy_BT = self.policy.entropies(rollouts, self.plan.micro_rows)
+        if not self.row.needs_critic:
+            return rollouts, None
+        with clock("value"):
+            after, reuses = self.row.truncated == "bootstrap", self.updater.reuses
+            seen = self.policy.observe(rollouts, self.plan.micro_rows, with_logp=reuses, after=after)
+            assert seen.value_BT is not None
+            valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=self.row.gamma)
+            return valued, seen.logp_BT if reuses else None
+
+    def _update(self, rollouts: TextRollouts, old_logp_BT: Tensor | None) -> tuple[Batch, list[UpdateStats]]:
+        config = self.config
+        progress = (self.step - 1) / config.train.max_steps
+        batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self.ranks.all_sum)
+        if old_logp_BT is not None:
+            batch.old_logp_BT = old_logp_BT
+        self.keeper.batch = batch
+        measure = bool(config.run.noise_steps) and self.step % config.run.noise_steps == 0
+        order, critic_only = self._orders(len(rollouts.logp_BT)), self.step <= self.critic_only_steps
+        return batch, self.updater.update(batch, order, measure_noise=measure, critic_only=critic_only)
+
+    def _of_update(self, batch: Batch, updates: list[UpdateStats]) -> dict[str, Any]:
+        rollouts = batch.rollouts
+        values = {"entropy_coef": batch.entropy_coef}
+        values.update(update_metrics(updates, self.config.algorithm.steps_per_generation))
+        if self.row.needs_critic:
+            foretold = self.algorithm.foretold(rollouts, batch.mask_BT, self.ranks.all_sum)
+            values.update({} if foretold is None else {"explained_variance": foretold})
+        if rollouts.ref_logp_BT is not None:
+            values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
+        return values
+
+    def _readable(self, experience: Experience, batch: Batch) -> list[dict[str, Any]]:
+        """The first groups as a person can read them, also written to the run's folder."""
+        count = self.config.run.log_completions
+        if not count or not self.ranks.is_main:
+            return []
+        numbers = self.updater.seen.numbers(experience.rollouts.logp_BT)
+        readable = experience.readable(batch.weight_BT, count, numbers)
+        self.folder.write_completions(self.step, readable)
+        return readable
 
     def _keep_near(self, updates: list[UpdateStats]) -> dict[str, float]:
         """What follows an update: the adaptive penalty sees the KL that its last pass met, the reference may move."""
@@ -294,14 +319,6 @@ class PolicyGradientTrainer(Ending):
         kl = torch.tensor(sum(u.values.get("approx_kl", 0.0) for u in last), device=self.accelerator.device)
         self.algorithm.observe_kl(float(self.ranks.all_sum(kl)))
         return {"kl_penalty": self.algorithm.kl_penalty.weight}
-
-    def _observe(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
-        """The rollouts with the critic's values, and the log-probabilities of before the update where it needs them."""
-        after, reuses = self.row.truncated == "bootstrap", self.updater.reuses
-        seen = self.policy.observe(rollouts, self.plan.micro_rows, with_logp=reuses, after=after)
-        assert seen.value_BT is not None
-        valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=self.row.gamma)
-        return valued, seen.logp_BT if reuses else None
 
     def _write(
         self, values: dict[str, Any], experience: Experience, readable: list[dict[str, Any]], clock: Clock
