@@ -34,7 +34,7 @@ def test_parts_train_save_and_resume_as_whole_moments_do(
     """Four runs on two ranks: DDP; ZeRO; ZeRO again from its own step 2 and from that of DDP. Ranks need other numbers
     of micro-batches, gradients are clipped, and weight decay makes two groups of parameters."""
     name = "adapter_model.safetensors" if lora else "model.safetensors"
-    changes = {**CHANGES, "weight_decay": 0.1, "max_grad_norm": 0.1}
+    changes = {**CHANGES, "weight_decay": 0.1, "max_grad_norm": 0.05}
     changes["adam_epsilon"] = 1e-3  # else AdamW makes a step of a gradient that is rounding, as an adapter's first are
     for run, asked in (("whole", {}), ("parts", env(stage))):
         ended = two_ranks(run, changes=changes, lora=lora, env=asked)
@@ -42,7 +42,7 @@ def test_parts_train_save_and_resume_as_whole_moments_do(
     assert "DeepSpeed: gradients and moments in parts over 2 ranks" in ended.output
     whole, parts, model = tmp_path / "whole", tmp_path / "parts", Path("model") / name
     same_steps(whole, parts)
-    assert max(line["grad_norm"] for line in lines(parts)) > 0.1
+    assert max(line["grad_norm"] for line in lines(parts)) > 0.05
     same_ends(parts, whole, str(model))
     first = bits(parts / model)
     for run in (parts, whole):

@@ -26,7 +26,7 @@ MODEL: dict[str, Word] = {
         "log-probabilities are float32 in any case; for a float32 head hold the weights in float32 "
         "(`dtype='float32'`) and compute in `bf16=True`",
     ),
-    "ds3_gather_for_generation": idle(True, "there is no DeepSpeed here"),
+    "ds3_gather_for_generation": idle(True, "ZeRO-3 is not used here"),
 }
 SAMPLING: dict[str, Word] = {
     "num_generations": same(8, rloo=2),
