@@ -57,10 +57,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{torch.get_num_threads() - 1}")
     with contextlib.ExitStack() as open_servers:
         for dtype in (torch.float32, torch.bfloat16):
-            # A seeded request whose prompt is cut into chunks ends vLLM's worker on a CPU (0.32: its generators have no
-            # offset to go back by).
-            options = {"enforce-eager": a.vllm_eager == "true", "no-enable-chunked-prefill": True}
-            settings = Settings(python=a.vllm_python, dtype=dtype, options=options)
+            settings = Settings(python=a.vllm_python, dtype=dtype, options={"enforce-eager": a.vllm_eager == "true"})
             server = VllmSampler(model, tokenizer, ends, settings=settings)
             engines[f"vllm, {dtype}"] = open_servers.enter_context(server)
         measure(a, tokenizer, engines)
@@ -106,6 +103,7 @@ def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, Sampler], 
     report = {
         name: {
             "tokens_per_second": statistics.median(v[1:]),
+            "each": v[1:],
             "range": [min(v[1:]), max(v[1:])],
             f"times_{base}": [ratio(pairs) for ratio in (statistics.median, min, max)],
         }

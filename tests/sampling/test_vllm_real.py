@@ -122,6 +122,21 @@ def test_ids_and_log_probabilities_are_those_of_the_trainer(engine: VllmSampler,
             assert warped.gather(1, torch.tensor(row.ids).unsqueeze(1)).isfinite().all()
 
 
+def test_more_prompt_tokens_than_a_pass_of_the_server_holds(vllm_python: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Seeded requests whose prompts are cut into chunks end vLLM's worker on a CPU."""
+    model = load_model(ModelConfig(make=MODELS["untied"]), tokenizer, seed=0)  # type: ignore[call-arg]
+    options = {"enforce-eager": True, "max-num-batched-tokens": 128}
+    prompts = [[3 + (i * 7 + j) % 90 for j in range(50)] for i in range(8)]
+    params = SamplingParams(max_completion_length=8)
+    with VllmSampler(model, tokenizer, [1], settings=Settings(python=vllm_python, options=options)) as sampler:
+        done = sampler.sample(prompts, 2, params, stream_key(0, torch.arange(16)))
+    rows = [
+        Sampled(prompts[i // 2], tokens[mask].tolist(), logp[mask].tolist())
+        for i, (tokens, mask, logp) in enumerate(zip(done.tokens_BT, done.mask_BT, done.logp_BT, strict=True))
+    ]
+    assert gap(model, rows, params) < EXACT
+
+
 def test_sampled_frequencies_are_the_trainers_probabilities(engine: VllmSampler) -> None:
     """χ² of the first token over 2,000 completions; 99.99 % of correct samplers stay below the bound."""
     params = SamplingParams(max_completion_length=1, top_k=8)

@@ -117,7 +117,11 @@ class VllmSampler:
         urls = list(self.settings.urls)
         if self._python is not None:
             log = self.folder / "server.log"
-            self._local = LocalServer(self._python, start, log, _name(self.dtype), self.settings.options)
+            # Where a prompt is cut into chunks, vLLM sets a seeded request's generator back, which a CPU's cannot: the
+            # worker ends (0.32). A trainer on a CPU starts its server there too.
+            on_cpu = core_of(self.model).device.type == "cpu"
+            options = {"no-enable-chunked-prefill": on_cpu, **self.settings.options}
+            self._local = LocalServer(self._python, start, log, _name(self.dtype), options)
             # The server also ends with this object and with the interpreter, whatever the caller does.
             self._end = weakref.finalize(self, self._local.stop)
             self._served, urls = self._written, [self._local.url]
