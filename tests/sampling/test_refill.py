@@ -15,6 +15,8 @@ from llm_pg.sampling.random import stream_key
 TEXTS = ["ab=", "a longer prompt, and more: ", "x", "12+30=", "ab=", "the sixth prompt "]
 GROUP = 4
 ENDS = ("e", "t")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+DOUBLED = tuple(2 * a + b for a in LETTERS for b in LETTERS)  # the first token of a row must not count twice
 PATHS = {
     "llama, lean": ("llama", {}),
     "llama, its own layers": ("llama", {"lean": False}),
@@ -49,7 +51,7 @@ def sample(sampler: NativeSampler, at_once: int | None, params: SamplingParams, 
 
 @pytest.mark.usefixtures("unwritten_memory_is_nan")
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=60, stop=("q", "no"))])
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=60, stop=("no", *DOUBLED))])
 def test_whatever_the_limit_the_same_is_sampled(
     path: str, params: SamplingParams, make_model: Callable[..., Any], tokenizer: Any
 ) -> None:
