@@ -13,7 +13,7 @@ from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.estimators.returns import reward_to_go
 from llm_pg.rollouts import TextRollouts
 from llm_pg.training.critic import Critic
-from tests.training.test_packing import gradient, relative
+from tests.model.test_packing import gradient, relative
 from tests.training.test_policy import doubled, in_double, policy_of, rollouts
 
 LAYOUTS = ["shared_prefix", "padded"]
