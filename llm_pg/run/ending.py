@@ -118,7 +118,8 @@ class Ending(Gathering):
         if self.ranks.is_main:
             self.model.save_pretrained(path, **extra)
             self.tokenizer.save_pretrained(path)
-        if self.policy.critic is not None and (self.ranks.is_main or self.shards is not None):
+        if self.row.needs_critic and (self.ranks.is_main or self.shards is not None):
+            assert self.policy.critic is not None
             self.policy.critic.save(path, writes=self.ranks.is_main)
 
     def _save_merged(self) -> None:

@@ -146,7 +146,7 @@ def test_a_lenient_function_of_ones_own_is_used_in_evaluations_alone(run: Callab
     (tmp_path / "mine.py").write_text("def anything(completion, **row):\n    return 1.0\n")
     folder = run(lenient_reward=f"{tmp_path}/mine.py:anything").folder.path
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["lenient_after"] == [1.0, 1.0, 1.0]
+    assert summary["lenient_after"] == pytest.approx([1.0, 4 / (4 + 1.96**2), 1.0], abs=1e-4)  # Wilson, all of 4
     assert not any("anything" in name for line in read_metrics(folder / "metrics.jsonl") for name in line)
 
 
