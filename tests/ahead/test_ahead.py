@@ -157,12 +157,20 @@ def test_the_next_batch_is_scored_while_a_step_trains(trainer: Callable[..., Any
 @pytest.mark.parametrize(
     "algorithm, changes",
     [
-        ("rloo", {"max_staleness": 1, "lr_scheduler_type": "linear"}),
-        ("grpo", {"max_staleness": 2, "dynamic_sampling_max_rounds": 2, "num_iterations": 2, "surrogate": "clip"}),
-        ("remax", {"max_staleness": 1, "beta": 0.05}),
-        ("grpo", {"max_staleness": 1, "curriculum": "pass_rate", "pass_threshold": 0.4}),
+        pytest.param("rloo", {"max_staleness": 1, "lr_scheduler_type": "linear"}, marks=pytest.mark.slow, id="one step"),
+        pytest.param(
+            "grpo",
+            {"max_staleness": 2, "dynamic_sampling_max_rounds": 2, "num_iterations": 2, "surrogate": "clip"},
+            id="two steps, refilled and reused",
+        ),
+        pytest.param("remax", {"max_staleness": 1, "beta": 0.05}, marks=pytest.mark.slow, id="greedy baselines"),
+        pytest.param(
+            "grpo",
+            {"max_staleness": 1, "curriculum": "pass_rate", "pass_threshold": 0.4},
+            marks=pytest.mark.slow,
+            id="prompts by pass rate",
+        ),
     ],
-    ids=["one step", "two steps, refilled and reused", "greedy baselines", "prompts by pass rate"],
 )
 def test_a_run_killed_with_batches_in_flight_ends_as_the_one_that_was_not(
     algorithm: str, changes: dict[str, Any], tiny: Callable[..., Any], tmp_path: Path

@@ -19,6 +19,7 @@ SAME = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_two_ranks_refill_and_learn_of_prompts_as_one_rank_does(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
     """One rank to the end; and two from its checkpoint of step 2, with the curriculum's counts in it."""

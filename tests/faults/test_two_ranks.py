@@ -49,6 +49,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_prompts_samples_and_advan
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_critic_that_one_rank_trains(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
     """A step of warm-up, then both: values, targets, both gradients and what was foretold."""
     changes = {**CHANGES, "max_steps": 3, "save_steps": 0, "critic_warmup_steps": 1, "truncated": "bootstrap"}
