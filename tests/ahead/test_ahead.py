@@ -157,7 +157,9 @@ def test_the_next_batch_is_scored_while_a_step_trains(trainer: Callable[..., Any
 @pytest.mark.parametrize(
     "algorithm, changes",
     [
-        pytest.param("rloo", {"max_staleness": 1, "lr_scheduler_type": "linear"}, marks=pytest.mark.slow, id="one step"),
+        pytest.param(
+            "rloo", {"max_staleness": 1, "lr_scheduler_type": "linear"}, marks=pytest.mark.slow, id="one step"
+        ),
         pytest.param(
             "grpo",
             {"max_staleness": 2, "dynamic_sampling_max_rounds": 2, "num_iterations": 2, "surrogate": "clip"},
