@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from . import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING: tuple[str, ...] = ()  # all functions and classes of the module whose name has no underscore
@@ -162,7 +163,4 @@ def described(node: Definition) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")
-    else:
-        print(markdown(), end="")
+    publish(markdown())

@@ -5,10 +5,8 @@ TRL is not imported."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..algorithms.table import TABLE
@@ -17,6 +15,7 @@ from ..config.trl import TRAINER, WORDS, Word
 from ..config.trl.policy import LOGGING, MODEL, OBJECTIVE, SAMPLING, VLLM
 from ..config.trl.training import BATCH, EVALUATION, MACHINE, OPTIMISER, PRECISION, SAVING
 from ..config.trl.training import LOGGING as TRACKING
+from . import publish
 
 HEAD = """# From TRL
 
@@ -173,7 +172,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")
-    else:
-        print(markdown(), end="")
+    publish(markdown())

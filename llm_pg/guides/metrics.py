@@ -3,9 +3,6 @@ it, `python -m llm_pg.guides.metrics docs/metrics.md` writes it."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from ..doctor.live import (
     CLIPPED,
     COLLAPSED_ENTROPY,
@@ -17,6 +14,7 @@ from ..doctor.live import (
     UNSCORABLE,
 )
 from ..metrics import METRICS
+from . import publish
 
 # name -> how to read it: what is normal, what is not, and what to do then.
 READING: dict[str, str] = {
@@ -78,7 +76,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")
-    else:
-        print(markdown(), end="")
+    publish(markdown())
