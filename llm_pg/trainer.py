@@ -107,8 +107,6 @@ class PolicyGradientTrainer(Ending):
             for self.step in range(start + 1, last + 1):
                 self.keeper.begin(self.step)
                 try:
-                    if self.ahead is not None:
-                        self.ahead.begin(self.step)
                     with self.profiler.step():
                         self._one_step()
                 except Exception as error:
@@ -168,7 +166,9 @@ class PolicyGradientTrainer(Ending):
         if self.best is not None and found:
             self.ranks.together(self.best.mend)
             self.best.recall(done)
-        self.ahead = self._make_ahead() if self.config.rollout.max_staleness else None
+        if self.config.rollout.max_staleness:
+            with self.policy.gathered():
+                self.ahead = self.ranks.together(self._make_ahead)
         if self.config.run.save_steps and self.ranks.is_main:
             self.saver.check_room()
         self.trackers = Trackers(self.accelerator, self.config.run.report_to, self.terminal.warn, self.clean)
@@ -233,8 +233,7 @@ class PolicyGradientTrainer(Ending):
         self.saving = Clock(self.terminal.phase)
         begin = time.perf_counter()
         torch.manual_seed(int(stream_key(config.run.seed, 4, self.step, torch.tensor(self.ranks.number))) % 2**63)
-        with self.policy.gathered():
-            experience = self.ranks.together(lambda: self._experience(clock))
+        experience = self._gather_experience(clock)
         self.keeper.experience = experience
         rollouts, old_logp_BT = self._look(experience.rollouts, clock)
         with clock("update"):

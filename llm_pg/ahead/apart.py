@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 from ..config import ConfigError
@@ -42,7 +43,8 @@ class Apart:
     """A `Sampler` in another process, with the weights of one of `count` slots. A context manager.
 
     Args:
-        model: in training; its weights are copied by `keep`. tokenizer, eos_ids, rows_at_once: see `NativeSampler`.
+        model: in training; its weights are copied by `keep`. tokenizer, eos_ids, rows_at_once, dtype: see
+            `NativeSampler`.
         count: slots. log: where the process writes what goes wrong.
 
     Raises:
@@ -58,9 +60,11 @@ class Apart:
         *,
         count: int,
         log: Path,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.tokenizer, self.log = model, tokenizer, log
         self.eos_ids, self.rows_at_once, self.count = list(eos_ids), rows_at_once, count
+        self.dtype = dtype
         self._buffers = _check_remade(model)
         self._version, self._loaded = 0, -1  # whose weights are asked for, and which the process has
         self._is_ready = False
@@ -72,6 +76,7 @@ class Apart:
         self.slots = Slots(self._handle, layout_of(state), self.count)
         self._folder = tempfile.TemporaryDirectory(prefix="llm_pg-ahead-")
         core = core_of(self.model)
+        self._device = core.device  # asked for now: weights in shards move while a batch is sampled
         core.config.save_pretrained(self._folder.name)
         self.tokenizer.save_pretrained(self._folder.name)
         path = json.dumps([str(entry) or os.getcwd() for entry in sys.path] + [os.getcwd()])
@@ -95,6 +100,7 @@ class Apart:
             "device": str(core.device),
             "eos_ids": self.eos_ids,
             "rows_at_once": self.rows_at_once,
+            "products": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),  # another number could round otherwise
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
@@ -152,7 +158,7 @@ class Apart:
         if payload is None:
             raise self._ended()
         self._loaded = self._version
-        device = core_of(self.model).device
+        device = self._device
         return Completions(**{name: x.to(device) for name, x in load(payload).items()})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -195,11 +201,13 @@ def _check_remade(model: Any) -> list[str]:
     except ValueError:
         twin = None
     theirs = {} if twin is None else {name: x.shape for name, x in twin.state_dict().items()}
+    # fully_shard gives a module a class of its own.
+    own = type(core).__bases__[-1] if isinstance(core, FSDPModule) else type(core)
     odd = sorted(set(theirs) ^ set(state)) or [name for name in state if state[name].shape != theirs[name]]
-    if type(twin) is not type(core) or odd:
+    if type(twin) is not own or odd:
         what = f"weights differ in name or shape, {odd[0]} first" if odd else "it makes another class"
         raise ConfigError(
-            f"rollout.max_staleness is above 0, and the process that samples cannot make {type(core).__name__} anew "
+            f"rollout.max_staleness is above 0, and the process that samples cannot make {own.__name__} anew "
             f"from its config ({what}). Use rollout.max_staleness=0, or engine vllm."
         )
     assert twin is not None

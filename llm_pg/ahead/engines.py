@@ -86,4 +86,4 @@ def make_engine(sampler: Sampler, model: Any, tokenizer: Any, *, max_staleness: 
     if isinstance(sampler, VllmSampler):
         return Frozen(sampler, count)
     assert isinstance(sampler, NativeSampler)
-    return Apart(model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log)
+    return Apart(model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log, dtype=sampler.dtype)

@@ -14,8 +14,10 @@ from torch import Tensor
 from ..collect.collector import Experience
 from ..metrics import Clock
 from ..prompts import Prompt
+from . import shares
 from .engines import Engine
-from .flight import pack, unpack
+from .flight import pack
+from .shares import Told
 
 # (batch, its prompts, clock) -> experience; called in the background.
 Collect = Callable[[int, list[Prompt], Clock], Experience]
@@ -106,8 +108,8 @@ class Ahead:
 
     # --- checkpoints hold what is in flight, sampled: the weights it came from are then not needed again
 
-    def state(self, step: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """The batches after `step`, once they are there: what JSON holds of them, and their tensors.
+    def state(self, step: int) -> Told:
+        """The batches after `step`, once they are there, of this rank: what JSON holds of them, and their tensors.
 
         It ends before one whose making failed; that one is made again by a run that goes on.
         """
@@ -132,17 +134,19 @@ class Ahead:
         prompts: Mapping[int, Prompt],
         pieces: Any,
         device: Any,
+        rank: tuple[int, int] = (0, 1),
     ) -> None:
-        """Put back what `state` gave. A batch older than `max_staleness`, of a run with a larger one, is dropped: it is
-        sampled again. prompts: of the run, by index. pieces: see `Experience`."""
-        for entry in told:
-            batch, version = entry["batch"], entry["version"]
+        """Put back what `shares.of_all` gave. A batch older than `max_staleness`, of a run with a larger one, is
+        dropped: it is sampled again. prompts: of the run, by index. pieces: see `Experience`. rank: its number, and how
+        many there are."""
+        for batch, version, parts in shares.by_batch(told, tensors):
             if batch - 1 - version > self.max_staleness:
                 continue
-            prefix = f"{batch}."
-            own = {n.removeprefix(prefix): x.to(device) for n, x in tensors.items() if n.startswith(prefix)}
+            mine = shares.of_rank(parts, *rank, prompts, pieces, device)
+            if mine is None:
+                continue
             clock = Clock()
-            clock.seconds = entry["seconds"]
+            experience, clock.seconds = mine
             flight: Future[Landed] = Future()
-            flight.set_result(Landed(unpack(entry["experience"], own, prompts, pieces), version, clock))
+            flight.set_result(Landed(experience, version, clock))
             self._flights[batch] = flight

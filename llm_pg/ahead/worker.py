@@ -54,9 +54,11 @@ def _made(setup: dict[str, Any]) -> tuple[NativeSampler, Slots]:
     types = {name: view.dtype for name, view in slots.views[0].items()}
     for name, x in (*model.named_parameters(), *model.named_buffers()):
         x.data = x.data.to(types[name])
-    model.requires_grad_(False).eval().to(setup["device"])
+    model.eval()  # weights ask for a gradient, as autocast keeps the cast ones of such weights alone
+    model.to(setup["device"])
     tokenizer = AutoTokenizer.from_pretrained(setup["folder"], local_files_only=True)
-    return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"]), slots
+    products = getattr(torch, setup["products"]) if setup["products"] else None
+    return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"], dtype=products), slots
 
 
 @torch.no_grad()

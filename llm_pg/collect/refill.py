@@ -99,26 +99,29 @@ def refill(
 
 def joined(chosen: Sequence[tuple[Experience, int]], collected: list[Experience]) -> Experience:
     """One experience of the chosen groups, in their order, that remembers all that was collected for it."""
-    first = collected[0]
     if len(collected) == 1:  # it says so: ranks tell each other the same names
-        return dataclasses.replace(first, collected=collected)
-    size = first.num_generations
+        return dataclasses.replace(collected[0], collected=collected)
+    return dataclasses.replace(of_groups(chosen, collected), collected=collected)
+
+
+def of_groups(chosen: Sequence[tuple[Experience, int]], parts: Sequence[Experience]) -> Experience:
+    """The chosen groups of some experiences below each other, in their order."""
+    size = parts[0].num_generations
     starts, total = {}, 0
-    for experience in collected:
+    for experience in parts:
         starts[id(experience)] = total
         total += len(experience.texts)
     rows = [starts[id(experience)] + group * size + i for experience, group in chosen for i in range(size)]
-    rollouts = _stacked([experience.rollouts for experience in collected]).rows(torch.tensor(rows))
+    rollouts = _stacked([experience.rollouts for experience in parts]).rows(torch.tensor(rows))
     rollouts.group_B = torch.arange(len(chosen), device=rollouts.group_B.device).repeat_interleave(size)
-    texts = [text for experience in collected for text in experience.texts]
+    texts = [text for experience in parts for text in experience.texts]
     return Experience(
         [experience.prompts[group] for experience, group in chosen],
         rollouts,
         [texts[row] for row in rows],
-        _scores([experience.scores for experience in collected], rows),
+        _scores([experience.scores for experience in parts], rows),
         size,
-        first.pieces,
-        collected=collected,
+        parts[0].pieces,
     )
 
 

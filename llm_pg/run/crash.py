@@ -75,7 +75,7 @@ class Keeper:
         if self._moved:
             return f"Its weights had moved already: --resume repeats the steps from the checkpoint of step {newest}."
         try:
-            self.saver.save(before, self._numbers)
+            self.saver.save(before, self._numbers, alone=True)
         except checkpoint.CheckpointError as problem:
             return str(problem)
         return f"The state after step {before} is saved; --resume goes on from it."

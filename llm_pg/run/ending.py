@@ -128,7 +128,7 @@ class Ending(Gathering):
 
     def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
-        if not self.ranks.is_main and not self.saver.sharded:
+        if not self.ranks.is_main and not self.saver.joint:
             return True
         try:
             if self.ranks.is_main:

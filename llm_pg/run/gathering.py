@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ahead import Ahead, make_engine
+from ..ahead.engines import make_engine
+from ..ahead.loop import Ahead
+from ..ahead.shares import of_all
 from ..collect.collector import Collector, Experience
 from ..collect.curriculum import attempts
 from ..collect.refill import refill
 from ..metrics import Clock
 from ..prompts import Prompt
+from .guard import RunStopped
 from .parts import Parts
 from .resume import Saver
 
@@ -27,18 +30,35 @@ class Gathering(Parts):
     open: contextlib.ExitStack
     ahead: Ahead | None = None
 
+    def _gather_experience(self, clock: Clock) -> Experience:
+        """The step's batch on every rank, or an error on every rank. Whole weights stand here while it lasts: to sample
+        with, or to be copied for whoever samples ahead."""
+        with self.policy.gathered():
+            experience = self.ranks.together(lambda: self._experience(clock))
+        ages = self.ranks.gather(experience.staleness) if self.ahead is not None else []
+        if len(set(ages)) > 1:
+            raise RunStopped(
+                f"At step {self.step} the ranks hold completions of different ages ({', '.join(map(str, ages))} "
+                "updates, rank by rank), so that one gradient would be of two policies. This is a bug of the loop, or a "
+                "run's folder that not all machines see: --resume goes on from the newest checkpoint."
+            )
+        return experience
+
     def _experience(self, clock: Clock) -> Experience:
         """The step's batch: sampled now, or ahead of its step."""
         # The last step's gradients are dead weight while keys and values are held.
         self.optimizer.zero_grad(set_to_none=True)
         if self.ahead is not None:
+            self.ahead.begin(self.step)
             return self.ahead.take(self.step, clock)
         return self._collect(self.collector, self.step, self._prompts(self.step), clock)
 
     def _make_ahead(self) -> Ahead:
-        """Batches sampled in the background, those of the checkpoint restored included."""
+        """Batches sampled in the background, those of the checkpoint restored included. Every rank has an engine of
+        its own for this, and samples its own prompts."""
         config, collector = self.config, copy.copy(self.collector)
-        log, staleness = self.folder.path / "ahead.log", config.rollout.max_staleness
+        rank = f"-rank{self.ranks.number}" if self.ranks.count > 1 else ""
+        log, staleness = self.folder.path / f"ahead{rank}.log", config.rollout.max_staleness
         collector.sampler = engine = make_engine(
             self.collector.sampler, self.model, self.tokenizer, max_staleness=staleness, log=log
         )
@@ -51,8 +71,9 @@ class Gathering(Parts):
         )
         self.open.enter_context(ahead)
         by_index = {prompt.index: prompt for prompt in self.train_prompts}
-        ahead.restore(*self.saver.landed, by_index, collector.pieces, self.accelerator.device)
-        self.saver.in_flight = ahead.state
+        rank = self.ranks.number, self.ranks.count
+        ahead.restore(*self.saver.landed, by_index, collector.pieces, self.accelerator.device, rank)
+        self.saver.in_flight = lambda step: of_all(self.ranks.gather(ahead.state(step)))
         return ahead
 
     def _collect(self, collector: Collector, step: int, prompts: list[Prompt], clock: Clock) -> Experience:

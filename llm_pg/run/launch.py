@@ -35,12 +35,13 @@ def check_count(num_processes: int) -> None:
 
 
 def check_ahead(config: Config, num_processes: int) -> None:
-    """ConfigError where completions would be sampled ahead on several ranks."""
-    if config.rollout.max_staleness and num_processes > 1:
+    """ConfigError where servers would be brought older weights by ranks that hold shards."""
+    rollout = config.rollout
+    if rollout.max_staleness and rollout.engine == "vllm" and num_processes > 1 and sharding_asked():
         raise ConfigError(
-            f"rollout.max_staleness is {config.rollout.max_staleness} and {num_processes} ranks run together (DDP or "
-            "FSDP2): sampling ahead has been built and tested for one process. Use rollout.max_staleness=0 there, or "
-            "one process with engine vllm over several servers."
+            f"rollout.max_staleness is {rollout.max_staleness}, the engine is vllm, and FSDP2 cuts the weights over "
+            f"{num_processes} ranks: servers get older weights from a copy of the model, and shards cannot be copied. "
+            "Use DDP (configs/accelerate/ddp.yaml), engine native, or rollout.max_staleness=0."
         )
 
 

@@ -11,7 +11,7 @@ import transformers
 
 from .. import __version__
 from ..config import Config, ConfigError
-from ..config.schema import RolloutConfig
+from ..config.rollout import RolloutConfig
 from ..prompts import PromptStream
 from ..training.shards import collect, like
 from ..training.update import Updater
@@ -34,7 +34,7 @@ class Saver:
     Args:
         root: folder of the checkpoints. clean: hides secrets of the config, which stands in every manifest.
         facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
-        ranks: of the run. Where they hold shards each of them saves together with the others; else the first alone.
+        ranks: of the run. Where `joint` they save together; else the first alone.
         stream: of the run's prompts; one that learns has a state.
     """
 
@@ -51,14 +51,19 @@ class Saver:
         self.ranks, self.stream = ranks, stream
         self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
         self.saved: int | None = None
-        # Set where completions are sampled ahead; see `ahead.Ahead.state`.
+        # Set where completions are sampled ahead; see `ahead.shares.of_all`. All ranks must call it.
         self.in_flight: Callable[[int], tuple[list[dict[str, Any]], dict[str, torch.Tensor]]] | None = None
         self.landed: tuple[list[dict[str, Any]], dict[str, torch.Tensor]] = ([], {})  # of the checkpoint restored
 
     @property
     def sharded(self) -> bool:
-        """Whether weights or moments stand in parts over the ranks, who then save together."""
+        """Whether weights or moments stand in parts over the ranks."""
         return self.updater.policy.shards is not None or self.updater.zero is not None
+
+    @property
+    def joint(self) -> bool:
+        """Whether ranks save together: each brings its part of the weights, or what it has sampled ahead."""
+        return self.sharded or (self.in_flight is not None and self.ranks.count > 1)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -92,7 +97,7 @@ class Saver:
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.updater.policy.model.named_parameters() if p.requires_grad}
 
-    def _state(self, step: int, numbers: dict[str, Any] | None = None) -> checkpoint.State:
+    def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.State:
         weights, zero = self._weights(), self.updater.zero
         if zero is None:
             optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer, weights)
@@ -101,22 +106,25 @@ class Saver:
         if self.sharded:
             weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
         told = self.numbers() if numbers is None else numbers
-        if self.in_flight is None:
+        if self.in_flight is None or (alone and self.ranks.count > 1):
             return checkpoint.State(step, weights, optimizer, told)
         batches, tensors = self.in_flight(step)
         return checkpoint.State(step, weights, optimizer, {**told, "in_flight": batches}, tensors)
 
-    def save(self, step: int, numbers: dict[str, Any] | None = None) -> None:
-        """Write the checkpoint of a step, once. CheckpointError where it cannot be written."""
+    def save(self, step: int, numbers: dict[str, Any] | None = None, *, alone: bool = False) -> None:
+        """Write the checkpoint of a step, once. CheckpointError where it cannot be written.
+
+        alone: no other rank is asked for anything, so what several have sampled ahead is left out and sampled again.
+        """
         if self.saved == step:
             return
-        state, problem = self._state(step, numbers), ""
+        state, problem = self._state(step, numbers, alone), ""
         if self.ranks.is_main:
             try:
                 checkpoint.save(self.root, state, self.identity(), self.config.run.save_total_limit)
             except checkpoint.CheckpointError as error:
                 problem = str(error)
-        if self.sharded:
+        if self.joint and not alone:
             problem = self.ranks.gather(problem)[0]
         if problem:
             raise checkpoint.CheckpointError(problem)
