@@ -215,6 +215,32 @@ def _check_engine(config: Config) -> None:
         )
     if rollout.vllm_urls and rollout.vllm_python:
         raise ValueError("vllm_urls names servers that run, and vllm_python one to start; give one of them.")
+    _check_mode(config)
+
+
+def _check_mode(config: Config) -> None:
+    """What vLLM in the trainer's own process cannot do."""
+    rollout = config.rollout
+    if rollout.vllm_mode == "server":
+        if rollout.vllm_enable_sleep_mode:
+            raise ValueError(
+                "vllm_enable_sleep_mode is true and vllm_mode is server: a server is a process of its own and keeps its "
+                "memory. Use vllm_mode=colocate, or lower vllm_gpu_memory_utilization."
+            )
+        return
+    refusals = {
+        "vllm_urls and vllm_python belong to servers. Leave them out": bool(rollout.vllm_urls or rollout.vllm_python),
+        f"vllm_tensor_parallel_size {rollout.vllm_tensor_parallel_size} needs other devices than the trainer's. Use "
+        "vllm_tensor_parallel_size=1": rollout.vllm_tensor_parallel_size > 1,
+        f"max_staleness {rollout.max_staleness} samples beside the update, and both would share one process and "
+        "device. Use max_staleness=0": rollout.max_staleness > 0,
+        "vllm_enable_sleep_mode gives back a GPU's memory, and use_cpu asks for none. Leave it out": (
+            rollout.vllm_enable_sleep_mode and config.train.use_cpu
+        ),
+    }
+    for reason, holds in refusals.items():
+        if holds:
+            raise ValueError(f"vllm_mode is colocate: {reason}, or vllm_mode=server.")
 
 
 def _check_environment(config: Config) -> None:

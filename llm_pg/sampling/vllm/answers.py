@@ -1,4 +1,4 @@
-"""A server's answer to one prompt, read with suspicion: what is wrong here would be trained on."""
+"""What vLLM is asked of one prompt, and its answer, read with suspicion: what is wrong here would be trained on."""
 
 from __future__ import annotations
 
@@ -20,6 +20,28 @@ class Answer:
     ids: list[int]
     logp: list[float]
     ended: bool
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The `count` completions of one prompt that are wanted.
+
+    num_tokens: of the model's vocabulary. seed: of the group. salt: names the weights in a server's prefix cache.
+    """
+
+    prompt: Sequence[int]
+    count: int
+    params: SamplingParams
+    eos_ids: Sequence[int]
+    num_tokens: int
+    seed: int
+    salt: str
+
+    def body(self) -> dict[str, Any]:
+        return request(self.prompt, self.count, self.params, self.eos_ids, self.seed, self.salt)
+
+    def read(self, answer: Any) -> list[Answer]:
+        return read(answer, self.prompt, self.count, self.params, self.eos_ids, self.num_tokens)
 
 
 def request(
@@ -56,11 +78,11 @@ def read(
         raise Unreachable(f"an answer without completions: {str(answer)[:200]}")
     asked = 1 if params.greedy else count
     if sorted(choice.get("index", -1) for choice in choices) != list(range(asked)):
-        raise EngineError(f"The vLLM server gave {len(choices)} completions of a prompt where {asked} were asked for.")
+        raise EngineError(f"vLLM gave {len(choices)} completions of a prompt where {asked} were asked for.")
     choices.sort(key=lambda choice: choice["index"])
     if choices[0].get("prompt_token_ids", list(prompt)) != list(prompt):
         raise EngineError(
-            "The vLLM server completed another prompt than the one it was given (prompt_token_ids differ): "
+            "vLLM completed another prompt than the one it was given (prompt_token_ids differ): "
             f"sent {list(prompt)[:8]}..., got {choices[0]['prompt_token_ids'][:8]}.... Look for something between "
             "the trainer and the server that changes requests."
         )
@@ -77,24 +99,24 @@ def _completion(choice: dict[str, Any], params: SamplingParams, eos_ids: Sequenc
     if not ids or not logp:
         what = "token ids" if not ids else "log-probabilities"
         raise EngineError(
-            f"The vLLM server gave a completion without {what}. The engine needs return_token_ids and logprobs of "
+            f"vLLM gave a completion without {what}. The engine needs return_token_ids and logprobs of "
             "/v1/completions, which vLLM 0.32 has; is an older server, or another program, at this address?"
         )
     if len(ids) > params.max_completion_length or any(
         not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < num_tokens for i in ids
     ):
         raise EngineError(
-            f"The vLLM server gave completion ids that this model has not: {len(ids)} ids, the largest {max(ids)}, "
+            f"vLLM gave completion ids that this model has not: {len(ids)} ids, the largest {max(ids)}, "
             f"where the model has {num_tokens} tokens and max_completion_length is {params.max_completion_length}. "
             "Does it serve another model?"
         )
     if any(i in eos_ids for i in ids[:-1]):
-        raise EngineError("The vLLM server went on after an end token. It must honour stop_token_ids.")
+        raise EngineError("vLLM went on after an end token. It must honour stop_token_ids.")
     if len(logp) != len(ids) or any(
         not isinstance(x, (int, float)) or not math.isfinite(x) or x > ROUNDING for x in logp
     ):
         raise EngineError(
-            f"The vLLM server gave {len(logp)} log-probabilities for {len(ids)} tokens, or one that is no number of at "
+            f"vLLM gave {len(logp)} log-probabilities for {len(ids)} tokens, or one that is no number of at "
             "most 0. A run cannot be trained on them."
         )
     return Answer(list(ids), [min(float(x), 0.0) for x in logp], reason == "stop")

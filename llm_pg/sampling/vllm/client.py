@@ -9,8 +9,9 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from .errors import EngineError, Unreachable
+from .errors import EngineError, TimedOut, Unreachable
 
+HEALTH_TIMEOUT = 5.0  # seconds
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers stand in the same network
 
 
@@ -22,19 +23,28 @@ class Client:
             raise ValueError(f"vllm_urls has {url!r}: a server's address begins with http:// or https://.")
         self.url, self.timeout = url.rstrip("/"), timeout
 
-    def get(self, path: str) -> Any:
-        return self._call(urllib.request.Request(self.url + path))
+    def get(self, path: str, timeout: float | None = None) -> Any:
+        return self._call(urllib.request.Request(self.url + path), timeout or self.timeout)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         data = json.dumps(body).encode()
-        return self._call(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}))
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        return self._call(request, self.timeout)
 
-    def _call(self, request: urllib.request.Request) -> Any:
+    def is_well(self) -> bool:
+        """Whether it says so at once, as a server does that is only slow."""
+        try:
+            self.get("/health", min(self.timeout, HEALTH_TIMEOUT))
+        except Unreachable:
+            return False
+        return True
+
+    def _call(self, request: urllib.request.Request, timeout: float) -> Any:
         key = os.environ.get("VLLM_API_KEY")
         if key:
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with _DIRECT.open(request, timeout=self.timeout) as answer:
+            with _DIRECT.open(request, timeout=timeout) as answer:
                 data = answer.read()
         except urllib.error.HTTPError as error:
             told = " ".join(error.read(2000).decode(errors="replace").split())
@@ -43,8 +53,10 @@ class Client:
                 raise Unreachable(text) from None
             raise EngineError(_refused(text, error.code, request.selector)) from None
         except TimeoutError:
-            raise Unreachable(f"{self.url} did not answer {request.selector} within {self.timeout:g} s") from None
+            raise TimedOut(f"{self.url} did not answer {request.selector} within {timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(getattr(error, "reason", None), TimeoutError):  # before it took the connection
+                raise TimedOut(f"{self.url} took no connection within {timeout:g} s") from None
             raise Unreachable(f"{self.url} {request.selector}: {error or type(error).__name__}") from None
         try:
             return json.loads(data) if data else None

@@ -9,3 +9,7 @@ class EngineError(RuntimeError):
 
 class Unreachable(Exception):
     """This server gave no usable answer this time: no connection, a cut one, too slow, or an error of its own (5xx)."""
+
+
+class TimedOut(Unreachable):
+    """It took the whole time that it was given."""

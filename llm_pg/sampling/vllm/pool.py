@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .client import Client
-from .errors import EngineError, Unreachable
+from .errors import EngineError, TimedOut, Unreachable
 
 T = TypeVar("T")
 DEAD_AFTER = 3  # failures in a row
@@ -56,7 +56,7 @@ class Pool:
             try:
                 answer = read(member.client.post(path, body))
             except Unreachable as error:
-                self._failed(member, str(error), failures)
+                self._failed(member, error, failures)
                 if not member.dead:
                     time.sleep(min(self.pause * 2**number, LONGEST_PAUSE))
             else:
@@ -67,25 +67,25 @@ class Pool:
                     member.busy -= 1
         raise EngineError(f"A request failed {TRIES} times; the last: {member.cause}.")
 
-    def tell_all(self, path: str, body: dict[str, Any]) -> list[str]:
-        """The same call to every server, dead ones included, which may be back; addresses of those that took it.
+    def tell_all(self, call: Callable[[Client], Any]) -> list[str]:
+        """`call` with every server, dead ones included, which may be back; addresses of those that took it.
 
         The others count as dead until the next call that they take.
         """
         with ThreadPoolExecutor(len(self.members)) as threads:
-            taken = list(threads.map(lambda member: self._tell(member, path, body), self.members))
+            taken = list(threads.map(lambda member: self._tell(member, call), self.members))
         if not any(taken):
             raise self._all_dead()
         return [member.client.url for member, took in zip(self.members, taken, strict=True) if took]
 
-    def _tell(self, member: _Member, path: str, body: dict[str, Any]) -> bool:
+    def _tell(self, member: _Member, call: Callable[[Client], Any]) -> bool:
         was_dead = member.dead
         member.failures = DEAD_AFTER - 1 if was_dead else 0  # a dead one gets one try
         while not member.dead:
             try:
-                member.client.post(path, body)
+                call(member.client)
             except Unreachable as error:
-                self._failed(member, str(error), member.failures, quiet=was_dead)
+                self._failed(member, error, member.failures, quiet=was_dead)
                 if not member.dead:
                     time.sleep(self.pause * 2**member.failures)
             else:
@@ -129,17 +129,21 @@ class Pool:
             if not member.dead:
                 member.failures = 0
 
-    def _failed(self, member: _Member, cause: str, failures: int, *, quiet: bool = False) -> None:
-        """Requests that were under way together fail together, for one cause: they are one failure of the row."""
+    def _failed(self, member: _Member, error: Unreachable, failures: int, *, quiet: bool = False) -> None:
+        """Requests that were under way together fail together, for one cause: they are one failure of the row.
+
+        One that was given its whole time is not asked twice more where it does not even say that it is well.
+        """
+        hangs = isinstance(error, TimedOut) and not member.dead and not member.client.is_well()
         with self._lock:
-            counts = member.failures == failures
-            member.failures, member.cause = member.failures + counts, cause
-            died = counts and member.failures == DEAD_AFTER
-            left = sum(not m.dead for m in self.members)
+            was_dead, counts = member.dead, member.failures == failures
+            member.failures = DEAD_AFTER if hangs else member.failures + counts
+            member.cause = str(error)
+            died, left = member.dead and not was_dead, sum(not m.dead for m in self.members)
         if died and not quiet:
+            why = "no longer says that it is well" if hangs else f"failed {DEAD_AFTER} times in a row"
             self.say(
-                f"vLLM server {member.client.url} failed {DEAD_AFTER} times in a row and is left out "
-                f"({left} of {len(self.members)} left): {cause}."
+                f"vLLM server {member.client.url} {why} and is left out ({left} of {len(self.members)} left): {error}."
             )
 
     def _all_dead(self) -> EngineError:

@@ -1,4 +1,4 @@
-"""The trainer's weights as files that vLLM loads.
+"""The trainer's weights under the names and in the form that vLLM loads.
 
 Departure from what `save_pretrained` writes: tied embeddings are written untied, the head as a tensor of its own.
 vLLM 0.32's `reload_weights` gives every layer new storage and leaves a tied head with the old one (HTTP 200, a warning
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def unties(model: Any) -> bool:
 
 
 @torch.no_grad()
-def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every weight under its checkpoint's name, on the CPU, adapters merged into copies of their layers."""
+def stream(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under its checkpoint's name, where the model stands, adapters merged into copies of their layers.
+
+    A tensor is the model's own where its type is `dtype` already.
+    """
     core = core_of(model)
     out = revert_weight_conversion(core, merged_state(model))
     head = f"{_head_name(core)}.weight"
@@ -54,11 +58,42 @@ def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         out.setdefault(head, core.get_output_embeddings().weight)
     else:
         out.pop(head, None)
-    # Copies: safetensors refuses tensors that share memory, as a tied head does.
-    return {
-        name: x.detach().to("cpu", dtype if x.is_floating_point() else x.dtype, copy=True).contiguous()
-        for name, x in out.items()
-    }
+    for name, x in out.items():
+        yield name, x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
+
+
+def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same as copies on the CPU: safetensors refuses tensors that share memory, as a tied head does."""
+    return {name: x.to("cpu", copy=True) for name, x in stream(model, dtype)}
+
+
+class Lately:
+    """The two states of weights given last, on the CPU, to tell which of the older ones vLLM kept.
+
+    Only where they are small: a model of `limit` bytes costs the host twice that, and a copy at every sync.
+    """
+
+    def __init__(self, limit: int = 2**31) -> None:
+        self.limit = limit
+        self._states: list[dict[str, Tensor]] = []
+
+    def noting(self, model: Any, pairs: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The pairs, each remembered on its way."""
+        if sum(p.numel() * p.element_size() for p in model.parameters()) > self.limit:
+            self._states = []
+            return pairs
+        state: dict[str, Tensor] = {}
+        self._states = [*self._states, state][-2:]
+        return _copied(pairs, state)
+
+    def older(self) -> dict[str, Tensor] | None:
+        return self._states[0] if len(self._states) == 2 else None
+
+
+def _copied(pairs: Iterator[tuple[str, Tensor]], state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, x in pairs:
+        state[name] = x.to("cpu", copy=True)
+        yield name, x
 
 
 @torch.no_grad()
@@ -123,6 +158,12 @@ def write_weights(folder: Path, values: dict[str, Tensor]) -> None:
 
 def write_model(folder: Path, model: Any, tokenizer: Any, values: dict[str, Tensor]) -> None:
     """A folder to start a server from: config (untied), tokenizer and weights."""
+    write_config(folder, model, tokenizer)
+    write_weights(folder, values)
+
+
+def write_config(folder: Path, model: Any, tokenizer: Any) -> None:
+    """The same without weights."""
     core = core_of(model)
     folder.mkdir(parents=True, exist_ok=True)
     core.config.save_pretrained(folder)
@@ -135,4 +176,3 @@ def write_model(folder: Path, model: Any, tokenizer: Any, values: dict[str, Tens
                 part["tie_word_embeddings"] = False
         settings.setdefault("architectures", [type(core).__name__])
         path.write_text(json.dumps(settings, indent=2))
-    write_weights(folder, values)

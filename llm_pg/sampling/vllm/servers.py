@@ -1,0 +1,125 @@
+"""vLLM in servers: started here or found running, with weights by files or over NCCL."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...model.attention import core_of
+from .answers import Answer, Ask
+from .client import Client
+from .errors import EngineError
+from .host import State
+from .pool import Pool
+from .server import LocalServer
+from .settings import Settings, name_of
+from .weights import FILE, tensors, write_model, write_weights
+
+PROMPTS_AT_ONCE = 64  # requests in flight per server; each is a whole group
+
+
+class Servers:
+    """A `Host` of servers.
+
+    Args:
+        tokenizer: served with the model. folder: for weights and log, seen by the servers too. python: of an
+            environment with vllm, to start a server; None = those of `settings`. dtype: of the served weights.
+        rows_at_once: completions in flight; None = as many prompts as the servers batch.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        folder: Path,
+        settings: Settings,
+        *,
+        python: str | None,
+        dtype: torch.dtype,
+        rows_at_once: int | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.tokenizer, self.folder, self.settings, self.dtype = tokenizer, folder, settings, dtype
+        self.python, self.rows_at_once, self.say = python, rows_at_once, say
+        self.served: State | None = None
+        self.local: LocalServer | None = None
+        self.advice = ""
+        if python is None:
+            self.advice = (
+                f"A server of your own must be started from {folder / 'model'}, where embeddings are untied, with "
+                "--logprobs-mode processed_logprobs, must see the run's folder, and must serve this run alone."
+            )
+        self._written: State | None = None  # of the newest folder
+        self._weights: list[Path] = []  # folders of the last two states written, oldest first
+        self._ready, self._number = False, 0
+        self._writing = threading.Lock()
+
+    def start(self, model: Any, present: State) -> None:
+        """Write the folder that servers start from, and start one unless some were given, without waiting for it."""
+        start = self.folder / "model"
+        write_model(start, model, self.tokenizer, tensors(model, self.dtype))
+        self._written, self._weights = present, [start]
+        urls = list(self.settings.urls)
+        if self.python is not None:
+            # Where a prompt is cut into chunks, vLLM sets a seeded request's generator back, which a CPU's cannot: the
+            # worker ends (0.32). A trainer on a CPU starts its server there too.
+            on_cpu = core_of(model).device.type == "cpu"
+            options = {"no-enable-chunked-prefill": on_cpu, **self.settings.options}
+            log = self.folder / "server.log"
+            self.local = LocalServer(self.python, start, log, name_of(self.dtype), options)
+            # The server also ends with this object and with the interpreter, whatever the caller does.
+            self._end = weakref.finalize(self, self.local.stop)
+            self.served, urls = present, [self.local.url]
+        self.pool = Pool([Client(url, self.settings.request_timeout) for url in urls], say=self.say)
+
+    def wait(self) -> None:
+        if self._ready:
+            return
+        if self.local is not None:
+            self.local.wait(self.settings.start_timeout)
+        else:
+            self.pool.wait(self.settings.start_timeout, f"they start from {self.folder / 'model'}")
+        self._ready = True
+
+    def load(self, model: Any, present: State) -> None:
+        self.pool.tell_all(lambda client: self._by_files(client, model, present))
+        self.served = present
+
+    def complete(self, asks: Sequence[Ask]) -> list[tuple[list[Answer], str]]:
+        def one(ask: Ask) -> tuple[list[Answer], str]:
+            answers, url = self.pool.ask("/v1/completions", ask.body(), ask.read)
+            return answers, f"the vLLM server {url}"
+
+        at_once = PROMPTS_AT_ONCE * len(self.pool.members)
+        if self.rows_at_once is not None:
+            at_once = max(self.rows_at_once // asks[0].count, 1)
+        with ThreadPoolExecutor(min(at_once, len(asks))) as threads:
+            return list(threads.map(one, asks))
+
+    def older(self) -> dict[str, Tensor] | None:
+        return load_file(self._weights[0] / FILE) if len(self._weights) == 2 else None
+
+    def explained(self, error: EngineError) -> EngineError:
+        return error if self.local is None else EngineError(f"{error} {self.local.told()}")
+
+    def stop(self) -> None:
+        if self.local is not None:
+            self._end()
+
+    def _by_files(self, client: Client, model: Any, present: State) -> None:
+        """Two folders in turns: the one before stays, to tell which of its weights a server kept."""
+        with self._writing:
+            if present != self._written:
+                folder = self.folder / f"weights-{self._number % 2}"
+                write_weights(folder, tensors(model, self.dtype))
+                self._number += 1
+                self._written, self._weights = present, [*self._weights, folder][-2:]
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(self._weights[-1])}}
+        client.post("/collective_rpc", body)
