@@ -39,8 +39,8 @@ class Gathering(Parts):
         if len(set(ages)) > 1:
             raise RunStopped(
                 f"At step {self.step} the ranks hold completions of different ages ({', '.join(map(str, ages))} "
-                "updates, rank by rank), so that one gradient would be of two policies. This is a bug of the loop, or a "
-                "run's folder that not all machines see: --resume goes on from the newest checkpoint."
+                "updates, rank by rank), so that one gradient would be of two policies. Let all machines see one "
+                "run.output_dir; --resume goes on from the newest checkpoint there."
             )
         return experience
 

@@ -17,7 +17,6 @@ from llm_pg.config.check import resolve_row
 from llm_pg.config.load import check_values
 from llm_pg.metrics import read_metrics
 from llm_pg.rewards.tally import RewardError
-from llm_pg.run.launch import check_ahead
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.vllm import EngineError
 from tests.faults import conftest
@@ -34,8 +33,10 @@ def digit(completion: str, answer: str) -> float:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Any]:
-    def of(name: str, reward: Any = digit, lora: bool = False, **changes: Any) -> Any:
-        options = {"out": str(tmp_path), "name": name, "reward": reward, "lora": lora}
+    """inside: completions are sampled in a thread of this process, where nothing is said of the process for them."""
+
+    def of(name: str, reward: Any = digit, lora: bool = False, inside: bool = False, **changes: Any) -> Any:
+        options = {"out": str(tmp_path), "name": name, "reward": reward, "lora": lora, "inside": inside}
         options["changes"] = {**NATIVE, **changes}
         return make(options)
 
@@ -64,6 +65,7 @@ def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
     ahead.train()
     told = lines(tmp_path / "ahead")
     assert [line.pop("staleness") for line in told] == [0] * 6
+    assert ahead.ahead.engine.process.returncode is not None  # no process stays behind
     assert told == lines(tmp_path / "synchronous")
     assert weights(tmp_path / "ahead") == weights(tmp_path / "synchronous")
 
@@ -80,7 +82,7 @@ def test_batch_t_is_sampled_with_the_weights_after_update_t_minus_1_minus_k(
     k: int, trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Sampled again here from weights that were put aside after every update."""
-    run = trainer("r", max_staleness=k)
+    run = trainer("r", max_staleness=k, inside=True)
     versions = [copy.deepcopy(run.model.state_dict())]
     step = run._one_step
 
@@ -116,8 +118,8 @@ def test_what_is_slow_changes_no_number(trainer: Callable[..., Any], tmp_path: P
         return digit(completion, answer)
 
     slow_reward.__name__ = "digit"
-    trainer("slow rewards", slow_reward, max_staleness=2).train()
-    other = trainer("slow updates", max_staleness=2)
+    trainer("slow rewards", slow_reward, max_staleness=2, inside=True).train()
+    other = trainer("slow updates", max_staleness=2, inside=True)
     update = other._one_step
 
     def slowly() -> None:
@@ -140,7 +142,7 @@ def test_the_next_batch_is_scored_while_a_step_trains(trainer: Callable[..., Any
             waited.append(updating.wait(60))
         return digit(completion, answer)
 
-    run = trainer("r", held, max_staleness=1, max_steps=2, num_eval_prompts=0)
+    run = trainer("r", held, max_staleness=1, inside=True, max_steps=2, num_eval_prompts=0)
     weigh = run.algorithm.weigh
 
     def weighed(*given: Any, **named: Any) -> Any:
@@ -179,7 +181,7 @@ def test_a_run_killed_with_batches_in_flight_ends_as_the_one_that_was_not(
 ) -> None:
     """SIGKILL after step 5; the newest checkpoint is that of step 3, with what was in flight then."""
     options = {"algorithm": algorithm, "changes": {**changes, "engine": "native", "save_steps": 3}}
-    whole = tiny("whole", **options)
+    whole = tiny("whole", inside=True, **options)
     assert whole.status == 0, whole.output
     assert tiny("cut", fault="kill", at=5, **options).status == -signal.SIGKILL
     resumed = tiny("cut", resume=True, **options)
@@ -195,8 +197,8 @@ def test_a_signal_ends_a_run_in_order_and_a_resume_goes_on(tiny: Callable[..., A
     assert ended.status == 128 + signal.SIGTERM, ended.output
     assert "Traceback" not in ended.output
     assert "ended after step 3 of 6; its state is saved" in ended.output
-    assert tiny("cut", resume=True, **options).status == 0
-    assert tiny("whole", **options).status == 0
+    assert tiny("cut", resume=True, inside=True, **options).status == 0
+    assert tiny("whole", inside=True, **options).status == 0
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
@@ -212,11 +214,11 @@ def test_a_reward_that_fails_in_the_background_ends_the_run_and_a_resume_makes_i
         return digit(completion, answer)
 
     breaks.__name__ = "digit"
-    run = trainer("r", breaks, max_staleness=2)
+    run = trainer("r", breaks, max_staleness=2, inside=True)
     with pytest.raises(RewardError, match="digit"):
         run.train()
     assert [line["step"] for line in read_metrics(run.folder.metrics)] == [1, 2, 3]
-    again = trainer("r", max_staleness=2)
+    again = trainer("r", max_staleness=2, inside=True)
     again.train(resume=True)
     told = read_metrics(again.folder.metrics)
     assert [line["step"] for line in told] == [1, 2, 3, 4, 5, 6]
@@ -238,15 +240,11 @@ def test_the_death_of_the_process_that_samples_is_told_and_survived(trainer: Cal
         EngineError, match=r"The process that samples ahead was killed by signal 9\. Its log .*ahead.log"
     ):
         run.train()
-    run = trainer("r", max_staleness=1)
+    run = trainer("r", max_staleness=1, inside=True)
     assert run.train(resume=True)["steps"] == 6
 
 
-def test_no_process_stays_behind(trainer: Callable[..., Any]) -> None:
-    """After a run's end, and after an error in the trainer while a batch is in flight."""
-    run = trainer("good", max_staleness=1, max_steps=2)
-    run.train()
-    assert run.ahead.engine.process.returncode is not None
+def test_no_process_stays_behind_an_error_while_a_batch_is_in_flight(trainer: Callable[..., Any]) -> None:
     run = trainer("bad", max_staleness=1)
     run.algorithm.weigh = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -275,7 +273,7 @@ def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_short
     trainer: Callable[..., Any],
 ) -> None:
     """At step 4 of a run with k = 2, batches 5 and 6 are in flight, sampled with versions 2 and 3: ages 2 and 2."""
-    first = trainer("r", max_staleness=2, save_steps=4)
+    first = trainer("r", max_staleness=2, save_steps=4, inside=True)
     step = first._one_step
 
     def stops() -> None:
@@ -286,7 +284,7 @@ def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_short
     first._one_step = stops
     with pytest.raises(InterruptedError):
         first.train()
-    shorter = trainer("r", max_staleness=1)
+    shorter = trainer("r", max_staleness=1, inside=True)
     shorter.train(resume=True, override=True)
     assert [line["staleness"] for line in read_metrics(shorter.folder.metrics)][4:] == [0, 1]
 
@@ -294,7 +292,7 @@ def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_short
 def test_completions_in_flight_are_sampled_again_when_a_run_goes_on_with_other_groups(
     trainer: Callable[..., Any],
 ) -> None:
-    first = trainer("r", max_staleness=2, save_steps=4)
+    first = trainer("r", max_staleness=2, save_steps=4, inside=True)
     step = first._one_step
 
     def stops() -> None:
@@ -305,7 +303,7 @@ def test_completions_in_flight_are_sampled_again_when_a_run_goes_on_with_other_g
     first._one_step = stops
     with pytest.raises(InterruptedError):
         first.train()
-    other = trainer("r", max_staleness=2, num_generations=2, log_completions=8)
+    other = trainer("r", max_staleness=2, num_generations=2, log_completions=8, inside=True)
     other.train(resume=True, override=True)
     assert [line["staleness"] for line in read_metrics(other.folder.metrics)][4:] == [0, 1]
     rows = (other.folder.path / "completions" / "step-000005.jsonl").read_text().splitlines()
@@ -338,8 +336,3 @@ def test_the_correction_is_on_unless_it_is_refused() -> None:
 def test_what_cannot_run_ahead_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         check_values({"engine": "native", "max_staleness": 1, **changes})
-
-
-def test_two_ranks_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="max_staleness is 1 and 2 ranks"):
-        check_ahead(check_values({"engine": "native", "max_staleness": 1}), 2)

@@ -1,6 +1,7 @@
 """One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
-Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward.
+Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward, and inside:
+what is sampled ahead is sampled in a thread of this process, by the engine that vllm has, which is ready at once.
 """
 
 import json
@@ -10,13 +11,16 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from llm_pg.ahead.engines import Frozen
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
+from llm_pg.run import gathering
 from llm_pg.run.models import character_tokenizer, load_model
 from llm_pg.trainer import PolicyGradientTrainer
 
@@ -57,6 +61,8 @@ def inject(trainer: Any, fault: str, at: int) -> None:
         if fault == "slow steps":
             time.sleep(0.5)
         step()
+        if trainer.step == at and fault == "kill the second rank's sampler" and trainer.ranks.number == 1:
+            os.kill(trainer.ahead.engine.process.pid, signal.SIGKILL)
         if trainer.step == at and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -88,6 +94,18 @@ def kill_wandb() -> None:
         service.kill()
 
 
+def sample_inside(trainer: Any) -> None:
+    """Sampling ahead without a process of its own."""
+
+    def made(*given: Any, **named: Any) -> Any:
+        with mock.patch.object(
+            gathering, "make_engine", lambda sampler, *_, max_staleness, **__: Frozen(sampler, max_staleness + 1)
+        ):
+            return make_ahead(*given, **named)
+
+    make_ahead, trainer._make_ahead = trainer._make_ahead, made
+
+
 def make(options: dict[str, Any]) -> PolicyGradientTrainer:
     algorithm = options.get("algorithm", "grpo")
     values = {**SMALL, "name": algorithm, "output_dir": options["out"], "run_name": options["name"]}
@@ -98,7 +116,7 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
-    return PolicyGradientTrainer(
+    made = PolicyGradientTrainer(
         model=load_model(ModelConfig(make=SIZES), tokenizer, seed=0),
         reward_funcs=options.get("reward", f"{LIGHT}:digits"),
         args=config,
@@ -106,6 +124,9 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    if options.get("inside"):
+        sample_inside(made)
+    return made
 
 
 def main(given: dict[str, Any]) -> None:
