@@ -224,8 +224,8 @@ def _check_mode(config: Config) -> None:
     if rollout.vllm_mode == "server":
         if rollout.vllm_enable_sleep_mode:
             raise ValueError(
-                "vllm_enable_sleep_mode is true and vllm_mode is server: a server is a process of its own and keeps its "
-                "memory. Use vllm_mode=colocate, or lower vllm_gpu_memory_utilization."
+                "vllm_enable_sleep_mode is true and vllm_mode is server: a server is a process of its own and keeps "
+                "its memory. Use vllm_mode=colocate, or lower vllm_gpu_memory_utilization."
             )
         return
     refusals = {

@@ -58,9 +58,9 @@ class RolloutConfig(Section):
     )
     vllm_tensor_parallel_size: int = Field(1, gt=0, description="GPUs of the started server.")
     vllm_max_model_length: int | None = Field(
-        None, gt=0, description="Prompt and completion at most, in the vLLM that the run starts; None = the model's context."
+        None, gt=0, description="Prompt and completion at most, in a vLLM that the run starts; None = the model's."
     )
-    vllm_options: dict[str, Any] = Field({}, description="Further flags of the vLLM that the run starts: name and value.")
+    vllm_options: dict[str, Any] = Field({}, description="Further flags of a vLLM that the run starts: name and value.")
     vllm_server_timeout: float = Field(240.0, gt=0, description="Seconds until a server has to answer.")
     vllm_request_timeout: float = Field(600.0, gt=0, description="Seconds for one prompt's completions.")
     vllm_max_logp_gap: float | None = Field(

@@ -40,6 +40,9 @@ def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[
     settings = config.warm_start
     rows = demonstrations(config, held_out)
     logging.getLogger("trl").setLevel(logging.ERROR)
+    # transformers has called it activation_checkpointing since 5.20, and vLLM 0.32 wants an older one beside it.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    checkpointing = next(name for name in names if name in SFTConfig.__dataclass_fields__)
     with tempfile.TemporaryDirectory() as folder, _own_forwards(model):
         args = SFTConfig(
             output_dir=folder,
@@ -50,7 +53,7 @@ def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[
             warmup_steps=min(10, settings.warm_start_steps // 10),
             optim="adamw_torch",
             completion_only_loss=True,
-            activation_checkpointing=config.train.gradient_checkpointing,
+            **{checkpointing: config.train.gradient_checkpointing},
             bf16=config.train.bf16,
             fp16=config.train.fp16,
             use_cpu=config.train.use_cpu,

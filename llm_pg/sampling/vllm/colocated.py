@@ -41,6 +41,8 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",  # the folder has everything
 }
+# Engines of ranks that run together, to their process's end: where one ends, vLLM ends the group of the ranks.
+_KEPT: list[Any] = []
 # Of a request, what vLLM's SamplingParams take; the rest is the server's.
 _FIELDS = (
     *("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
@@ -89,13 +91,15 @@ class Colocated:
         self.device = core_of(model).device
         write_config(self.folder / "model", model, self.tokenizer)
         self._end.enter_context(_log_to(self.log))
-        own_group = not torch.distributed.is_initialized()
+        self._own_group = not torch.distributed.is_initialized()
         with self._told("could not be started"), _undisturbed(self.device), _environment():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of its import
                 import vllm
+                import vllm.distributed
 
-            self._end.callback(_forget_group, whole=own_group)
+            if self._own_group:
+                self._end.callback(vllm.distributed.cleanup_dist_env_and_memory)
             self._params = vllm.SamplingParams
             self._llm = vllm.LLM(**self._arguments())
         self._sleep()
@@ -139,9 +143,11 @@ class Colocated:
         return error
 
     def stop(self) -> None:
-        """Give its memory back. What vLLM set up in torch.distributed goes, unless it was there before."""
-        if self._llm is not None:
+        """Give its memory back, and what vLLM set up in torch.distributed."""
+        if self._llm is not None and self._own_group:
             self._llm.llm_engine.engine_core.shutdown()
+        elif self._llm is not None:
+            _KEPT.append(self._llm)
         self._llm = self.served = None
         self._end.close()
         gc.collect()
@@ -158,7 +164,9 @@ class Colocated:
         asked = {name.replace("-", "_"): value for name, value in self.settings.options.items()}
         negated = {name.removeprefix("no_"): not value for name, value in asked.items() if name.startswith("no_")}
         asked = {name: value for name, value in asked.items() if not name.startswith("no_")} | negated
-        sizes = {} if self.rows_at_once is None else {"max_num_seqs": self.rows_at_once}
+        sizes: dict[str, Any] = {} if self.rows_at_once is None else {"max_num_seqs": self.rows_at_once}
+        if not self._own_group:  # each rank's engine is alone on its device
+            sizes["distributed_executor_backend"] = "external_launcher"
         if self.device.type == "cpu":
             sizes["enable_chunked_prefill"] = False  # see `servers.Servers.start`
         return {
@@ -249,13 +257,3 @@ def _log_to(path: Path) -> Iterator[None]:
         file.close()
         logger.propagate, level = before
         logger.setLevel(level)
-
-
-def _forget_group(*, whole: bool) -> None:
-    """vLLM's groups of processes; whole: the process's own too, which vLLM made."""
-    from vllm.distributed import parallel_state
-
-    if whole:
-        parallel_state.cleanup_dist_env_and_memory()
-    else:
-        parallel_state.destroy_model_parallel()
