@@ -19,6 +19,7 @@ from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .prompts import fingerprint
 from .rollouts import TextRollouts
 from .run import checkpoint
+from .run.beginning import check_same_start
 from .run.best import load_weights
 from .run.crash import Keeper
 from .run.ending import Ending
@@ -74,6 +75,7 @@ class PolicyGradientTrainer(Ending):
         """
         config, resume = self.config, resume or resume_from_checkpoint or False
         self.ranks.together(lambda: self._check_folder(bool(resume)))
+        check_same_start(self.model, self.train_prompts, self.ranks)
         self.scorer.write_output_to(self.folder.path / "rewards.log")
         with self.scorer, self.collector, contextlib.ExitStack() as self.open:
             self.evaluated = None

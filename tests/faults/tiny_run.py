@@ -116,8 +116,11 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
+    model = load_model(ModelConfig(make=SIZES), tokenizer, seed=0)
+    if options.get("fault") == "another weight on the second rank" and os.environ.get("RANK") == "1":
+        model.model.layers[0].mlp.up_proj.weight.data[1, 2] += 1e-6
     made = PolicyGradientTrainer(
-        model=load_model(ModelConfig(make=SIZES), tokenizer, seed=0),
+        model=model,
         reward_funcs=options.get("reward", f"{LIGHT}:digits"),
         args=config,
         train_dataset=options.get("rows", ROWS),
