@@ -112,6 +112,11 @@ def eval_mode(model: Any) -> contextlib.AbstractContextManager[None]:
     return mode()
 
 
+def products_in(dtype: torch.dtype | None, model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products of `dtype` inside the block, by torch's autocast; None = in the type of the weights."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype)
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """How far two roads to the same hidden state may lie apart, relative to its largest entry."""
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)

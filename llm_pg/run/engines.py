@@ -37,7 +37,7 @@ def make_sampler(
     Raises ConfigError where it cannot work here.
     """
     rollout = config.rollout
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"dtype": products_of(config)}
     if rollout.engine == "vllm":
         number, count = (ranks.number, ranks.count) if ranks is not None else (0, 1)
         more = {"settings": vllm_settings(config, number, count), "say": say}
@@ -50,9 +50,14 @@ def make_sampler(
         raise ConfigError(str(error)) from None
 
 
+def products_of(config: Config) -> torch.dtype | None:
+    """The type that matrix products are computed in, of sampling as of training; None = that of the weights."""
+    return torch.bfloat16 if config.train.bf16 else torch.float16 if config.train.fp16 else None
+
+
 def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:
     """Of rank `number` of `count`: each rank has servers of its own, and brings them its weights, which are equal."""
-    rollout, train = config.rollout, config.train
+    rollout = config.rollout
     urls = rollout.vllm_urls[number::count]
     if rollout.vllm_urls and not urls:
         raise ConfigError(
@@ -68,7 +73,7 @@ def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:
     return Settings(
         urls=urls,
         python=rollout.vllm_python,
-        dtype=torch.bfloat16 if train.bf16 else torch.float16 if train.fp16 else None,
+        dtype=products_of(config),
         options=options | rollout.vllm_options,
         start_timeout=rollout.vllm_server_timeout,
         request_timeout=rollout.vllm_request_timeout,

@@ -169,7 +169,7 @@ class SharedDecoder:
         source = torch.where(inside, start_N.unsqueeze(1) + column, start_N.unsqueeze(1))
         for layer, pair in packed.kept.items():
             # (heads, N, d) -> (P, heads, L, d): prompts of different lengths are padded and masked here alone.
-            new = [x[:, source].transpose(0, 1) for x in pair]
+            new = [self._kept(x[:, source].transpose(0, 1)) for x in pair]
             old = self.prompt.get(layer, (new[0][:0], new[1][:0]))
             self.prompt[layer] = (_put(old[0], new[0], places), _put(old[1], new[1], places))
         logits = self.head(hidden[start_N + length_N - 1])
@@ -177,6 +177,10 @@ class SharedDecoder:
         self.first_PV = _put(self.first_PV.to(logits.dtype), logits, places)
         self.place_of.update(zip(prompts, places, strict=True))
         self._mask_prompts()
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """Autocast gives values another type than keys; where the lean layers switch it off both are the weights'."""
+        return x if self.lean is None or self.lean.dtype is None else x.to(self.model.dtype)
 
     def _mask_prompts(self) -> None:
         width = next(iter(self.prompt.values()))[0].shape[2]

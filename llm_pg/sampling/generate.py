@@ -14,15 +14,24 @@ from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
 from ..estimators.distributions import token_logp
-from ..model.attention import core_of, eval_mode
+from ..model.attention import core_of, eval_mode, products_in
 from .protocol import Completions, SamplingParams, joined
 
 
 class GenerateSampler:
-    """Samples by `model.generate`, in batches of `rows_at_once` completions (None = all at once)."""
+    """Samples by `model.generate`, in batches of `rows_at_once` completions (None = all at once); dtype: see
+    `NativeSampler`."""
 
-    def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], rows_at_once: int | None = None) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+        rows_at_once: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.pad_id, self.eos_ids, self.rows_at_once = int(tokenizer.pad_token_id), list(eos_ids), rows_at_once
 
     @torch.no_grad()
@@ -36,7 +45,7 @@ class GenerateSampler:
         # What generate is not told it takes from the model's own settings: a repetition penalty, suppressed tokens.
         before, core.generation_config = core.generation_config, GenerationConfig()
         try:
-            with eval_mode(self.model):
+            with eval_mode(self.model), products_in(self.dtype, self.model):
                 parts = [
                     self._batch(rows[at : at + each], params, keys_B[at : at + each])
                     for at in range(0, len(rows), each)

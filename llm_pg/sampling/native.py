@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from ..estimators.distributions import token_logp
-from ..model.attention import eval_mode
+from ..model.attention import eval_mode, products_in
 from ..model.head import head_is_separate
 from ..model.packing import packs_exactly
 from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
@@ -38,6 +38,7 @@ class NativeSampler:
         eos_ids: ids that end a completion.
         rows_at_once: completions in the batch at a time; None = all. Rows that wait enter as others end (through the
             library's cache: when all have ended).
+        dtype: of the matrix products, by autocast, as in the update; None = that of the weights.
         share_prompts: keep each prompt's keys once for its completions, where a trial shows that it is exact; False =
             always through the library's cache.
         lean: layers in the style of Llama step by step without the library's overhead, where a trial shows that it
@@ -51,13 +52,14 @@ class NativeSampler:
         eos_ids: Sequence[int],
         rows_at_once: int | None = None,
         *,
+        dtype: torch.dtype | None = None,
         share_prompts: bool = True,
         lean: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_ids = tuple(eos_ids)
-        self.rows_at_once = rows_at_once
+        self.rows_at_once, self.dtype = rows_at_once, dtype
         self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
         self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
         self.is_lean = lean and self.shares and decodes_leanly(model)
@@ -69,7 +71,7 @@ class NativeSampler:
         """See `Sampler.sample`."""
         prompts_B = [tuple(ids) for ids in prompt_ids for _ in range(num_generations)]
         at_once = min(self.rows_at_once or len(prompts_B), len(prompts_B))
-        with eval_mode(self.model):
+        with eval_mode(self.model), products_in(self.dtype, self.model):
             if self.shares:
                 return self._rows(prompts_B, at_once, params, keys_B)
             waves = range(0, len(prompts_B), at_once)

@@ -97,7 +97,8 @@ class Ours:
     ) -> None:
         self.tokenizer, self.group = tokenizer, group
         self.params = SamplingParams(max_completion_length=completion)
-        self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
+        dtype = torch.bfloat16 if bf16 else None
+        self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id], dtype=dtype)
         accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
         self.policy = Policy(
             model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast

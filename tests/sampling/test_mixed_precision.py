@@ -1,0 +1,110 @@
+"""Under bf16 a token is sampled from the distribution that is then trained: products in bfloat16 on both sides."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from llm_pg import shipped
+from llm_pg.config import load_config
+from llm_pg.model.attention import products_in
+from llm_pg.rollouts import TextRollouts
+from llm_pg.run.engines import make_sampler
+from llm_pg.run.models import end_token_ids
+from llm_pg.sampling.generate import GenerateSampler
+from llm_pg.sampling.lean import LeanDecoder
+from llm_pg.sampling.native import NativeSampler
+from llm_pg.sampling.protocol import Completions, SamplingParams
+from llm_pg.sampling.random import stream_key
+from llm_pg.training.policy import Policy
+from tests.conftest import FAMILIES
+
+PROMPTS = ["ab=", "a longer prompt, and more: ", "x"]
+GROUP = 8
+PARAMS = SamplingParams(max_completion_length=24)
+HALF = torch.bfloat16
+
+
+def sampled(make: Callable[..., Any], model: Any, tokenizer: Any, **options: Any) -> Completions:
+    keys = stream_key(0, torch.arange(len(PROMPTS)).unsqueeze(1), torch.arange(GROUP)).reshape(-1)
+    sampler = make(model, tokenizer, end_token_ids(model, tokenizer), **options)
+    return sampler.sample([tokenizer(p)["input_ids"] for p in PROMPTS], GROUP, PARAMS, keys)
+
+
+def gaps(done: Completions, model: Any, tokenizer: Any) -> torch.Tensor:
+    """|log-probability when sampled - when trained| of each token, trained under bf16."""
+    rollouts = TextRollouts.of_scored_text(
+        mask_BT=done.mask_BT, logp_BT=done.logp_BT, tokens_BT=done.tokens_BT, truncated_B=done.truncated_B,
+        group_B=torch.arange(len(PROMPTS)).repeat_interleave(GROUP), reward_B=torch.zeros(len(PROMPTS) * GROUP),
+        prompt_ids_B=[tuple(tokenizer(p)["input_ids"]) for p in PROMPTS for _ in range(GROUP)],
+    )  # fmt: skip
+    policy = Policy(
+        model, params=PARAMS, pad_id=tokenizer.pad_token_id, autocast=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    return (policy.logp(rollouts, 10**6) - done.logp_BT)[done.mask_BT].abs()
+
+
+@pytest.fixture
+def wide(make_model: Callable[..., Any]) -> Callable[[str], Any]:
+    """A model whose logits differ enough for rounding to show."""
+
+    def make(family: str) -> Any:
+        model = make_model(family)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(8.0)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("engine", [NativeSampler, GenerateSampler])
+def test_the_recorded_logp_is_nearer_to_the_trained_one_than_that_of_float32(
+    engine: Any, family: str, wide: Callable[[str], Any], tokenizer: Any
+) -> None:
+    model = wide(family)
+    half = gaps(sampled(engine, model, tokenizer, dtype=HALF), model, tokenizer)
+    full = gaps(sampled(engine, model, tokenizer), model, tokenizer)
+    assert half.mean() < full.mean()
+    assert half.max() < 0.2
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_blocks_of_bfloat16_give_the_logits_of_the_plain_layers_under_autocast(
+    family: str, wide: Callable[[str], Any], tokenizer: Any
+) -> None:
+    """Three ways to one distribution; what is drawn from it may differ where probabilities tie."""
+    model = wide(family)
+    ways: list[dict[str, Any]] = [{}, {"lean": False}, {"share_prompts": False}]
+    for way in ways:
+        assert gaps(sampled(NativeSampler, model, tokenizer, dtype=HALF, **way), model, tokenizer).mean() < 0.03
+
+
+def test_the_lean_layers_take_their_type_from_autocast_and_leave_the_weights_alone(
+    wide: Callable[[str], Any], tokenizer: Any
+) -> None:
+    model = wide("llama")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert LeanDecoder(model).dtype is None
+    with torch.no_grad(), products_in(HALF, model):
+        lean = LeanDecoder(model)
+    assert lean.dtype is HALF
+    assert {lean.head.dtype, lean.layers[0].qkv.dtype, lean.layers[1].down.dtype} == {HALF}
+    sampled(NativeSampler, model, tokenizer, dtype=HALF)
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, before[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["native", "transformers"])
+@pytest.mark.parametrize(("switch", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), (None, None)])
+def test_a_run_samples_in_the_type_it_trains_in(
+    engine: str, switch: str | None, dtype: torch.dtype | None, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    config = load_config(
+        shipped.find("quickstart.yaml"), [f"rollout.engine={engine}", *([f"{switch}=true"] if switch else [])]
+    )
+    sampler = make_sampler(config, make_model("llama"), tokenizer)
+    assert isinstance(sampler, NativeSampler | GenerateSampler)
+    assert sampler.dtype is dtype
