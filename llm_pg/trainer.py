@@ -337,7 +337,8 @@ class PolicyGradientTrainer(Ending):
         values.update({f"seconds/{phase}": s for phase, s in clock.seconds.items()})
         self.clock.add(clock)
         told = self.ranks.gather((values, experience.scores.problems, self.signals.received))
-        values = merge_metrics([each[0] for each in told], self.plan.rows_per_rank)
+        rows_of = [self.plan.num_generations * len(self.plan.share(rank, len(told))) for rank in range(len(told))]
+        values = merge_metrics([each[0] for each in told], rows_of)
         self.callbacks.log(values)
         if self.onlookers is not None:
             self.metrics.write(values)

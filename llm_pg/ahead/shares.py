@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..collect.collector import Experience
 from ..collect.refill import of_groups
+from ..config.check import share
 from ..prompts import Prompt
 from .flight import unpack
 
@@ -68,8 +69,7 @@ def of_rank(
     if any(experience.collected for experience in whole):
         return None
     groups = [(experience, group) for experience in whole for group in range(len(experience.prompts))]
-    each = len(groups) // count
-    mine = of_groups(groups[number * each : (number + 1) * each], whole)
+    mine = of_groups([groups[place] for place in share(len(groups), number, count)], whole)
     if number:  # what functions had to say is told once
         mine = dataclasses.replace(mine, scores=dataclasses.replace(mine.scores, problems={}))
     took = [entry["seconds"] for (entry,), _ in parts]

@@ -71,7 +71,10 @@ def resolve_row(config: Config) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """How a step is cut: `prompts` × `num_generations` = `rows` on all ranks; minibatches of an optimiser step each."""
+    """How a step is cut: `prompts` × `num_generations` = `rows` on all ranks; minibatches of an optimiser step each.
+
+    Ranks hold whole groups, in order, as nearly equally many as can be; `rows_per_rank` is of the rank with most.
+    """
 
     prompts: int
     num_generations: int
@@ -79,6 +82,15 @@ class BatchPlan:
     rows_per_rank: int
     minibatch_rows: int
     micro_rows: int
+
+    def share(self, number: int, count: int) -> range:
+        """The places in the step of the prompts of rank `number` of `count`."""
+        return share(self.prompts, number, count)
+
+
+def share(things: int, number: int, count: int) -> range:
+    """The places of what falls to `number` of `count`, in order and as nearly equally many as can be."""
+    return range(things * number // count, things * (number + 1) // count)
 
 
 def plan_batch(config: Config, num_ranks: int = 1) -> BatchPlan:
@@ -107,14 +119,20 @@ def plan_batch(config: Config, num_ranks: int = 1) -> BatchPlan:
             )
         prompts = rows // group
     prompts = prompts or DEFAULT_PROMPTS
-    if prompts % num_ranks:
+    cuts = config.algorithm.steps_per_generation
+    if prompts < num_ranks:
         raise ValueError(
-            f"prompts_per_step {prompts} does not divide by {num_ranks} ranks: each rank samples whole groups. "
-            f"Take {max(prompts // num_ranks, 1) * num_ranks}."
+            f"prompts_per_step {prompts} is fewer than {num_ranks} ranks, and each rank samples whole groups. Take "
+            f"{num_ranks} or a multiple of it, or fewer ranks."
+        )
+    if prompts % num_ranks and cuts > 1:
+        raise ValueError(
+            f"prompts_per_step {prompts} does not divide by {num_ranks} ranks, and steps_per_generation is {cuts}: a "
+            f"minibatch holds the same share of every rank. Take {prompts // num_ranks * num_ranks} prompts, or "
+            "steps_per_generation=1."
         )
     rows = prompts * group
-    per_rank = rows // num_ranks
-    cuts = config.algorithm.steps_per_generation
+    per_rank = -(-prompts // num_ranks) * group
     if per_rank % cuts:
         raise ValueError(
             f"{prompts} prompts × {group} generations / {num_ranks} ranks = {per_rank} completions on a rank, which "

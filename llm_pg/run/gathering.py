@@ -109,12 +109,12 @@ class Gathering(Parts):
     @property
     def _first_place(self) -> int:
         """The place of this rank's first prompt among those of a step on all ranks."""
-        return self.plan.prompts // self.ranks.count * self.ranks.number
+        return self.plan.share(self.ranks.number, self.ranks.count).start
 
     def _prompts(self, step: int) -> list[Prompt]:
         """This rank's prompts of a step, whole groups in order."""
-        first = self._first_place
-        return self.stream.take(step - 1)[first : first + self.plan.prompts // self.ranks.count]
+        own = self.plan.share(self.ranks.number, self.ranks.count)
+        return self.stream.take(step - 1)[own.start : own.stop]
 
     def _learn_of_prompts(self, experience: Experience) -> dict[str, float]:
         """The curriculum hears of the verdicts on all ranks."""

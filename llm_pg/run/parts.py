@@ -237,7 +237,7 @@ class Parts(TrlFace):
             self.policy,
             prompt_length=max(len(prompt.ids) for prompt in self.train_prompts),
             completion_length=config.rollout.max_completion_length,
-            num_groups=self.plan.prompts // self.ranks.count,
+            num_groups=self.plan.rows_per_rank // self.plan.num_generations,
             num_generations=self.plan.num_generations,
             micro_rows=micro,
             entropy_grad=bool(self.row.entropy_coef),
@@ -258,7 +258,7 @@ class Parts(TrlFace):
             return
         tokens = before.num_prompts * (1 + self.config.eval.eval_num_samples) * before.mean_length
         rate, passes = tokens / self.clock.seconds["eval"], self.config.algorithm.num_iterations
-        rows = self.plan.prompts // self.ranks.count * self.plan.num_generations
+        rows = self.plan.rows_per_rank
         seconds = expected_seconds(self.trial, self.config.train.max_steps, passes, rows, rate, before.mean_length)
         likely, most = (duration(s) for s in seconds)
         self.terminal.say(f"Sampling and training: about {likely}, at most {most} with completions of full length.")
@@ -270,7 +270,7 @@ class Parts(TrlFace):
             algorithm=self.row.name,
             max_steps=config.train.max_steps,
             groups=self.plan.prompts,
-            rows=self.plan.prompts // self.ranks.count * self.plan.num_generations,
+            rows=self.plan.rows_per_rank,
             passes=config.algorithm.num_iterations,
             logging_steps=config.run.logging_steps,
             samples=config.run.num_completions_to_print,

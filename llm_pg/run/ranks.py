@@ -70,15 +70,15 @@ class Ranks:
         return result  # type: ignore[return-value]
 
 
-def merge_metrics(parts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """Metrics of one step from those of each rank: sums, maxima, else means (rewards by their scorable completions, the
-    KL by tokens), and the deviation of all rewards together. rows: completions of each rank."""
+def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, Any]:
+    """Metrics of one step from those of each rank: sums, maxima, else means by completions (rewards by the scorable
+    ones, the KL by tokens), and the deviation of all rewards together. rows: completions of each rank."""
     if len(parts) == 1:
         return dict(parts[0])
     out: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        holders = [part for part in parts if name in part]
-        values = [part[name] for part in holders]
+        holders = [(part, count) for part, count in zip(parts, rows, strict=True) if name in part]
+        values = [part[name] for part, _ in holders]
         if all(value == values[0] for value in values) and name not in _SUMS:
             out[name] = values[0]
         elif name in _SUMS:
@@ -86,22 +86,22 @@ def merge_metrics(parts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
         elif name in _MAXIMA or name.startswith("seconds/"):
             out[name] = max(values)
         else:
-            out[name] = mean(values, [_share(part, name) for part in holders])
+            out[name] = mean(values, [count * _share(part, name) for part, count in holders])
     if "reward_std" in out:
         out["reward_std"] = _deviation(parts, out["reward"], rows)
     return out
 
 
 def _share(part: dict[str, Any], name: str) -> float:
-    """What a rank's mean counts for among ranks of equally many completions."""
+    """What each completion of a rank counts for in the mean over all ranks."""
     if name == "kl":
         return float(part["completion_length"])
     return 1.0 - part.get("unscorable", 0.0) if name.startswith("reward") else 1.0
 
 
-def _deviation(parts: Sequence[dict[str, Any]], reward: float, rows: int) -> float:
+def _deviation(parts: Sequence[dict[str, Any]], reward: float, rows: Sequence[int]) -> float:
     """Of the rewards on all ranks, from each rank's mean and deviation and the mean of all."""
-    counts = [round(rows * _share(part, "reward")) for part in parts]
+    counts = [round(count * _share(part, "reward")) for part, count in zip(parts, rows, strict=True)]
     squares = math.fsum(
         (count - 1) * part["reward_std"] ** 2 + count * (part["reward"] - reward) ** 2
         for part, count in zip(parts, counts, strict=True)

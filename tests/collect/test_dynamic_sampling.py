@@ -177,7 +177,7 @@ def test_two_ranks_refill_to_the_batch_of_one() -> None:
 
 def test_metrics_of_two_ranks_add_groups_and_keep_the_longest_refill() -> None:
     parts = [{"groups_dropped": 3, "refill_rounds": 1}, {"groups_dropped": 4, "refill_rounds": 3}]
-    assert merge_metrics(parts, rows=4) == {"groups_dropped": 7, "refill_rounds": 3}
+    assert merge_metrics(parts, rows=[4, 4]) == {"groups_dropped": 7, "refill_rounds": 3}
 
 
 def test_places_keep_their_mixed_groups_and_an_empty_budget_keeps_the_first() -> None:

@@ -155,7 +155,7 @@ def test_metrics_of_ranks_add_up_as_those_of_one_batch() -> None:
             **{"reward_std": statistics.stdev(other), "completion_length": statistics.mean(lengths[1]), "kl": kl[1]},
         },
     ]
-    merged = merge_metrics(parts, rows=4)
+    merged = merge_metrics(parts, rows=[4, 4])
     assert merged["reward"] == pytest.approx(2 / 7)
     assert merged["reward_std"] == pytest.approx(statistics.stdev(own + other))
     assert merged["kl"] == pytest.approx((12 * kl[0] + 20 * kl[1]) / 32)
