@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,19 @@ class Layout(Protocol):
         ...
 
 
+@runtime_checkable
+class SpecialLayout(Layout, Protocol):
+    """A layout that computes more of attention than its scores' softmax; special: what, as transformers names it."""
+
+    special: frozenset[str]
+
+    def attend_special(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, special: dict[str, Any]
+    ) -> Tensor:
+        """As `attend`, with values for some of the names in `special`."""
+        ...
+
+
 class UnsupportedAttention(ValueError):
     """The model's attention has something that a layout does not compute (soft caps, windows, sinks)."""
 
@@ -38,15 +51,19 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: Layout | None = None,
+    layout: Layout | SpecialLayout | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    extra = [name for name in ("softcap", "sliding_window", "s_aux") if others.get(name) is not None]
+    special = {name: others[name] for name in ("softcap", "sliding_window", "s_aux") if others.get(name) is not None}
+    extra = [name for name in special if name not in getattr(layout, "special", ())]
     if layout is None or extra or dropout:
         raise UnsupportedAttention(
             f"{type(module).__name__} asks for attention that packing does not compute "
             f"({', '.join(extra) or ('dropout' if dropout else 'no layout arrived')}). Use train.packing: padded."
         )
+    if special:
+        assert isinstance(layout, SpecialLayout)
+        return layout.attend_special(module.layer_idx, query, key, value, scaling, special), None
     return layout.attend(module.layer_idx, query, key, value, scaling), None
 
 
@@ -69,21 +86,32 @@ def _own_attention(core: Any) -> Iterator[None]:
 
 
 def forward(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states of `ids` (rows, N) at `positions`, with the attention of `layout`: (rows, N, hidden)."""
+    """Last hidden states of `ids` (rows, N), or of embeddings (rows, N, hidden), at `positions`: (rows, N, hidden).
+
+    layout: which of them attend to which.
+    """
     core = core_of(model)
+    given = {"inputs_embeds" if ids.is_floating_point() else "input_ids": ids}
     with _own_attention(core):
-        out = core.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        out = core.base_model(**given, position_ids=positions, use_cache=False, layout=layout)
     hidden: Tensor = out.last_hidden_state
     return hidden
 
 
-def has_full_attention(model: Any) -> bool:
-    """Every token attends to all before it, in every layer, as far as the config tells."""
+def attends(model: Any) -> bool:
+    """Every token attends to those before it, to all or within a window, in every layer, as far as the config tells."""
     core = core_of(model)
-    config = core.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return kinds == {"full_attention"} and not windows and core.base_model is not core
+    kinds = set(getattr(core.config.get_text_config(), "layer_types", None) or [])
+    return kinds <= {"full_attention", "sliding_attention"} and core.base_model is not core
+
+
+def window_of(model: Any) -> int | None:
+    """The tokens that a layer with a sliding window sees; None = every layer sees all, as far as the config tells."""
+    config = core_of(model).config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    used = getattr(config, "use_sliding_window", True) if kinds is None else "sliding_attention" in kinds
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if used else None
 
 
 def recomputes(model: Any) -> bool:

@@ -15,8 +15,8 @@ from transformers import StopStringCriteria
 
 from ..estimators.distributions import token_logp
 from ..model.attention import eval_mode, products_in
+from ..model.exact import packs_exactly
 from ..model.head import head_is_separate
-from ..model.packing import packs_exactly
 from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
 from .lean import LeanDecoder
 from .protocol import Completions, SamplingParams, joined

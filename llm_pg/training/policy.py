@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..estimators.distributions import entropy, token_logp
 from ..model.attention import core_of, eval_mode, recomputes
+from ..model.exact import exact_way
 from ..model.head import head_is_separate, token_scores
-from ..model.packing import bins, packed_hidden, packs_exactly
+from ..model.packing import bins, packed_hidden
 from ..rollouts import TextRollouts
 from ..sampling.protocol import SamplingParams
 from .adapters import StartingAdapter, has_adapter
@@ -93,7 +94,7 @@ class Policy:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.with_reference = with_reference
         self._splits = head_is_separate(model)
-        self.packs = packing != "padded" and self._splits and packs_exactly(model)
+        self.way = exact_way(model, autocast) if packing != "padded" and self._splits else None
         if packing == "shared_prefix" and not self._packs_now():
             raise ValueError(
                 f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "
@@ -218,7 +219,7 @@ class Policy:
 
     def _packs_now(self) -> bool:
         # Gradient checkpointing may be switched on after the policy is made.
-        return self.packs and not recomputes(self.model)
+        return self.way is not None and not recomputes(self.model)
 
     def _score(self, model: Any, rollouts: TextRollouts, ask: Ask) -> Scores:
         assert rollouts.tokens_BT is not None
@@ -271,8 +272,8 @@ class Policy:
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states that predict each completion token, then those after the last tokens of the rows `after_B`;
         and the logits of the former where the head is not separate."""
-        if self._packs_now():
-            return packed_hidden(model, rollouts, after_B), None
+        if self.way is not None and self._packs_now():
+            return packed_hidden(model, rollouts, after_B, self.way), None
         return self._padded(model, rollouts, after_B, with_logits and not self._splits)
 
     def _layout(self, rollouts: TextRollouts) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,9 @@ from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.model import head
-from llm_pg.model.packing import Packed, bins, packs_exactly
+from llm_pg.model.exact import packs_exactly
+from llm_pg.model.packing import Packed, bins
+from llm_pg.model.segments import MaskedCalls
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.training.policy import Policy
@@ -65,7 +67,7 @@ def test_with_truncated_support_or_an_entropy_bonus_the_gradient_is_the_padded_o
 def test_sliding_windows_and_soft_caps_take_the_padded_layout(make_model: Callable[..., Any]) -> None:
     model = make_model("gemma2")
     assert not packs_exactly(model)
-    assert not policy_of(model).packs
+    assert policy_of(model).way is None
     with pytest.raises(ValueError, match=r"train\.packing: auto"):
         policy_of(model, packing="shared_prefix")
     # One window over every layer and no soft cap: the short trial alone would not see it.
@@ -83,7 +85,7 @@ def test_a_model_whose_positions_are_ignored_fails_the_trial(make_model: Callabl
 def test_gradient_checkpointing_switched_on_later_takes_the_padded_layout(make_model: Callable[..., Any]) -> None:
     model, batch = make_model("llama"), rollouts()
     policy = policy_of(model)
-    assert policy.packs
+    assert policy.way is MaskedCalls
     expected = gradient(policy, batch)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()

@@ -1,0 +1,126 @@
+"""Which way of packing gives a model's own hidden states: not read off its name but tried, on two prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention import UnsupportedAttention, attends, core_of, eval_mode, forward, tolerance, window_of
+from .flex import FlexBlocks
+from .packing import Packed
+from .segments import MaskedCalls, PackedAttention
+
+PROMPTS, COMPLETIONS = (5, 9), (4, 7, 2)  # tokens in the trial; the second prompt has two completions
+LONGEST_WINDOW = 8192  # the trial has to go beyond a window to see it
+
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def exact_way(
+    model: Any, autocast: Autocast = contextlib.nullcontext, kind: str | None = None
+) -> type[PackedAttention] | None:
+    """How to pack completions for this model: the first way for its device that the trial finds exact; None = none.
+
+    autocast: the context of the forward passes in training. kind: of device, if not that of the weights.
+    """
+    if (kind or core_of(model).get_input_embeddings().weight.device.type) != "cuda":
+        return MaskedCalls if packs_exactly(model) else None
+    objection = _objection(model, FlexBlocks, autocast)
+    if objection is None:
+        return FlexBlocks
+    if not packs_exactly(model):
+        return None
+    warnings.warn(
+        f"flex_attention is not used for packed completions ({objection}); many smaller calls of attention take its "
+        "place: the same gradient, at less speed.",
+        stacklevel=2,
+    )
+    return MaskedCalls
+
+
+def packs_exactly(
+    model: Any, way: type[PackedAttention] = MaskedCalls, autocast: Autocast = contextlib.nullcontext
+) -> bool:
+    """Whether packed completions that attend in this way get the model's own hidden states, and, where the way is
+    compiled for the machine, their gradient too."""
+    return _objection(model, way, autocast) is None
+
+
+def _objection(model: Any, way: type[PackedAttention], autocast: Autocast) -> str | None:
+    """Why packed completions may not attend in this way; None = they may."""
+    window = window_of(model)
+    if not attends(model) or (window is not None and "sliding_window" not in way.special):
+        return "the model has layers of another kind"
+    if window is not None and window > LONGEST_WINDOW:
+        return f"its windows of {window} tokens are longer than a trial can be"
+    try:
+        if not _agrees(model, way, autocast, COMPLETIONS, slopes=way.compiled):
+            return "a trial gave other numbers"
+        if window is not None and not _agrees(model, way, autocast, (4, window + 2, 2), slopes=False):
+            return "a trial beyond its windows gave other numbers"
+    except (UnsupportedAttention, TypeError) as error:  # TypeError: a forward that takes no further arguments
+        return str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what torch.compile raises is one, by whatever it failed
+        if not way.compiled:
+            raise
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def _agrees(
+    model: Any, way: type[PackedAttention], autocast: Autocast, lengths: Sequence[int], *, slopes: bool
+) -> bool:
+    """Whether completions of these lengths get, packed, what they get alone; slopes: and so does its gradient."""
+    core = core_of(model)
+    weight = core.get_input_embeddings().weight
+    number = iter(range(7, 7 + 3 * (sum(PROMPTS) + sum(lengths)), 3))
+    first, second = (tuple(next(number) % weight.shape[0] for _ in range(n)) for n in PROMPTS)
+    prompt_ids_B = [first, second, second]
+    completions = [[next(number) % weight.shape[0] for _ in range(n)] for n in lengths]
+    packed = Packed(prompt_ids_B, completions, weight.device, way=way)
+    rows = [
+        torch.tensor([[*prompt, *completion[:-1]]], device=weight.device)
+        for prompt, completion in zip(prompt_ids_B, completions, strict=True)
+    ]
+
+    def alone() -> Tensor:
+        states = (core.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows)
+        return torch.cat([s[len(p) - 1 :] for s, p in zip(states, prompt_ids_B, strict=True)])
+
+    def together() -> Tensor:
+        return forward(model, packed.ids, packed.positions, packed)[0][packed.place_M]
+
+    with eval_mode(model), autocast(), torch.set_grad_enabled(slopes):
+        ours = _states_and_slopes(core, together, packed.ids[0], slopes)
+        theirs = _states_and_slopes(core, alone, torch.cat(rows, 1)[0], slopes)
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return all(bool((a - b).abs().max() <= tolerance(dtype) * b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def _states_and_slopes(core: Any, run: Callable[[], Tensor], ids: Tensor, slopes: bool) -> list[Tensor]:
+    """What `run` computes; with slopes, also the gradient of a weighted sum of it by the embedding of each token."""
+    if not slopes:
+        return [run()]
+    embedded: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, out: Tensor) -> None:
+        embedded.append(out.requires_grad_())  # the weights may be frozen
+
+    hook = core.get_input_embeddings().register_forward_hook(keep)
+    try:
+        states = run()
+    finally:
+        hook.remove()
+    probe = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).view_as(states)
+    slope_N = torch.cat([g.flatten(0, 1) for g in torch.autograd.grad((states.float() * probe).sum(), embedded)])
+    distinct, place = ids.unique(return_inverse=True)
+    by_token = torch.zeros((len(distinct), slope_N.shape[1]), dtype=slope_N.dtype, device=slope_N.device)
+    return [states.detach(), by_token.index_add(0, place, slope_N)]

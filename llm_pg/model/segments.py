@@ -1,0 +1,189 @@
+"""Runs of tokens in one packed row, and the first of two ways to attend in it: calls over runs of like length.
+
+Right for a CPU, where a small call with a mask costs little more than its arithmetic. `flex` is the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import grouped
+
+# Segments in one attention call: few enough that sorting them by length leaves little padding, but short ones go
+# together until their queries × keys come to this many, where a call costs more than its padding.
+SEGMENTS_PER_CALL = 8
+CELLS_PER_CALL = 1 << 15
+
+
+@dataclass
+class Segments:
+    """Runs of tokens, each attending to itself causally and to a run before it (its prompt; none for a prompt)."""
+
+    start: list[int]
+    length: list[int]
+    prefix_start: list[int]
+    prefix_length: list[int]
+
+    def add(self, *values: int) -> None:
+        """One more run: start, length, prefix_start, prefix_length."""
+        for column, value in zip(self.columns(), values, strict=True):
+            column.append(value)
+
+    def pick(self, index: Sequence[int]) -> Segments:
+        return Segments(*([values[i] for i in index] for values in self.columns()))
+
+    def columns(self) -> tuple[list[int], ...]:
+        """The four lists themselves (`dataclasses.astuple` would copy every number)."""
+        return self.start, self.length, self.prefix_start, self.prefix_length
+
+
+class PackedAttention(Protocol):
+    """A way to attend in a packed row.
+
+    Attributes:
+        special: what else of an attention it computes, by the names that transformers gives them.
+        compiled: for the machine it runs on, so that a trial there has to see its backward pass too.
+    """
+
+    special: ClassVar[frozenset[str]]
+    compiled: ClassVar[bool]
+
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        """segments: together every token of the row once, in its order."""
+        ...
+
+    @staticmethod
+    def filled(num_tokens: int) -> int:
+        """The length that a row of so many tokens has to have; a run that nobody reads fills it up."""
+        ...
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        softcap: float | None = None,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        """(1, heads, N, d), keys and values with their own number of heads -> (1, N, heads, d).
+
+        softcap: c of the scores c·tanh(s/c). sliding_window: a token sees so many tokens, itself the last of them.
+        """
+        ...
+
+
+class _Call:
+    """One attention call over segments of like length: where queries and keys come from, and who sees whom."""
+
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        start, length, prefix_start, prefix_length = (
+            torch.tensor(v, device=device).unsqueeze(1) for v in segments.columns()
+        )
+        own = torch.arange(max(segments.length), device=device)
+        before = torch.arange(max(segments.prefix_length), device=device)
+        self.query_index = torch.where(own < length, start + own, start)
+        prefix_index = torch.where(before < prefix_length, prefix_start + before, start)
+        self.key_index = torch.cat([prefix_index, self.query_index], 1)
+        self.causal = len(before) == 0
+        # Fillers sit after the real tokens, so causality alone keeps them out of what is read.
+        seen = torch.cat(
+            [
+                (before < prefix_length).unsqueeze(1).expand(-1, len(own), -1),
+                (own.unsqueeze(1) >= own).expand(len(start), -1, -1),
+            ],
+            2,
+        )
+        self.hidden = None if self.causal else ~seen.unsqueeze(1)
+        self.read = (own < length).flatten()
+        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """(r, heads, q, d), (r, kv_heads, k, d) -> (r, q, heads, d)."""
+        rows, heads, n, d = query.shape
+        kv_heads = key.shape[1]
+        if self.causal:
+            key, value = (x.repeat_interleave(heads // kv_heads, 1) for x in (key, value))
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            grouped(query, kv_heads), key, value, attn_mask=self._mask(heads // kv_heads, query.dtype), scale=scale
+        )
+        return out.reshape(rows, heads, n, d).transpose(1, 2)
+
+    def _mask(self, repeats: int, dtype: torch.dtype) -> Tensor:
+        if (repeats, dtype) not in self._masks:
+            assert self.hidden is not None
+            mask = torch.zeros(self.hidden.shape, dtype=dtype, device=self.hidden.device)
+            mask.masked_fill_(self.hidden, -torch.inf)
+            self._masks[repeats, dtype] = mask.repeat(1, 1, repeats, 1)
+        return self._masks[repeats, dtype]
+
+
+class MaskedCalls:
+    """Several calls of scaled dot product attention, each over runs of like length behind their prompts."""
+
+    special: ClassVar[frozenset[str]] = frozenset()
+    compiled: ClassVar[bool] = False
+
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        prompts = [i for i, n in enumerate(segments.prefix_length) if n == 0]
+        runs = [i for i, n in enumerate(segments.prefix_length) if n > 0]
+        parts = (segments.pick(index) for index in (prompts, runs))
+        self._calls = [_Call(call, device) for part in parts for call in _alike(part)]
+        self._query_index = torch.cat([c.query_index.flatten() for c in self._calls])
+        self._key_index = torch.cat([c.key_index.flatten() for c in self._calls])
+        read = torch.cat([c.read for c in self._calls]).nonzero().squeeze(1)
+        self._answer_N = torch.empty(sum(segments.length), dtype=torch.int64, device=device)
+        self._answer_N[self._query_index[read]] = read
+
+    @staticmethod
+    def filled(num_tokens: int) -> int:
+        """See `PackedAttention`: as it is."""
+        return num_tokens
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        softcap: float | None = None,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        """See `PackedAttention`."""
+        assert softcap is None
+        assert sliding_window is None
+        # As an embedding: its backward adds whole rows in parallel, that of an index adds number by number.
+        queries, keys, values = (
+            F.embedding(index, x[0].transpose(0, 1).flatten(1))
+            for index, x in ((self._query_index, query), (self._key_index, key), (self._key_index, value))
+        )
+        d, out, q_at, k_at = query.shape[-1], [], 0, 0
+        for call in self._calls:
+            (rows, q), k = call.query_index.shape, call.key_index.shape[1]
+            parts = (queries[q_at : q_at + rows * q], keys[k_at : k_at + rows * k], values[k_at : k_at + rows * k])
+            q_at, k_at = q_at + rows * q, k_at + rows * k
+            split = [x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x in parts]
+            out.append(call(split[0], split[1], split[2], scale).reshape(rows * q, -1))
+        return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, d)
+
+
+def _alike(segments: Segments) -> list[Segments]:
+    """Segments of like length, those of one attention call together."""
+    order = sorted(range(len(segments.start)), key=lambda i: -segments.length[i])
+    calls: list[list[int]] = []
+    cells = 0
+    for i in order:
+        n = segments.length[i]
+        if not calls or (len(calls[-1]) >= SEGMENTS_PER_CALL and cells >= CELLS_PER_CALL):
+            calls.append([])
+            cells = 0
+        calls[-1].append(i)
+        cells += n * (n + segments.prefix_length[i])
+    return [segments.pick(call) for call in calls]
