@@ -12,7 +12,7 @@ from ..sampling.generate import GenerateSampler
 from ..sampling.native import NativeSampler
 from ..sampling.protocol import Sampler
 from ..sampling.vllm import VllmSampler
-from ..sampling.vllm.engine import Settings
+from ..sampling.vllm.settings import Settings
 from .folder import RunFolder
 from .models import end_token_ids
 from .ranks import Ranks
@@ -64,9 +64,9 @@ def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:
             f"vllm_urls names {len(rollout.vllm_urls)} servers for {count} ranks: give each rank one at least."
         )
     options: dict[str, Any] = {"tensor-parallel-size": rollout.vllm_tensor_parallel_size}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or rollout.vllm_mode == "colocate":  # of the host's memory where there is no GPU
         options["gpu-memory-utilization"] = rollout.vllm_gpu_memory_utilization
-    else:
+    if not torch.cuda.is_available():
         options["enforce-eager"] = True  # compiling takes longer than small models on a CPU win by it
     if rollout.vllm_max_model_length is not None:
         options["max-model-len"] = rollout.vllm_max_model_length
@@ -78,4 +78,6 @@ def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:
         start_timeout=rollout.vllm_server_timeout,
         request_timeout=rollout.vllm_request_timeout,
         tolerance=rollout.vllm_max_logp_gap,
+        colocated=rollout.vllm_mode == "colocate",
+        sleep=rollout.vllm_enable_sleep_mode,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, ConfigError
+from ..config.vllm import check_vllm
 
 FORMS = (
     "On GPUs: `accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`. On a CPU: the same "
@@ -96,7 +97,8 @@ def _on(name: str) -> bool:
 
 
 def check_backend(config: Config, *, needs_critic: bool) -> None:
-    """ConfigError where the launcher asked for something that this run cannot do. Before accelerate is started."""
+    """ConfigError where launcher or config asked for something that cannot be had. Before accelerate is started."""
+    check_vllm(config)
     if deepspeed_asked():
         _check_deepspeed(config, needs_critic=needs_critic)
     for name, backend in (

@@ -11,6 +11,7 @@ from reward_fns.registry import tasks
 
 from ..config import Config, ConfigError
 from ..config.schema import ModelConfig
+from ..config.vllm import check_vllm
 from ..doctor.sizes import checkpoint_bytes
 from ..environments.episode import as_reward_function
 from ..prompts import check_data
@@ -82,6 +83,7 @@ def check_inputs(config: Config) -> None:
     check_model(config.model)
     columns = check_data(config)
     try:
+        check_vllm(config)
         for function in resolve_all(task_rewards(config)):
             function.check_columns(columns)
         if config.rollout.environment is not None:

@@ -260,7 +260,11 @@ def test_the_settings_of_a_relative_as_trl_writes_them_are_its_row(row: str, giv
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({"use_vllm": True}, {"engine": "vllm", "vllm_urls": []}),
+        ({"use_vllm": True}, {"engine": "vllm", "vllm_mode": "colocate", "vllm_urls": []}),
+        ({"use_vllm": True, "vllm_enable_sleep_mode": True}, {"vllm_enable_sleep_mode": True}),
+        ({"use_vllm": True, "vllm_python": "/v/python"}, {"vllm_mode": "server", "vllm_python": "/v/python"}),
+        ({"engine": "vllm"}, {"vllm_mode": "server", "vllm_urls": []}),
+        ({"engine": "vllm", "vllm_mode": "server"}, {"vllm_mode": "server", "vllm_urls": []}),
         ({"use_vllm": True, "vllm_mode": "server"}, {"vllm_urls": ["http://127.0.0.1:8000"]}),
         (
             {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "gpu7", "vllm_server_port": 9000},

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -246,6 +247,32 @@ def test_the_prompts_of_a_dead_server_go_to_the_others(start: Start, fault: Any,
     asked = servers[0].count("/v1/completions")
     sample(sampler)
     assert servers[0].count("/v1/completions") == asked
+
+
+class Frozen:
+    """A server whose connections are taken and never answered, as a stopped process's are."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+
+@pytest.mark.faults
+def test_a_server_that_hangs_is_left_out_after_one_timeout(
+    make_model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three timeouts of a request, ten minutes each unless set, would be half an hour."""
+    monkeypatch.setattr("llm_pg.sampling.vllm.client.HEALTH_TIMEOUT", 0.2)
+    frozen, model, said = Frozen(), make_model(), []
+    server = FakeVllm(copy.deepcopy(model), tokenizer)
+    settings = Settings(urls=[frozen.url, server.url], request_timeout=2.0)
+    with VllmSampler(model, tokenizer, [1], settings=settings, folder=tmp_path, say=said.append) as sampler:
+        begin = time.perf_counter()
+        assert sample(sampler).tokens_BT.shape[0] == len(PROMPTS) * G
+        assert time.perf_counter() - begin < 4.0  # two timeouts
+    assert f"{frozen.url} no longer says that it is well and is left out (1 of 2 left)" in said[0]
+    server.stop()
+    frozen.socket.close()
 
 
 @pytest.mark.faults

@@ -62,16 +62,14 @@ SAMPLING: dict[str, Word] = {
     "max_tool_calling_iterations": refused(None, "set `environment='tools'` and `max_turns`"),
 }
 VLLM: dict[str, Word] = {
-    "use_vllm": mapped(False, "`engine='vllm'`, a server of vLLM's own (`trl vllm-serve` is not needed)"),
+    "use_vllm": mapped(False, "`engine='vllm'`, vLLM's own server or class (`trl vllm-serve` is not needed)"),
     "vllm_mode": mapped(
         "colocate",
-        "`colocate`: the run starts a server beside itself (`vllm_python` names the "
-        "environment that has vllm); `server`: the server of the next lines",
+        "`colocate`: the same, vLLM in the trainer's process; with `vllm_python`, of an environment that has vLLM, a "
+        "server is started beside the run instead; `server`: the server of the next lines",
     ),
-    "vllm_model_impl": mapped("vllm", "`vllm_options={'model-impl': ...}` of the started server"),
-    "vllm_enable_sleep_mode": refused(
-        False, "the server is a process of its own and keeps its memory; lower `vllm_gpu_memory_utilization`"
-    ),
+    "vllm_model_impl": mapped("vllm", "`vllm_options={'model-impl': ...}` of the vLLM that is started"),
+    "vllm_enable_sleep_mode": same(False, "with `vllm_mode='colocate'`; level 2, as in TRL"),
     "vllm_structured_outputs_regex": refused(
         None, "the constrained distribution would be sampled and the free one trained; reward the format instead"
     ),
@@ -83,10 +81,10 @@ VLLM: dict[str, Word] = {
     "vllm_server_host": mapped("0.0.0.0", "`vllm_urls`, where `vllm_mode='server'`"),
     "vllm_server_port": mapped(8000, "`vllm_urls`, where `vllm_mode='server'`"),
     "vllm_server_timeout": same(240.0),
-    "vllm_group_port": idle(51216, "weights reach the server as files, not over a process group"),
+    "vllm_group_port": idle(51216, "a free port of the trainer's machine is taken"),
     "vllm_gpu_memory_utilization": same(0.3),
     "vllm_max_model_length": same(None),
-    "vllm_tensor_parallel_size": same(1),
+    "vllm_tensor_parallel_size": same(1, "of a server; a colocated vLLM has its rank's device alone"),
     "vllm_importance_sampling_correction": same(
         True,
         "off unless given: the ratio is 1 up to rounding where sampler and trainer agree; any sampler is corrected",

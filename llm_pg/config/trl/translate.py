@@ -223,15 +223,18 @@ _GENERATION_WORDS = {
 
 
 def _vllm(values: Values, schedule: Schedule) -> None:
-    if values.pop("use_vllm", False):
+    theirs = bool(values.pop("use_vllm", False))
+    if theirs:
         values["engine"] = "vllm"
     base, host, port = (values.pop(f"vllm_server_{word}", None) for word in ("base_url", "host", "port"))
-    mode = values.pop("vllm_mode", "colocate")
+    mode = values.get("vllm_mode", "colocate" if theirs else "server")
     if mode not in ("colocate", "server"):
         raise _refusal("vllm_mode", mode, "it is one of colocate and server")
-    if mode == "server" and values.get("engine") == "vllm":
+    if mode == "server" and (theirs or base or host or port):
         host = "127.0.0.1" if host in (None, WORDS["vllm_server_host"].default) else host
         values.setdefault("vllm_urls", [base or f"http://{host}:{port or WORDS['vllm_server_port'].default}"])
+    # Words of ours, which say that it runs elsewhere, count for more than TRL's default.
+    values["vllm_mode"] = "server" if theirs and (values.get("vllm_python") or values.get("vllm_urls")) else mode
     implementation = values.pop("vllm_model_impl", "vllm")
     if implementation != "vllm":
         values["vllm_options"] = {**values.get("vllm_options", {}), "model-impl": implementation}

@@ -31,10 +31,13 @@ class Client:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         return self._call(request, self.timeout)
 
+    def health(self) -> None:
+        """Unreachable unless it says within seconds that it is well, as a server does that is only slow."""
+        self.get("/health", min(self.timeout, HEALTH_TIMEOUT))
+
     def is_well(self) -> bool:
-        """Whether it says so at once, as a server does that is only slow."""
         try:
-            self.get("/health", min(self.timeout, HEALTH_TIMEOUT))
+            self.health()
         except Unreachable:
             return False
         return True

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import logging
 import os
 import random
@@ -25,6 +24,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ...config.vllm import need_vllm
 from ...model.attention import core_of
 from .answers import Answer, Ask
 from .errors import EngineError, Unreachable
@@ -52,12 +52,7 @@ _FIELDS = (
 
 def check_colocated(device: torch.device, settings: Settings) -> None:
     """ValueError where vLLM cannot run in this process."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "rollout.vllm_mode is colocate, and there is no vllm beside this Python. Install it here (pip install "
-            "'llm-policy-gradient[vllm]'), or use vllm_mode=server with the python of an environment that has it "
-            "(rollout.vllm_python) or servers that already run (rollout.vllm_urls)."
-        )
+    need_vllm(colocated=True)
     if settings.sleep and device.type != "cuda":
         raise ValueError(
             f"vllm_enable_sleep_mode gives back a GPU's memory, and the model stands on {device.type}, where vLLM "

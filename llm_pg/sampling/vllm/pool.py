@@ -101,7 +101,7 @@ class Pool:
         while True:
             for member in self.members:
                 try:
-                    member.client.get("/health")
+                    member.client.health()
                 except Unreachable as error:
                     member.cause = str(error)
                 else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.vllm import need_vllm
 from . import leash
 from .client import Client
 from .errors import EngineError, Unreachable
@@ -28,12 +28,7 @@ def find_python(asked: str | None) -> str:
                 f"vllm_python is {asked!r}, which is no program. Give the python of an environment with vllm."
             )
         return asked
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "rollout.engine is vllm, and there is no vllm beside this Python. Install it here (pip install "
-            "'llm-policy-gradient[vllm]'), name the python of an environment that has it (rollout.vllm_python), or "
-            "give servers that already run (rollout.vllm_urls)."
-        )
+    need_vllm(colocated=False)
     return sys.executable
 
 
