@@ -19,6 +19,8 @@ from .attention import grouped
 # together until their queries × keys come to this many, where a call costs more than its padding.
 SEGMENTS_PER_CALL = 8
 CELLS_PER_CALL = 1 << 15
+# Queries × keys of a head up to which attention in bfloat16 is written out on a CPU.
+CELLS_WRITTEN_OUT = 1 << 16
 
 
 @dataclass
@@ -100,7 +102,7 @@ class _Call:
             ],
             2,
         )
-        self.hidden = None if self.causal else ~seen.unsqueeze(1)
+        self.hidden = ~seen.unsqueeze(1)
         self.read = (own < length).flatten()
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
@@ -108,6 +110,11 @@ class _Call:
         """(r, heads, q, d), (r, kv_heads, k, d) -> (r, q, heads, d)."""
         rows, heads, n, d = query.shape
         kv_heads = key.shape[1]
+        if _written_out(query, key, value):
+            scores = grouped(query * (d**-0.5 if scale is None else scale), kv_heads) @ key.transpose(2, 3)
+            wide = torch.promote_types(scores.dtype, torch.float32)
+            weight = (scores.to(wide) + self._mask(heads // kv_heads, wide)).softmax(-1).to(value.dtype)
+            return (weight @ value).reshape(rows, heads, n, d).transpose(1, 2)
         if self.causal:
             key, value = (x.repeat_interleave(heads // kv_heads, 1) for x in (key, value))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
@@ -118,11 +125,19 @@ class _Call:
 
     def _mask(self, repeats: int, dtype: torch.dtype) -> Tensor:
         if (repeats, dtype) not in self._masks:
-            assert self.hidden is not None
             mask = torch.zeros(self.hidden.shape, dtype=dtype, device=self.hidden.device)
             mask.masked_fill_(self.hidden, -torch.inf)
             self._masks[repeats, dtype] = mask.repeat(1, 1, repeats, 1)
         return self._masks[repeats, dtype]
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether attention is its two products and a softmax: for short runs in bfloat16 on a CPU torch's kernel takes two
+    to four times as long, most of it in the backward pass."""
+    if query.device.type != "cpu" or query.shape[2] * key.shape[2] > CELLS_WRITTEN_OUT:
+        return False
+    products = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    return products is torch.bfloat16
 
 
 class MaskedCalls:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
 from llm_pg.estimators.distributions import entropy, token_logp
-from llm_pg.model import head
+from llm_pg.model import head, segments
 from llm_pg.model.exact import packs_exactly
 from llm_pg.model.packing import Packed, bins
 from llm_pg.model.segments import MaskedCalls
@@ -62,6 +62,39 @@ def test_with_truncated_support_or_an_entropy_bonus_the_gradient_is_the_padded_o
             for p in ("shared_prefix", "padded")
         ]
         assert relative(*grads) < 1e-10
+
+
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_attention_written_out_is_that_of_the_kernel(
+    family: str, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken in bfloat16 alone, whose rounding hides mistakes: here it is made to compute in float64."""
+    monkeypatch.setattr(segments, "_written_out", lambda *_: True)
+    batch = in_double(rollouts(num_prompts=5, group=4))
+    packed = gradient(policy_of(doubled(make_model(family)), packing="shared_prefix"), batch)
+    padded = gradient(policy_of(doubled(make_model(family)), packing="padded"), batch)
+    assert relative(packed, padded) < 1e-12
+
+
+@pytest.mark.parametrize("cells", [0, 1 << 16])
+def test_short_runs_under_bf16_go_without_the_kernel_and_lose_no_digit(
+    cells: int, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return kernel(*args, **options)
+
+    monkeypatch.setattr(segments, "CELLS_WRITTEN_OUT", cells)
+    monkeypatch.setattr(segments.F, "scaled_dot_product_attention", counted)
+    model, batch = make_model("llama"), rollouts(num_prompts=5, group=4)
+    half = policy_of(model, packing="shared_prefix", autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    exact = gradient(policy_of(model, packing="padded"), batch)
+    calls.clear()
+    assert relative(gradient(half, batch), exact) < 0.02
+    assert bool(calls) == (cells == 0)
 
 
 def test_sliding_windows_and_soft_caps_take_the_padded_layout(make_model: Callable[..., Any]) -> None:
