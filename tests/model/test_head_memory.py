@@ -1,0 +1,88 @@
+"""What the output layer keeps for the backward pass: never the logits of a batch."""
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from llm_pg.model import head
+from llm_pg.sampling.protocol import SamplingParams
+from tests.training.test_policy import policy_of, rollouts
+
+NUM_TOKENS, HIDDEN, VOCABULARY = 600, 8, 50_000  # 120 MB of logits in float32, in two chunks
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[dict[int, torch.Tensor]]:
+    """The tensors that a forward pass saves, by their address."""
+    found: dict[int, torch.Tensor] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        found[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield found
+
+
+def num_bytes(found: dict[int, torch.Tensor]) -> int:
+    return sum(x.untyped_storage().nbytes() for x in found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "params, options",
+    [
+        (SamplingParams(temperature=0.7), {"with_entropy": True, "entropy_grad": False}),
+        (SamplingParams(top_k=40), {"with_entropy": False, "entropy_grad": False}),
+        (SamplingParams(), {"with_entropy": True, "entropy_grad": True}),
+    ],
+)
+def test_no_copy_of_the_logits_is_kept(dtype: torch.dtype, params: SamplingParams, options: dict[str, bool]) -> None:
+    hidden = torch.randn(NUM_TOKENS, HIDDEN, dtype=dtype, requires_grad=True)
+    layer = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False, dtype=dtype)
+    token = torch.randint(VOCABULARY, (NUM_TOKENS,))
+    with kept() as found:
+        logp, nats = head.token_scores(hidden, layer, token, params, **options)
+    inputs = sum(x.untyped_storage().nbytes() for x in (hidden, layer.weight, token))
+    assert num_bytes(found) <= 1.2 * inputs < 0.05 * NUM_TOKENS * VOCABULARY * 4
+    (logp + nats).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_what_fits_into_one_chunk_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other side, so that the test above can fail: a chunk of 600 rows keeps one copy of the probabilities."""
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", NUM_TOKENS * VOCABULARY)
+    hidden = torch.randn(NUM_TOKENS, HIDDEN, requires_grad=True)
+    layer = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False)
+    token = torch.randint(VOCABULARY, (NUM_TOKENS,))
+    with kept() as found:
+        head.token_scores(hidden, layer, token, SamplingParams(), with_entropy=True, entropy_grad=False)
+    logits = NUM_TOKENS * VOCABULARY * 4
+    assert logits < num_bytes(found) < 1.1 * logits
+
+
+def test_a_policy_keeps_nothing_as_wide_as_the_vocabulary(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 4 * 99)
+    model, batch = make_model("qwen2"), rollouts(4, 4)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with kept() as found:
+        policy_of(model).score(batch)
+    wide = [x.shape for address, x in found.items() if address not in own and model.config.vocab_size in x.shape]
+    assert not wide
+
+
+def test_a_chunk_on_cuda_follows_from_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    for gib, rows in ((80, 2208), (24, 662), (2, 110)):  # of 151,936 logits; never fewer than on a CPU
+        device = types.SimpleNamespace(total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+        assert head.chunk_numbers(cuda) // 151_936 == rows
+        if gib > 2:
+            assert head.chunk_numbers(cuda) * head.BYTES_A_LOGIT <= device.total_memory / 32
+    assert head.chunk_numbers(torch.device("cpu")) == head.CHUNK_NUMBERS
