@@ -142,12 +142,12 @@ def reward(completions: list[str], letters: list[str], **_: Any) -> list[float]:
     return [sort_letters(text, word) for text, word in zip(completions, letters, strict=True)]
 
 
-def run(side: str, row: str, out: Path, seed: int, eval_steps: int) -> dict[str, Any]:
+def run(side: str, row: str, out: Path, seed: int, eval_steps: int, bf16: bool) -> dict[str, Any]:
     """One training from the weights after the seed's warm start."""
     start = warm(out, seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(start / "model")
     model = AutoModelForCausalLM.from_pretrained(start / "start", dtype=torch.float32)
-    config = settings(out, seed, f"{row}-seed{seed}", f"algorithm={row}", "warm_start_steps=0")
+    config = settings(out, seed, f"{row}-seed{seed}", f"algorithm={row}", "warm_start_steps=0", f"bf16={bf16}")
     own_model = model if side == "ours" else None  # TRL's run takes only the prompts from ours
     trainer = PolicyGradientTrainer(own_model, args=config, processing_class=tokenizer, terminal=Terminal.silent())
     watch = Watch(model, tokenizer, trainer.eval_prompts, eval_steps)
@@ -161,7 +161,7 @@ def run(side: str, row: str, out: Path, seed: int, eval_steps: int) -> dict[str,
         args = make_args(
             output_dir=folder, max_steps=config.train.max_steps, seed=seed, gradient_accumulation_steps=1,
             per_device_train_batch_size=config.train.prompts_per_step * config.rollout.num_generations,
-            num_generations=config.rollout.num_generations, temperature=1.0, use_cpu=True, bf16=False,
+            num_generations=config.rollout.num_generations, temperature=1.0, use_cpu=True, bf16=bf16,
             max_completion_length=config.rollout.max_completion_length, learning_rate=config.train.learning_rate,
             lr_scheduler_type="linear", warmup_steps=config.train.warmup_steps, beta=config.algorithm.beta,
             gradient_checkpointing=False, report_to="none", save_strategy="no", logging_strategy="no",
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(TABLE), choices=list(TABLE))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this number less 1")
     parser.add_argument("--eval-steps", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true", help="both sides under autocast (another --out)")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     path = a.out / "runs.jsonl"
@@ -205,7 +206,7 @@ def main() -> None:
     for seed, row in [(s, r) for s in range(a.seeds) for r in a.rows if (r, s) not in done]:
         line: dict[str, Any] = {"row": row, "seed": seed}
         for side in sorted(SIDES if row in TRL else SIDES[:1], reverse=bool(seed % 2)):
-            line[side] = run(side, row, a.out, seed, a.eval_steps)
+            line[side] = run(side, row, a.out, seed, a.eval_steps, a.bf16)
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
