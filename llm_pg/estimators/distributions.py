@@ -53,7 +53,7 @@ def warp_logits(
             outside |= torch.zeros_like(outside).scatter(-1, index, mass_before >= top_p)
         if min_p:
             logp = x.masked_fill(outside, -torch.inf).log_softmax(-1)
-            outside |= logp < logp.max(-1, keepdim=True).values + torch.log(torch.tensor(min_p, dtype=x.dtype))
+            outside |= logp < logp.max(-1, keepdim=True).values + math.log(min_p)
         if keep is not None:
             outside.scatter_(-1, keep.unsqueeze(-1), False)
     return x.masked_fill(outside, -torch.inf)

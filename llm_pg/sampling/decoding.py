@@ -89,6 +89,29 @@ class _Recorded(Packed):
         return super().attend(layer, query, key, value, scale)
 
 
+def compute_prompts(
+    model: Any, prompts: Sequence[tuple[int, ...]]
+) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """Of N prompts keys and values of each layer (N, heads, L, d), the lengths (N,) and the logits after them (N, V).
+
+    Prompts of different lengths are padded here alone: by their first key and value, which have to be masked.
+    """
+    device = model.device
+    distinct, which_N = _distinct(prompts, device)
+    packed = _Recorded(distinct, device)
+    hidden = forward(model, packed.ids, packed.positions, packed)[0]
+    length_N = torch.tensor([len(p) for p in distinct], device=device)
+    start_N = (length_N.cumsum(0) - length_N)[which_N]
+    length_N = length_N[which_N]
+    column = torch.arange(max(len(p) for p in prompts), device=device)
+    source = start_N.unsqueeze(1) + torch.where(column < length_N.unsqueeze(1), column, 0)
+    pairs = {
+        layer: (key[:, source].transpose(0, 1), value[:, source].transpose(0, 1))
+        for layer, (key, value) in packed.kept.items()
+    }
+    return pairs, length_N, core_of(model).get_output_embeddings()(hidden[start_N + length_N - 1])
+
+
 class SharedDecoder:
     """Rows that share their prompt's keys and values; a layout of `attention.forward`, or of the lean decoder's layers.
 
@@ -159,20 +182,11 @@ class SharedDecoder:
 
     def _compute(self, prompts: Sequence[tuple[int, ...]], places: Sequence[int]) -> None:
         """Put the keys and values of `prompts`, and the logits after them, into `places`."""
-        device = self.model.device
-        packed = _Recorded(prompts, device)
-        hidden = forward(self.model, packed.ids, packed.positions, packed)[0]
-        length_N = torch.tensor([len(p) for p in prompts], device=device)
-        start_N = length_N.cumsum(0) - length_N
-        column = torch.arange(int(length_N.max()), device=device)
-        inside = column < length_N.unsqueeze(1)
-        source = torch.where(inside, start_N.unsqueeze(1) + column, start_N.unsqueeze(1))
-        for layer, pair in packed.kept.items():
-            # (heads, N, d) -> (P, heads, L, d): prompts of different lengths are padded and masked here alone.
-            new = [self._kept(x[:, source].transpose(0, 1)) for x in pair]
+        pairs, length_N, logits = compute_prompts(self.model, prompts)
+        for layer, pair in pairs.items():
+            new = [self._kept(x) for x in pair]
             old = self.prompt.get(layer, (new[0][:0], new[1][:0]))
             self.prompt[layer] = (_put(old[0], new[0], places), _put(old[1], new[1], places))
-        logits = self.head(hidden[start_N + length_N - 1])
         self.length_P = _put(self.length_P, length_N, places)
         self.first_PV = _put(self.first_PV.to(logits.dtype), logits, places)
         self.place_of.update(zip(prompts, places, strict=True))

@@ -6,6 +6,7 @@ those that wait take their slots. A row's draws hang on its key alone, so none o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
 from .lean import LeanDecoder
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
+from .static_batch import StaticSampler, steps_statically
+
+log = logging.getLogger("llm_pg.sampling")
 
 # A batch is compacted when fewer than this share of its rows are left: copying the cache has to pay for itself.
 COMPACT_BELOW = 0.75
@@ -43,6 +47,8 @@ class NativeSampler:
             always through the library's cache.
         lean: layers in the style of Llama step by step without the library's overhead, where a trial shows that it
             is exact; False = always through the model's own forward.
+        static: decode in steps of fixed shapes, which a GPU records once and replays, where a trial shows that it
+            is exact; None = on CUDA. A batch that cannot be decoded so goes the other way, and the log says why.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class NativeSampler:
         dtype: torch.dtype | None = None,
         share_prompts: bool = True,
         lean: bool = True,
+        static: bool | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
@@ -63,6 +70,29 @@ class NativeSampler:
         self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
         self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
         self.is_lean = lean and self.shares and decodes_leanly(model)
+        self.static: StaticSampler | None = None
+        self._said: set[str] = set()
+        if model.device.type == "cuda" if static is None else static:
+            self.static = self._make_static()
+
+    @torch.no_grad()
+    def _make_static(self) -> StaticSampler | None:
+        if not self.shares:
+            self._say("its attention or its output layer is not that of a plain decoder")
+            return None
+        made = StaticSampler(self.model, self.is_lean, self.eos_ids, self.pad_id)
+        with eval_mode(self.model), products_in(self.dtype, self.model):
+            reason = steps_statically(made)
+        if reason is not None:
+            self._say(reason)
+            return None
+        return made
+
+    def _say(self, reason: str) -> None:
+        """Once: why the steps of fixed shapes are not taken."""
+        if reason not in self._said:
+            self._said.add(reason)
+            log.warning("Decoding without steps of fixed shapes (no CUDA graphs): %s.", reason)
 
     @torch.no_grad()
     def sample(
@@ -72,6 +102,12 @@ class NativeSampler:
         prompts_B = [tuple(ids) for ids in prompt_ids for _ in range(num_generations)]
         at_once = min(self.rows_at_once or len(prompts_B), len(prompts_B))
         with eval_mode(self.model), products_in(self.dtype, self.model):
+            if self.static is not None:
+                reason = self.static.refuses(params, num_generations, at_once)
+                if reason is None:
+                    prompts_P = prompts_B[::num_generations]
+                    return self.static.sample(prompts_P, num_generations, at_once, params, keys_B, self.progress)
+                self._say(reason)
             if self.shares:
                 return self._rows(prompts_B, at_once, params, keys_B)
             waves = range(0, len(prompts_B), at_once)

@@ -31,7 +31,7 @@ def stream_key(*parts: int | Tensor) -> Tensor:
 
 def uniform(key: Tensor, position: int | Tensor) -> Tensor:
     """A float64 in [0, 1) for each key at a position of its stream, 53 random bits."""
-    bits = _mix(key + (position + 1) * torch.tensor(_GOLDEN, device=key.device))
+    bits = _mix(key + (position + 1) * torch.full((), _GOLDEN, dtype=torch.int64, device=key.device))
     return ((bits >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
 
 
