@@ -113,8 +113,8 @@ class Ending(Gathering):
         """
         path = path or self.folder.model
         extra = {}
-        if self.shards is not None:
-            extra = {"state_dict": collect(self.model.state_dict(), self.ranks.is_main)}
+        if self.policy.shards is not None:
+            extra = {"state_dict": collect(self.model.state_dict(keep_vars=True), self.ranks.is_main)}
         if self.ranks.is_main:
             self.model.save_pretrained(path, **extra)
             self.tokenizer.save_pretrained(path)

@@ -126,8 +126,9 @@ def check_backend(config: Config, *, needs_critic: bool) -> None:
 def _check_deepspeed(config: Config, *, needs_critic: bool) -> None:
     stage = zero_stage()
     reasons = {
-        f"zero_stage is {stage}. Stages 1 and 2 run here; FSDP2 stands for 3 (configs/accelerate/fsdp2.yaml), and DDP "
-        "for 0": stage not in (1, 2),
+        f"zero_stage is {stage}. Stages 1, 2 and 3 run here; DDP stands for 0 (configs/accelerate/ddp.yaml)": (
+            stage not in (1, 2, 3)
+        ),
         "a deepspeed_config_file is given, of which nothing is read: steps, types and clipping are the run's own. "
         "Give zero_stage alone": os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none",
         "moments in the host's memory have not been run here. Leave offload_optimizer_device out, or use FSDP2 with "
@@ -205,14 +206,19 @@ def make_shards(accelerator: Any) -> Any:
     )
 
 
-def make_zero(accelerator: Any, model: Any, optimizer: Any, max_grad_norm: float) -> Any:
-    """`Zero` over an optimiser; None where the launcher asked for none, or there is one rank."""
+def make_zero(accelerator: Any, policy: Any, optimizer: Any, max_grad_norm: float) -> Any:
+    """`Zero` over an optimiser; None where the launcher asked for none, or there is one rank. Of stage 3 the policy
+    reads its weights by it."""
     if not deepspeed_asked() or accelerator.num_processes == 1:
         return None
     from ..training.zero import Zero
+    from ..training.zero3 import Zero3
 
-    ranks = accelerator.num_processes
+    given: dict[str, Any] = {"max_grad_norm": max_grad_norm, "num_ranks": accelerator.num_processes}
     try:
-        return Zero(zero_stage(), model, optimizer, max_grad_norm=max_grad_norm, num_ranks=ranks)
+        if zero_stage() < 3:
+            return Zero(zero_stage(), policy.model, optimizer, **given)
+        policy.shards = Zero3(policy.model, optimizer, **given)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return policy.shards

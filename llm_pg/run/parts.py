@@ -227,8 +227,7 @@ class Parts(TrlFace):
             return None
         if self.zero is not None:
             self.terminal.say(
-                f"DeepSpeed: gradients and moments in parts over {self.ranks.count} ranks, weights whole on each. The "
-                "longest batch is not tried."
+                f"DeepSpeed: {self.zero.told} in parts over {self.ranks.count} ranks. The longest batch is not tried."
             )
             return None
         if not wanted(config.run.try_longest_batch, self.policy):
@@ -294,7 +293,7 @@ class Parts(TrlFace):
         critic = [] if self.policy.critic is None else self.policy.critic.trainable()
         optimizer = make_optimizer(train, self.policy.trainable(), critic, self._critic_rate())
         self.scheduler = make_scheduler(config, optimizer, train.max_steps - self.critic_only_steps)
-        self.zero = make_zero(self.accelerator, self.model, optimizer, train.max_grad_norm)
+        self.zero = make_zero(self.accelerator, self.policy, optimizer, train.max_grad_norm)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer) if self.zero is None else self.zero
         return Updater(
             self.policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from .. import __version__
 from ..config import Config, ConfigError
 from ..config.rollout import RolloutConfig
 from ..prompts import PromptStream
-from ..training.shards import collect, like
+from ..training.shards import collect, like, put, shape_of
 from ..training.update import Updater
 from . import checkpoint
 from .ranks import Ranks
@@ -132,7 +133,7 @@ class Saver:
 
     def check_room(self) -> None:
         """CheckpointError when the disk has no room for one checkpoint: weights and two moments of each."""
-        weights = sum(p.numel() * p.element_size() for p in self._weights().values())
+        weights = sum(math.prod(shape_of(p)) * p.element_size() for p in self._weights().values())
         checkpoint.check_room(self.root, 3 * weights)
 
     def newest_step(self) -> int | None:
@@ -163,16 +164,15 @@ class Saver:
     def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:
         parameters = self._weights()
         odd = sorted(set(parameters) ^ set(state.weights)) or [
-            n for n, p in parameters.items() if p.shape != state.weights[n].shape
+            n for n, p in parameters.items() if shape_of(p) != state.weights[n].shape
         ]
         if odd:
             raise ConfigError(
                 f"Checkpoint {folder} holds the weights of another model: {len(odd)} differ in name or shape, "
                 f"{odd[0]} first. Give the model (and adapter) that it was made with."
             )
-        with torch.no_grad():
-            for name, value in state.weights.items():
-                parameters[name].copy_(like(value, parameters[name]))
+        for name, value in state.weights.items():
+            put(value, parameters[name])
         if self.updater.zero is not None:
             self.updater.zero.restore(self._trained(), state.optimizer)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from ..model.attention import core_of
+from ..training.shards import shape_of
 
 SIDE = {"cpu": 1024}  # of the square matrices that are multiplied to measure a device
 SIDE_OTHERWISE = 8192
@@ -56,8 +58,8 @@ class Work:
         head = core_of(model).get_output_embeddings()
         if head is not None:
             linears[id(head.weight)] = head.weight
-        self.weights = sum(w.numel() for w in linears.values())
-        self.trained = sum(w.numel() for w in linears.values() if w.requires_grad)
+        self.weights = sum(math.prod(shape_of(w)) for w in linears.values())
+        self.trained = sum(math.prod(shape_of(w)) for w in linears.values() if w.requires_grad)
 
     def flops(self, tokens: int) -> float:
         """Of a forward and a backward pass over `tokens`."""

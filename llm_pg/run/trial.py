@@ -8,6 +8,7 @@ they were, so that the run is bit for bit the one without the trial.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ..config import Config
 from ..doctor.sizes import Sizes, training_bytes
 from ..rollouts import TextRollouts
 from ..training.policy import Policy
+from ..training.shards import shape_of
 from .guard import RunStopped
 
 LARGE = 50_000_000  # parameters from which a trial on the CPU is worth its seconds
@@ -162,7 +164,10 @@ def _advice(prompt: int, completion: int) -> str:
 def memory_text(config: Config, policy: Policy, micro_rows: int) -> str:
     """The memory that training takes, by part, told before it is taken."""
     model = policy.model
-    parameters, vocabulary = sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight.shape[0]
+    parameters, vocabulary = (
+        sum(math.prod(shape_of(p)) for p in model.parameters()),
+        shape_of(model.get_input_embeddings().weight)[0],
+    )
     parts = training_bytes(config, Sizes(parameters, vocabulary, 0), policy.reference is not None, micro_rows)
     told = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
     return f"Memory at least {_size(sum(parts.values()))}: {told}; activations come on top."

@@ -115,16 +115,39 @@ class Shards:
 
 def whole(x: Tensor) -> Tensor:
     """A sharded tensor in one piece, on every rank, which all must ask for it; any other as it is."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    if isinstance(x, DTensor):
+        return x.full_tensor()
+    if not hasattr(x, "ds_tensor"):  # a parameter of which DeepSpeed's stage 3 holds a part here
+        return x
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([x]):
+        return x.detach().clone()
+
+
+def shape_of(x: Tensor) -> torch.Size:
+    """Of the whole tensor, wherever its parts are."""
+    return getattr(x, "ds_shape", x.shape)
+
+
+@torch.no_grad()
+def put(value: Tensor, target: Tensor) -> None:
+    """Copy `value`, whole on this rank, into what this rank holds of `target`."""
+    if hasattr(target, "ds_tensor"):
+        from .zero3 import own_part
+
+        target.ds_tensor.data.copy_(own_part(value, target))  # type: ignore[arg-type]
+    else:
+        target.copy_(like(value, target))
 
 
 def collect(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Sharded tensors in one piece in the host's memory, one after another; nothing on ranks that do not keep them."""
     out: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        piece = whole(value.detach())
+        piece = whole(value if hasattr(value, "ds_tensor") else value.detach())
         if keep:
-            out[name] = piece.cpu()
+            out[name] = piece.detach().cpu()
     return out
 
 

@@ -25,7 +25,8 @@ class Zero:
     """An optimiser whose moments, and the gradients that it steps by, stand in parts over all ranks.
 
     Args:
-        stage: 1 (moments) or 2 (gradients too: each pass is an exchange, so all ranks must make the same number).
+        stage: 1 (moments) or 2 (gradients too: each pass is an exchange, so all ranks must make the same number); 3 is
+            `zero3.Zero3`.
         model: whose weights it moves, float32. optimizer: AdamW over them. max_grad_norm: 0 = no clipping.
         num_ranks: of the run; its process group is there already.
     """
@@ -45,12 +46,18 @@ class Zero:
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
             "gradient_clipping": max_grad_norm,
-            "zero_optimization": {"stage": stage},
+            # A small weight is cut as well; what is gathered together with it costs one message more or less.
+            "zero_optimization": {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})},
             "zero_allow_untested_optimizer": True,  # torch's AdamW, as everywhere else here
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
         }
         self.engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+
+    @property
+    def told(self) -> str:
+        """What stands in parts."""
+        return "gradients and moments"
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

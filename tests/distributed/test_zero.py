@@ -1,9 +1,10 @@
-"""DeepSpeed's ZeRO on two gloo ranks: moments and gradients in parts train, save and resume as whole ones do.
+"""DeepSpeed's ZeRO on two gloo ranks: moments, gradients and weights in parts train, save and resume as whole ones do.
 
 Its extension for the CPU is compiled at the first start, which takes a minute.
 """
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import FAMILIES
 from tests.distributed.sameness import CHANGES, bits, distance, forget_the_last, same_ends, same_steps
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import make
@@ -30,7 +32,7 @@ def env(stage: int) -> dict[str, str]:
     return {**asked, "DS_ACCELERATOR": "cpu"}
 
 
-@pytest.mark.parametrize("stage, lora", [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("stage, lora", [(1, False), (2, False), (2, True), (3, False), (3, True)])
 def test_parts_train_save_and_resume_as_whole_moments_do(
     stage: int, lora: bool, two_ranks: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -41,7 +43,8 @@ def test_parts_train_save_and_resume_as_whole_moments_do(
     for run, asked in (("whole", {}), ("parts", env(stage))):
         ended = two_ranks(run, changes=changes, lora=lora, env=asked)
         assert ended.status == 0, ended.output
-    assert "DeepSpeed: gradients and moments in parts over 2 ranks" in ended.output
+    parts_are = "weights, gradients and moments" if stage == 3 else "gradients and moments"
+    assert f"DeepSpeed: {parts_are} in parts over 2 ranks" in ended.output
     whole, parts, model = tmp_path / "whole", tmp_path / "parts", Path("model") / name
     same_steps(whole, parts)
     assert max(line["grad_norm"] for line in lines(parts)) > 0.05
@@ -55,8 +58,11 @@ def test_parts_train_save_and_resume_as_whole_moments_do(
     assert distance(whole / model, parts / model) < 1e-6
 
 
-def test_one_process_goes_on_from_the_checkpoint_of_parts(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
-    ended = two_ranks("parts", changes=CHANGES, env=env(2))
+@pytest.mark.parametrize("stage", [2, 3])
+def test_one_process_goes_on_from_the_checkpoint_of_parts(
+    stage: int, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = two_ranks("parts", changes=CHANGES, env=env(stage))
     assert ended.status == 0, ended.output
     make({"out": str(tmp_path), "name": "one", "changes": CHANGES}).train()
     same_steps(tmp_path / "one", tmp_path / "parts")
@@ -65,8 +71,11 @@ def test_one_process_goes_on_from_the_checkpoint_of_parts(two_ranks: Callable[..
     same_steps(tmp_path / "one", tmp_path / "parts")
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_both_under_zero(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
-    for run, asked in (("whole", {}), ("parts", env(2))):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_nan_on_one_rank_skips_the_step_on_both_under_zero(
+    stage: int, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    for run, asked in (("whole", {}), ("parts", env(stage))):
         ended = two_ranks(run, changes=CALM, fault="nan on the second rank once", at=2, env=asked)
         assert ended.status == 0, ended.output
     assert [line["skipped_updates"] for line in lines(tmp_path / "parts")] == [
@@ -76,13 +85,56 @@ def test_a_nan_on_one_rank_skips_the_step_on_both_under_zero(two_ranks: Callable
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_warm_start_comes_before_the_parts(
-    two_ranks: Callable[..., Any], demonstrations: str, tmp_path: Path
+    stage: int, two_ranks: Callable[..., Any], demonstrations: str, tmp_path: Path
 ) -> None:
     changes = {**CHANGES, "max_steps": 2, "warm_start_steps": 3, "warm_start_data_files": demonstrations}
-    for run, asked in (("whole", {}), ("parts", env(2))):
+    for run, asked in (("whole", {}), ("parts", env(stage))):
         ended = two_ranks(run, changes=changes, env=asked)
         assert ended.status == 0, ended.output
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert bits(whole / "start" / "model.safetensors") == bits(parts / "start" / "model.safetensors")
     same_steps(whole, parts)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_parts_that_are_sampled_ahead_of_train_as_whole_moments_do(
+    stage: int, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The engine of each rank's own process gets whole weights; what was in flight is in the checkpoint."""
+    changes = {**CALM, "max_staleness": 1}
+    for run, asked in (("whole", {}), ("parts", env(stage))):
+        ended = two_ranks(run, changes=changes, env=asked)
+        assert ended.status == 0, ended.output
+    whole, parts, model = tmp_path / "whole", tmp_path / "parts", Path("model") / "model.safetensors"
+    assert [line["staleness"] for line in lines(parts)] == [0, 1, 1, 1]
+    same_steps(whole, parts)
+    first = bits(parts / model)
+    forget_the_last(parts)
+    ended = two_ranks("parts", changes=changes, env=asked, resume=True)
+    assert ended.status == 0, ended.output
+    assert bits(parts / model) == first
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2"])
+def test_weights_of_other_families_in_parts_train_as_whole_ones_do(
+    family: str, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Tied embeddings; windows and soft caps, which are padded; biases and learned positions. With checkpointing."""
+    changes = {**CALM, "max_steps": 2, "gradient_checkpointing": True}
+    for run, asked in (("whole", {}), ("parts", env(3))):
+        ended = two_ranks(run, changes=changes, sizes=FAMILIES[family], env=asked)
+        assert ended.status == 0, ended.output
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    same_steps(whole, parts)
+    model = Path("model") / "model.safetensors"
+    assert distance(parts / model, whole / model) < 1e-6
+
+
+def test_a_run_of_weights_in_parts_ends_with_its_best_model(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    best = {"eval_steps": 1, "eval_on_start": True, "load_best_model_at_end": True}
+    ended = two_ranks("r", changes={**CHANGES, **best, "max_steps": 2}, env=env(3))
+    assert ended.status == 0, ended.output
+    assert json.loads((tmp_path / "r" / "best" / "best.json").read_text())["step"] == 0
+    assert distance(tmp_path / "r" / "model" / "model.safetensors", tmp_path / "r" / "best" / "model.safetensors") == 0

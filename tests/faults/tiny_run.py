@@ -1,6 +1,6 @@
 """One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
-Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward, and inside:
+Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward, sizes of the model, and inside:
 what is sampled ahead is sampled in a thread of this process, by the engine that vllm has, which is ready at once.
 """
 
@@ -116,7 +116,7 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
-    model = load_model(ModelConfig(make=SIZES), tokenizer, seed=0)
+    model = load_model(ModelConfig(make=options.get("sizes", SIZES)), tokenizer, seed=0)
     if options.get("fault") == "another weight on the second rank" and os.environ.get("RANK") == "1":
         model.model.layers[0].mlp.up_proj.weight.data[1, 2] += 1e-6
     made = PolicyGradientTrainer(
