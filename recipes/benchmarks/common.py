@@ -47,13 +47,14 @@ def shape_arguments(description: str | None, *paths: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_model(size: str, completion: int, seed: int = 0) -> tuple[Any, Any]:
-    """A Llama of that shape whose completions end by the end token after about half of `completion` tokens."""
+def make_model(size: str, completion: int, seed: int = 0, **changes: int) -> tuple[Any, Any]:
+    """A Llama of that shape, but for `changes`, whose completions end by the end token after about half of
+    `completion` tokens."""
     tokenizer = character_tokenizer()
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        "llama", **SHAPES[size], max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        "llama", **{**SHAPES[size], **changes}, max_position_embeddings=1024, tie_word_embeddings=True,
+        bos_token_id=None, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     disable_dropout(model)
