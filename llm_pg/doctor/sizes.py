@@ -17,7 +17,8 @@ from ..config.schema import ModelConfig
 _NAMED = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
-LOGITS_COPIES = 3  # logits, their log-softmax and its gradient, in float32
+# Computed at a time, by the chunk (`model.head`), and their copies in float32: logits, log-softmax and its gradient.
+LOGITS_AT_ONCE, LOGITS_COPIES = 1 << 24, 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def training_bytes(config: Config, sizes: Sizes, reference: bool, micro_rows: in
             parts["reference"] = weights
     rows = micro_rows * config.rollout.max_completion_length
     if sizes.vocabulary:
-        parts["logits"] = rows * sizes.vocabulary * 4 * LOGITS_COPIES
+        parts["logits"] = min(rows * sizes.vocabulary, LOGITS_AT_ONCE) * 4 * LOGITS_COPIES
     return {name: int(size) for name, size in parts.items()}
 
 

@@ -203,7 +203,7 @@ def memory(case: Case) -> Iterator[Finding]:
         f"{gigabytes(need)} GB, and there are {gigabytes(case.memory)} GB",
         "Lower per_device_train_batch_size (the gradient stays the same), set gradient_checkpointing=true, or "
         "use_peft=true; beta=0 needs no reference.",
-        "weights, gradients and two moments of AdamW; logits of one pass three times over",
+        "weights, gradients and two moments of AdamW; logits of one chunk three times over",
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pg.config import Config
+from llm_pg.doctor import sizes
 from llm_pg.model import head
 from llm_pg.sampling.protocol import SamplingParams
 from tests.training.test_policy import policy_of, rollouts
@@ -86,3 +88,11 @@ def test_a_chunk_on_cuda_follows_from_the_memory_of_the_device(monkeypatch: pyte
         if gib > 2:
             assert head.chunk_numbers(cuda) * head.BYTES_A_LOGIT <= device.total_memory / 32
     assert head.chunk_numbers(torch.device("cpu")) == head.CHUNK_NUMBERS
+
+
+def test_the_memory_told_before_a_run_counts_the_logits_of_a_chunk() -> None:
+    """A step of 32 × 2,048 tokens over 151,936 words would need 119 GB for logits that never stand whole."""
+    assert sizes.LOGITS_AT_ONCE == head.CHUNK_NUMBERS
+    config = Config.model_validate({"rollout": {"max_completion_length": 2048}})
+    parts = sizes.training_bytes(config, sizes.Sizes(5e8, 151_936, 0), False, 32)
+    assert parts["logits"] == 3 * 64 * 2**20
