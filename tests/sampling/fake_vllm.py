@@ -17,16 +17,19 @@ from safetensors.torch import load_file
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
+from tests.sampling.fake_wire import TRANSFER, Receiver
 
 Fault = Callable[["FakeVllm", str, dict[str, Any]], Any]
 
 
 class FakeVllm:
     """Args: model, tokenizer: what it samples with. fault: (server, path, answer) -> the answer to send instead, an
-    int for an HTTP status, or "cut" to close the connection in the middle."""
+    int for an HTTP status, or "cut" to close the connection in the middle. receiver: of weights over a wire."""
 
-    def __init__(self, model: Any, tokenizer: Any, fault: Fault | None = None) -> None:
-        self.model, self.fault = model, fault
+    def __init__(
+        self, model: Any, tokenizer: Any, fault: Fault | None = None, receiver: Receiver | None = None
+    ) -> None:
+        self.model, self.fault, self.receiver = model, fault, receiver
         self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.skips: set[str] = set()  # weights that a reload leaves as they are
@@ -47,9 +50,20 @@ class FakeVllm:
             self.requests.append((path, body))
             if path == "/v1/completions":
                 return self._complete(body)
+            if self.receiver is not None and path in TRANSFER:
+                return self.receiver.answer(self.model, path, body)
             if path == "/collective_rpc":
                 return self._reload(Path(body["kwargs"]["weights_path"]))
             return {}
+
+    def told(self, path: str) -> Any:
+        """The answer to a GET."""
+        if self.receiver is None or path == "/health":
+            return {}
+        with self.lock:
+            self.requests.append((path, {}))
+        config = {"weight_transfer_config": {"backend": self.receiver.backend}}
+        return {"world_size": self.receiver.workers} if path == "/get_world_size" else {"vllm_config": config}
 
     def _reload(self, folder: Path) -> Any:
         weights = load_file(folder / "model.safetensors")
@@ -97,7 +111,7 @@ class _Quiet(ThreadingHTTPServer):
 def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {})
+            self._send(200, server.told(self.path))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

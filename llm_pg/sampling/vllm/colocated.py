@@ -16,7 +16,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Colocated:
             if self._asleep:
                 torch.cuda.empty_cache()  # what the update left cached is what vLLM maps again
                 self._llm.wake_up(tags=["weights"])
-            pairs = self._lately.noting(model, stream(model, self.dtype))
+            pairs = _noted(stream(model, self.dtype), self._lately.begin(model))
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
@@ -189,6 +189,12 @@ class Colocated:
             if isinstance(error, torch.OutOfMemoryError) or "memory" in cause:
                 hint = " Lower vllm_gpu_memory_utilization, or set vllm_enable_sleep_mode on a GPU."
             raise EngineError(f"{NAME} {what}: {cause}.{hint} Its log is {self.log}.") from error
+
+
+def _noted(pairs: Iterator[tuple[str, Tensor]], note: Callable[[str, Tensor], None]) -> Iterator[tuple[str, Tensor]]:
+    for name, x in pairs:
+        note(name, x)
+        yield name, x
 
 
 def _as_answer(output: Any) -> Mapping[str, Any]:

@@ -21,8 +21,11 @@ from .host import State
 from .pool import Pool
 from .server import LocalServer
 from .settings import Settings, name_of
-from .weights import FILE, tensors, write_model, write_weights
+from .transfer import NcclWire, Transfer, TransferError, check_nccl, wants_nccl
+from .weights import FILE, Lately, named, tensors, write_model, write_weights
 
+NCCL_DEVICES = ("cuda",)
+AFTER_FAILURE = 60.0  # seconds for the files that stand in for a transfer that broke off
 PROMPTS_AT_ONCE = 64  # requests in flight per server; each is a whole group
 
 
@@ -59,7 +62,10 @@ class Servers:
         self._written: State | None = None  # of the newest folder
         self._weights: list[Path] = []  # folders of the last two states written, oldest first
         self._ready, self._number = False, 0
-        self._writing = threading.Lock()
+        self._one_at_a_time = threading.Lock()
+        self._transfers: dict[str, Transfer | None] = {}  # by address; None = as files
+        self._lately = Lately()
+        self._noted: State | None = None
 
     def start(self, model: Any, present: State) -> None:
         """Write the folder that servers start from, and start one unless some were given, without waiting for it."""
@@ -89,7 +95,7 @@ class Servers:
         self._ready = True
 
     def load(self, model: Any, present: State) -> None:
-        self.pool.tell_all(lambda client: self._by_files(client, model, present))
+        self.pool.tell_all(lambda client: self._bring(client, model, present))
         self.served = present
 
     def complete(self, asks: Sequence[Ask]) -> list[tuple[list[Answer], str]]:
@@ -104,7 +110,9 @@ class Servers:
             return list(threads.map(one, asks))
 
     def older(self) -> dict[str, Tensor] | None:
-        return load_file(self._weights[0] / FILE) if len(self._weights) == 2 else None
+        if len(self._weights) == 2 or self._lately.states:  # of the first state sent, the folder of the start
+            return self._lately.older() or load_file(self._weights[0] / FILE)
+        return None
 
     def explained(self, error: EngineError) -> EngineError:
         return error if self.local is None else EngineError(f"{error} {self.local.told()}")
@@ -112,10 +120,50 @@ class Servers:
     def stop(self) -> None:
         if self.local is not None:
             self._end()
+        for transfer in self._transfers.values():
+            if transfer is not None:
+                transfer.close()
+        self._transfers = {}
+
+    def _bring(self, client: Client, model: Any, present: State) -> None:
+        """Over NCCL where the server was started for it and the trainer can, otherwise by files."""
+        try:
+            with self._one_at_a_time:
+                sent = self._by_transfer(client, model, present)
+        except TransferError as error:
+            how = "over NCCL and go to it as files from now on"
+            self.say(f"Weights do not reach the vLLM server {client.url} {how}: {error}.")
+            self._drop(client.url)
+            sent = False
+            # One that was left in the middle of a transfer may wait for the rest for ever.
+            client = Client(client.url, min(client.timeout, AFTER_FAILURE))
+        if not sent:
+            self._by_files(client, model, present)
+
+    def _by_transfer(self, client: Client, model: Any, present: State) -> bool:
+        device = core_of(model).device
+        if client.url not in self._transfers:
+            wanted = device.type in NCCL_DEVICES and wants_nccl(client)
+            self._transfers[client.url] = None
+            if wanted:
+                check_nccl()
+                self._transfers[client.url] = Transfer(client, device, NcclWire)
+        transfer = self._transfers[client.url]
+        if transfer is None:
+            return False
+        note = _nothing if present == self._noted else self._lately.begin(model)
+        self._noted = present
+        transfer.send(named(model), self.dtype, note)
+        return True
+
+    def _drop(self, url: str) -> None:
+        transfer, self._transfers[url] = self._transfers.get(url), None
+        if transfer is not None:
+            transfer.close()
 
     def _by_files(self, client: Client, model: Any, present: State) -> None:
         """Two folders in turns: the one before stays, to tell which of its weights a server kept."""
-        with self._writing:
+        with self._one_at_a_time:
             if present != self._written:
                 folder = self.folder / f"weights-{self._number % 2}"
                 write_weights(folder, tensors(model, self.dtype))
@@ -123,3 +171,7 @@ class Servers:
                 self._written, self._weights = present, [*self._weights, folder][-2:]
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(self._weights[-1])}}
         client.post("/collective_rpc", body)
+
+
+def _nothing(name: str, x: Tensor) -> None:
+    """Of a state that is remembered already."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,8 @@ def unties(model: Any) -> bool:
 
 
 @torch.no_grad()
-def stream(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its checkpoint's name, where the model stands, adapters merged into copies of their layers.
-
-    A tensor is the model's own where its type is `dtype` already.
-    """
+def named(model: Any) -> dict[str, Tensor]:
+    """Every weight under its checkpoint's name, where the model stands, adapters merged into copies of their layers."""
     core = core_of(model)
     out = revert_weight_conversion(core, merged_state(model))
     head = f"{_head_name(core)}.weight"
@@ -58,8 +55,18 @@ def stream(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         out.setdefault(head, core.get_output_embeddings().weight)
     else:
         out.pop(head, None)
-    for name, x in out.items():
-        yield name, x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
+    return out
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it is served: `dtype` where it is floating, contiguous; `x` itself where it is that already."""
+    return x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
+
+
+def stream(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The named weights as they are served, one at a time."""
+    for name, x in named(model).items():
+        yield name, cast(x, dtype)
 
 
 def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -75,25 +82,23 @@ class Lately:
 
     def __init__(self, limit: int = 2**31) -> None:
         self.limit = limit
-        self._states: list[dict[str, Tensor]] = []
+        self.states: list[dict[str, Tensor]] = []
 
-    def noting(self, model: Any, pairs: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The pairs, each remembered on its way."""
+    def begin(self, model: Any) -> Callable[[str, Tensor], None]:
+        """Of a new state: what takes each weight of it."""
         if sum(p.numel() * p.element_size() for p in model.parameters()) > self.limit:
-            self._states = []
-            return pairs
+            self.states = []
+            return lambda name, x: None
         state: dict[str, Tensor] = {}
-        self._states = [*self._states, state][-2:]
-        return _copied(pairs, state)
+        self.states = [*self.states, state][-2:]
+
+        def note(name: str, x: Tensor) -> None:
+            state[name] = x.to("cpu", copy=True)
+
+        return note
 
     def older(self) -> dict[str, Tensor] | None:
-        return self._states[0] if len(self._states) == 2 else None
-
-
-def _copied(pairs: Iterator[tuple[str, Tensor]], state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, x in pairs:
-        state[name] = x.to("cpu", copy=True)
-        yield name, x
+        return self.states[0] if len(self.states) == 2 else None
 
 
 @torch.no_grad()
