@@ -40,7 +40,7 @@ from .callbacks import Callbacks
 from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
 from .folder import RunFolder
-from .launch import check_ahead, check_backend, check_count, make_shards, make_zero, without_deepspeed
+from .launch import check_ahead, check_backend, check_count, make_shards, make_zero, without_deepspeed, zero_in_parts
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .preflight import task_rewards
 from .ranks import Ranks
@@ -144,7 +144,7 @@ class Parts(TrlFace):
         if peft_config is not None:
             self.model = wrap(self.model, peft_config)
         check_trainable(self.model)
-        check_merge(config, self.model, sharded=self.shards is not None)
+        check_merge(config, self.model, sharded=self.shards is not None or zero_in_parts())
         if config.algorithm.sync_ref_model and has_adapter(self.model):
             raise ConfigError(
                 "sync_ref_model is true and the model has an adapter: its reference is the same weights with the "
@@ -245,9 +245,8 @@ class Parts(TrlFace):
         self.terminal.say(str(trial))
         if trial.rows < trial.asked:
             self.terminal.warn(
-                f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: such a "
-                "pass will be halved when it comes, with the same gradient and in more time. Set "
-                f"train.per_device_train_batch_size={trial.rows} to avoid it."
+                f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: passes "
+                f"are kept to as many tokens as those have, {self.policy.most_tokens:,}, with the same gradient."
             )
         return trial
 

@@ -76,6 +76,8 @@ def try_longest(
         moments: hold as much memory as AdamW's two moments will, which are made at the first step only. A critic's
             pass, gradient and moments are tried with the policy's.
 
+    Where less fits than the settings ask for, the policy's passes are no larger from here on.
+
     Raises:
         RunStopped: a single completion does not fit.
     """
@@ -110,6 +112,8 @@ def try_longest(
                 parameter.grad = None
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(device)
+    if len(index) < asked:
+        policy.most_tokens = policy.num_tokens(rollouts.rows(index))
     passes = -(-len(rollouts.mask_BT) // len(index))
     return Trial(len(index), prompt_length, completion_length, passes, seconds, peak, asked)
 

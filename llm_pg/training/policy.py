@@ -20,9 +20,11 @@ from ..rollouts import TextRollouts
 from ..sampling.protocol import SamplingParams
 from .adapters import StartingAdapter, has_adapter
 from .critic import Critic
-from .shards import Shards
+from .shards import Shards, whole
 
 # Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
+# On a CPU that was measured. Elsewhere it is a bound that none should need: there memory ends a pass first, which the
+# trial of the longest batch finds out (`Policy.most_tokens`).
 TOKENS_PER_PASS = {"cpu": 1024}
 TOKENS_PER_PASS_OTHERWISE = 32_768
 
@@ -68,6 +70,10 @@ class Policy:
             auto: shared_prefix where a trial shows that it computes the same.
         critic: whose values `score` and `observe` give; None = the algorithm has none.
 
+    Attributes:
+        way: how packed completions attend; None = rows are padded.
+        most_tokens: tokens of one pass that are known to fit into memory; None = nothing is known.
+
     Raises:
         ValueError: packing is shared_prefix and the model's attention is not covered.
     """
@@ -86,6 +92,7 @@ class Policy:
     ) -> None:
         self.critic = critic
         self.shards: Shards | None = None
+        self.most_tokens: int | None = None
         self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
         self.has_adapter = has_adapter(model)
         self.reference = None
@@ -104,18 +111,22 @@ class Policy:
 
     def shard(self, shards: Shards) -> None:
         """Cut the weights, those of reference and critic too, over the ranks. Before an optimiser is made of them."""
-        if self.start is not None:
-            raise ValueError(
-                "The model came with an adapter, beta is above 0, and its weights are to be cut over the ranks: its "
-                "reference, the adapter as it came, cannot be put in place there. Merge the adapter into the model "
-                "first and give a new one (peft_config), or set beta=0."
-            )
+        self.check_cut()
         self.shards = shards
         for model in (self.model, self.reference):
             if model is not None:
                 shards.cut(model)
         if self.critic is not None:
             shards.cut_critic(self.critic)
+
+    def check_cut(self) -> None:
+        """ValueError where weights in parts would leave no reference."""
+        if self.start is not None:
+            raise ValueError(
+                "The model came with an adapter, beta is above 0, and its weights are to be cut over the ranks: its "
+                "reference, the adapter as it came, cannot be put in place there. Merge the adapter into the model "
+                "first and give a new one (peft_config), or set beta=0."
+            )
 
     def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
         """The whole weights (of the policy) inside the block, where they stand in shards: every rank must enter it."""
@@ -164,7 +175,8 @@ class Policy:
         if self.reference is None:
             raise ValueError("This policy has no reference of its own weights to refresh (beta is 0, or an adapter).")
         for own, present in zip(self.reference.parameters(), self.model.parameters(), strict=True):
-            own.lerp_(present.to(own.dtype), share)
+            value = whole(present) if hasattr(present, "ds_tensor") else present
+            own.lerp_(value.to(own.dtype), share)
 
     @torch.no_grad()
     def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
@@ -208,14 +220,21 @@ class Policy:
 
         Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
         """
-        if not self._packs_now():
-            return list(micro_batches(rollouts.context_length_B, micro_rows))
-        lengths = rollouts.context_length_B.tolist()
+        lengths, device = rollouts.context_length_B.tolist(), rollouts.mask_BT.device
         longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
-        device = rollouts.mask_BT.device
-        most = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
+        if not self._packs_now():
+            fitting = micro_rows if self.most_tokens is None else max(self.most_tokens // longest, 1)
+            return list(micro_batches(rollouts.context_length_B, min(micro_rows, fitting)))
+        most = self.most_tokens or TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
         passes = bins(rollouts.prompt_ids_B, lengths, min(micro_rows * longest, most))
         return [torch.tensor(rows, device=device) for rows in passes]
+
+    def num_tokens(self, rollouts: TextRollouts) -> int:
+        """Tokens that one pass over these rows computes: padding too, or, packed, each prompt once."""
+        prompts, lengths = rollouts.prompt_ids_B, rollouts.context_length_B.tolist()
+        if self._packs_now():
+            return sum(len(prompt) for prompt in set(prompts)) + sum(lengths)
+        return len(lengths) * max(len(p) + n for p, n in zip(prompts, lengths, strict=True))
 
     def _packs_now(self) -> bool:
         # Gradient checkpointing may be switched on after the policy is made.

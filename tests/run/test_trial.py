@@ -1,5 +1,6 @@
 """The longest batch, tried before the first step: it shows what does not fit, and leaves no trace in the run."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.run.guard import RunStopped
-from llm_pg.run.trial import LARGE, Trial, expected_seconds, try_longest, wanted
+from llm_pg.run.trial import LARGE, Trial, _longest, expected_seconds, try_longest, wanted
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
 from llm_pg.training.critic import Critic
@@ -87,6 +88,32 @@ def test_what_does_not_fit_is_halved_and_told(policy: Policy, monkeypatch: pytes
     assert trial.rows == tried[-1] <= 3
     assert trial.asked == tried[0] >= 8
     assert trial.passes >= 16 / 3
+
+
+@pytest.mark.parametrize("packing", ["shared_prefix", "padded"])
+def test_later_passes_are_no_larger_than_what_was_found_to_fit(
+    packing: str, make_model: Callable[..., Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or each step would run out of memory and make its gradient twice."""
+    params = SamplingParams(max_completion_length=8)
+    policy = Policy(make_model("llama"), params=params, pad_id=tokenizer.pad_token_id, packing=packing)
+    longest = _longest(6, 8, 4, 4, policy, torch.device("cpu"))
+    before = [len(rows) for rows in policy.cuts(longest, 8)]
+    fail_above(policy, 3, monkeypatch)
+    trial = try_longest(policy, **SIZES)
+    after = [len(rows) for rows in policy.cuts(longest, 8)]
+    assert max(after) == trial.rows <= 3 < max(before)
+    assert sum(after) == sum(before) == 16
+    # Shorter rows go together up to the same number of tokens.
+    shorter = dataclasses.replace(longest, mask_BT=longest.mask_BT & (torch.arange(8) < 2))
+    cuts = policy.cuts(shorter, 8)
+    assert len(cuts) < len(after)
+    assert all(policy.num_tokens(shorter.rows(rows)) <= (policy.most_tokens or 0) for rows in cuts)
+
+
+def test_where_all_fits_passes_stay_as_they_are_asked_for(policy: Policy) -> None:
+    try_longest(policy, **SIZES)
+    assert policy.most_tokens is None
 
 
 def test_a_single_completion_that_does_not_fit_ends_the_run_with_what_to_change(
