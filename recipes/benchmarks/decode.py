@@ -6,6 +6,8 @@ with a static cache, and vLLM as a server on this machine on all cores, in float
 compiled), weights unchanged. A batch of vLLM goes through HTTP and is checked, as in training.
 With --rows-at-once N instead rows that enter as others end, against batches of N one after the other; --ends-by T: half
 of the completions have ended by about T / 2 tokens, whatever --completion.
+With --static true instead the steps of fixed shapes that a GPU records, here called one by one: as they stand, and the
+largest of them compiled (its seconds of compilation are told apart, and its weights are read as they lie).
 """
 
 from __future__ import annotations
@@ -13,33 +15,43 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+import unittest.mock
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from common import make_model, shape_arguments, texts
 from transformers import GenerationConfig
 
+from llm_pg.sampling import lean as lean_layers
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, Sampler, SamplingParams, joined
 from llm_pg.sampling.random import stream_key
+from llm_pg.sampling.static import Step
 from llm_pg.sampling.vllm import VllmSampler
 from llm_pg.sampling.vllm.engine import Settings
 
 
 def main() -> None:
-    a = shape_arguments(__doc__, "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager")
+    a = shape_arguments(__doc__, "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager", "--static")
     model, tokenizer = make_model(a.size, int(a.ends_by or a.completion))
     ends = [tokenizer.eos_token_id]
     if a.rows_at_once:
         at_once = int(a.rows_at_once)
         refilled = NativeSampler(model, tokenizer, ends, at_once)
         measure(a, tokenizer, {"refilled": refilled, "waves": Waves(refilled, at_once)}, base="waves")
+        return
+    if a.static:
+        static = NativeSampler(model, tokenizer, ends, static=True)
+        plain, compiled = NativeSampler(model, tokenizer, ends), Compiled(model, tokenizer, ends)
+        measure(a, tokenizer, {"lean": plain, "static": static, "static, compiled": compiled}, base="lean")
         return
     lean, generate = NativeSampler(model, tokenizer, ends), GenerateSampler(model, tokenizer, ends)
     if not a.vllm_python:
@@ -70,6 +82,34 @@ class StaticCache(GenerateSampler):
         settings = super()._settings(params)
         settings.cache_implementation = "static"
         return settings
+
+
+class Compiled:
+    """Static steps of which the largest is compiled by inductor; no layout of oneDNN's own, which it cannot read."""
+
+    def __init__(self, model: Any, tokenizer: Any, ends: Sequence[int]) -> None:
+        self.engine = NativeSampler(model, tokenizer, ends, static=True)
+        assert self.engine.static is not None
+        self.engine.static.record = lambda device: self.record
+        self.largest: Step | None = None
+
+    def record(self, step: Step) -> Callable[[], None]:
+        if self.largest is not None:
+            return step
+        self.largest = step
+        compiled = torch.compile(step.__call__, dynamic=False)
+
+        def first() -> None:
+            start = time.perf_counter()
+            compiled()
+            print(f"compiled in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+        calls = itertools.chain([first], itertools.repeat(compiled))
+        return lambda: next(calls)()
+
+    def sample(self, *given: Any) -> Completions:
+        with unittest.mock.patch.object(lean_layers, "_has_onednn", return_value=False):
+            return self.engine.sample(*given)
 
 
 class Waves:
