@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..evaluate import Evaluation
-from ..training.shards import like
+from ..training.shards import like, writable
 
 FACTS = "best.json"
 
@@ -113,6 +113,11 @@ class Best:
 
 def load_weights(model: Any, folder: Path) -> None:
     """The saved weights of `folder` back into the model, or into its adapters; each rank takes the shards it holds."""
+    with writable(model):
+        _load(model, folder)
+
+
+def _load(model: Any, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 

@@ -155,6 +155,11 @@ def zero_stage() -> int:
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
 
 
+def zero_in_parts() -> bool:
+    """Whether DeepSpeed was asked to hold weights in parts."""
+    return deepspeed_asked() and zero_stage() == 3
+
+
 @contextlib.contextmanager
 def _unsaid(*names: str) -> Iterator[None]:
     asked = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -218,6 +223,7 @@ def make_zero(accelerator: Any, policy: Any, optimizer: Any, max_grad_norm: floa
     try:
         if zero_stage() < 3:
             return Zero(zero_stage(), policy.model, optimizer, **given)
+        policy.check_cut()
         policy.shards = Zero3(policy.model, optimizer, **given)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -125,6 +125,20 @@ def whole(x: Tensor) -> Tensor:
         return x.detach().clone()
 
 
+@contextlib.contextmanager
+def writable(model: Any) -> Iterator[None]:
+    """Inside the block weights of DeepSpeed's stage 3 are whole, and what the first rank writes to them is kept. Every
+    rank must enter it."""
+    parameters = [p for p in model.parameters() if hasattr(p, "ds_tensor")]
+    if not parameters:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(parameters, modifier_rank=0):
+        yield
+
+
 def shape_of(x: Tensor) -> torch.Size:
     """Of the whole tensor, wherever its parts are."""
     return getattr(x, "ds_shape", x.shape)
@@ -142,12 +156,17 @@ def put(value: Tensor, target: Tensor) -> None:
 
 
 def collect(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Sharded tensors in one piece in the host's memory, one after another; nothing on ranks that do not keep them."""
+    """Sharded tensors in one piece in the host's memory, one after another; nothing on ranks that do not keep them. One
+    that stands under two names, as tied embeddings do, is gathered once and stays one."""
     out: dict[str, Tensor] = {}
+    pieces: dict[int, Tensor | None] = {}
     for name, value in tensors.items():
-        piece = whole(value if hasattr(value, "ds_tensor") else value.detach())
-        if keep:
-            out[name] = piece.detach().cpu()
+        if id(value) not in pieces:
+            piece = whole(value if hasattr(value, "ds_tensor") else value.detach())
+            pieces[id(value)] = piece.cpu() if keep else None
+        kept = pieces[id(value)]
+        if kept is not None:
+            out[name] = kept
     return out
 
 

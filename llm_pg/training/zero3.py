@@ -38,16 +38,11 @@ class Zero3(Zero):
     """`Zero` of stage 3, and what a `Policy` asks of `Shards`. Arguments as there."""
 
     def __init__(self, model: Any, optimizer: torch.optim.AdamW, *, max_grad_norm: float, num_ranks: int) -> None:
-        from deepspeed.utils import set_z3_leaf_module
-
-        names = frozenset(core_of(model)._no_split_modules or ())
-        layers = [module for module in model.modules() if type(module).__name__ in names]
-        for layer in layers:
-            set_z3_leaf_module(layer, True)
-        self.groups = [list(group["params"]) for group in optimizer.param_groups]
         super().__init__(3, Pass(model), optimizer, max_grad_norm=max_grad_norm, num_ranks=num_ranks)
         from deepspeed.runtime.zero import register_external_parameter
 
+        names = frozenset(core_of(model)._no_split_modules or ())
+        layers = [module for module in model.modules() if type(module).__name__ in names]
         inside = {id(p) for layer in layers for p in layer.parameters()}
         for parameter in model.parameters():
             if id(parameter) not in inside:

@@ -1,7 +1,8 @@
 """One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
-Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward, sizes of the model, and inside:
-what is sampled ahead is sampled in a thread of this process, by the engine that vllm has, which is ready at once.
+Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward,
+sizes of the model, and inside: what is sampled ahead is sampled in a thread of this process, by the engine that vllm
+has, which is ready at once.
 """
 
 import json
