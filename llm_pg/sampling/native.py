@@ -71,22 +71,26 @@ class NativeSampler:
         self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
         self.is_lean = lean and self.shares and decodes_leanly(model)
         self.static: StaticSampler | None = None
+        self._static_asked: bool | None = static
         self._said: set[str] = set()
-        if model.device.type == "cuda" if static is None else static:
-            self.static = self._make_static()
+        self._try_static()
 
     @torch.no_grad()
-    def _make_static(self) -> StaticSampler | None:
+    def _try_static(self) -> None:
+        """Once, where it is asked for: now, or with the first batch after the model came to a GPU."""
+        if not (self.model.device.type == "cuda" if self._static_asked is None else self._static_asked):
+            return
+        self._static_asked = False
         if not self.shares:
             self._say("its attention or its output layer is not that of a plain decoder")
-            return None
+            return
         made = StaticSampler(self.model, self.is_lean, self.eos_ids, self.pad_id)
         with eval_mode(self.model), products_in(self.dtype, self.model):
             reason = steps_statically(made)
-        if reason is not None:
+        if reason is None:
+            self.static = made
+        else:
             self._say(reason)
-            return None
-        return made
 
     def _say(self, reason: str) -> None:
         """Once: why the steps of fixed shapes are not taken."""
@@ -101,6 +105,7 @@ class NativeSampler:
         """See `Sampler.sample`."""
         prompts_B = [tuple(ids) for ids in prompt_ids for _ in range(num_generations)]
         at_once = min(self.rows_at_once or len(prompts_B), len(prompts_B))
+        self._try_static()
         with eval_mode(self.model), products_in(self.dtype, self.model):
             if self.static is not None:
                 reason = self.static.refuses(params, num_generations, at_once)

@@ -37,50 +37,63 @@ class Graphs:
 
 
 def recorder(device: torch.device) -> Record:
-    """Graphs that share one pool of memory, which they may: nothing that a step makes outlives it."""
-    if device.type != "cuda":
-        return lambda step: step
-    pool = torch.cuda.graph_pool_handle()
-    return lambda step: Captured(step, device, pool)
+    return Recorder(device) if device.type == "cuda" else lambda step: step
 
 
-class Captured:
-    """A step that is run as it stands at first, then captured, then replayed. Each call is one token.
+class Recorder:
+    """Captures on one stream of its own, into one pool of memory: nothing that a step makes outlives it, so that the
+    next recording may use the same. What cannot be captured once is not tried again."""
 
-    A step that cannot be captured is run as it stands for ever after, with a warning.
-    """
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.pool, self.stream = device, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self.fails = False
 
-    def __init__(self, step: Step, device: torch.device, pool: Any) -> None:
-        self.step, self.device, self.pool = step, device, pool
-        self.calls, self.replay = 0, None  # type: int, Step | None
+    def __call__(self, step: Step) -> Step:
+        return Captured(step, self)
 
-    def __call__(self) -> None:
-        if self.replay is None and self.calls == WARM_UP:
-            self.replay = self._capture()
-        if self.replay is not None:
-            self.replay()
-            return
-        self.calls += 1
-        stream, present = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-        stream.wait_stream(present)
-        with torch.cuda.stream(stream):
-            self.step()
-        present.wait_stream(stream)
+    def aside(self, step: Step) -> None:
+        """Run it on the stream of the capture, between what came before and what comes after."""
+        present = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(present)
+        with torch.cuda.stream(self.stream):
+            step()
+        present.wait_stream(self.stream)
 
-    def _capture(self) -> Step:
+    def capture(self, step: Step) -> Step:
+        """What replays the step; the step itself where it cannot be captured, and the log says so."""
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads (a server's, a watchdog's) may call CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                self.step()
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                step()
         except RuntimeError as error:
+            self.fails = True
             log.warning(
                 "A decoding step could not be captured as a CUDA graph, so that each token is launched by itself, "
                 "which is slower: %s", error,
             )  # fmt: skip
-            return self.step
+            return step
         replay: Step = graph.replay
         return replay
+
+
+class Captured:
+    """A step that is run as it stands at first, then captured, then replayed. Each call is one token."""
+
+    def __init__(self, step: Step, recorder: Recorder) -> None:
+        self.step, self.recorder, self.calls = step, recorder, 0
+        self.replay: Step | None = None
+
+    def __call__(self) -> None:
+        if self.replay is None and self.recorder.fails:
+            self.replay = self.step
+        if self.replay is None and self.calls == WARM_UP:
+            self.replay = self.recorder.capture(self.step)
+        if self.replay is not None:
+            self.replay()
+            return
+        self.calls += 1
+        self.recorder.aside(self.step)
 
 
 def state_of(model: Any) -> tuple[Hashable, ...]:

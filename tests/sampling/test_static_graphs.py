@@ -14,7 +14,6 @@ from llm_pg.sampling import lean, static_batch, static_graphs
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.static import Bucket, Buffers, Step
 from llm_pg.sampling.static_batch import StaticSampler
-from llm_pg.sampling.static_graphs import Captured
 from llm_pg.sampling.static_weights import Refreshed
 from tests.sampling.static_models import GROUP, PARAMS, TEXTS, assert_same, make, sample
 
@@ -176,7 +175,7 @@ class FakeGraph:
 
 
 class FakeCuda:
-    """What `Captured` uses of torch.cuda, as it behaves: what is captured does not run until it is replayed."""
+    """What a recorder uses of torch.cuda, as it behaves: what is captured does not run until it is replayed."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
         self.fails, self.events = fails, []  # type: bool, list[str]
@@ -184,6 +183,7 @@ class FakeCuda:
         patch.setattr(torch.cuda, "Stream", lambda device: self)
         patch.setattr(torch.cuda, "current_stream", lambda device: self)
         patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
         patch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(self))
         patch.setattr(torch.cuda, "graph", self.graph)
 
@@ -191,16 +191,18 @@ class FakeCuda:
         self.events.append("wait")
 
     @contextlib.contextmanager
-    def graph(self, graph: FakeGraph, pool: Any, capture_error_mode: str) -> Iterator[None]:
-        assert (pool, capture_error_mode) == ("pool", "thread_local")
+    def graph(self, graph: FakeGraph, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, stream, capture_error_mode) == ("pool", self, "thread_local")
         if self.fails:
+            self.events.append("refused")
             raise RuntimeError("operation not permitted when stream is capturing")
         self.capturing = graph
         yield
         self.capturing = None
 
     def record(self, device: torch.device) -> Any:
-        return lambda step: Captured(lambda: self.run(step), device, "pool")
+        recorder = static_graphs.Recorder(device)
+        return lambda step: recorder(lambda: self.run(step))
 
     def run(self, step: Step) -> None:
         if self.capturing is None:
@@ -231,7 +233,7 @@ def test_a_step_runs_three_times_is_captured_once_and_replayed_and_each_is_one_t
         assert cuda.events[: 3 * static_graphs.WARM_UP] == ["wait", "run", "wait"] * static_graphs.WARM_UP
         assert cuda.events.count("capture") == (0 if fails else len(arena.graphs.made))
     assert set(cuda.events[first:]) == ({"run"} if fails else {"replay"})
-    assert ("could not be captured" in caplog.text) is fails
+    assert caplog.text.count("could not be captured") == cuda.events.count("refused") == int(fails)
 
 
 @pytest.mark.parametrize("bias", [False, True])
