@@ -38,9 +38,11 @@ def check_count(num_processes: int) -> None:
 def check_ahead(config: Config, num_processes: int) -> None:
     """ConfigError where servers would be brought older weights by ranks that hold shards."""
     rollout = config.rollout
-    if rollout.max_staleness and rollout.engine == "vllm" and num_processes > 1 and sharding_asked():
+    cut = sharding_asked() or zero_in_parts()
+    if rollout.max_staleness and rollout.engine == "vllm" and num_processes > 1 and cut:
+        by = "FSDP2" if sharding_asked() else "DeepSpeed"
         raise ConfigError(
-            f"rollout.max_staleness is {rollout.max_staleness}, the engine is vllm, and FSDP2 cuts the weights over "
+            f"rollout.max_staleness is {rollout.max_staleness}, the engine is vllm, and {by} cuts the weights over "
             f"{num_processes} ranks: servers get older weights from a copy of the model, and shards cannot be copied. "
             "Use DDP (configs/accelerate/ddp.yaml), engine native, or rollout.max_staleness=0."
         )

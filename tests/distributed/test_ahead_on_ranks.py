@@ -1,5 +1,6 @@
 """Sampling ahead of training on several ranks: one age on all of them, nothing lost, one end for all."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ from llm_pg.ahead import shares
 from llm_pg.ahead.flight import pack
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
+from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.launch import check_ahead
+from llm_pg.run.models import character_tokenizer, load_model
 from tests.distributed.sameness import NUMBERS, forget_the_last
 from tests.faults.conftest import lines, weights
-from tests.faults.tiny_run import LIGHT, make
+from tests.faults.tiny_run import LIGHT, SIZES, make
+from tests.sampling.fake_vllm import FakeVllm
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 CHANGES = {"engine": "native", "reward_in_process": True, "log_completions": 4, "max_staleness": 1}
@@ -184,7 +188,7 @@ def test_a_checkpoint_holds_the_batches_that_every_rank_has(tmp_path: Path) -> N
 def test_servers_that_would_be_brought_older_weights_from_shards_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = check_values({"engine": "vllm", "max_staleness": 1})
+    config = check_values({"engine": "vllm", "vllm_urls": ["http://host:1"], "max_staleness": 1})
     check_ahead(config, 2)
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
@@ -192,3 +196,20 @@ def test_servers_that_would_be_brought_older_weights_from_shards_are_refused_by_
     check_ahead(config, 1)
     with pytest.raises(ConfigError, match=r"max_staleness is 1, the engine is vllm, and FSDP2.*ddp\.yaml"):
         check_ahead(config, 2)
+
+
+@pytest.mark.slow
+def test_servers_of_each_rank_follow_its_older_weights(ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """A stand-in for vLLM at each rank, which the engine checks at every batch against the weights it asked for."""
+    tokenizer = character_tokenizer()
+    model = load_model(ModelConfig(make=SIZES), tokenizer, seed=0)  # type: ignore[call-arg]
+    servers = [FakeVllm(copy.deepcopy(model), tokenizer) for _ in range(2)]
+    changes = {**CHANGES, "engine": "vllm", "vllm_urls": [server.url for server in servers], "max_steps": 4}
+    ended = ranks("r", changes=changes)
+    for server in servers:
+        server.stop()
+    assert ended.status == 0, ended.output
+    assert all(server.count("/collective_rpc") >= 3 for server in servers)
+    told = lines(tmp_path / "r")
+    assert [line["staleness"] for line in told] == [0, 1, 1, 1]
+    assert told[1]["sampler_gap"] > 1e-3 > told[0]["sampler_gap"]

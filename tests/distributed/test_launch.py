@@ -74,7 +74,7 @@ def test_accelerate_reads_its_config_files_as_what_they_are_called(path: Path) -
     kind = DistributedType.FSDP if sharded else DistributedType.DEEPSPEED if zero else DistributedType.MULTI_GPU
     assert config.distributed_type == kind
     if zero:
-        assert config.deepspeed_config == {"zero_stage": 2}
+        assert config.deepspeed_config == {"zero_stage": 3 if "zero3" in path.name else 2}
     assert config.use_cpu == ("cpu" in path.name)
     if sharded:
         assert config.fsdp_config["fsdp_version"] == 2
@@ -98,7 +98,7 @@ def checked(changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "env, changes, message",
     [
-        ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "Under DeepSpeed: zero_stage is 3.*fsdp2.yaml"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, {}, "Under DeepSpeed: zero_stage is 0.*ddp.yaml"),
         ({**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, {}, "Under DeepSpeed: .*Give zero_stage alone"),
         ({**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, {}, "Under DeepSpeed: moments in the host"),
         (ZERO, {"fp16": True}, "Under DeepSpeed: train.fp16.*bf16"),
@@ -127,7 +127,9 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     checked({})
 
 
-@pytest.mark.parametrize("changes", [{}, {"name": "ppo"}, {"engine": "vllm"}, {"warm_start_steps": 3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"name": "ppo"}, {"engine": "vllm", "vllm_urls": ["http://host:1"]}, {"warm_start_steps": 3}]
+)
 def test_fsdp2_takes_critics_servers_and_warm_starts(
     changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

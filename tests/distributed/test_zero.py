@@ -3,6 +3,7 @@
 Its extension for the CPU is compiled at the first start, which takes a minute.
 """
 
+import copy
 import importlib.util
 import json
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llm_pg.config.schema import ModelConfig
+from llm_pg.run.models import character_tokenizer, load_model
 from tests.conftest import FAMILIES
 from tests.distributed.sameness import CHANGES, bits, distance, forget_the_last, same_ends, same_steps
 from tests.faults.conftest import lines
-from tests.faults.tiny_run import make
+from tests.faults.tiny_run import SIZES, make
+from tests.sampling.fake_vllm import FakeVllm
 
 pytestmark = [
     pytest.mark.slow,
@@ -138,3 +142,17 @@ def test_a_run_of_weights_in_parts_ends_with_its_best_model(two_ranks: Callable[
     assert ended.status == 0, ended.output
     assert json.loads((tmp_path / "r" / "best" / "best.json").read_text())["step"] == 0
     assert distance(tmp_path / "r" / "model" / "model.safetensors", tmp_path / "r" / "best" / "model.safetensors") == 0
+
+
+def test_servers_follow_weights_in_parts(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+    """A stand-in for vLLM at each rank: every batch is checked there against the weights gathered for it."""
+    tokenizer = character_tokenizer()
+    model = load_model(ModelConfig(make=SIZES), tokenizer, seed=0)  # type: ignore[call-arg]
+    servers = [FakeVllm(copy.deepcopy(model), tokenizer) for _ in range(2)]
+    changes = {**CALM, "engine": "vllm", "vllm_urls": [server.url for server in servers]}
+    ended = two_ranks("r", changes=changes, env=env(3))
+    for server in servers:
+        server.stop()
+    assert ended.status == 0, ended.output
+    assert [server.count("/collective_rpc") for server in servers] == [5, 5]  # the start, updates 1 to 4
+    assert max(line["sampler_gap"] for line in lines(tmp_path / "r")) < 1e-5
