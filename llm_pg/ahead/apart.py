@@ -202,7 +202,7 @@ def _check_remade(model: Any) -> list[str]:
         twin = None
     theirs = {} if twin is None else {name: x.shape for name, x in twin.state_dict().items()}
     # fully_shard gives a module a class of its own.
-    own = type(core).__bases__[-1] if isinstance(core, FSDPModule) else type(core)
+    own: Any = type(core).__bases__[-1] if isinstance(core, FSDPModule) else type(core)
     odd = sorted(set(theirs) ^ set(state)) or [name for name in state if state[name].shape != theirs[name]]
     if type(twin) is not own or odd:
         what = f"weights differ in name or shape, {odd[0]} first" if odd else "it makes another class"

@@ -71,8 +71,8 @@ class Gathering(Parts):
         )
         self.open.enter_context(ahead)
         by_index = {prompt.index: prompt for prompt in self.train_prompts}
-        rank = self.ranks.number, self.ranks.count
-        ahead.restore(*self.saver.landed, by_index, collector.pieces, self.accelerator.device, rank)
+        place = self.ranks.number, self.ranks.count
+        ahead.restore(*self.saver.landed, by_index, collector.pieces, self.accelerator.device, place)
         self.saver.in_flight = lambda step: of_all(self.ranks.gather(ahead.state(step)))
         return ahead
 
