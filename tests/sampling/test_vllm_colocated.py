@@ -274,8 +274,8 @@ def test_a_run_in_one_process_is_that_over_a_server(
     for name, where in (("colocate", {"vllm_mode": "colocate"}), ("server", {"vllm_urls": [server.url]})):
         settings = GRPOConfig(
             str(tmp_path),
-            **{"run_name": name, "engine": "vllm", "max_steps": 3, "prompts_per_step": 4, **where},
-            **{"num_generations": 4, "max_completion_length": 4, "num_eval_prompts": 8, "eval_num_samples": 2},
+            **{"run_name": name, "engine": "vllm", "max_steps": 3, "prompts_per_step": 2, **where},
+            **{"num_generations": 4, "max_completion_length": 4, "num_eval_prompts": 2, "eval_num_samples": 0},
             **{"learning_rate": 1e-2, "use_cpu": True, "reward_in_process": True},
         )
         GRPOTrainer(

@@ -46,6 +46,7 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> list[GlooWire]:
 
     monkeypatch.setattr(servers, "NcclWire", open_wire)
     monkeypatch.setattr(servers, "check_nccl", lambda: None)
+    monkeypatch.setattr(transfer, "GRACE", 0.1)
     monkeypatch.setattr(servers, "NCCL_DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(pool_module.Pool.__init__, "__kwdefaults__", {"pause": 0.01})
     return made
@@ -178,8 +179,9 @@ def test_a_trainer_without_vllm_sends_files_and_says_why(start: Start, monkeypat
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("answer", [500, 400, "cut"])
-@pytest.mark.parametrize("path", [INIT, BEGIN, UPDATE, FINISH])
+@pytest.mark.parametrize(
+    "path, answer", [(INIT, 500), (INIT, 400), (BEGIN, 500), (UPDATE, 500), (UPDATE, "cut"), (FINISH, "cut")]
+)
 def test_a_call_that_fails_sends_the_run_on_by_files(
     start: Start, wires: list[GlooWire], monkeypatch: pytest.MonkeyPatch, path: str, answer: Any
 ) -> None:
@@ -200,6 +202,7 @@ def test_a_call_that_fails_sends_the_run_on_by_files(
     assert f"{server.url} over NCCL and go to it as files from now on: " in line
     assert path in line
     assert all(wire.closed for wire in wires)
+    assert len(wires) == (path != INIT)
     assert server.count("/collective_rpc") == 2
     assert sampler.last_gap is not None
     assert sampler.last_gap < 1e-5
@@ -218,6 +221,27 @@ def test_a_transfer_that_takes_too_long_is_broken_off(start: Start, monkeypatch:
     assert "over NCCL and go to it as files from now on: " in line
     assert "within 1 s" in line
     assert server.count("/collective_rpc") == 1
+
+
+@pytest.mark.faults
+def test_a_server_left_in_the_middle_of_a_transfer_is_not_waited_for_as_long(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it is well while its engine waits for the rest, so that three attempts are made."""
+    monkeypatch.setattr(servers, "AFTER_FAILURE", 0.2)
+    sampler, (server, _), _ = start(Receiver(), None, request_timeout=30.0)
+
+    def stuck(server: FakeVllm, path: str, answer: Any) -> Any:
+        if path == "/collective_rpc":
+            time.sleep(0.6)
+        return 500 if path == BEGIN else answer
+
+    server.fault = stuck
+    begin = time.perf_counter()
+    sample(sampler)
+    assert time.perf_counter() - begin < 8.0
+    assert server.count("/collective_rpc") == 3
+    assert "failed 3 times in a row and is left out (1 of 2 left)" in start.said[-1]  # type: ignore[attr-defined]
 
 
 @pytest.mark.faults
@@ -279,6 +303,7 @@ def test_the_first_error_of_either_side_is_raised_without_waiting_for_the_other(
         transfer._beside(lambda: None, lambda stop: time.sleep(30), 0.1)
 
 
+@pytest.mark.slow
 def test_what_another_process_receives_is_the_model(start: Start, tmp_path: Path, make_model: Any) -> None:
     """Two processes: the server's writes what arrived into a file."""
     script = tmp_path / "server.py"

@@ -64,6 +64,7 @@ class Servers:
         self._ready, self._number = False, 0
         self._one_at_a_time = threading.Lock()
         self._transfers: dict[str, Transfer | None] = {}  # by address; None = as files
+        self._left: set[str] = set()  # in the middle of a transfer: such a server may wait for the rest for ever
         self._lately = Lately()
         self._noted: State | None = None
 
@@ -135,10 +136,13 @@ class Servers:
             self.say(f"Weights do not reach the vLLM server {client.url} {how}: {error}.")
             self._drop(client.url)
             sent = False
-            # One that was left in the middle of a transfer may wait for the rest for ever.
+            self._left.add(client.url)
+        if sent:
+            return
+        if client.url in self._left:
             client = Client(client.url, min(client.timeout, AFTER_FAILURE))
-        if not sent:
-            self._by_files(client, model, present)
+        self._by_files(client, model, present)
+        self._left.discard(client.url)
 
     def _by_transfer(self, client: Client, model: Any, present: State) -> bool:
         device = core_of(model).device

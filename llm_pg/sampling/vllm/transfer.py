@@ -33,6 +33,7 @@ from .weights import cast
 
 BUFFER_BYTES = 2**28
 BUFFERS = 2  # under way at once
+GRACE = 1.0  # seconds in which a server may refuse to join
 SLICE = 0.002  # seconds between looks at what is under way
 
 
@@ -117,7 +118,8 @@ class Transfer:
             }
             self._wire: Wire = _beside(
                 lambda: client.post("/init_weight_transfer_engine", {"init_info": info}),
-                lambda stop: open_wire(address, port, size, device),
+                # A server that refuses does so at once; the store would wait minutes for it.
+                lambda stop: None if stop.wait(GRACE) else open_wire(address, port, size, device),
                 client.timeout,
             )
 
