@@ -179,8 +179,8 @@ def test_the_next_batch_is_scored_while_a_step_trains(trainer: Callable[..., Any
 def test_a_run_killed_with_batches_in_flight_ends_as_the_one_that_was_not(
     algorithm: str, changes: dict[str, Any], tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """SIGKILL after step 5; the newest checkpoint is that of step 3, with what was in flight then. A process samples for
-    the run that is killed, a thread for the others, which gives the same bits."""
+    """SIGKILL after step 5; the newest checkpoint is that of step 3, with what was in flight then. A process samples
+    for the run that is killed, a thread for the others, which gives the same bits."""
     options = {"algorithm": algorithm, "changes": {**changes, "engine": "native", "save_steps": 3}}
     whole = tiny("whole", inside=True, **options)
     assert whole.status == 0, whole.output
