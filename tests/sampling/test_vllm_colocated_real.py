@@ -48,15 +48,82 @@ def sampler_of(model: Any, tokenizer: Any, folder: Path, rows_at_once: int | Non
     return VllmSampler(model, tokenizer, [1], rows_at_once, settings=settings, folder=folder)
 
 
+def sample(sampler: VllmSampler, params: SamplingParams = PARAMS, seed: int = 0) -> Any:
+    return sampler.sample(PROMPTS, G, params, stream_key(seed, torch.arange(len(PROMPTS) * G)))
+
+
+def test_an_adapter_is_served_merged_and_an_engine_can_follow_another(tokenizer: Any, tmp_path: Path) -> None:
+    """A second engine in the process, after the first has ended, and rows_at_once below a group. (Before the tests whose
+    engine lasts as long as the file.)"""
+    model = model_of("untied", tokenizer)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    threads = torch.set_num_threads
+    for turn in range(2):
+        variables = set(os.environ)
+        with sampler_of(model, tokenizer, tmp_path / str(turn), rows_at_once=2) as sampler:
+            assert torch.set_num_threads is threads
+            assert {name for name in set(os.environ) - variables if not name.startswith("VLLM_")} == set()
+            for _ in range(2):
+                with torch.no_grad():
+                    for name, p in model.named_parameters():
+                        if "lora_" in name:
+                            p.add_(0.1 * torch.randn_like(p))
+                assert gap(model, rows_of(sample(sampler)), PARAMS) < EXACT
+        assert not torch.distributed.is_initialized()
+
+
+def test_ranks_that_run_together_have_an_engine_each(tmp_path: Path) -> None:
+    """Other prompts and lengths on each, and other numbers of batches: no engine waits for the other rank's. The ranks'
+    group is there while vLLM runs and after it."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import torch, torch.distributed as dist\n"
+        "from llm_pg.run.models import character_tokenizer\n"
+        "from tests.sampling.test_vllm_colocated_real import model_of, sampler_of\n"
+        "from tests.sampling.vllm_cases import PROMPTS, G, move\n"
+        "from llm_pg.sampling.protocol import SamplingParams\n"
+        "from llm_pg.sampling.random import stream_key\n"
+        "dist.init_process_group('gloo')\n"
+        "rank, tokenizer = dist.get_rank(), character_tokenizer()\n"
+        "model, gaps = model_of('untied', tokenizer), []\n"
+        "with sampler_of(model, tokenizer, Path(sys.argv[1]) / str(rank)) as sampler:\n"
+        "    for _ in range(3 - rank):\n"
+        "        params = SamplingParams(max_completion_length=8 + 4 * rank)\n"
+        "        prompts = PROMPTS[: 4 - rank]\n"
+        "        sampler.sample(prompts, G, params, stream_key(rank, torch.arange(len(prompts) * G)))\n"
+        "        gaps.append(sampler.last_gap)\n"
+        "        move(model)\n"
+        "    dist.all_reduce(torch.ones(1))\n"
+        "seen = torch.tensor([max(gaps), len(gaps)], dtype=torch.float64)\n"
+        "every = [torch.zeros(2, dtype=torch.float64) for _ in range(2)]\n"
+        "dist.all_gather(every, seen)\n"
+        "if rank == 0: Path(sys.argv[1], 'seen').write_text(repr([x.tolist() for x in every]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    (first, _), (second, _) = seen = json.loads((tmp_path / "seen").read_text())
+    assert [int(count) for _, count in seen] == [3, 2]
+    assert max(first, second) < EXACT
+
+
+def test_what_vllm_refuses_is_one_paragraph(tokenizer: Any, tmp_path: Path) -> None:
+    model = model_of("untied", tokenizer)
+    with sampler_of(model, tokenizer, tmp_path) as sampler, pytest.raises(EngineError, match="could not complete") as e:
+        sampler.sample([list(range(3, 90)) * 2], 1, PARAMS, torch.tensor([1]))
+    assert "\n" not in str(e.value)
+    wrong = Settings(colocated=True, options={**OPTIONS, "max-model-len": 10**6})
+    with pytest.raises(EngineError, match="could not be started"):
+        VllmSampler(model, tokenizer, [1], settings=wrong, folder=tmp_path).__enter__()
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
 def engine(request: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
     folder = tmp_path_factory.mktemp(request.param)
     with sampler_of(model_of(request.param, tokenizer), tokenizer, folder) as sampler:
         yield sampler
-
-
-def sample(sampler: VllmSampler, params: SamplingParams = PARAMS, seed: int = 0) -> Any:
-    return sampler.sample(PROMPTS, G, params, stream_key(seed, torch.arange(len(PROMPTS) * G)))
 
 
 @pytest.mark.parametrize(
@@ -147,71 +214,6 @@ def test_the_process_is_left_as_it_was(engine: VllmSampler) -> None:
     sample(engine)
     assert state() == before
     assert torch.is_grad_enabled()
-
-
-def test_an_adapter_is_served_merged_and_an_engine_can_follow_another(tokenizer: Any, tmp_path: Path) -> None:
-    """A second engine in the process, after the first has ended, and rows_at_once below a group."""
-    model = model_of("untied", tokenizer)
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    threads, variables = torch.set_num_threads, set(os.environ)
-    for turn in range(2):
-        with sampler_of(model, tokenizer, tmp_path / str(turn), rows_at_once=2) as sampler:
-            assert torch.set_num_threads is threads
-            assert {name for name in set(os.environ) - variables if not name.startswith("VLLM_")} == set()
-            for _ in range(2):
-                with torch.no_grad():
-                    for name, p in model.named_parameters():
-                        if "lora_" in name:
-                            p.add_(0.1 * torch.randn_like(p))
-                assert gap(model, rows_of(sample(sampler)), PARAMS) < EXACT
-        assert not torch.distributed.is_initialized()
-
-
-def test_ranks_that_run_together_have_an_engine_each(tmp_path: Path) -> None:
-    """Other prompts and lengths on each, and other numbers of batches: no engine waits for the other rank's. The ranks'
-    group is there while vLLM runs and after it."""
-    script = tmp_path / "rank.py"
-    script.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "import torch, torch.distributed as dist\n"
-        "from llm_pg.run.models import character_tokenizer\n"
-        "from tests.sampling.test_vllm_colocated_real import model_of, sampler_of\n"
-        "from tests.sampling.vllm_cases import PROMPTS, G, move\n"
-        "from llm_pg.sampling.protocol import SamplingParams\n"
-        "from llm_pg.sampling.random import stream_key\n"
-        "dist.init_process_group('gloo')\n"
-        "rank, tokenizer = dist.get_rank(), character_tokenizer()\n"
-        "model, gaps = model_of('untied', tokenizer), []\n"
-        "with sampler_of(model, tokenizer, Path(sys.argv[1]) / str(rank)) as sampler:\n"
-        "    for _ in range(3 - rank):\n"
-        "        params = SamplingParams(max_completion_length=8 + 4 * rank)\n"
-        "        prompts = PROMPTS[: 4 - rank]\n"
-        "        sampler.sample(prompts, G, params, stream_key(rank, torch.arange(len(prompts) * G)))\n"
-        "        gaps.append(sampler.last_gap)\n"
-        "        move(model)\n"
-        "    dist.all_reduce(torch.ones(1))\n"
-        "seen = torch.tensor([max(gaps), len(gaps)], dtype=torch.float64)\n"
-        "every = [torch.zeros(2, dtype=torch.float64) for _ in range(2)]\n"
-        "dist.all_gather(every, seen)\n"
-        "if rank == 0: Path(sys.argv[1], 'seen').write_text(repr([x.tolist() for x in every]))\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    (first, _), (second, _) = seen = json.loads((tmp_path / "seen").read_text())
-    assert [int(count) for _, count in seen] == [3, 2]
-    assert max(first, second) < EXACT
-
-
-def test_what_vllm_refuses_is_one_paragraph(tokenizer: Any, tmp_path: Path) -> None:
-    model = model_of("untied", tokenizer)
-    with sampler_of(model, tokenizer, tmp_path) as sampler, pytest.raises(EngineError, match="could not complete") as e:
-        sampler.sample([list(range(3, 90)) * 2], 1, PARAMS, torch.tensor([1]))
-    assert "\n" not in str(e.value)
-    wrong = Settings(colocated=True, options={**OPTIONS, "max-model-len": 10**6})
-    with pytest.raises(EngineError, match="could not be started"):
-        VllmSampler(model, tokenizer, [1], settings=wrong, folder=tmp_path).__enter__()
 
 
 @pytest.mark.slow

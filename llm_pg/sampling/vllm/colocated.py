@@ -160,7 +160,7 @@ class Colocated:
         negated = {name.removeprefix("no_"): not value for name, value in asked.items() if name.startswith("no_")}
         asked = {name: value for name, value in asked.items() if not name.startswith("no_")} | negated
         sizes: dict[str, Any] = {} if self.rows_at_once is None else {"max_num_seqs": self.rows_at_once}
-        if not self._own_group:  # each rank's engine is alone on its device
+        if not self._own_group and torch.distributed.get_world_size() > 1:  # each rank's engine is alone on its device
             sizes["distributed_executor_backend"] = "external_launcher"
         if self.device.type == "cpu":
             sizes["enable_chunked_prefill"] = False  # see `servers.Servers.start`
