@@ -45,7 +45,7 @@ def test_static_steps_sample_what_the_shared_decoder_samples(
     family, changes = MODELS[name]
     model, ends = make(make_model, tokenizer, family, **changes)
     plain = sample(NativeSampler(model, tokenizer, ends), params)
-    for at_once in (None, 2 * GROUP + 1):
+    for at_once in (None, 3 * GROUP + 1):
         sampler = NativeSampler(model, tokenizer, ends, at_once, static=True)
         assert sampler.static is not None
         assert_same(sample(sampler, params), plain)
@@ -75,20 +75,35 @@ def test_logp_is_that_of_the_padded_forward(
     torch.testing.assert_close(out.logp_BT[out.mask_BT], expected[out.mask_BT], atol=1e-5, rtol=1e-5)
 
 
-def a_step(model: Any, ends: list[int], params: SamplingParams = SamplingParams(), rows: int = GROUP) -> Step:  # noqa: B008
+def a_step(model: Any, ends: list[int], params: SamplingParams = SamplingParams(), limit: int = 20) -> Step:  # noqa: B008
     """One in the middle of two prompts, with everything that a batch has set up before it."""
     sampler = StaticSampler(model, hasattr(model.base_model, "layers"), ends, 0)
     prompts = [(7, 8, 9), (5, 6, 11, 12, 13)]
     with torch.no_grad():
         first = static_batch.compute_prompts(model.eval(), prompts)
-        need = Bucket(2, rows, 64, 64)
-        arena = sampler._arena(need, 2 * rows, 20, first[0])
+        need = Bucket(2, GROUP, 64, 64)
+        arena = sampler._arena(need, 2 * GROUP, limit, first[0])
         batch = static_batch._Batch(
-            sampler, arena, need, prompts, replace(params, max_completion_length=20), torch.arange(2 * rows), None
+            sampler, arena, need, prompts, replace(params, max_completion_length=limit), torch.arange(2 * GROUP), None
         )
-        arena.buffers.begin(0, 20)
+        arena.buffers.begin(0, limit)
         batch._enter([0, 1], first)
     return batch._step()
+
+
+def test_a_row_that_ended_behind_the_columns_of_a_bucket_harms_nobody(
+    make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """As where its place waits for a prompt, and the rows that came later are not as far."""
+    model, ends = make(make_model, tokenizer)
+    step = a_step(model, ends, limit=100)
+    step.live_R[0] = False
+    with torch.no_grad():
+        expected = step.logits()[1:]
+        step.count_R[0] = 90
+        assert torch.equal(step.logits()[1:], expected)
+    step()
+    assert step.count_R[0] == 90
 
 
 @pytest.mark.parametrize("name", MODELS)

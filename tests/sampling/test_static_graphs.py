@@ -160,7 +160,8 @@ def test_a_batch_of_nans_leaves_nothing_in_the_buffers(make_model: Callable[...,
     held = weight.detach().clone()
     with torch.no_grad():
         weight.fill_(torch.nan)
-        assert sample(sampler, PARAMS["plain"]).logp_BT.isnan().any()
+        longer = [text * 2 for text in TEXTS]
+        assert sample(sampler, PARAMS["plain"], texts=longer).logp_BT.isnan().any()
         weight.copy_(held)
     assert_same(sample(sampler, PARAMS["plain"]), before, atol=0)
 
