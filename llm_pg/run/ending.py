@@ -113,7 +113,8 @@ class Ending(Gathering):
         """
         path = path or self.folder.model
         extra = {}
-        if self.policy.shards is not None:
+        policy = getattr(self, "policy", None)  # made when training begins; before that the weights are whole
+        if policy is not None and policy.shards is not None:
             extra = {"state_dict": collect(self.model.state_dict(keep_vars=True), self.ranks.is_main)}
         if self.ranks.is_main:
             self.model.save_pretrained(path, **extra)
