@@ -53,8 +53,8 @@ def sample(sampler: VllmSampler, params: SamplingParams = PARAMS, seed: int = 0)
 
 
 def test_an_adapter_is_served_merged_and_an_engine_can_follow_another(tokenizer: Any, tmp_path: Path) -> None:
-    """A second engine in the process, after the first has ended, and rows_at_once below a group. (Before the tests whose
-    engine lasts as long as the file.)"""
+    """A second engine in the process, after the first has ended, and rows_at_once below a group. Stands before
+    the tests whose engine lasts as long as the file."""
     model = model_of("untied", tokenizer)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     threads = torch.set_num_threads
