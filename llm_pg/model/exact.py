@@ -67,10 +67,10 @@ def _objection(model: Any, way: type[PackedAttention], autocast: Autocast) -> st
         return str(error)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # what torch.compile raises is one, by whatever it failed
+    except Exception as error:  # whatever a compiler or a driver raises; it is told
         if not way.compiled:
             raise
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return None
 
 

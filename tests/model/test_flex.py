@@ -245,6 +245,29 @@ def test_where_it_does_not_run_smaller_calls_take_its_place_and_that_is_told(mak
         assert exact_way(make_model("llama"), kind="cuda") is MaskedCalls
 
 
+class OutOfResources(Exception):
+    """As Triton's: no RuntimeError, here without a word."""
+
+
+@pytest.mark.parametrize("error", [OutOfResources(), RuntimeError("first line\nand many more")])
+def test_whatever_the_compiler_raises_is_told_and_lack_of_memory_is_not_taken_for_it(
+    error: Exception, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(raised: Exception) -> Any:
+        def kernel(*args: Any, **options: Any) -> torch.Tensor:
+            raise raised
+
+        return lambda kind: kernel
+
+    model = make_model("llama")
+    monkeypatch.setattr(flex, "_kernel", fails(error))
+    with pytest.warns(UserWarning, match=rf"\({type(error).__name__}: (first line)?\)"):
+        assert exact_way(model, kind="cuda") is MaskedCalls
+    monkeypatch.setattr(flex, "_kernel", fails(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError):
+        exact_way(model, kind="cuda")
+
+
 def _sees_the_future(self: FlexBlocks, window: int | None) -> torch.Tensor:
     bounds = _bounds(self, window)
     bounds[1], bounds[2] = 0, bounds.shape[1]
