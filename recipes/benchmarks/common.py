@@ -29,14 +29,17 @@ SHAPES = {
           "num_key_value_heads": 4, "vocab_size": 512},
     "M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
           "num_key_value_heads": 3, "vocab_size": 49_152},
+    "L": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+          "num_key_value_heads": 2, "vocab_size": 151_936},
 }  # fmt: skip
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def shape_arguments(description: str | None, *paths: str) -> argparse.Namespace:
     """The command line of the scripts that measure one phase: sizes in tokens, rows, steps; `paths`: more options."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--size", choices=["S", "M"], default="S")
+    parser.add_argument("--size", choices=list(SHAPES), default="S")
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--completion", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=8)
@@ -66,7 +69,14 @@ def make_model(size: str, completion: int, seed: int = 0, **changes: int) -> tup
         logits = hidden @ weight.T
         odds = torch.tensor(hazard / (1 - hazard)).log() + logits.logsumexp(-1).mean()
         weight[tokenizer.eos_token_id, 0] += (odds - logits[..., tokenizer.eos_token_id].mean()) / hidden[..., 0].mean()
-    return model, tokenizer
+    return model.to(DEVICE), tokenizer
+
+
+def now() -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def texts(count: int, length: int, seed: int) -> list[str]:
@@ -100,7 +110,7 @@ class Ours:
         self.params = SamplingParams(max_completion_length=completion)
         dtype = torch.bfloat16 if bf16 else None
         self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id], dtype=dtype)
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
+        accelerator = Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="bf16" if bf16 else "no")
         self.policy = Policy(
             model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast
         )
@@ -117,35 +127,39 @@ class Ours:
         completions = [row[mask].tolist() for row, mask in zip(done.tokens_BT, done.mask_BT, strict=True)]
         return TextRollouts.of_scored_text(
             mask_BT=done.mask_BT, logp_BT=done.logp_BT, tokens_BT=done.tokens_BT, truncated_B=done.truncated_B,
-            group_B=torch.arange(len(ids)).repeat_interleave(self.group), reward_B=torch.tensor(reward(completions)),
+            group_B=torch.arange(len(ids), device=DEVICE).repeat_interleave(self.group),
+            reward_B=torch.tensor(reward(completions), device=DEVICE),
             prompt_ids_B=[tuple(ids[i // self.group]) for i in range(len(completions))],
         )  # fmt: skip
 
     def step(self, prompts: Sequence[str], step: int) -> dict[str, float]:
-        start = time.perf_counter()
+        start = now()
         self.updater.optimizer.zero_grad(set_to_none=True)  # as the trainer does before it samples
         rollouts = self.rollouts(prompts, step)
-        sampled = time.perf_counter()
+        sampled = now()
         self.updater.update(self.algorithm.weigh(rollouts), torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
-        end = time.perf_counter()
+        end = now()
         tokens = float(rollouts.mask_BT.sum())
         return {"generate": sampled - start, "update": end - sampled, "step": end - start, "tokens": tokens}
 
 
 def rates() -> dict[str, float]:
-    """What this machine gives at this moment: GEMM rate (FLOP/s, float32, 1024 rows) and copy rate (bytes/s)."""
-    a, b = torch.randn(1024, 512), torch.randn(512, 1024)
-    source, target = torch.ones(1 << 24), torch.ones(1 << 24)
+    """What this machine gives at this moment: GEMM rate (FLOP/s; on a CPU float32 and 1024 rows, on a GPU bfloat16 and
+    8192) and copy rate (bytes/s)."""
+    on_gpu = DEVICE.type == "cuda"
+    n, kind = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
+    a, b = torch.randn(n, n // 2, dtype=kind, device=DEVICE), torch.randn(n // 2, n, dtype=kind, device=DEVICE)
+    source, target = (torch.ones(1 << (28 if on_gpu else 24), device=DEVICE) for _ in range(2))
 
     def best(work: Any) -> float:
         times = []
         for _ in range(8):
-            start = time.perf_counter()
+            start = now()
             work()
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         return min(times)
 
-    gemm = 2 * 1024 * 512 * 1024 / best(lambda: a @ b)
+    gemm = n**3 / best(lambda: a @ b)
     return {"gemm": gemm, "bytes": 2 * source.nbytes / best(lambda: target.copy_(source))}
 
 
@@ -169,7 +183,10 @@ def floor(
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process. (getrusage's begins with that of the process that started this one.)"""
+    """Peak memory of the GPU's allocator, or on a CPU resident memory of this process. (getrusage's begins with that of
+    the process that started this one.)"""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if not status.exists():
         return peak_memory_mb()

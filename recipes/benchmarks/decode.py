@@ -1,9 +1,10 @@
 """Tokens per second of sampling: prompts shared, through the library's cache, and transformers' generate, in turns.
 
 python recipes/benchmarks/decode.py --size S --prompt-len 64
-With --vllm-python PATH (of an environment with vllm) instead our fastest beside the engines of others: generate, also
-with a static cache, and vLLM as a server on this machine on all cores, in float32 and bfloat16 (--vllm-eager true: not
-compiled), weights unchanged. A batch of vLLM goes through HTTP and is checked, as in training.
+With --others true instead our fastest beside the engines of others: generate, also with a static cache, transformers'
+continuous batching, and, with --vllm-python PATH (of an environment with vllm), vLLM as a server on this machine on all
+cores, in float32 and bfloat16 (--vllm-eager true: not compiled), weights unchanged. A batch of vLLM goes through HTTP
+and is checked, as in training.
 With --rows-at-once N instead rows that enter as others end, against batches of N one after the other; --ends-by T: half
 of the completions have ended by about T / 2 tokens, whatever --completion.
 With --static true instead the steps of fixed shapes that a GPU records, here called one by one: as they stand, and the
@@ -26,8 +27,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import make_model, shape_arguments, texts
+from common import make_model, now, shape_arguments, texts
 from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from llm_pg.sampling import lean as lean_layers
 from llm_pg.sampling.generate import GenerateSampler
@@ -40,7 +42,8 @@ from llm_pg.sampling.vllm.engine import Settings
 
 
 def main() -> None:
-    a = shape_arguments(__doc__, "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager", "--static")
+    options = ("--others", "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager", "--static")
+    a = shape_arguments(__doc__, *options)
     model, tokenizer = make_model(a.size, int(a.ends_by or a.completion))
     ends = [tokenizer.eos_token_id]
     if a.rows_at_once:
@@ -54,21 +57,21 @@ def main() -> None:
         measure(a, tokenizer, {"lean": plain, "static": static, "static, compiled": compiled}, base="lean")
         return
     lean, generate = NativeSampler(model, tokenizer, ends), GenerateSampler(model, tokenizer, ends)
-    if not a.vllm_python:
+    if not (a.others or a.vllm_python):
         library = NativeSampler(model, tokenizer, ends, share_prompts=False)
         shared = NativeSampler(model, tokenizer, ends, lean=False)
         measure(a, tokenizer, {"lean": lean, "shared prompts": shared, "library cache": library, "generate": generate})
         return
-    half = copy.deepcopy(model).to(torch.bfloat16)
     engines: dict[str, Sampler] = {
         "lean": lean,
-        "lean, bf16": NativeSampler(half, tokenizer, ends),
+        "lean, bf16": NativeSampler(model, tokenizer, ends, dtype=torch.bfloat16),
         "generate": generate,
         "generate, static cache": StaticCache(model, tokenizer, ends),
+        "generate_batch": ContinuousBatching(copy.deepcopy(model), tokenizer, ends),
     }
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{torch.get_num_threads() - 1}")
     with contextlib.ExitStack() as open_servers:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16) if a.vllm_python else ():
             settings = Settings(python=a.vllm_python, dtype=dtype, options={"enforce-eager": a.vllm_eager == "true"})
             server = VllmSampler(model, tokenizer, ends, settings=settings)
             engines[f"vllm, {dtype}"] = open_servers.enter_context(server)
@@ -82,6 +85,35 @@ class StaticCache(GenerateSampler):
         settings = super()._settings(params)
         settings.cache_implementation = "static"
         return settings
+
+
+class ContinuousBatching(GenerateSampler):
+    """transformers' continuous batching, a prompt computed once for its group; sampled by its own generator."""
+
+    PAGE = 32  # tokens
+
+    def sample(
+        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: torch.Tensor
+    ) -> Completions:
+        tokens = sum(len(ids) + num_generations * params.max_completion_length for ids in prompt_ids)
+        settings = GenerationConfig(
+            do_sample=True, temperature=params.temperature, top_k=0, top_p=1.0, eos_token_id=self.eos_ids,
+            pad_token_id=self.pad_id, max_new_tokens=params.max_completion_length, num_return_sequences=num_generations,
+        )  # fmt: skip
+        batching = ContinuousBatchingConfig(
+            page_size=self.PAGE, num_blocks=2 * tokens // self.PAGE, max_batch_tokens=1024, return_logprobs=True
+        )
+        outputs = self.model.generate_batch(
+            [list(ids) for ids in prompt_ids], settings, continuous_batching_config=batching, warmup=False
+        )
+        rows = [out.generated_tokens for out in outputs.values()]
+        length_B = torch.tensor([len(row) for row in rows])
+        tokens_BT = torch.full((len(rows), int(length_B.max())), self.pad_id)
+        mask_BT = torch.arange(tokens_BT.shape[1]) < length_B.unsqueeze(1)
+        tokens_BT[mask_BT] = torch.tensor([i for row in rows for i in row])
+        logp_BT = torch.zeros(mask_BT.shape)
+        logp_BT[mask_BT] = torch.tensor([x for out in outputs.values() for x in out.logprobs])
+        return Completions(tokens_BT, mask_BT, logp_BT, length_B == params.max_completion_length)
 
 
 class Compiled:
@@ -136,9 +168,9 @@ def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, Sampler], 
         ids = [tokenizer(p)["input_ids"] for p in texts(a.prompts, a.prompt_len, step)]
         keys = stream_key(0, step, torch.arange(a.prompts).unsqueeze(1), torch.arange(a.group)).reshape(-1)
         for name, engine in engines.items():
-            start = time.perf_counter()
+            start = now()
             done = engine.sample(ids, a.group, params, keys)
-            speed[name].append(float(done.mask_BT.sum()) / (time.perf_counter() - start))
+            speed[name].append(float(done.mask_BT.sum()) / (now() - start))
     reference = speed[base][1:]
     report = {
         name: {

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 
 import torch
-from common import Ours, floor, make_model, rates, shape_arguments, texts
+from common import Ours, floor, make_model, now, rates, shape_arguments, texts
 
 
 def main() -> None:
@@ -26,9 +25,9 @@ def main() -> None:
         rollouts = sides["shared_prefix"].rollouts(texts(a.prompts, a.prompt_len, step), step)
         for name, side in sides.items():
             weighted = side.algorithm.weigh(rollouts)
-            start = time.perf_counter()
+            start = now()
             side.updater.update(weighted, torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
         bound = floor(a.size, a.prompts, a.group, a.prompt_len, float(rollouts.mask_BT.sum()), a.completion, rates())
         over_floor.append(seconds["shared_prefix"][-1] / bound["update"])
     pairs = [p / s for p, s in zip(seconds["padded"][1:], seconds["shared_prefix"][1:], strict=True)]

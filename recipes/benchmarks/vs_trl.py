@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from typing import Any
 
@@ -22,9 +21,9 @@ import datasets
 import torch
 import transformers
 import trl
-from common import Ours, floor, make_model, peak_mb, rates, reward, texts
+from common import DEVICE, SHAPES, Ours, floor, make_model, now, peak_mb, rates, reward, texts
 
-PRESETS = {("S", 64): (8, 8, 64), ("S", 256): (8, 8, 128), ("M", 64): (2, 8, 64)}
+PRESETS = {("S", 64): (8, 8, 64), ("S", 256): (8, 8, 128), ("M", 64): (2, 8, 64), ("L", 128): (32, 16, 512)}
 TRL_CHOICES = {
     "whole batch": {},
     "half batch": {"halves": 2},
@@ -35,9 +34,9 @@ TRL_CHOICES = {
 
 def timed(seconds: dict[str, float], name: str, function: Any) -> Any:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = now()
         out = function(*args, **kwargs)
-        seconds[name] += time.perf_counter() - start
+        seconds[name] += now() - start
         return out
 
     return wrapped
@@ -55,10 +54,10 @@ class Alternate(transformers.TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds.clear()
-        self.start = time.perf_counter()
+        self.start = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        step = time.perf_counter() - self.start
+        step = now() - self.start
         generate = self.seconds["generate"]
         self.trl.append({"generate": generate, "update": step - generate, "step": step, **self.seconds})
         if self.ours is not None:
@@ -80,9 +79,10 @@ def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, p
         config = trl.GRPOConfig(
             output_dir=folder, max_steps=steps, per_device_train_batch_size=a.prompts * a.group // halves,
             gradient_accumulation_steps=halves, num_generations=a.group, max_completion_length=a.completion,
-            learning_rate=1e-6, lr_scheduler_type="constant", beta=0.0, temperature=1.0, loss_type="grpo", use_cpu=True,
-            gradient_checkpointing=False, shuffle_dataset=False, report_to="none", save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused", **{"bf16": False, **options},
+            learning_rate=1e-6, lr_scheduler_type="constant", beta=0.0, temperature=1.0, loss_type="grpo",
+            use_cpu=DEVICE.type == "cpu", gradient_checkpointing=False, shuffle_dataset=False, report_to="none",
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
+            **{"bf16": False, **options},
         )  # fmt: skip
 
         def counted(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -139,7 +139,7 @@ def memory(a: argparse.Namespace, side: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=["S", "M"], default="S")
+    parser.add_argument("--size", choices=list(SHAPES), default="S", help="L, with --prompt-len 128, is for a GPU")
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--steps", type=int, default=7, help="measured steps of each side")
     parser.add_argument("--warm-up", type=int, default=2)
