@@ -22,7 +22,7 @@ from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
 from .lean import LeanDecoder
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
-from .static_batch import StaticSampler, steps_statically
+from .static.batch import StaticSampler, steps_statically
 
 log = logging.getLogger("llm_pg.sampling")
 

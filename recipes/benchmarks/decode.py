@@ -36,7 +36,7 @@ from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, Sampler, SamplingParams, joined
 from llm_pg.sampling.random import stream_key
-from llm_pg.sampling.static import Step
+from llm_pg.sampling.static.step import Step
 from llm_pg.sampling.vllm import VllmSampler
 from llm_pg.sampling.vllm.engine import Settings
 

@@ -17,13 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm_pg.estimators.distributions import token_logp
-from llm_pg.sampling import static_batch, static_graphs
 from llm_pg.sampling.lean import LeanDecoder
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.sampling.static import Bucket, Buffers, Step
-from llm_pg.sampling.static_batch import StaticSampler
-from llm_pg.sampling.static_graphs import NotStatic, OnlyStatic
+from llm_pg.sampling.static import batch as static_batch
+from llm_pg.sampling.static import graphs as static_graphs
+from llm_pg.sampling.static.batch import StaticSampler
+from llm_pg.sampling.static.graphs import NotStatic, OnlyStatic
+from llm_pg.sampling.static.step import Bucket, Buffers, Step
 from tests.sampling.static_models import GROUP, MODELS, PARAMS, TEXTS, assert_same, make, sample
 
 

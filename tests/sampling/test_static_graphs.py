@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from llm_pg.estimators.distributions import token_logp
-from llm_pg.sampling import lean, static_batch, static_graphs
+from llm_pg.sampling import lean
 from llm_pg.sampling.native import NativeSampler
-from llm_pg.sampling.static import Bucket, Buffers, Step
-from llm_pg.sampling.static_batch import StaticSampler
-from llm_pg.sampling.static_weights import Refreshed
+from llm_pg.sampling.static import batch as static_batch
+from llm_pg.sampling.static import graphs as static_graphs
+from llm_pg.sampling.static.batch import StaticSampler
+from llm_pg.sampling.static.step import Bucket, Buffers, Step
+from llm_pg.sampling.static.weights import Refreshed
 from tests.sampling.static_models import GROUP, PARAMS, TEXTS, assert_same, make, sample
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.attention import core_of, tolerance
-from ..model.head import head_width
-from .decoding import SharedDecoder, compute_prompts
-from .lean import LeanDecoder
-from .protocol import Completions, SamplingParams
-from .static import Bucket, Buffers, Pairs, Step, cast_of
-from .static_graphs import Graphs, NotStatic, OnlyStatic, Record, recorder, stands_whole, state_of
-from .static_weights import Refreshed, use_refreshed
+from ...model.attention import core_of, tolerance
+from ...model.head import head_width
+from ..decoding import SharedDecoder, compute_prompts
+from ..lean import LeanDecoder
+from ..protocol import Completions, SamplingParams
+from .graphs import Graphs, NotStatic, OnlyStatic, Record, recorder, stands_whole, state_of
+from .step import Bucket, Buffers, Pairs, Step, cast_of
+from .weights import Refreshed, use_refreshed
 
 LOOK_EVERY = 8  # tokens between two looks of the host: what has ended goes on for half of them on the mean
 COLUMNS = 64  # of the first bucket of keys, doubled whenever they are full; and what widths are multiples of
@@ -59,7 +59,7 @@ class Arena:
 
 
 class StaticSampler:
-    """Samples through `static.Step`, recorded on a GPU. Tokens and log-probabilities are those of the other decoders.
+    """Samples through `step.Step`, recorded on a GPU. Tokens and log-probabilities are those of the other decoders.
 
     Args:
         model, is_lean, eos_ids, pad_id: of the native sampler.

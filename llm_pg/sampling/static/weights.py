@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .lean import LeanDecoder
+from ..lean import LeanDecoder
 
 
 class Refreshed:

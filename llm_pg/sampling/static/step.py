@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..estimators.distributions import token_logp
-from ..model.attention import core_of, forward
-from .lean import LeanDecoder
-from .protocol import SamplingParams
-from .random import draw, uniform
+from ...estimators.distributions import token_logp
+from ...model.attention import core_of, forward
+from ..lean import LeanDecoder
+from ..protocol import SamplingParams
+from ..random import draw, uniform
 
 Pairs = Mapping[int, tuple[Tensor, Tensor]]  # keys and values of each layer
 
