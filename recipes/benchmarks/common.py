@@ -33,6 +33,8 @@ SHAPES = {
           "num_key_value_heads": 2, "vocab_size": 151_936},
 }  # fmt: skip
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# All of an optimiser's work, and no drift: at 1e-6 a few steps make nearly all completions as long as the limit.
+LEARNING_RATE = 1e-9
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -115,7 +117,7 @@ class Ours:
             model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast
         )
         self.algorithm = Algorithm(TABLE["grpo"], completion)
-        optimizer = torch.optim.AdamW(self.policy.trainable(), lr=1e-6, fused=True)
+        optimizer = torch.optim.AdamW(self.policy.trainable(), lr=LEARNING_RATE, fused=True)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         self.updater = Updater(self.policy, self.algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows)
         self.seconds: dict[str, float] = defaultdict(float)

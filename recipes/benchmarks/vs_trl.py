@@ -21,7 +21,7 @@ import datasets
 import torch
 import transformers
 import trl
-from common import DEVICE, SHAPES, Ours, floor, make_model, now, peak_mb, rates, reward, texts
+from common import DEVICE, LEARNING_RATE, SHAPES, Ours, floor, make_model, now, peak_mb, rates, reward, texts
 
 PRESETS = {("S", 64): (8, 8, 64), ("S", 256): (8, 8, 128), ("M", 64): (2, 8, 64), ("L", 128): (32, 16, 512)}
 TRL_CHOICES = {
@@ -79,7 +79,7 @@ def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, p
         config = trl.GRPOConfig(
             output_dir=folder, max_steps=steps, per_device_train_batch_size=a.prompts * a.group // halves,
             gradient_accumulation_steps=halves, num_generations=a.group, max_completion_length=a.completion,
-            learning_rate=1e-6, lr_scheduler_type="constant", beta=0.0, temperature=1.0, loss_type="grpo",
+            learning_rate=LEARNING_RATE, lr_scheduler_type="constant", beta=0.0, temperature=1.0, loss_type="grpo",
             use_cpu=DEVICE.type == "cpu", gradient_checkpointing=False, shuffle_dataset=False, report_to="none",
             save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
             **{"bf16": False, **options},
