@@ -28,6 +28,7 @@ def first_half(folder: Path, step: int) -> list[tuple[int, list[int], list[float
     return [(row["prompt_index"], row["ids"], row["tokens"]["weight"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_prompts_samples_and_advantages(
     two_ranks: Callable[..., Any], tmp_path: Path
 ) -> None:

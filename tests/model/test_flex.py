@@ -26,6 +26,9 @@ from tests.conftest import TINY
 from tests.model.test_packing import gradient, relative
 from tests.training.test_policy import doubled, in_double, policy_of, rollouts
 
+# Here it is meant to run uncompiled.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 # Windows that bind and caps that bend; without the cap on the logits, which no layout has to do with.
 WINDOWS = {"sliding_window": 6}
 GEMMA2 = {**WINDOWS, "final_logit_softcapping": None, "attn_logit_softcapping": 0.5}
