@@ -21,6 +21,7 @@ COLLAPSED_ENTROPY = 0.1  # nats a token
 RUNAWAY_KL, KL_GROWTH = 1.0, 1.5
 SAMPLER_GAP, CLIPPED = 0.05, 0.3
 FORMAT_GAIN, TASK_GAIN, HACKED_GAIN = 0.2, 0.02, 0.1
+FORM_IGNORED = 0.2  # share of the held-out answers that are right, and not in the form asked for
 COMPLETION_FILES = 10
 
 
@@ -46,6 +47,13 @@ class Case:
         if len(values) < 2 * self.window:
             return 0.0
         return fmean(values[-self.window :]) - fmean(values[: self.window])
+
+    def newest(self, name: str, in_summary: str) -> float | None:
+        """Of the newest held-out evaluation: the summary's once the run has ended, else the metrics'."""
+        after = self.run.summary.get(in_summary)
+        if after is not None:
+            return float(after[0] if isinstance(after, list) else after)
+        return next(reversed(self.run.values(name)), None)
 
     def span(self) -> str:
         return f"over the last {self.window} steps"
@@ -279,11 +287,26 @@ def format_gain_held_out(case: Case) -> Iterator[Finding]:
     )
 
 
+def ignored_form(case: Case) -> Iterator[Finding]:
+    """Right answers that are not where the prompt asks for them, in the newest evaluation."""
+    passed, strict = case.newest("eval/greedy", "pass_rate_after"), case.newest("eval/strict", "strict_after")
+    if passed is None or strict is None or passed - strict < FORM_IGNORED:
+        return
+    yield Finding(
+        "form-ignored",
+        "warning",
+        "Many held-out answers are right and not in the form that a strict reading wants, such as a number after ####: "
+        "a program that reads the form will not find them.",
+        f"held out {passed:.1%} pass, {strict:.1%} when read strictly; {case.deciding or 'the reward'} pays for either",
+        "Pay for the form too: a second function (format_regex, pattern #### and whole false) of a small weight, or the strict "
+        "reading itself as the reward once it is sometimes earned. Or drop the form from the prompt.",
+        "eval/strict and eval/lenient in metrics.jsonl and summary.json",
+    )
+
+
 def hacked_reward(case: Case) -> Iterator[Finding]:
     before = case.run.before.get("greedy") or {}
-    after = case.run.summary.get("pass_rate_after")
-    if after is None:
-        after = next(reversed(case.run.values("eval/greedy")), None)
+    after = case.newest("eval/greedy", "pass_rate_after")
     if not before or after is None or case.gain("reward") < HACKED_GAIN or after >= before["low"]:
         return
     yield Finding(
@@ -327,6 +350,7 @@ LIVE_RULES: dict[str, tuple[Rule, ...]] = {
     "unscorable": (unscorable,),
     "skipped-updates": (skipped_updates,),
     "format-only": (format_only, strict_against_lenient, format_gain_held_out),
+    "form-ignored": (ignored_form,),
     "reward-hacking": (hacked_reward,),
     "no-gradient": (no_gradient,),
 }

@@ -76,6 +76,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"reward/right": constant(0.1), "reward/format": lambda t: 0.2 + 0.7 * t},
         {"reward/right": lambda t: 0.1 + 0.2 * t, "reward/format": lambda t: 0.2 + 0.7 * t},
     ),
+    "form-ignored": ({"eval/strict": constant(0.1)}, {"eval/strict": constant(0.55)}),  # 0.6 pass at the end
     "reward-hacking": ({}, {}),
     "no-gradient": ({"grad_norm": constant(0.0)}, {"grad_norm": constant(1e-4)}),
 }
