@@ -1,4 +1,4 @@
-"""Sums and differences of small whole numbers, asked for in words: a task that a small chat model can learn on a CPU."""
+"""Sums and differences of whole numbers, asked for in words: a task that a small chat model can learn on a CPU."""
 
 import random
 from typing import Any
