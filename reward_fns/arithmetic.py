@@ -36,6 +36,16 @@ def prompts(
     return [_row(a, sign, b, template) for a, sign, b in rng.sample(found, n)]
 
 
+def demonstrations(
+    seed: int, n: int, low: int = 10, high: int = 99, operators: str = "+-", template: str = TEMPLATE
+) -> list[dict[str, str]]:
+    """Rows with prompt and completion ("63 - 15 = 48\\n#### 48") for a supervised warm start; row i answers row i of
+    `prompts` with the same arguments."""
+    rows = prompts(seed, n, low, high, operators, template)
+    shown = [f"{row['expression']} = {row['answer']}\n#### {row['answer']}" for row in rows]
+    return [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, shown, strict=True)]
+
+
 def _row(a: int, sign: str, b: int, template: str) -> dict[str, Any]:
     expression = f"{a} {sign} {b}"
     answer = a + b if sign == "+" else a - b

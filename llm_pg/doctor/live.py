@@ -297,9 +297,9 @@ def ignored_form(case: Case) -> Iterator[Finding]:
         "warning",
         "Many held-out answers are right and not in the form that a strict reading wants, such as a number after ####: "
         "a program that reads the form will not find them.",
-        f"held out {passed:.1%} pass, {strict:.1%} when read strictly; {case.deciding or 'the reward'} pays for either",
-        "Pay for the form too: a second function (format_regex, pattern #### and whole false) of a small weight, or the "
-        "strict reading itself as the reward once it is sometimes earned. Or drop the form from the prompt.",
+        f"held out {passed:.1%} pass, {strict:.1%} when read strictly; {case.deciding or 'the reward'} pays both",
+        "Pay for the form too: a second function (format_regex, pattern #### and whole false) of a small weight, or "
+        "the strict reading itself as the reward once it is sometimes earned. Or drop the form from the prompt.",
         "eval/strict and eval/lenient in metrics.jsonl and summary.json",
     )
 
