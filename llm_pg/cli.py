@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, shipped
 from .config import Config, ConfigError, load_config
-from .config.schema import Config as Schema
+from .config.arguments import as_settings, help_text
 from .run.guard import RunStopped
 from .run.redact import Redactor
 
 if TYPE_CHECKING:
     from .metrics import Clock
 
+Commands = Any  # argparse's type of add_subparsers() is private
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input prints one paragraph and returns 2."""
-    arguments = _parse(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        arguments = _parse(argv)
+        run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except (ConfigError, RunStopped) as error:
         print(Redactor().text(f"llm-pg: {error}"), file=sys.stderr)
@@ -39,14 +40,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes no settings after an option; here they may stand anywhere."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(_with_signs(sys.argv[1:] if argv is None else argv))
-    if rest and (not hasattr(arguments, "settings") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    """argparse takes no settings after an option; here they may stand anywhere, also as options (`--seed 1`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _parser()
+    command = commands.choices.get(words[0]) if words else None
+    settings: list[str] = []
+    if command is not None and command.get_default("takes_settings"):
+        options = {option for action in command._actions for option in action.option_strings}
+        words[1:] = as_settings(words[1:], options)
+        settings = [word for word in words[1:] if _is_setting(word)]
+        words = [word for word in words if word not in settings]
+    arguments, rest = parser.parse_known_args(_with_signs(words))
     if rest:
-        arguments.settings = [*arguments.settings, *rest]
+        raise ConfigError(
+            f"Cannot read {' '.join(rest)!r}: `llm-pg {words[0]}` knows no such word. A setting is written key=value "
+            f"or --key value; `llm-pg {words[0]} --help` lists the rest."
+        )
+    arguments.settings = settings
     return arguments
+
+
+def _is_setting(word: str) -> bool:
+    """key=value, and no path that has an equals sign in it."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and not word.startswith("-") and os.sep not in key and not os.path.exists(word)
 
 
 def _with_signs(words: Sequence[str]) -> list[str]:
@@ -60,7 +77,8 @@ def _with_signs(words: Sequence[str]) -> list[str]:
     return out
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Commands]:
+    """The parser, and those of the commands."""
     parser = argparse.ArgumentParser(
         prog="llm-pg", description="Policy-gradient fine-tuning of small language models on verifiable rewards."
     )
@@ -69,10 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_commands(commands)
     _model_commands(commands)
     _room_commands(commands)
-    return parser
-
-
-Commands = Any  # argparse's type of add_subparsers() is private
+    return parser, commands
 
 
 def _run_commands(commands: Commands) -> None:
@@ -91,12 +106,13 @@ def _run_commands(commands: Commands) -> None:
 
     train = commands.add_parser(
         "train",
-        help="train as a YAML file says",
-        description="Settings, each as key=value (a leaf's name is unique, its section may be left out):\n\n"
-        + _settings(),
+        help="train as a YAML file or the command line says",
+        usage="llm-pg train [CONFIG] [--model M] [--data D] [--reward R] [key=value | --key value ...]",
+        description="Settings, each as key=value or --key value (a name is unique, its section may be left out):\n\n"
+        + help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("config", help="a YAML file, or the name of a shipped one")
+    _config_arguments(train)
     train.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint of the run's folder"
     )
@@ -110,7 +126,7 @@ def _run_commands(commands: Commands) -> None:
     train.set_defaults(run=_train)
 
     check = commands.add_parser("check", help="find what is wrong with a config before a run")
-    check.add_argument("config", help="a YAML file, or the name of a shipped one")
+    _config_arguments(check)
     check.add_argument(
         "--probe-rewards", action="store_true", help="what do the reward functions pay for completions without work?"
     )
@@ -131,9 +147,11 @@ def _model_commands(commands: Commands) -> None:
     saved.set_defaults(run=_checkpoint)
 
     evaluate = commands.add_parser("eval", help="pass rates of a model on a task or data")
-    evaluate.add_argument("model", help="hub id or local folder")
+    evaluate.add_argument(
+        "model", help="a run's folder (its own settings and held-out prompts), a model's, or a hub id"
+    )
     evaluate.add_argument("--task", help="a synthetic task")
-    evaluate.add_argument("--data", help="a local JSONL, JSON, Parquet or CSV file: all its rows")
+    evaluate.add_argument("--data", help="a file of rows (JSONL, JSON, Parquet, CSV), or a hub dataset: all its rows")
     evaluate.add_argument("--num-prompts", type=int, help="prompts to answer, sampled evenly; all rows, 256 of a task")
     evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
     _common(evaluate)
@@ -170,7 +188,8 @@ def _room_commands(commands: Commands) -> None:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of single settings")
+    parser.set_defaults(takes_settings=True)
+    parser.epilog = "Settings can follow, each as key=value or --key value; `llm-pg train --help` lists them."
     parser.add_argument("--quiet", action="store_true", help="print only warnings, findings and the end's table")
 
 
@@ -179,16 +198,12 @@ def _steps_as_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def _settings() -> str:
-    lines = []
-    for section, field in Schema.model_fields.items():
-        kind = field.annotation
-        assert kind is not None
-        lines.append(f"{section}: {(kind.__doc__ or '').strip().splitlines()[0]}")
-        for name, leaf in kind.model_fields.items():  # type: ignore[attr-defined]
-            lines.append(f"  {name}={leaf.default}  {leaf.description}")
-        lines.append("")
-    return "\n".join(lines)
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    """A YAML file, or the three things that a run cannot do without."""
+    parser.add_argument("config", nargs="?", help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--model", help="hub id or local folder (model_name_or_path)")
+    parser.add_argument("--data", help="a file of rows (data_files), or a hub dataset (dataset_name)")
+    parser.add_argument("--reward", nargs="+", help="reward functions (reward_funcs)")
 
 
 def _quickstart(arguments: argparse.Namespace) -> int:
@@ -212,8 +227,37 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _config_of(arguments: argparse.Namespace) -> Config:
-    path = arguments.config if os.path.exists(arguments.config) or os.sep in arguments.config else None
-    return load_config(path or shipped.find(arguments.config), arguments.settings)
+    given = []
+    if arguments.model:
+        given += [f"model_name_or_path={arguments.model}", "model.make=null"]
+    if arguments.data:
+        given += data_settings(arguments.data)
+    if arguments.reward:
+        given.append(f"reward_funcs={json.dumps(arguments.reward)}")
+    name = arguments.config
+    if name is None:
+        if not arguments.settings and not given:
+            raise ConfigError(
+                "Nothing says what to train: name a YAML file (`llm-pg cp gsm8k_qwen2.5-0.5b_grpo.yaml .` copies one "
+                "to edit), or give --model, --data and --reward."
+            )
+        return load_config(None, [*given, *arguments.settings])
+    path = name if os.path.exists(name) or os.sep in name else shipped.find(name)
+    return load_config(path, [*given, *arguments.settings])
+
+
+def data_settings(source: str, split: str = "") -> list[str]:
+    """Settings that make a file, a pattern of files or a hub dataset the one source of prompts.
+
+    split: "eval_" where it is what is held out.
+    """
+    from .prompts.files import READABLE
+
+    if Path(source).suffix in READABLE or Path(source).is_file() or "*" in source:
+        if split:
+            return [f"data.eval_data_files={source}"]
+        return [f"data.data_files={source}", "data.dataset_name=null", "data.task=null"]
+    return [f"data.dataset_name={source}", "data.data_files=null", "data.task=null"]
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -277,22 +321,17 @@ def _heavy_imports() -> tuple[Clock, Callable[..., Any]]:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    given = [f"model_name_or_path={arguments.model}", *arguments.settings]
-    if arguments.task:
-        given.append(f"data.task={arguments.task}")
-    if arguments.data:
-        given += [f"data.eval_data_files={arguments.data}", f"num_eval_prompts={arguments.num_prompts or 10**9}"]
-    elif arguments.num_prompts:
-        given.append(f"num_eval_prompts={arguments.num_prompts}")
-    if not (arguments.task or arguments.data):
-        raise ConfigError("eval needs --task NAME or --data FILE.")
-    config = load_config(None, given)
-    from .commands import evaluate_model
+    from .commands import evaluate_model, evaluation_config
     from .run.preflight import check_model
 
-    check_model(config.model)
+    source = data_settings(arguments.data, "eval_") if arguments.data else []
+    config, folder = evaluation_config(
+        arguments.model, source, arguments.settings, task=arguments.task, num_prompts=arguments.num_prompts
+    )
+    if folder is None:
+        check_model(config.model)
     _, make_terminal = _heavy_imports()
-    result = evaluate_model(config, make_terminal(quiet=arguments.json or arguments.quiet))
+    result = evaluate_model(config, make_terminal(quiet=arguments.json or arguments.quiet), folder)
     if arguments.json:
         print(json.dumps(result.metrics()))
     return 0

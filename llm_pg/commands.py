@@ -42,7 +42,7 @@ def verify(path: Path) -> int:
 
 def check(config: Config, *, probe: bool) -> int:
     """Everything that can be found wrong before a run; with `probe` also what the reward functions pay for nothing."""
-    check_inputs(config)
+    check_inputs(config, read_hub=True)
     check_room(config)
     findings = examine_config(config)
     print(f"{arithmetic(config)}\n\n{show(findings)}")
@@ -87,14 +87,68 @@ def _report(name: str, found: list[Finding]) -> bool:
     return bool(paid or failed or ran)
 
 
-def evaluate_model(config: Config, terminal: Any) -> Evaluation:
-    """Pass rates of a model as it stands on held-out prompts: all rows of a file, or those of a task or hub split."""
+def evaluation_config(
+    model: str, source: list[str], settings: list[str], *, task: str | None = None, num_prompts: int | None = None
+) -> tuple[Config, Path | None]:
+    """Returns the settings of an evaluation, and the folder of what is evaluated where a run saved it.
+
+    Args:
+        model: a run's folder or a folder that a run saved in it (model/, best/, merged/), whose settings are then
+            taken; else a hub id or the folder of a model.
+        source: settings of the held-out rows; [] = those of `task`, else the run's own.
+        settings: key=value, over everything else.
+        task: a synthetic task, scored by its own reward unless `settings` name another.
+        num_prompts: held-out prompts; None = the run's number, all rows of `source`, or the default.
+
+    Raises ConfigError where nothing says what to evaluate on, or the run has saved no model.
+    """
+    run, saved = _saved_by_run(Path(model))
+    given = [] if run is not None else [f"model_name_or_path={model}"]
+    if task:
+        given += ["data.dataset_name=null", "data.data_files=null", "data.eval_data_files=null", f"data.task={task}"]
+        given += ["reward.reward_funcs=[]", "reward.reward_weights=null"]
+    elif source:
+        on_hub = any(setting.startswith("data.dataset_name") for setting in source)
+        given += [*source, *(["data.eval_data_files=null", "data.dataset_eval_split=test"] if on_hub else [])]
+    if num_prompts or source:
+        given.append(f"num_eval_prompts={num_prompts or 10**9}")
+    config = load_config(run / "config.yaml" if run is not None else None, [*given, *settings])
+    data = config.data
+    if not (data.task or data.eval_data_files or data.dataset_name or data.data_files):
+        why = "; the run's own prompts were given in Python" if run else ", or name the folder of a run"
+        raise ConfigError(
+            f"Nothing says what {model} is evaluated on: give --task NAME, or --data with a file or a hub dataset{why}."
+        )
+    if not data.num_eval_prompts:
+        raise ConfigError("num_eval_prompts is 0, so that there is nothing to evaluate on. Give --num-prompts N.")
+    return config, saved
+
+
+def _saved_by_run(path: Path) -> tuple[Path | None, Path | None]:
+    """The run's folder and the model's in it; None and None where the path is neither."""
+    if (path / "config.yaml").is_file():
+        if not (path / "model").is_dir():
+            raise ConfigError(
+                f"The run {path} has no model/ yet. It is written when the run ends; `llm-pg train ... --resume` goes "
+                "on with one that was ended early."
+            )
+        return path, path / "model"
+    if path.is_dir() and (path.resolve().parent / "config.yaml").is_file():
+        return path.resolve().parent, path
+    return None, None
+
+
+def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) -> Evaluation:
+    """Pass rates on held-out prompts of a model as it is: that of the config, or what a run saved in `folder`."""
     from .prompts import load_held_out
     from .run.models import load_model, load_tokenizer
     from .run.parts import evaluate_held_out, make_collector, make_scorer
 
-    tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, tokenizer, seed=config.run.seed)
+    if folder is None:
+        tokenizer = load_tokenizer(config.model)
+        model = load_model(config.model, tokenizer, seed=config.run.seed)
+    else:
+        model, tokenizer = load_saved(config, folder)
     if not config.train.use_cpu:
         model.to(default_device())
     context = getattr(model.config, "max_position_embeddings", None)
@@ -103,41 +157,53 @@ def evaluate_model(config: Config, terminal: Any) -> Evaluation:
         collector = make_collector(config, model, tokenizer, scorer)
         with collector:
             result = evaluate_held_out(collector, prompts, config.eval)
-    terminal.evaluation(str(config.model.model_name_or_path), result)
+    terminal.evaluation(str(folder or config.model.model_name_or_path), result)
     return result
 
 
+def load_saved(config: Config, folder: Path) -> tuple[Any, Any]:
+    """Returns the model in a folder and its tokenizer: whole weights, or an adapter on the model it was trained on.
+
+    config: of the run that saved it. Raises ConfigError where the adapter's model is not known.
+    """
+    from .run.models import load_model, load_tokenizer
+
+    base = config.model.model_copy(update={"use_peft": False})
+    facts = folder / "adapter_config.json"
+    if not facts.exists():
+        here = base.model_copy(update={"make": None, "model_name_or_path": str(folder)})
+        tokenizer = load_tokenizer(here)
+        return load_model(here, tokenizer, seed=config.run.seed), tokenizer
+    from peft import PeftModel
+
+    if base.make is None and base.model_name_or_path is None:
+        base.model_name_or_path = json.loads(facts.read_text())["base_model_name_or_path"]
+    if base.make is None and not base.model_name_or_path:
+        raise ConfigError(
+            f"{folder} does not say which model its adapter belongs to: that model was given as an object without a "
+            "name. Merge it in Python: peft.PeftModel.from_pretrained(model, folder).merge_and_unload()."
+        )
+    tokenizer = load_tokenizer(base)
+    return PeftModel.from_pretrained(load_model(base, tokenizer, seed=config.run.seed), str(folder)), tokenizer
+
+
 def merge(path: Path, target: Path | None) -> Path:
-    """The adapter that a run saved, merged into its model and saved as one model; where it stands.
+    """The adapter that a run saved, merged into its model and saved as one model; returns where it is.
 
     path: a run's folder, whose config says which model it was trained on, or an adapter's own folder.
     """
-    from .run.models import load_model, load_tokenizer
     from .training.adapters import save_merged
 
     adapter = path / "model" if (path / "model").exists() else path
-    facts = adapter / "adapter_config.json"
-    if not facts.exists():
+    if not (adapter / "adapter_config.json").exists():
         raise ConfigError(
             f"There is no adapter at {adapter} (no adapter_config.json). Give the folder of a run with use_peft=true "
             "or a peft_config, or the folder of an adapter; a run without one has whole weights in model/ already."
         )
-    from peft import PeftModel
-
-    config = load_config(path / "config.yaml").model if (path / "config.yaml").exists() else Config().model
-    config = config.model_copy(update={"use_peft": False, "load_in_4bit": False})
-    if config.make is None and config.model_name_or_path is None:
-        config.model_name_or_path = json.loads(facts.read_text())["base_model_name_or_path"]
-    if config.make is None and not config.model_name_or_path:
-        raise ConfigError(
-            f"{adapter} does not say which model its adapter belongs to: that model was given as an object without a "
-            "name. Merge it in Python: peft.PeftModel.from_pretrained(model, folder).merge_and_unload()."
-        )
-    seed = load_config(path / "config.yaml").run.seed if (path / "config.yaml").exists() else 0
-    tokenizer = load_tokenizer(config)
-    model = PeftModel.from_pretrained(load_model(config, tokenizer, seed=seed), str(adapter))
+    config = load_config(path / "config.yaml") if (path / "config.yaml").exists() else Config()
+    config.model = config.model.model_copy(update={"load_in_4bit": False})
     folder = target or path / "merged"
-    save_merged(model, tokenizer, folder)
+    save_merged(*load_saved(config, adapter), folder)
     return folder
 
 

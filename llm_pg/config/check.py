@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ..algorithms import table
@@ -37,6 +38,11 @@ SCHEDULES = (
     "constant_with_warmup",
     "inverse_sqrt",
 )
+
+
+def words_of(leaf: str) -> tuple[str, ...]:
+    """The words that a setting can be, where a table says them; () otherwise."""
+    return {**_WORDS, "name": tuple(TABLE), "lr_scheduler_type": SCHEDULES}.get(leaf, ())
 
 
 def _one_of(name: str, word: str, known: tuple[str, ...] | list[str]) -> None:
@@ -178,6 +184,7 @@ def check_config(config: Config) -> None:
     sources = [k for k in ("task", "dataset_name", "data_files") if getattr(data, k)]
     if len(sources) > 1:
         raise ValueError(f"data names {' and '.join(sources)}; give one source of prompts.")
+    _check_run_name(config.run.run_name, config.run.output_dir)
     if config.model.model_name_or_path and config.model.make:
         raise ValueError("model.model_name_or_path and model.make are both given; give one.")
     weights, funcs = config.reward.reward_weights, config.reward.reward_funcs
@@ -185,6 +192,16 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"reward_weights has {len(weights)} numbers and reward_funcs {len(funcs)} functions; give one weight each."
         )
+
+
+def _check_run_name(name: str | None, output_dir: str) -> None:
+    """A run's folder lies in output_dir: files of it are deleted when a run begins anew."""
+    if name is None or (name.strip() and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts):
+        return
+    raise ValueError(
+        f"run_name {name!r} is no folder inside output_dir {output_dir!r}, where the run is written. Give a name "
+        "without '..', and set output_dir where the folder belongs elsewhere."
+    )
 
 
 def _check_group(row: Row, group: int) -> None:

@@ -6,12 +6,15 @@ Where TRL has an argument for a thing, the leaf has TRL's name.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .rollout import RolloutConfig
 from .section import Section
+
+TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
 class ModelConfig(Section):
@@ -297,7 +300,9 @@ class RunConfig(Section):
     output_dir: str = Field("runs", description="Folder that holds the runs.")
     run_name: str | None = Field(None, description="Folder of this run; None = <task>-<algorithm>-seed<seed>.")
     seed: int = Field(0, ge=0, description="Of everything: data order, sampling, made models.")
-    report_to: list[str] = Field([], description="Trackers of accelerate: wandb, trackio, tensorboard.")
+    report_to: list[str] = Field(
+        [], description="Trackers of accelerate: wandb, trackio, tensorboard; none, or all that are installed."
+    )
     project: str = Field("llm_pg", description="Project of the trackers.")
     logging_steps: int = Field(
         1, gt=0, description="Steps between lines in the terminal; the metrics file has every step."
@@ -338,6 +343,16 @@ class RunConfig(Section):
     greater_is_better: bool = Field(True, description="Whether a larger value of that metric is better.")
     load_best_model_at_end: bool = Field(False, description="End with the best model in place of the last.")
     overwrite: bool = Field(False, description="Start anew in a run folder that already holds a run.")
+
+    @field_validator("report_to", mode="after")
+    @classmethod
+    def _named_trackers(cls, names: list[str]) -> list[str]:
+        """transformers' words none and all, as the trackers that they stand for."""
+        if names == ["none"]:
+            return []
+        if "all" in names:
+            return [name for name in TRACKERS if find_spec(name) is not None]
+        return names
 
 
 class Config(Section):

@@ -17,20 +17,20 @@ from .stream import check_enough, permutation
 from .table import Table
 
 
-def check_data(config: Config) -> list[str]:
-    """The columns that reward functions will receive, once the whole data has been read and found usable.
+def check_data(config: Config, *, read_hub: bool = False) -> list[str] | None:
+    """Returns the columns that reward functions will receive, once the whole data has been read and found usable.
 
-    For tasks and local files. A hub dataset is not loaded here: its columns are unknown, and the list is empty.
-    Imports neither torch nor datasets (pyarrow for Parquet).
+    None where they are not known yet: a hub dataset is read here with `read_hub` alone, which may download it and
+    imports datasets. Otherwise neither torch nor datasets is imported (pyarrow for Parquet).
 
     Raises ConfigError, one paragraph: no or unknown source, missing or empty file, missing column, a row that cannot
     be a prompt (which, and why), too few rows for the held-out set and one step.
     """
     check_settings(config.data)
-    if config.data.dataset_name:
+    if config.data.dataset_name and not read_hub:
         if config.data.eval_data_files:
             draft_prompts(config.data, read_files(config.data.eval_data_files, "data.eval_data_files"))
-        return []
+        return None
     train, held_out = read_sources(config)
     drafts = draft_prompts(config.data, train)
     if held_out is not None and config.data.num_eval_prompts:

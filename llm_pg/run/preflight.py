@@ -78,14 +78,19 @@ def check_room(config: Config) -> None:
         )
 
 
-def check_inputs(config: Config) -> None:
-    """Check model, data and reward functions. Raises ConfigError with one paragraph."""
+def check_inputs(config: Config, *, read_hub: bool = False) -> None:
+    """Check model, data and reward functions. Raises ConfigError with one paragraph.
+
+    read_hub: read a hub dataset too. Without it the trainer checks its rows and the columns that the reward functions
+    need, once it has loaded them.
+    """
     check_model(config.model)
-    columns = check_data(config)
+    columns = check_data(config, read_hub=read_hub)
     try:
         check_vllm(config)
         for function in resolve_all(task_rewards(config)):
-            function.check_columns(columns)
+            if columns is not None:
+                function.check_columns(columns)
         if config.rollout.environment is not None:
             _try_environment(config)
     except ValueError as error:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from enum import Enum
-from importlib.util import find_spec
 from typing import Any
 
 from ..load import ConfigError, nearest
@@ -264,12 +263,6 @@ def _objective(values: Values, schedule: Schedule) -> None:
 def _watching(values: Values, schedule: Schedule) -> None:
     if isinstance(values.get("log_completions"), bool) and not values.pop("log_completions"):
         values["log_completions"] = 0
-    if "report_to" in values:
-        names = values["report_to"]
-        names = [names] if isinstance(names, str) else list(names)
-        if names == ["all"]:
-            names = [name for name in ("wandb", "trackio", "tensorboard") if find_spec(name) is not None]
-        values["report_to"] = [] if names == ["none"] else names
     for theirs, ours in _RENAMED.items():
         if theirs in values:
             values[ours] = values.pop(theirs)

@@ -1,0 +1,125 @@
+"""Settings on a command line, in any of the forms that people write: key=value, --key=value, --key value, --flag."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, get_args, get_origin
+
+from . import schema
+from .load import ConfigError, nearest
+
+# Names of TRL's ScriptArguments and of transformers for settings that have another name here.
+_ALSO = {
+    "dataset_train_split": "dataset_split",
+    "dataset_test_split": "dataset_eval_split",
+    "algorithm": "name",
+    "torch_dtype": "dtype",
+}
+
+
+def as_settings(words: Sequence[str], options: Collection[str]) -> list[str]:
+    """Returns the words with each `--key value` of a setting as one word `key=value`; all others stay as they are.
+
+    Args:
+        words: of a command line after the command's name.
+        options: what the command itself understands, such as --resume. A setting of the same name gives way to it.
+
+    A key without a value, at the end or before another option, is true. Where a list is expected, all words up to the
+    next option, setting or YAML file belong to it.
+
+    Raises ConfigError for an option that is neither, with the nearest name.
+    """
+    out: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") or word == "--" or name in options:
+            out.append(word)
+            continue
+        key = _key(name, [*options])
+        if equals:
+            out.append(f"{key}={value}")
+        elif _is_list(key):
+            out.append(f"{key}={json.dumps(_values(rest)) if len(_ahead(rest)) != 1 else _values(rest)[0]}")
+        else:
+            out.append(f"{key}={rest.pop(0)}" if _ahead(rest) else f"{key}=true")
+    return out
+
+
+def _key(option: str, options: Sequence[str]) -> str:
+    """The setting that an option names."""
+    written = option.removeprefix("--")
+    section, dot, leaf = written.replace("-", "_").rpartition(".")
+    leaf = _ALSO.get(leaf, leaf)
+    if leaf in schema.LEAVES and section in ("", schema.LEAVES[leaf]):
+        return f"{section}{dot}{leaf}"
+    known = [*options, *(f"--{name}" for name in schema.LEAVES)]
+    raise ConfigError(
+        f"Unknown option {option!r}.{nearest(option, known)} `llm-pg train --help` lists every setting; each can be "
+        "written key=value or --key value."
+    )
+
+
+def _field(key: str) -> Any:
+    leaf = key.rpartition(".")[2]
+    section = schema.Config.model_fields[schema.LEAVES[leaf]].annotation
+    return section.model_fields[leaf]  # type: ignore[union-attr]
+
+
+def _is_list(key: str) -> bool:
+    annotation = _field(key).annotation
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+
+
+def _ahead(rest: Sequence[str]) -> list[str]:
+    """The words that can be values of the option before them."""
+    found: list[str] = []
+    for word in rest:
+        if word.startswith("--") or "=" in word or word.endswith((".yaml", ".yml")):
+            break
+        found.append(word)
+    return found
+
+
+def _values(rest: list[str]) -> list[str]:
+    """Takes the values of a list from the front of `rest`."""
+    found = _ahead(rest)
+    if not found:
+        return ["true"]
+    return [rest.pop(0) for _ in found]
+
+
+def help_text() -> str:
+    """Every setting with its default, its choices and its meaning, by section."""
+    lines = []
+    for section, field in schema.Config.model_fields.items():
+        kind = field.annotation
+        assert kind is not None
+        lines.append(f"{section}: {(kind.__doc__ or '').strip().splitlines()[0]}")
+        for name, leaf in kind.model_fields.items():  # type: ignore[attr-defined]
+            lines.append(f"  {name}={_written(leaf.default)}{_choices(name, leaf)}  {leaf.description}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    """A default as it is written on a command line."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
+
+
+def _choices(name: str, field: Any) -> str:
+    """ " {a|b}" where a setting is one of a few words, else ""."""
+    from .check import words_of
+
+    words = words_of(name) or [w for kind in (field.annotation, *get_args(field.annotation)) for w in _literals(kind)]
+    return f" {{{'|'.join(dict.fromkeys(words))}}}" if words else ""
+
+
+def _literals(kind: Any) -> list[str]:
+    from typing import Literal
+
+    return [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else []
