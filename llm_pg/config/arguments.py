@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, get_args, get_origin
 
@@ -16,6 +17,7 @@ _ALSO = {
     "algorithm": "name",
     "torch_dtype": "dtype",
 }
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def as_settings(words: Sequence[str], options: Collection[str]) -> list[str]:
@@ -77,7 +79,7 @@ def _ahead(rest: Sequence[str]) -> list[str]:
     """The words that can be values of the option before them."""
     found: list[str] = []
     for word in rest:
-        if word.startswith("--") or "=" in word or word.endswith((".yaml", ".yml")):
+        if word.startswith("--") or _SETTING.match(word) or word.endswith((".yaml", ".yml")):
             break
         found.append(word)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -96,10 +96,24 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"Cannot read {text!r}: a setting on the command line is written key=value.")
+    key = key.strip().removeprefix("--")
     try:
-        return key.strip().removeprefix("--"), yaml.safe_load(value) if value else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Cannot read the value in {text!r}: {error}.") from None
+        found = yaml.safe_load(value) if value else None
+    except (yaml.YAMLError, TypeError) as error:  # PyYAML raises TypeError where a key of a mapping is a mapping
+        if _is_text(key):
+            return key, value
+        raise ConfigError(f"Cannot read the value in {text!r}: {' '.join(str(error).split())}.") from None
+    return key, found if found is None or isinstance(found, str) or not _is_text(key) else value
+
+
+def _is_text(key: str) -> bool:
+    """Whether a setting can be nothing but text, which is then taken as it is written: `prompt_template={question}`."""
+    leaf = key.rpartition(".")[2]
+    section = schema.Config.model_fields.get(schema.LEAVES.get(leaf, ""))
+    if section is None or section.annotation is None:
+        return False
+    annotation = section.annotation.model_fields[leaf].annotation  # type: ignore[attr-defined]
+    return annotation is str or set(get_args(annotation)) == {str, type(None)}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ..config.vllm import check_vllm
 
 FORMS = (
     "On GPUs: `accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`. On a CPU: the same "
-    "two with train.use_cpu=true (gloo); `accelerate launch --cpu` starts one process whatever its --num_processes is."
+    "two with use_cpu: true in the launcher's config file or train.use_cpu=true (gloo); `accelerate launch --cpu` "
+    "starts one process whatever its --num_processes is."
 )
 # Tasks that a cluster's starter counted; torchrun and accelerate set WORLD_SIZE over them.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -73,14 +74,32 @@ def _launch_arguments(command: Sequence[str]) -> list[str] | None:
     return None
 
 
-def _of_accelerate(arguments: list[str]) -> int:
+def _read_arguments(arguments: list[str]) -> tuple[Any, Any]:
+    """What the command line of `accelerate launch` says, and its config file (None where it names none)."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
     given, _ = launch_command_parser().parse_known_args(arguments)
-    if given.num_processes is None and given.config_file is not None:
-        return int(load_config_from_file(given.config_file).num_processes)
+    return given, None if given.config_file is None else load_config_from_file(given.config_file)
+
+
+def _of_accelerate(arguments: list[str]) -> int:
+    given, file = _read_arguments(arguments)
+    if given.num_processes is None and file is not None:
+        return int(file.num_processes)
     return int(given.num_processes or 1)
+
+
+def cpu_asked(env: Mapping[str, str], parent: Sequence[str]) -> bool:
+    """Whether the launcher was asked to stay on the CPU. `accelerate launch` passes it on to a single process only, so
+    that its command line and config file are read for several."""
+    if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return True
+    arguments = _launch_arguments(parent)
+    if arguments is None:
+        return False
+    given, file = _read_arguments(arguments)
+    return bool(given.cpu or getattr(given, "use_cpu", False) or (file is not None and file.use_cpu))
 
 
 def parent_command() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence, Sized
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..environments.writing import TurnWriter
 from ..evaluate import Evaluation, evaluate
 from ..metrics import Clock, read_metrics
 from ..prompts import Prompt, load_prompts
+from ..prompts.sources import read_object
 from ..rewards.scorer import Scorer
 from ..sampling.protocol import Sampler, SamplingParams
 from ..terminal import Terminal, make_terminal
@@ -40,7 +42,17 @@ from .callbacks import Callbacks
 from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
 from .folder import RunFolder
-from .launch import check_ahead, check_backend, check_count, make_shards, make_zero, without_deepspeed, zero_in_parts
+from .launch import (
+    check_ahead,
+    check_backend,
+    check_count,
+    cpu_asked,
+    make_shards,
+    make_zero,
+    parent_command,
+    without_deepspeed,
+    zero_in_parts,
+)
 from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .preflight import task_rewards
 from .ranks import Ranks
@@ -73,11 +85,11 @@ class Parts(TrlFace):
         check_arguments(of_trl)
         self.config = config = (args or self.default_config()).model_copy(deep=True)
         self._check_algorithm()
-        if (
-            isinstance(config, flat.FlatConfig)
-            and isinstance(train_dataset, Sized)
-            and not isinstance(train_dataset, dict)
-        ):
+        config.train.use_cpu = config.train.use_cpu or cpu_asked(os.environ, parent_command())
+        if isinstance(config, flat.FlatConfig) and train_dataset is not None and not isinstance(train_dataset, dict):
+            if not isinstance(train_dataset, Sized):  # a stream or a generator, whose length nobody knows before
+                cap = config.data.num_train_prompts + (config.data.num_eval_prompts if eval_dataset is None else 0)
+                train_dataset = list(read_object(train_dataset, "train_dataset", config, cap).rows)
             config.fit(len(train_dataset), holds_out=eval_dataset is None)
         self.clean = Redactor(config.model_dump(mode="json"))
         self.clock = clock or Clock()

@@ -7,6 +7,7 @@ every command is run. Comments right before a block say what differs in the test
     <!-- test: max_steps=2 -->                   settings: appended to llm-pg's commands, or put into ...Config(...)
     <!-- test: save mine.py -->                  the block is also written to this file; other blocks can use it
     <!-- test: given test.jsonl -->              a file of sums that the reader has and the folder lacks
+    <!-- test: given gsm8k/ -->                  the same as a dataset in the hub's layout
     <!-- test: before x = 1 -->                  a line of Python that runs before the block
     <!-- test: exit 1 -->                        the exit code of the last command, where it is not 0
     <!-- test: skip pip: reason -->              commands that begin with this word are not run
@@ -148,7 +149,7 @@ class Runner:
         if block.skip is not None:
             return
         for name in block.given:
-            write_sums(Path(name))
+            write_hub_sums(Path(name)) if name.endswith("/") else write_sums(Path(name))
         if block.save is not None:
             Path(block.save).parent.mkdir(parents=True, exist_ok=True)
             Path(block.save).write_text(block.text, encoding="utf-8")
@@ -230,6 +231,16 @@ def check_shown(shown: list[str], printed: str, where: str) -> None:
         assert any(wanted in line for line in lines), (
             f"{where} shows a line that was not printed: {wanted!r}\n{printed}"
         )
+
+
+def write_hub_sums(folder: Path) -> None:
+    """The same as a dataset in the hub's layout: configuration main with the splits train and test."""
+    files = []
+    for split in ("train", "test"):
+        write_sums(folder / "main" / f"{split}.jsonl")
+        files.append({"split": split, "path": f"main/{split}.jsonl"})
+    card = yaml.safe_dump({"configs": [{"config_name": "main", "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
 
 
 def write_sums(path: Path) -> None:
