@@ -27,7 +27,11 @@ class ModelConfig(Section):
         description="Make a small model with random weights instead: transformers config arguments with model_type "
         "(llama, qwen2, ...); its tokenizer reads single characters.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Type that the weights come in. Those that are trained are held in float32 all the same, and a "
+        "model in bfloat16 is computed in it (train.bf16) unless train.bf16 or train.fp16 is set.",
+    )
     attn_implementation: str | None = Field(
         None, description="transformers' attention: sdpa, eager, flash_attention_2."
     )

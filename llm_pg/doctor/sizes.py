@@ -60,14 +60,18 @@ def _of_config(values: dict[str, Any]) -> Sizes | None:
 
 
 def training_bytes(config: Config, sizes: Sizes, reference: bool, micro_rows: int) -> dict[str, int]:
-    """Bytes by part: a lower bound, as activations beside the logits are left out."""
-    each, model = _BYTES[config.model.dtype], config.model
-    weights = sizes.parameters * each
+    """Bytes by part: a lower bound, as activations beside the logits are left out.
+
+    What is trained is held in float32 whatever the model comes in (`training.precision`).
+    """
+    model = config.model
     if model.use_peft:
         trained = 0.02 * sizes.parameters
-        parts = {"weights": weights, "gradients and AdamW": trained * (each + 2 * each)}
+        weights = sizes.parameters * _BYTES[model.dtype]
+        parts = {"weights": weights, "gradients and AdamW": trained * 3 * _BYTES["float32"]}
     else:
-        parts = {"weights": weights, "gradients and AdamW": weights + 2 * weights}
+        weights = sizes.parameters * _BYTES["float32"]
+        parts = {"weights": weights, "gradients and AdamW": 3 * weights}
         if reference:
             parts["reference"] = weights
     rows = micro_rows * config.rollout.max_completion_length
@@ -86,7 +90,7 @@ def checkpoint_bytes(config: Config) -> int | None:
             return None
         stored = int(sizes.parameters)
     trained = stored // 100 if model.use_peft else stored
-    return trained * _BYTES[model.dtype] * (3 if config.run.save_steps else 1)
+    return trained * _BYTES["float32"] * (3 if config.run.save_steps else 1)
 
 
 def _stored_parameters(folder: Path) -> int:

@@ -171,21 +171,6 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         )
 
 
-def weights_in_half(case: Case) -> Iterator[Finding]:
-    model, rate = case.config.model, case.config.train.learning_rate
-    if model.use_peft or model.dtype not in ("bfloat16", "float16") or rate > 1e-4:
-        return
-    yield Finding(
-        "half-weights",
-        "problem" if rate <= 1e-5 else "warning",
-        f"Weights held in {model.dtype} lose small updates: a step of AdamW is about learning_rate in size, and in "
-        "bfloat16 an update under 6e-5 leaves a weight of 0.02 where it was.",
-        f"dtype={model.dtype}, use_peft=false, learning_rate={rate:g}",
-        "Keep dtype=float32 and set train.bf16=true: the forward pass is as fast, the weights keep their digits.",
-        "bfloat16 has 8 significant bits: spacing at 0.02 is 2^-13 = 1.2e-4",
-    )
-
-
 def memory(case: Case) -> Iterator[Finding]:
     sizes = case.sizes
     if sizes is None or case.memory is None:
@@ -360,7 +345,6 @@ STATIC_RULES: dict[str, Rule] = {
     "group-of-two": group_of_two,
     "few-prompts": batch_of_one_prompt,
     "learning-rate": learning_rate,
-    "half-weights": weights_in_half,
     "memory": memory,
     "context": context,
     "cold-sampling": cold_sampling,

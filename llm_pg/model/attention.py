@@ -145,6 +145,11 @@ def products_in(dtype: torch.dtype | None, model: Any) -> contextlib.AbstractCon
     return contextlib.nullcontext() if dtype is None else torch.autocast(model.device.type, dtype)
 
 
+def mixes_types(model: Any) -> bool:
+    """Whether weights have several floating-point types, so that passes need autocast."""
+    return len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """How far two roads to the same hidden state may lie apart, relative to its largest entry."""
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)

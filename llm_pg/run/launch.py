@@ -172,6 +172,13 @@ def deepspeed_asked() -> bool:
     return _on(_DEEPSPEED)
 
 
+def scales_losses(config: Config) -> bool:
+    """Whether a loss can be scaled for float16 here: on CUDA, with whole weights on every rank."""
+    import torch
+
+    return torch.cuda.is_available() and not (config.train.use_cpu or sharding_asked() or deepspeed_asked())
+
+
 def zero_stage() -> int:
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..config import ConfigError
 from ..config.schema import ModelConfig
 from ..training.adapters import in_four_bits, lora_config, wrap
+from ..training.precision import HALF, half_type
 from .preflight import check_model
 
 _CHARACTERS = "\n" + "".join(c for c in string.printable if c.isprintable())
@@ -71,6 +73,29 @@ def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
     except (OSError, ValueError) as error:
         raise _not_found(config, error) from None
     return prepare_model(model, tokenizer, config)
+
+
+def incoming_half(model: Any, config: ModelConfig) -> torch.dtype | None:
+    """Returns the 16-bit type that the model comes in, None = a wider one; before anything is loaded.
+
+    model: as a trainer is given it: an object, a hub id or folder, or None for the config's own. A hub model of dtype
+    auto comes as its config.json says; one without that word is found out when it is loaded.
+    """
+    if model is not None and not isinstance(model, (str, Path)):
+        return half_type(model)
+    dtype: Any = config.dtype
+    if dtype == "auto":
+        if config.make is not None and model is None:
+            return None
+        try:
+            given = AutoConfig.from_pretrained(
+                model or config.model_name_or_path, revision=config.model_revision, trust_remote_code=False
+            )
+        except (OSError, ValueError):
+            return None  # loading tells what is wrong
+        dtype = getattr(given.get_text_config(), "dtype", None) or getattr(given, "dtype", None)
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    return dtype if dtype in HALF else None
 
 
 def prepare_model(model: Any, tokenizer: Any, config: ModelConfig) -> Any:

@@ -37,6 +37,7 @@ from ..training.adapters import check_merge, check_trainable, has_adapter, wrap
 from ..training.critic import HEAD_LEARNING_RATE, Critic
 from ..training.optimiser import make_optimizer, make_scheduler
 from ..training.policy import Policy
+from ..training.precision import compute_in, hold_trained_in_float32
 from ..training.update import Updater
 from .callbacks import Callbacks
 from .drop_in import TrlFace, check_arguments
@@ -50,10 +51,11 @@ from .launch import (
     make_shards,
     make_zero,
     parent_command,
+    scales_losses,
     without_deepspeed,
     zero_in_parts,
 )
-from .models import end_token_ids, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .models import end_token_ids, incoming_half, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .preflight import task_rewards
 from .ranks import Ranks
 from .redact import Redactor
@@ -94,6 +96,7 @@ class Parts(TrlFace):
         self.clean = Redactor(config.model_dump(mode="json"))
         self.clock = clock or Clock()
         self.row = resolve_row(config)
+        compute_in(config, incoming_half(model, config.model), scales_losses=scales_losses(config))
         check_backend(config, needs_critic=self.row.needs_critic)
         # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
         AcceleratorState._reset_state()
@@ -156,6 +159,9 @@ class Parts(TrlFace):
         if peft_config is not None:
             self.model = wrap(self.model, peft_config)
         check_trainable(self.model)
+        said = hold_trained_in_float32(self.model, autocast=config.train.bf16 or config.train.fp16)
+        if said is not None:
+            self.terminal.say(said)
         check_merge(config, self.model, sharded=self.shards is not None or zero_in_parts())
         if config.algorithm.sync_ref_model and has_adapter(self.model):
             raise ConfigError(

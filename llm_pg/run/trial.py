@@ -161,7 +161,7 @@ def _advice(prompt: int, completion: int) -> str:
     return (
         f"The longest batch does not fit into memory: one completion of {completion} tokens behind a prompt of "
         f"{prompt} runs out of it. Lower rollout.max_completion_length or data.max_prompt_length, or set "
-        "train.gradient_checkpointing=true, model.use_peft=true, model.dtype=bfloat16."
+        "train.gradient_checkpointing=true, model.use_peft=true (with model.dtype=bfloat16)."
     )
 
 

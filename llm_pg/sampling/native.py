@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from ..estimators.distributions import token_logp
-from ..model.attention import eval_mode, products_in
+from ..model.attention import eval_mode, mixes_types, products_in
 from ..model.exact import packs_exactly
 from ..model.head import head_is_separate
 from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
@@ -68,8 +68,9 @@ class NativeSampler:
         self.eos_ids = tuple(eos_ids)
         self.rows_at_once, self.dtype = rows_at_once, dtype
         self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
-        self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
-        self.is_lean = lean and self.shares and decodes_leanly(model)
+        with products_in(dtype if mixes_types(model) else None, model):
+            self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
+            self.is_lean = lean and self.shares and decodes_leanly(model)
         self.static: StaticSampler | None = None
         self._static_asked: bool | None = static
         self._said: set[str] = set()

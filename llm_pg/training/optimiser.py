@@ -10,6 +10,7 @@ import transformers
 
 from ..config import Config
 from ..config.schema import TrainConfig
+from .precision import HALF
 
 
 def make_optimizer(
@@ -21,8 +22,18 @@ def make_optimizer(
     """AdamW with weight decay on the policy's matrices; biases and norms have none, as with transformers' Trainer.
 
     critic: parameters with a constant learning rate of their own, `rate`, and no decay.
+
+    Raises ValueError where a parameter is of a 16-bit type.
     """
     policy, critic = list(policy), list(critic)
+    half = [p for p in (*policy, *critic) if p.dtype in HALF]
+    if half:
+        dtype = str(half[0].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{len(half)} of {len(policy) + len(critic)} trained tensors are {dtype}: "
+            "steps of a small learning rate would round to nothing there. Hold them in float32 and compute in 16 bits "
+            "by autocast (training.precision.hold_trained_in_float32; a trainer does so by itself)."
+        )
     groups: list[dict[str, Any]] = [{"params": policy}]
     if train.weight_decay:
         groups = [

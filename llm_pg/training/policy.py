@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..estimators.distributions import entropy, token_logp
-from ..model.attention import core_of, eval_mode, recomputes
+from ..model.attention import core_of, eval_mode, mixes_types, recomputes
 from ..model.exact import exact_way
 from ..model.head import head_is_separate, token_scores
 from ..model.packing import bins, packed_hidden
@@ -100,8 +100,9 @@ class Policy:
         if with_reference and not self.has_adapter:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.with_reference = with_reference
-        self._splits = head_is_separate(model)
-        self.way = exact_way(model, autocast) if packing != "padded" and self._splits else None
+        with autocast() if mixes_types(model) else contextlib.nullcontext():
+            self._splits = head_is_separate(model)
+            self.way = exact_way(model, autocast) if packing != "padded" and self._splits else None
         if packing == "shared_prefix" and not self._packs_now():
             raise ValueError(
                 f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "

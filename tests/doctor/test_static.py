@@ -31,7 +31,6 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "group-of-two": (["num_generations=2"], ["num_generations=2", "scale_rewards=none"]),
     "few-prompts": (["prompts_per_step=1"], ["prompts_per_step=8"]),
     "learning-rate": ([HUB, "learning_rate=1e-4"], [HUB, "learning_rate=1e-4", "use_peft=true"]),
-    "half-weights": ([HUB, "dtype=bfloat16"], [HUB, "dtype=bfloat16", "use_peft=true", "learning_rate=1e-5"]),
     "memory": (["model_name_or_path=some/Model-900B"], [HUB]),
     "context": ([TINY, "max_completion_length=512"], [TINY, "max_completion_length=400"]),
     "cold-sampling": (["temperature=0.1"], ["temperature=0.8"]),

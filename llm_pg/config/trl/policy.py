@@ -23,8 +23,7 @@ MODEL: dict[str, Word] = {
     "disable_dropout": same(False, "dropout makes the ratio of an on-policy step differ from 1, so it is off here"),
     "cast_lm_head_to_fp32": refused(
         False,
-        "log-probabilities are float32 in any case; for a float32 head hold the weights in float32 "
-        "(`dtype='float32'`) and compute in `bf16=True`",
+        "log-probabilities are float32 in any case, and trained weights are held in float32",
     ),
     "ds3_gather_for_generation": idle(True, "ZeRO-3 is not used here"),
 }
