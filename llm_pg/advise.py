@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .config import ConfigError
 from .control.adviser import DISCRETE_HEADS, LONG_HORIZON, Advice
 from .control.adviser import advise as for_environment
+from .words import check_fields
 
 if TYPE_CHECKING:
     from .control.spaces import Interface
 
-ACTIONS = ("tokens", "discrete", "continuous")
 SETTINGS_ONLY = {"on-policy contract"}  # advice that is no setting
 STANDARD_ERROR = 0.1  # wanted for the mean return of an update, as a share of the reward's range
 ROWS_OF_A_CRITIC, STEPS_OF_A_CRITIC = 8, 128
@@ -31,11 +31,14 @@ class Task:
         num_actions: actions of a list, or coordinates of a vector.
     """
 
-    actions: str
+    actions: Literal["tokens", "discrete", "continuous"]
     horizon: int | None
     low: float | None = None
     high: float | None = None
     num_actions: int = 2
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Task")
 
     @property
     def discrete(self) -> bool:
@@ -59,8 +62,6 @@ def parse_range(text: str) -> tuple[float, float]:
 
 def refuse(task: Task, *, algorithm: str | None, baseline: str | None, head: str | None) -> None:
     """Raise ConfigError for a wish that cannot work on this task."""
-    if task.actions not in ACTIONS:
-        raise ConfigError(f"--actions is one of {', '.join(ACTIONS)}; got {task.actions!r}.")
     if task.horizon is not None and task.horizon < 1:
         raise ConfigError(f"--horizon counts the steps of an episode, at least 1; got {task.horizon}.")
     if head in DISCRETE_HEADS and not task.discrete:
@@ -173,7 +174,10 @@ def _sections(advice: Sequence[Advice]) -> list[str]:
 def main(values: dict[str, Any]) -> int:
     """Print the YAML for the command line's answers; ConfigError where a wish is refused."""
     low, high = parse_range(values["reward_range"]) if values["reward_range"] else (None, None)
-    task = Task(values["actions"], values["horizon"], low, high, values["num_actions"])
+    try:
+        task = Task(values["actions"], values["horizon"], low, high, values["num_actions"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     refuse(task, algorithm=values["algorithm"], baseline=values["baseline"], head=values["head"])
     print(as_yaml(task, advise(task)), end="")
     return 0

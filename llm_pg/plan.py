@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from .config import ConfigError
+from .words import one_of
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def tokens(job: Job) -> float:
 
 def memory(model: Model, job: Job, gpus: int, engine: str) -> dict[str, float]:
     """Bytes of one training device. Sampling and training come one after the other: the larger of the two counts."""
+    one_of("engine", engine, ENGINES)
     cut = _training(gpus, engine) if engine.startswith("fsdp2") else 1
     weights = model.parameters * job.weight_bytes
     width = 2 if job.checkpointing else 34  # bytes a token, layer and unit of width: inputs alone, or all

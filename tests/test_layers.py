@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room may import the rooms before it, never those after it.
 ORDER = [
     "__init__",
+    "words",
     "estimators",
     "rollouts",
     "algorithms",

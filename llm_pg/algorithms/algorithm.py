@@ -7,6 +7,7 @@ over any cut of the batch is a plain sum, and the gradients of the cuts add up t
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -131,21 +132,12 @@ class Algorithm:
         if row.pass_k:
             weight_B = best_of_k(return_B, rollouts.group_B, rollouts.valid_B, row.pass_k)
             return weight_B.unsqueeze(1).expand_as(reward_BT), None
-        if row.returns == "total":
-            credit_BT = return_B.unsqueeze(1).expand_as(reward_BT)
-        else:
-            credit_BT = reward_to_go(reward_BT, rollouts.discount_BT, rollouts.cut_BT, rollouts.bootstrap_BT)
+        credit_BT = _CREDITS[row.returns](return_B, reward_BT, rollouts)
         if row.baseline_per_step:
             weight_BT = credit_BT - self._baseline(credit_BT, rollouts, all_sum)
         else:
             weight_BT = credit_BT - self._baseline(return_B, rollouts, all_sum).unsqueeze(1)
-        if row.scale_rewards == "group":
-            weight_BT = weight_BT / (group_std(return_B, rollouts.group_B, rollouts.valid_B) + STD_EPS).unsqueeze(1)
-        elif row.scale_rewards == "batch":
-            weight_BT = weight_BT / (batch_std(return_B, rollouts.valid_B, all_sum) + STD_EPS)
-        elif row.scale_rewards == "group_mean":
-            weight_BT = over_the_mean(weight_BT, return_B, rollouts.group_B, rollouts.valid_B)
-        return weight_BT, None
+        return _SCALES[row.scale_rewards](weight_BT, return_B, rollouts, all_sum), None
 
     def _own_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> Tensor:
         """What the user's function makes of the rollouts, whose rewards are those after fines and KL."""
@@ -186,48 +178,18 @@ class Algorithm:
         return explained_variance(rollouts.value_BT, return_BT, mask_BT, all_sum)
 
     def _baseline(self, return_B: Tensor, rollouts: Rollouts, all_sum: AllSum) -> Tensor:
-        kind, valid_B = self.row.baseline, rollouts.valid_B
-        if kind == "leave_one_out":
-            return leave_one_out(return_B, rollouts.group_B, valid_B)
-        if kind == "group_mean":
-            return group_mean(return_B, rollouts.group_B, valid_B)
-        if kind == "length_weighted":
-            return length_weighted_mean(return_B, rollouts.length_B, rollouts.group_B, valid_B)
-        if kind == "greedy":
-            if rollouts.greedy_B is None:
-                raise ValueError("baseline 'greedy' needs the reward of each prompt's greedy completion, greedy_B.")
-            return rollouts.greedy_B.to(return_B.dtype)
-        mean = batch_mean(return_B, valid_B, all_sum)
-        if kind == "batch_mean":
-            return mean.expand_as(return_B)
-        if kind == "running_mean":
-            before = self.running_mean.value
-            self.running_mean.update(mean, all_sum(valid_B.sum().to(mean.dtype)))
-            return torch.full_like(return_B, before)
-        return torch.zeros_like(return_B)
+        return _BASELINES[self.row.baseline](return_B, rollouts, self.running_mean, all_sum)
 
     def _normalise(self, weight_BT: Tensor, mask_BT: Tensor, all_sum: AllSum) -> Tensor:
-        kind = self.row.normalize_advantages
-        if kind == "none":
+        units = _NORMALIZED[self.row.normalize_advantages]
+        if units is None:
             return weight_BT
-        if kind == "steps":
-            x, kept = weight_BT.reshape(-1), mask_BT.reshape(-1)
-        else:
-            x = masked_sum(weight_BT, mask_BT, 1) / mask_BT.sum(1).clamp(min=1)
-            kept = mask_BT.any(1)
+        x, kept = units(weight_BT, mask_BT)
         normal_BT = (weight_BT - batch_mean(x, kept, all_sum)) / (batch_std(x, kept, all_sum) + STD_EPS)
         return torch.where(mask_BT, normal_BT, torch.zeros_like(normal_BT))
 
     def _scale(self, mask_BT: Tensor, num_rows: Tensor, num_tokens: Tensor) -> Tensor:
-        kind = self.row.loss_type
-        if kind == "sequence_sum":
-            return mask_BT / num_rows
-        if kind == "grpo":
-            return mask_BT / (mask_BT.sum(1, keepdim=True).clamp(min=1) * num_rows)
-        if kind == "dr_grpo":
-            assert self.max_completion_length is not None
-            return mask_BT / (num_rows * self.max_completion_length)
-        return mask_BT / num_tokens
+        return _REDUCTIONS[self.row.loss_type](mask_BT, num_rows, num_tokens, self.max_completion_length)
 
     # --- from log-probabilities to the loss
 
@@ -284,19 +246,7 @@ class Algorithm:
         return loss, stats
 
     def _surrogate(self, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
-        row = self.row
-        if row.surrogate == "reinforce":
-            return reinforce(logp_BT, batch.weight_BT)
-        if row.surrogate == "cispo":
-            assert row.epsilon_high is not None
-            return cispo(ratio_BT, logp_BT, batch.weight_BT, row.epsilon_high)
-        if row.surrogate == "sapo":
-            return sapo(ratio_BT, batch.weight_BT, row.sapo_temperature_pos, row.sapo_temperature_neg)
-        term_BT = clipped(ratio_BT, batch.weight_BT, row.epsilon, row.epsilon_high, row.delta)
-        if row.importance_sampling_level == "sequence_sum":
-            # The ratio is the row's: its value counts once a row, not once a token. The gradient is that of each token.
-            term_BT = term_BT - term_BT.detach() * (1 - 1 / batch.mask_BT.sum(1, keepdim=True).clamp(min=1))
-        return term_BT
+        return _SURROGATES[self.row.surrogate](self.row, logp_BT, ratio_BT, batch)
 
     def _corrected(
         self, term_BT: Tensor, logp_BT: Tensor, old_BT: Tensor, batch: Batch
@@ -325,14 +275,7 @@ class Algorithm:
     @torch.no_grad()
     def _ratio_stats(self, logp_BT: Tensor, old_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> dict[str, Tensor]:
         row, n = self.row, batch.num_tokens
-        high = row.epsilon if row.epsilon_high is None else row.epsilon_high
-        if row.surrogate == "cispo":
-            held_BT = ratio_BT > high
-        elif row.surrogate == "sapo":
-            held_BT = torch.zeros_like(batch.mask_BT)
-        else:
-            rising_BT = (ratio_BT > 1 + high) & (batch.weight_BT > 0)
-            held_BT = rising_BT | ((ratio_BT < 1 - row.epsilon) & (batch.weight_BT < 0))
+        held_BT = _HELD[row.surrogate](row, ratio_BT, batch.weight_BT)
         sampled_BT = batch.rollouts.logp_BT
         return {
             "clip_fraction": masked_sum(held_BT.to(logp_BT.dtype), batch.mask_BT) / n,
@@ -364,3 +307,105 @@ class Algorithm:
         self.running_mean.load_state_dict(state["running_mean"])
         if self.kl_penalty is not None and "kl_penalty" in state:  # else of a run without, gone on from all the same
             self.kl_penalty.weight = float(state["kl_penalty"])
+
+
+# What the words of a row mean: a function of one signature for each. A planted word fails where its `Row` is made.
+
+
+def _greedy(return_B: Tensor, rollouts: Rollouts, running_mean: RunningMean, all_sum: AllSum) -> Tensor:
+    if rollouts.greedy_B is None:
+        raise ValueError("baseline 'greedy' needs the reward of each prompt's greedy completion, greedy_B.")
+    return rollouts.greedy_B.to(return_B.dtype)
+
+
+def _running(return_B: Tensor, rollouts: Rollouts, running_mean: RunningMean, all_sum: AllSum) -> Tensor:
+    mean = batch_mean(return_B, rollouts.valid_B, all_sum)
+    before = running_mean.value
+    running_mean.update(mean, all_sum(rollouts.valid_B.sum().to(mean.dtype)))
+    return torch.full_like(return_B, before)
+
+
+# `value` is not among them: its advantages are those of GAE.
+_BASELINES: dict[str, Callable[[Tensor, Rollouts, RunningMean, AllSum], Tensor]] = {
+    "none": lambda return_B, *_: torch.zeros_like(return_B),
+    "running_mean": _running,
+    "batch_mean": lambda r_B, of, _, all_sum: batch_mean(r_B, of.valid_B, all_sum).expand_as(r_B),
+    "group_mean": lambda r_B, of, *_: group_mean(r_B, of.group_B, of.valid_B),
+    "leave_one_out": lambda r_B, of, *_: leave_one_out(r_B, of.group_B, of.valid_B),
+    "length_weighted": lambda r_B, of, *_: length_weighted_mean(r_B, of.length_B, of.group_B, of.valid_B),
+    "greedy": _greedy,
+}
+_CREDITS: dict[str, Callable[[Tensor, Tensor, Rollouts], Tensor]] = {
+    "total": lambda return_B, reward_BT, of: return_B.unsqueeze(1).expand_as(reward_BT),
+    "reward_to_go": lambda _, reward_BT, of: reward_to_go(reward_BT, of.discount_BT, of.cut_BT, of.bootstrap_BT),
+}
+_SCALES: dict[str, Callable[[Tensor, Tensor, Rollouts, AllSum], Tensor]] = {
+    "none": lambda w_BT, *_: w_BT,
+    "group": lambda w_BT, r_B, of, _: w_BT / (group_std(r_B, of.group_B, of.valid_B) + STD_EPS).unsqueeze(1),
+    "batch": lambda w_BT, r_B, of, all_sum: w_BT / (batch_std(r_B, of.valid_B, all_sum) + STD_EPS),
+    "group_mean": lambda w_BT, r_B, of, _: over_the_mean(w_BT, r_B, of.group_B, of.valid_B),
+}
+# The numbers that get mean 0 and deviation 1, and which of them count.
+_NORMALIZED: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None] = {
+    "none": None,
+    "steps": lambda w_BT, mask_BT: (w_BT.reshape(-1), mask_BT.reshape(-1)),
+    "rollouts": lambda w_BT, mask_BT: (
+        masked_sum(w_BT, mask_BT, 1) / mask_BT.sum(1).clamp(min=1),
+        mask_BT.any(1),
+    ),
+}
+
+
+def _of_all_tokens(mask_BT: Tensor, num_rows: Tensor, num_tokens: Tensor, longest: int | None) -> Tensor:
+    return mask_BT / num_tokens
+
+
+def _of_a_constant(mask_BT: Tensor, num_rows: Tensor, num_tokens: Tensor, longest: int | None) -> Tensor:
+    assert longest is not None
+    return mask_BT / (num_rows * longest)
+
+
+_REDUCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, int | None], Tensor]] = {
+    "sequence_sum": lambda mask_BT, num_rows, *_: mask_BT / num_rows,
+    "grpo": lambda mask_BT, num_rows, *_: mask_BT / (mask_BT.sum(1, keepdim=True).clamp(min=1) * num_rows),
+    "dapo": _of_all_tokens,
+    "bnpo": _of_all_tokens,
+    "dr_grpo": _of_a_constant,
+}
+
+
+def _clip(row: Row, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
+    term_BT = clipped(ratio_BT, batch.weight_BT, row.epsilon, row.epsilon_high, row.delta)
+    if row.importance_sampling_level == "sequence_sum":
+        # The ratio is the row's: its value counts once a row, not once a token. The gradient is that of each token.
+        term_BT = term_BT - term_BT.detach() * (1 - 1 / batch.mask_BT.sum(1, keepdim=True).clamp(min=1))
+    return term_BT
+
+
+def _cispo(row: Row, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
+    assert row.epsilon_high is not None
+    return cispo(ratio_BT, logp_BT, batch.weight_BT, row.epsilon_high)
+
+
+_SURROGATES: dict[str, Callable[[Row, Tensor, Tensor, Batch], Tensor]] = {
+    "reinforce": lambda row, logp_BT, _, batch: reinforce(logp_BT, batch.weight_BT),
+    "clip": _clip,
+    "cispo": _cispo,
+    "sapo": lambda row, _, ratio_BT, batch: sapo(
+        ratio_BT, batch.weight_BT, row.sapo_temperature_pos, row.sapo_temperature_neg
+    ),
+}
+
+
+def _outside(row: Row, ratio_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    high = row.epsilon if row.epsilon_high is None else row.epsilon_high
+    return ((ratio_BT > 1 + high) & (weight_BT > 0)) | ((ratio_BT < 1 - row.epsilon) & (weight_BT < 0))
+
+
+# Tokens that clipping meets, for the metric; of reinforce, those that it would meet.
+_HELD: dict[str, Callable[[Row, Tensor, Tensor], Tensor]] = {
+    "reinforce": _outside,
+    "clip": _outside,
+    "cispo": lambda row, ratio_BT, _: ratio_BT > (row.epsilon if row.epsilon_high is None else row.epsilon_high),
+    "sapo": lambda row, ratio_BT, _: torch.zeros_like(ratio_BT, dtype=torch.bool),
+}

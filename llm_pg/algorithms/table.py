@@ -8,19 +8,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-RETURNS = ("reward_to_go", "total")
-BASELINES = ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value")
-SCALE_REWARDS = ("none", "group", "batch", "group_mean")
-NORMALIZE = ("none", "rollouts", "steps")
-SURROGATES = ("reinforce", "clip", "cispo", "sapo")
-LEVELS = ("token", "sequence", "sequence_sum")
-LOSS_TYPES = ("sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo")
-KL_PLACEMENTS = ("reward", "loss")
-KL_NAMES = ("k1", "k2", "k3")
-CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-TRUNCATED = ("keep", "mask", "penalise", "bootstrap")
+from annotated_types import Ge, Gt, Le, Lt
+
+from ..words import annotations_of, check_fields, words_of
+
+Returns = Literal["reward_to_go", "total"]
+Baseline = Literal[
+    "none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value"
+]
+ScaleRewards = Literal["none", "group", "batch", "group_mean"]
+Normalize = Literal["none", "rollouts", "steps"]
+Surrogate = Literal["reinforce", "clip", "cispo", "sapo"]
+Level = Literal["token", "sequence", "sequence_sum"]
+LossType = Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"]
+KlPlacement = Literal["reward", "loss"]
+KlEstimator = Literal["k1", "k2", "k3"]
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+Truncated = Literal["keep", "mask", "penalise", "bootstrap"]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Memory = Annotated[float, Ge(0), Lt(1)]
+Discount = Annotated[float, Gt(0), Le(1)]
+AboveOne = Annotated[float, Gt(1)]
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 
 
@@ -70,47 +83,58 @@ class Row:
             evaluated, so its verdict is the true return, while a bootstrap pays a policy that never ends with its
             own critic's hopes.
         baseline_decay: memory of the running mean.
+
+    Raises:
+        ValueError: a word that is not known, with the nearest one that is, or a number outside its range.
     """
 
     name: str
     source: str
     advantage: Callable[[Any], Any] | None = None
-    returns: str = "reward_to_go"
-    baseline: str = "none"
+    returns: Returns = "reward_to_go"
+    baseline: Baseline = "none"
     baseline_per_step: bool = False
-    scale_rewards: str = "none"
-    pass_k: int = 0
-    normalize_advantages: str = "none"
-    surrogate: str = "clip"
-    importance_sampling_level: str = "token"
-    loss_type: str = "sequence_sum"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    delta: float | None = None
-    sapo_temperature_pos: float = 1.0
-    sapo_temperature_neg: float = 1.05
+    scale_rewards: ScaleRewards = "none"
+    pass_k: Count = 0
+    normalize_advantages: Normalize = "none"
+    surrogate: Surrogate = "clip"
+    importance_sampling_level: Level = "token"
+    loss_type: LossType = "sequence_sum"
+    epsilon: Positive = 0.2
+    epsilon_high: Positive | None = None
+    delta: AboveOne | None = None
+    sapo_temperature_pos: Positive = 1.0
+    sapo_temperature_neg: Positive = 1.05
     vllm_importance_sampling_correction: bool = False
-    vllm_importance_sampling_mode: str = "sequence_mask"
-    vllm_importance_sampling_clip_max: float | None = 3.0
-    vllm_importance_sampling_clip_min: float | None = None
-    off_policy_mask_threshold: float | None = None
-    top_entropy_quantile: float = 1.0
-    beta: float = 0.0
-    kl_placement: str = "reward"
-    kl_estimator: str = "k1"
+    vllm_importance_sampling_mode: Correction = "sequence_mask"
+    vllm_importance_sampling_clip_max: Positive | None = 3.0
+    vllm_importance_sampling_clip_min: Positive | None = None
+    off_policy_mask_threshold: Positive | None = None
+    top_entropy_quantile: Share = 1.0
+    beta: NotNegative = 0.0
+    kl_placement: KlPlacement = "reward"
+    kl_estimator: KlEstimator = "k1"
     use_bias_correction_kl: bool = False
-    kl_target: float = 0.0
-    entropy_coef: float = 0.0
-    entropy_coef_final: float | None = None
-    gamma: float = 1.0
-    lam: float = 1.0
-    lam_value: float | None = None
-    lam_length_alpha: float | None = None
-    vf_coef: float = 0.5
-    value_clip: float | None = None
-    truncated: str = "keep"
-    truncation_penalty: float = 0.0
-    baseline_decay: float = 0.9
+    kl_target: NotNegative = 0.0
+    entropy_coef: NotNegative = 0.0
+    entropy_coef_final: NotNegative | None = None
+    gamma: Discount = 1.0
+    lam: Share = 1.0
+    lam_value: Share | None = None
+    lam_length_alpha: Positive | None = None
+    vf_coef: NotNegative = 0.5
+    value_clip: Positive | None = None
+    truncated: Truncated = "keep"
+    truncation_penalty: NotNegative = 0.0
+    baseline_decay: Memory = 0.9
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"Row {self.name!r}")
+        if self.baseline_per_step and self.baseline not in ("group_mean", "leave_one_out"):
+            raise ValueError(
+                f"Row {self.name!r}: baseline_per_step compares the steps of a group, and the baseline is "
+                f"{self.baseline}. Use baseline leave_one_out or group_mean, or leave baseline_per_step out."
+            )
 
     @property
     def needs_group(self) -> bool:
@@ -120,6 +144,10 @@ class Row:
     def needs_critic(self) -> bool:
         return self.baseline == "value"
 
+
+WORDS: dict[str, tuple[str, ...]] = {
+    name: known for name, annotation in annotations_of(Row).items() if (known := words_of(annotation))
+}
 
 _GRPO = Row(
     "grpo",

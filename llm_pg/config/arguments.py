@@ -7,8 +7,10 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, get_args, get_origin
 
+from ..algorithms.table import TABLE
+from ..words import nearest, words_of
 from . import schema
-from .load import ConfigError, nearest
+from .load import ConfigError
 
 # Names of TRL's ScriptArguments and of transformers for settings that have another name here.
 _ALSO = {
@@ -115,13 +117,5 @@ def _written(value: Any) -> str:
 
 def _choices(name: str, field: Any) -> str:
     """ " {a|b}" where a setting is one of a few words, else ""."""
-    from .check import words_of
-
-    words = words_of(name) or [w for kind in (field.annotation, *get_args(field.annotation)) for w in _literals(kind)]
-    return f" {{{'|'.join(dict.fromkeys(words))}}}" if words else ""
-
-
-def _literals(kind: Any) -> list[str]:
-    from typing import Literal
-
-    return [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else []
+    words = tuple(TABLE) if name == "name" else words_of(field.annotation)
+    return f" {{{'|'.join(words)}}}" if words else ""

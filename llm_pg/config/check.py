@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ..algorithms import table
 from ..algorithms.own import is_path, load_row
 from ..algorithms.table import TABLE, Row
+from ..words import one_of
 from .combinations import check_combinations
 
 if TYPE_CHECKING:
     from .schema import Config
 
-_WORDS = {
-    "returns": table.RETURNS,
-    "baseline": table.BASELINES,
-    "scale_rewards": table.SCALE_REWARDS,
-    "normalize_advantages": table.NORMALIZE,
-    "surrogate": table.SURROGATES,
-    "importance_sampling_level": table.LEVELS,
-    "loss_type": table.LOSS_TYPES,
-    "kl_placement": table.KL_PLACEMENTS,
-    "kl_estimator": table.KL_NAMES,
-    "truncated": table.TRUNCATED,
-    "vllm_importance_sampling_mode": table.CORRECTIONS,
-}
 DEFAULT_PROMPTS = 8  # of a step
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-)
-
-
-def words_of(leaf: str) -> tuple[str, ...]:
-    """The words that a setting can be, where a table says them; () otherwise."""
-    return {**_WORDS, "name": tuple(TABLE), "lr_scheduler_type": SCHEDULES}.get(leaf, ())
-
-
-def _one_of(name: str, word: str, known: tuple[str, ...] | list[str]) -> None:
-    if word not in known:
-        near = difflib.get_close_matches(word, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} cannot be {word!r}; it is one of {', '.join(known)}.{hint}")
 
 
 def resolve_row(config: Config) -> Row:
@@ -57,7 +23,7 @@ def resolve_row(config: Config) -> Row:
     given = config.algorithm
     own = is_path(given.name)
     if not own:
-        _one_of("algorithm.name", given.name, list(TABLE))
+        one_of("algorithm.name", given.name, list(TABLE))
     fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source", "advantage"}
     changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
     if given.mask_truncated_completions:
@@ -69,9 +35,6 @@ def resolve_row(config: Config) -> Row:
         changes["truncated"] = "mask"
     if config.rollout.max_staleness and changes.setdefault("vllm_importance_sampling_correction", True):
         changes.setdefault("vllm_importance_sampling_mode", "token_truncate")
-    for key, known in _WORDS.items():
-        if key in changes:
-            _one_of(f"algorithm.{key}", changes[key], known)
     return dataclasses.replace(load_row(given.name) if own else TABLE[given.name], **changes)
 
 
@@ -160,7 +123,6 @@ def check_config(config: Config) -> None:
     _check_environment(config)
     _check_ahead(row, config)
     _check_best(config)
-    _one_of("train.lr_scheduler_type", config.train.lr_scheduler_type, SCHEDULES)
     if config.train.packing == "shared_prefix" and config.train.gradient_checkpointing:
         raise ValueError(
             "packing is shared_prefix and gradient_checkpointing is true: layers that run again in the backward pass "
@@ -326,7 +288,7 @@ def _check_best(config: Config) -> None:
     if samples:
         ks = {2**i for i in range(samples.bit_length())} | {samples}
         known += ["eval/sampled", *(f"eval/pass@{k}" for k in sorted(ks))]
-    _one_of("metric_for_best_model", run.metric_for_best_model or "eval/greedy", known)
+    one_of("metric_for_best_model", run.metric_for_best_model or "eval/greedy", known)
 
 
 def _check_reuse(row: Row, config: Config) -> None:

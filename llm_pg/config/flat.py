@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr
 
 from .check import DEFAULT_PROMPTS
-from .load import ConfigError, check_values
+from .load import ConfigError, check_values, nest
 from .schema import LEAVES, Config
 from .trl import WORDS, Schedule, translate
 
@@ -17,6 +17,8 @@ class FlatConfig(Config):
 
     Arguments of TRL 1.16 are taken, translated or refused (docs/from-trl.md). They are read as TRL's are written:
     `config.learning_rate`, and an argument that has no setting here as it was given, or TRL's default.
+
+    The algorithm is that of the class unless another is named: `GRPOConfig(algorithm="dapo")`, or `name="dapo"`.
     """
 
     _algorithm: ClassVar[str] = "grpo"
@@ -27,9 +29,11 @@ class FlatConfig(Config):
         if output_dir is not None:
             values["output_dir"] = str(output_dir)
         settings, schedule = translate(values)
-        settings.setdefault("name", type(self)._algorithm)
-        checked = check_values(settings)
-        super().__init__(**{section: getattr(checked, section) for section in Config.model_fields})
+        nested = nest(settings)
+        if isinstance(nested.setdefault("algorithm", {}), dict):
+            nested["algorithm"].setdefault("name", type(self)._algorithm)
+        config = check_values(nested)
+        super().__init__(**{section: getattr(config, section) for section in Config.model_fields})
         self._schedule, self._given = schedule, values
 
     def __getattr__(self, name: str) -> Any:
@@ -40,7 +44,9 @@ class FlatConfig(Config):
         return super().__getattr__(name)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in LEAVES and (name not in WORDS or WORDS[name].kind == "supported"):
+        if name == "algorithm" and isinstance(value, str):
+            self.algorithm.name = value
+        elif name in LEAVES and (name not in WORDS or WORDS[name].kind == "supported"):
             setattr(getattr(self, LEAVES[name]), name, value)
         elif name in WORDS:
             raise ConfigError(

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from ..words import nearest
 from . import schema
 from .check import check_config
+from .section import Section
 
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message says which, what was given and what to do."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest of the known words, or ''."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Sections from a mapping of sections, dotted keys and unique leaf names."""
+    """Sections from a mapping of sections, dotted keys and unique leaf names.
+
+    Raises:
+        ConfigError: a name that is not known, or a setting that is given twice with different values.
+    """
     sections = schema.Config.model_fields
     out: dict[str, Any] = {}
+    given_as: dict[tuple[str, str], str] = {}
+
+    def put(section: str, leaf: str, value: Any, key: str) -> None:
+        found = _section(out, section)
+        if leaf in found and found[leaf] != value:
+            raise ConfigError(
+                f"{section}.{leaf} is given twice: {found[leaf]!r} (as {given_as[section, leaf]}) and {value!r} (as "
+                f"{key}). Leave one of them out."
+            )
+        found[leaf], given_as[section, leaf] = value, key
+
     for key, value in values.items():
         if not isinstance(key, str):
             raise ConfigError(f"Unknown setting {key!r} (given {value!r}); names of settings are words.")
+        if isinstance(value, Section):
+            value = value.model_dump(exclude_unset=True)
         if key == "algorithm" and isinstance(value, str):
-            key, value = "name", value
-        if key in sections and not isinstance(value, dict):
+            put("algorithm", "name", value, key)
+        elif key in sections and not isinstance(value, dict):
             out[key] = value
         elif key in sections:
-            _section(out, key).update(value)
+            _section(out, key)
+            for leaf, each in value.items():
+                put(key, leaf, each, f"{key}.{leaf}")
         elif "." in key:
             section, leaf = key.split(".", 1)
             if section not in sections:
@@ -44,9 +58,9 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
                     f"Unknown section {section!r} in {key!r}; sections are {', '.join(sections)}."
                     f"{nearest(section, sections)}"
                 )
-            _section(out, section)[leaf] = value
+            put(section, leaf, value, key)
         elif key in schema.LEAVES:
-            _section(out, schema.LEAVES[key])[key] = value
+            put(schema.LEAVES[key], key, value, key)
         else:
             known = [*sections, *schema.LEAVES]
             raise ConfigError(
@@ -69,6 +83,11 @@ def check_values(values: dict[str, Any]) -> schema.Config:
         config = schema.Config(**nest(values))
     except ValidationError as error:
         raise ConfigError(_paragraph(error)) from None
+    return checked(config)
+
+
+def checked(config: schema.Config) -> schema.Config:
+    """The config, checked as a whole; ConfigError with one paragraph where it cannot work."""
     try:
         check_config(config)
     except ValueError as error:
@@ -88,7 +107,9 @@ def _paragraph(error: ValidationError) -> str:
         hint = nearest(leaf, leaves) or nearest(leaf, schema.LEAVES)
         where = f" It belongs to section {schema.LEAVES[leaf]!r}." if leaf in schema.LEAVES else hint
         return f"Unknown setting {path!r} (given {first['input']!r}).{where}{more}"
-    return f"Setting {path!r} cannot be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+    what = first["msg"].removeprefix("Value error, ").rstrip(".?")
+    mark = "?" if first["msg"].endswith("?") else "."
+    return f"Setting {path!r} cannot be {first['input']!r}: {what[0].lower()}{what[1:]}{mark}{more}"
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -116,6 +137,20 @@ def _is_text(key: str) -> bool:
     return annotation is str or set(get_args(annotation)) == {str, type(None)}
 
 
+class _OneAnswer(yaml.SafeLoader):
+    """YAML whose mappings have each key once: PyYAML keeps the last of several without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                lines = f"{seen[key.value].start_mark.line + 1} and {key.start_mark.line + 1}"
+                raise yaml.MarkedYAMLError(None, None, f"{key.value!r} is given twice, in lines {lines}", None)
+            if isinstance(key, yaml.ScalarNode):
+                seen[key.value] = key
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
@@ -123,7 +158,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         there = f" In {path.parent} there are {', '.join(beside)}." if beside else ""
         raise ConfigError(f"There is no config file {str(path)!r}.{nearest(path.name, beside)}{there}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = _OneAnswer(path.read_text(encoding="utf-8")).get_single_data() or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -145,5 +180,10 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> schema.Config:
     """The checked Config of a YAML file with `key=value` overrides. Raises ConfigError, before torch is imported."""
     values = nest(read_yaml(path)) if path is not None else {}
-    given = nest(dict(parse_override(text) for text in overrides))
+    given: dict[str, Any] = {}
+    for key, value in map(parse_override, overrides):
+        first = given.setdefault(key, value)
+        if first is not value and first != value:
+            raise ConfigError(f"{key} is given twice: {first!r} and {value!r}. Leave one of them out.")
+    given = nest(given)
     return check_values(merge(values, given))

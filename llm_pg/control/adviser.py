@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .settings import Settings
+from .settings import HEADS, Settings
 
 if TYPE_CHECKING:
     from .spaces import Interface
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 LONG_HORIZON = 500
 COLLAPSED_ENTROPY = 0.1
 DISCRETE_HEADS = ("softmax", "sigmoid")
-HEADS = ("auto", "softmax", "sigmoid", "gaussian", "tanh_gaussian")
 ON_POLICY = ("reinforce",)
 
 
@@ -48,9 +47,6 @@ def _check_numbers(settings: Settings) -> None:
     for name in ("num_envs", "num_epochs", "num_minibatches", "group_size", "total_steps", "window"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1; it is {getattr(settings, name)}.")
-    for name, value in (("gamma", settings.row.gamma), ("lam", settings.row.lam)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1]; it is {value}.")
     if not (settings.learning_rate > 0 and math.isfinite(settings.learning_rate)):
         raise ValueError(f"learning_rate must be a number above 0; it is {settings.learning_rate}.")
     if settings.num_steps < 0:

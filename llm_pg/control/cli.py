@@ -40,11 +40,11 @@ NUMBERS: tuple[tuple[str, Any, str], ...] = (
     ("window", int, "episodes of the mean return"),
     ("seed", int, "of the first run"),
 )
-WORDS: tuple[tuple[str, str, str], ...] = (
-    ("baseline", "BASELINES", "what is subtracted from a return"),
-    ("returns", "RETURNS", "credit of a step: the rewards from it on, or all of them"),
-    ("normalize_advantages", "NORMALIZE", "weights shifted and scaled to mean 0, deviation 1"),
-    ("scale_rewards", "SCALE_REWARDS", "deviation of the returns to divide by"),
+WORDS: tuple[tuple[str, str], ...] = (
+    ("baseline", "what is subtracted from a return"),
+    ("returns", "credit of a step: the rewards from it on, or all of them"),
+    ("normalize_advantages", "weights shifted and scaled to mean 0, deviation 1"),
+    ("scale_rewards", "deviation of the returns to divide by"),
 )
 
 
@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", help="auto, softmax, sigmoid, gaussian, tanh_gaussian")
     parser.add_argument("--hidden", metavar="N,N", help="widths of the hidden layers, e.g. 64,64")
     parser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"))
-    for name, known, help_ in WORDS:
-        parser.add_argument(_flag(name), metavar="WORD", help=f"{help_}: {', '.join(getattr(table, known))}")
+    for name, help_ in WORDS:
+        parser.add_argument(_flag(name), metavar="WORD", help=f"{help_}: {', '.join(table.WORDS[name])}")
     parser.add_argument(
         "--baseline-per-step", action="store_true", default=None, help="compare a group's rewards-to-go step by step"
     )
@@ -123,9 +123,9 @@ def _settings(args: argparse.Namespace, env_id: str, algorithm: str) -> Any:
 
     names = [name for name, *_ in (*NUMBERS, *WORDS)]
     changes = {name: getattr(args, name) for name in (*names, "policy", "head", "optimizer", "baseline_per_step")}
-    for name, known, _ in WORDS:
-        if changes[name] is not None and changes[name] not in getattr(table, known):
-            raise ValueError(unknown(_flag(name), changes[name], list(getattr(table, known))))
+    for name, _ in WORDS:
+        if changes[name] is not None and changes[name] not in table.WORDS[name]:
+            raise ValueError(unknown(_flag(name), changes[name], list(table.WORDS[name])))
     if args.hidden is not None:
         widths = args.hidden.split(",")
         if not all(width.isdigit() and int(width) > 0 for width in widths):

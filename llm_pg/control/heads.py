@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..estimators.distributions import entropy, gaussian_entropy, gaussian_logp, tanh_log_jacobian, token_logp
+from ..words import one_of
+from .settings import HEADS
 from .spaces import Interface
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -132,4 +134,5 @@ def make_head(interface: Interface, head: str, log_std: float) -> Any:
         return SoftmaxHead(interface)
     if head == "sigmoid":
         return SigmoidHead(interface)
+    one_of("head", head, HEADS)
     return GaussianHead(interface, head == "tanh_gaussian", log_std)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..algorithms.table import TABLE, Row
+from ..words import check_fields, words_of
+
+Head = Literal["auto", "softmax", "sigmoid", "gaussian", "tanh_gaussian"]
+HEADS = words_of(Head)
 
 SHORT_NAMES = {
     "sigmoid-bandit": "llm_pg/SigmoidBandit-v0",
@@ -67,7 +71,7 @@ class Settings:
     row: Row
     env_options: dict[str, Any] = field(default_factory=dict)
     policy: str = "mlp"
-    head: str = "auto"
+    head: Head = "auto"
     hidden: tuple[int, ...] = (64, 64)
     log_std: float = 0.0
     num_envs: int = 8
@@ -77,7 +81,7 @@ class Settings:
     num_minibatches: int = 1
     learning_rate: float = 1e-3
     learning_rate_final: float | None = None
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
     max_grad_norm: float = 0.5
     reward_scale: float = 1.0
     scale_observations: bool = True
@@ -89,6 +93,9 @@ class Settings:
     num_workers: int = 0
     seed: int = 0
     force: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"Settings of {self.env}")
 
     @property
     def asynchronous(self) -> bool:

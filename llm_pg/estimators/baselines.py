@@ -91,15 +91,28 @@ def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     return torch.where(num_B > 1, others_B, x_B)
 
 
+def _power_of_two(size: Tensor) -> Tensor:
+    """The power of two of each positive number, half of it to all of it; 1 for 0.
+
+    A deviation is computed in this unit: squares of numbers from 1e19 on overflow float32, and a deviation of inf makes
+    every advantage 0. To divide by a power of two changes no digit.
+    """
+    mantissa, _ = torch.frexp(size)
+    return torch.where(size > 0, size / mantissa, torch.ones_like(size))
+
+
 def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     """Sample standard deviation (divisor n-1) of the rollout's group; 0 for a group of one.
 
     Dividing by it reweights prompts: the rarer success is, the larger the step (about 1/sqrt(p(1-p)) for 0/1
     rewards), and the more so the larger the group.
     """
-    mean_B = group_mean(x_B, group_B, valid_B)
-    square_B, num_B = group_sums((x_B - mean_B) ** 2, group_B, valid_B)
-    return (square_B / (num_B - 1).clamp(min=1)).sqrt()
+    distance_B = x_B - group_mean(x_B, group_B, valid_B)
+    _, num_B = group_sums(x_B, group_B, valid_B)
+    size_B, _ = group_sums(distance_B.abs() / num_B.clamp(min=1), group_B, valid_B)
+    unit_B = _power_of_two(size_B)
+    square_B, _ = group_sums((distance_B / unit_B) ** 2, group_B, valid_B)
+    return unit_B * (square_B / (num_B - 1).clamp(min=1)).sqrt()
 
 
 def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
@@ -118,8 +131,10 @@ def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Ten
 def batch_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
     """Sample standard deviation over all valid rollouts of all ranks, a scalar; 0 for a batch of one."""
     centred_B = torch.where(valid_B, x_B - batch_mean(x_B, valid_B, all_sum), torch.zeros_like(x_B))
-    total = all_sum(torch.stack([(centred_B**2).sum(), valid_B.sum().to(x_B.dtype)]))
-    return (total[0] / (total[1] - 1).clamp(min=1)).sqrt()
+    num = all_sum(valid_B.sum().to(x_B.dtype))
+    unit = _power_of_two(all_sum((centred_B.abs() / num.clamp(min=1)).sum()))
+    square = all_sum(((centred_B / unit) ** 2).sum())
+    return unit * (square / (num - 1).clamp(min=1)).sqrt()
 
 
 class RunningMean:

@@ -53,6 +53,11 @@ def sampler_correction(
     et al. 2025 (masked); the names are TRL 1.16's.
     """
     level, _, bound = mode.partition("_")
+    if level not in ("token", "sequence") or bound not in ("truncate", "mask"):
+        raise ValueError(
+            f"vllm_importance_sampling_mode cannot be {mode!r}; it is token_truncate, token_mask, sequence_truncate or "
+            "sequence_mask."
+        )
     difference_BT = torch.where(mask_BT, logp_BT - sampled_BT, torch.zeros_like(logp_BT)).detach()
     if level == "sequence":
         difference_BT = difference_BT.sum(1, keepdim=True).expand_as(difference_BT)

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
-from ..algorithms.table import TABLE, Row
+from ..algorithms.table import TABLE, Correction, KlEstimator, Row
 from ..estimators.masked import masked_sum
 from .measure import BIASED, DIRECTION, EXACT, NOTHING, Case
 from .reasons import NO_CLIP
@@ -159,9 +159,10 @@ def _penalties() -> Iterator[Case]:
         penalty = dataclasses.replace(PLAIN, beta=1.0)
         yield case(dataclasses.replace(penalty, returns="total"), EXACT, "k1 in the reward, summed")
         yield case(penalty, EXACT, "k1 in the reward, to-go")
-        of_sequence = dataclasses.replace(penalty, kl_placement="loss", kl_estimator="k2 of the sequence")
-        yield case(of_sequence, EXACT, "½(sequence k)² in the loss", make=_sequence_k2)
-        for kind in ("k2", "k3"):
+        of_sequence = dataclasses.replace(penalty, kl_placement="loss", kl_estimator="k2")
+        yield case(of_sequence, EXACT, "½(sequence k)² in the loss", make=_sequence_k2, kl="k2 of the sequence")
+        kinds: tuple[KlEstimator, ...] = ("k2", "k3")
+        for kind in kinds:
             in_loss = dataclasses.replace(penalty, kl_placement="loss", kl_estimator=kind)
             yield case(in_loss, BIASED, f"{kind} in the loss")
         corrected = dataclasses.replace(
@@ -169,7 +170,7 @@ def _penalties() -> Iterator[Case]:
         )
         yield case(corrected, BIASED, "k3 × ratio in the loss (grpo's)")
         yield case(dataclasses.replace(penalty, kl_placement="loss"), NOTHING, "k1 in the loss")
-        for kind in ("k2", "k3"):
+        for kind in kinds:
             yield case(dataclasses.replace(penalty, kl_estimator=kind), BIASED, f"{kind} in the reward")
 
 
@@ -181,8 +182,9 @@ def _penalty(
     expect: str,
     detail: str,
     make: Callable[[Row, int], Algorithm] | None = None,
+    kl: str = "",
 ) -> Case:
-    return Case(title, "kl", row, world, expect, detail, quick=quick, make=make)
+    return Case(title, "kl", row, world, expect, detail, quick=quick, make=make, kl=kl)
 
 
 def _sequence_k2(row: Row, horizon: int) -> Algorithm:
@@ -213,11 +215,12 @@ def _mismatched() -> Iterator[Case]:
     title = "A sampler that computes the policy differently"
     world = ONE.replace(mismatch=True)
     yield Case(title, "rloo", RLOO, world, BIASED, "no correction", quick=True)
-    for mode, bound in (("sequence_truncate", NO_CLIP), ("sequence_truncate", 1.2), ("sequence_mask", 1.2)):
-        yield _corrected(title, world, mode, bound, EXACT if bound == NO_CLIP else BIASED)
+    yield _corrected(title, world, "sequence_truncate", NO_CLIP, EXACT)
+    yield _corrected(title, world, "sequence_truncate", 1.2, BIASED)
+    yield _corrected(title, world, "sequence_mask", 1.2, BIASED)
     yield _corrected(title, world, "sequence_mask", 3.0, EXACT)
-    for mode in ("token_truncate", "token_mask"):
-        yield _corrected(title, world, mode, 3.0, BIASED)
+    yield _corrected(title, world, "token_truncate", 3.0, BIASED)
+    yield _corrected(title, world, "token_mask", 3.0, BIASED)
     title = "Tokens and completions left out"
     masked = dataclasses.replace(RLOO, off_policy_mask_threshold=0.05, epsilon=NO_CLIP)
     yield Case(title, "rloo", masked, ONE, EXACT, "off-policy mask, fresh data")
@@ -226,7 +229,7 @@ def _mismatched() -> Iterator[Case]:
     yield Case(title, "rloo", some, ONE, BIASED, "a fifth of the tokens, by entropy")
 
 
-def _corrected(title: str, world: Spec, mode: str, bound: float, expect: str) -> Case:
+def _corrected(title: str, world: Spec, mode: Correction, bound: float, expect: str) -> Case:
     row = dataclasses.replace(
         RLOO,
         vllm_importance_sampling_correction=True,

@@ -40,7 +40,8 @@ STEP = 1.0  # size of the first update, where a second one follows on the same d
 
 @dataclass(frozen=True)
 class Case:
-    """A line to measure. `expect` is the kind of verdict it is known to get; `quick` puts it into the short table."""
+    """A line to measure. `expect` is the kind of verdict it is known to get; `quick` puts it into the short table; `kl`
+    names a penalty that `make` computes, which is none of the table's words."""
 
     section: str
     algorithm: str
@@ -51,6 +52,7 @@ class Case:
     quick: bool = False
     second_pass: bool = False
     make: Callable[[Row, int], Estimator] | None = None
+    kl: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ def describe(
     departures = [] if kind == EXACT else departures
     words = ", ".join(d.keyword for d in departures)
     data = "second pass" if case.second_pass else "reused" if spec.reused else "mismatch" if spec.mismatch else "fresh"
+    kl = case.kl or row.kl_estimator + (" × ratio" if row.use_bias_correction_kl else "")
     mask = "EOS left out" if not spec.train_eos else {"mask": "no truncated"}.get(row.truncated, "all")
     return Line(
         section=case.section,
@@ -258,7 +261,7 @@ def describe(
         baseline=row.baseline,
         reduction=row.loss_type,
         mask=mask,
-        kl="none" if not row.beta else row.kl_estimator + (" × ratio" if row.use_bias_correction_kl else ""),
+        kl=kl if row.beta else "none",
         placement=row.kl_placement if row.beta else "none",
         data=data,
         num_generations=spec.num_generations,

@@ -116,11 +116,7 @@ def _line(algorithm: OwnAlgorithm, name: str, spec: Spec) -> Line:
     elif not together:
         spec = spec.replace(num_generations=2 if spec.prompts_per_step == 2 else 3)
     world = build(spec)
-    row = dataclasses.replace(
-        algorithm.row,
-        baseline=algorithm.row.baseline if algorithm.advantage is None else "yours",
-        loss_type=algorithm.row.loss_type if algorithm.own_loss is None else "yours",
-    )
+    row = algorithm.row
     try:
         update = expect_in(world, algorithm, side_by_side=together)
     except Exception as error:
@@ -131,7 +127,12 @@ def _line(algorithm: OwnAlgorithm, name: str, spec: Spec) -> Line:
     case = Case(section, name, row, spec, expect=kind)
     noise = measure(*plain(row, spec))[0].noise
     ratio = comparison.noise / noise if comparison.scale > 0 else None
-    return describe(case, comparison, update.num_groups, kind, why, ratio)
+    line = describe(case, comparison, update.num_groups, kind, why, ratio)
+    return dataclasses.replace(
+        line,
+        baseline=line.baseline if algorithm.advantage is None else "yours",
+        reduction=line.reduction if algorithm.own_loss is None else "yours",
+    )
 
 
 def _never(row: Row, spec: Spec) -> bool:

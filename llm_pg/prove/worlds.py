@@ -6,11 +6,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..estimators.exact import TabularPolicy, enumerate_completions, state_values, terminal_reward
+from ..words import check_fields
 from .world import World
 
 Warp = tuple[tuple[str, float], ...]
@@ -42,19 +44,22 @@ class Spec:
 
     horizon: int = 3
     num_generations: int = 4
-    prompts: str = "two"
+    prompts: Literal["two", "one"] = "two"
     prompts_per_step: int = 1
-    rewards: str = "binary"
-    reference: str = "none"
+    rewards: Literal["binary", "graded", "dense", "none"] = "binary"
+    reference: Literal["none", "near", "far"] = "none"
     reused: bool = False
     mismatch: bool = False
     sampler: Warp = ()
     trained: Warp | None = None
-    critic: str = "none"
+    critic: Literal["none", "exact", "wrong", "zero"] = "none"
     train_eos: bool = True
     unscored: bool = False
     gamma: float = 1.0
     ordered: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Spec")
 
     def replace(self, **changes: object) -> Spec:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

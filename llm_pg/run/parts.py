@@ -20,6 +20,7 @@ from ..collect.episodes import EpisodeCollector
 from ..collect.twins import make_twins
 from ..config import Config, ConfigError, flat
 from ..config.check import plan_batch, resolve_row
+from ..config.load import checked
 from ..config.schema import EvalConfig
 from ..doctor import arithmetic
 from ..environments.rollout import Limits
@@ -85,7 +86,7 @@ class Parts(TrlFace):
     ) -> None:
         self.began = time.perf_counter()
         check_arguments(of_trl)
-        self.config = config = (args or self.default_config()).model_copy(deep=True)
+        self.config = config = checked((args or self.default_config()).model_copy(deep=True))
         self._check_algorithm()
         config.train.use_cpu = config.train.use_cpu or cpu_asked(os.environ, parent_command())
         if isinstance(config, flat.FlatConfig) and train_dataset is not None and not isinstance(train_dataset, dict):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..model.attention import core_of
 from ..rollouts import TextRollouts, is_last
+from ..words import one_of
 from .shards import collect, like
 
 HEAD_LEARNING_RATE = 3e-3
@@ -37,11 +38,12 @@ class Critic(torch.nn.Module):
         trunk_gradient: whether the value loss reaches the policy's body (kind head).
 
     Raises:
-        ValueError: the model shows no hidden states of its own.
+        ValueError: the model shows no hidden states of its own; a kind that is not known.
     """
 
     def __init__(self, model: Any, *, kind: str = "head", trunk_gradient: bool = False) -> None:
         super().__init__()
+        one_of("critic_kind", kind, ("head", "model"))
         core = core_of(model)
         if core.base_model is core:
             raise ValueError(

@@ -18,6 +18,7 @@ from ..model.head import head_is_separate, token_scores
 from ..model.packing import bins, packed_hidden
 from ..rollouts import TextRollouts
 from ..sampling.protocol import SamplingParams
+from ..words import one_of
 from .adapters import StartingAdapter, has_adapter
 from .critic import Critic
 from .shards import Shards, whole
@@ -93,6 +94,7 @@ class Policy:
         self.critic = critic
         self.shards: Shards | None = None
         self.most_tokens: int | None = None
+        one_of("packing", packing, ("auto", "padded", "shared_prefix"))
         self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
         self.has_adapter = has_adapter(model)
         self.reference = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import CORRECTIONS, TABLE, Row
+from llm_pg.algorithms.table import TABLE, WORDS, Row
 from llm_pg.rollouts import Rollouts
 
 LIMIT = 9
@@ -50,7 +50,7 @@ def rows_of_the_table() -> dict[str, Row]:
     out["grpo, bnpo, truncated masked"] = dataclasses.replace(TABLE["grpo"], loss_type="bnpo", truncated="mask")
     out["rloo, truncated fined"] = dataclasses.replace(TABLE["rloo"], truncated="penalise", truncation_penalty=0.5)
     corrected = {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_clip_max": 1.2}
-    for mode in CORRECTIONS:
+    for mode in WORDS["vllm_importance_sampling_mode"]:
         out[f"rloo, {mode}"] = dataclasses.replace(
             TABLE["rloo"], vllm_importance_sampling_mode=mode, off_policy_mask_threshold=0.01, **corrected
         )

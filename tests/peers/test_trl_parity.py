@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import CORRECTIONS, TABLE, Row
+from llm_pg.algorithms.table import TABLE, WORDS, Row
 from llm_pg.estimators.distributions import entropy, token_logp, warp_logits
 from llm_pg.rollouts import Rollouts
 
@@ -246,7 +246,7 @@ def test_sapo_gates_each_sign_by_its_own_temperature_as_trl_does(
 
 @pytest.mark.parametrize("moved", [0.0, 0.02])
 @pytest.mark.parametrize("bounds", [(None, 1.1), (0.9, 1.2)])
-@pytest.mark.parametrize("mode", CORRECTIONS)
+@pytest.mark.parametrize("mode", WORDS["vllm_importance_sampling_mode"])
 def test_the_correction_for_another_sampler_is_trls(
     sample: Any, mode: str, bounds: tuple[float | None, float], moved: float
 ) -> None:

@@ -8,7 +8,8 @@ import os
 from enum import Enum
 from typing import Any
 
-from ..load import ConfigError, nearest
+from ...words import nearest
+from ..load import ConfigError
 from .policy import POLICY
 from .schedule import Schedule
 from .training import TRAINING
