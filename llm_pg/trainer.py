@@ -173,7 +173,7 @@ class PolicyGradientTrainer(Ending):
                 self.ahead = self.ranks.together(self._make_ahead)
         if self.config.run.save_steps and self.ranks.is_main:
             self.saver.check_room()
-        self.trackers = Trackers(self.accelerator, self.config.run.report_to, self.terminal.warn, self.clean)
+        self.trackers = Trackers(self.accelerator, list(self.config.run.report_to), self.terminal.warn, self.clean)
         self.trackers.start(self.config.run.project, settings)
         if self.ranks.is_main:
             self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ def plan_batch(config: Config, num_ranks: int = 1) -> BatchPlan:
 def check_config(config: Config) -> None:
     """Raise ValueError, in one paragraph, at the first thing that cannot work."""
     row = resolve_row(config)
-    plan = plan_batch(config)
+    plan = plan_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
     _check_critic(row, config)
     _check_group(row, config.rollout.num_generations)
     _check_reuse(row, config)

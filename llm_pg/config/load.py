@@ -178,12 +178,10 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> schema.Config:
-    """The checked Config of a YAML file with `key=value` overrides. Raises ConfigError, before torch is imported."""
+    """The checked Config of a YAML file with `key=value` overrides. Raises ConfigError, before torch is imported.
+
+    An override whose key is repeated replaces the one before, so that a script can append its own.
+    """
     values = nest(read_yaml(path)) if path is not None else {}
-    given: dict[str, Any] = {}
-    for key, value in map(parse_override, overrides):
-        first = given.setdefault(key, value)
-        if first is not value and first != value:
-            raise ConfigError(f"{key} is given twice: {first!r} and {value!r}. Leave one of them out.")
-    given = nest(given)
+    given = nest(dict(parse_override(text) for text in overrides))
     return check_values(merge(values, given))

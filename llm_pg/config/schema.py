@@ -15,7 +15,6 @@ from ..algorithms import table
 from .rollout import RolloutConfig
 from .section import Section
 
-TRACKERS = ("wandb", "trackio", "tensorboard")
 Schedule = Literal[
     "linear",
     "cosine",
@@ -25,6 +24,15 @@ Schedule = Literal[
     "constant_with_warmup",
     "inverse_sqrt",
 ]
+
+Tracker = Literal[
+    "none", "all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"
+]
+TRACKERS: tuple[Tracker, ...] = (
+    "wandb",
+    "trackio",
+    "tensorboard",
+)  # those that `all` stands for, where they are installed
 
 
 class ModelConfig(Section):
@@ -316,7 +324,7 @@ class RunConfig(Section):
     output_dir: str = Field("runs", description="Folder that holds the runs.")
     run_name: str | None = Field(None, description="Folder of this run; None = <task>-<algorithm>-seed<seed>.")
     seed: int = Field(0, ge=0, description="Of everything: data order, sampling, made models.")
-    report_to: list[str] = Field(
+    report_to: list[Tracker] = Field(
         [], description="Trackers of accelerate: wandb, trackio, tensorboard; none, or all that are installed."
     )
     project: str = Field("llm_pg", description="Project of the trackers.")
@@ -362,7 +370,7 @@ class RunConfig(Section):
 
     @field_validator("report_to", mode="after")
     @classmethod
-    def _named_trackers(cls, names: list[str]) -> list[str]:
+    def _named_trackers(cls, names: list[Tracker]) -> list[Tracker]:
         """transformers' words none and all, as the trackers that they stand for."""
         if names == ["none"]:
             return []

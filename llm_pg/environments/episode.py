@@ -15,6 +15,7 @@ from typing import Any
 
 from ..rewards.loading import Target, load
 from ..rewards.specs import RewardFunction, resolve
+from ..words import choices
 from .protocol import Environment, Reply
 
 SHIPPED = {
@@ -93,8 +94,8 @@ def address(spec: str) -> str:
         return spec
     if spec not in SHIPPED:
         raise ValueError(
-            f"There is no shipped environment {spec!r}; there are {', '.join(sorted(SHIPPED))}. For your own, write "
-            "module:Class or file.py:Class."
+            f"rollout.environment cannot be {spec!r}; of the shipped ones {choices(spec, sorted(SHIPPED))} Your own is "
+            "written module:Class or file.py:Class."
         )
     return SHIPPED[spec]
 

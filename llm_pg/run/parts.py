@@ -40,6 +40,7 @@ from ..training.optimiser import make_optimizer, make_scheduler
 from ..training.policy import Policy
 from ..training.precision import compute_in, hold_trained_in_float32
 from ..training.update import Updater
+from ..words import choices
 from .callbacks import Callbacks
 from .drop_in import TrlFace, check_arguments
 from .engines import make_sampler
@@ -359,6 +360,9 @@ def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Sc
         strict=settings.strict,
     )
     scorer.check_columns(columns)
+    decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
+    if decides is not None and decides.split("/")[0] not in known:  # after the slash stands a part of its answer
+        raise ConfigError(f"eval.pass_reward cannot be {decides!r}; {choices(decides, known)}")
     return scorer
 
 

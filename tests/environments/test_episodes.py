@@ -253,7 +253,7 @@ def test_too_many_failures_stop_the_run(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     "spec, options, words",
     [
-        ("number_gessing", None, "no shipped environment"),
+        ("number_gessing", None, "Did you mean 'number_guessing'"),
         (f"{HERE}:Nobody", None, "no 'Nobody'"),
         (f"{HERE}:Echo", {"depth": 3}, "depth"),
         (f"{HERE}:Mute", None, "no method 'step'"),

@@ -8,7 +8,7 @@ import os
 from enum import Enum
 from typing import Any
 
-from ...words import nearest
+from ...words import choices, nearest
 from ..load import ConfigError
 from .policy import POLICY
 from .schedule import Schedule
@@ -43,6 +43,15 @@ def translate(given: Values) -> tuple[Values, Schedule]:
 
 def _refusal(name: str, value: Any, what: str) -> ConfigError:
     return ConfigError(f"TRL's argument {name}={value!r} is refused: {what}.")
+
+
+def _say(values: Values, name: str, value: Any, as_given: str) -> None:
+    """Set what an argument of TRL's says; refuse it where another argument says otherwise."""
+    if name in values and values[name] is not None and values[name] != value:
+        raise ConfigError(
+            f"{name} is given twice: {values[name]!r}, and {value!r} by {as_given}. Leave one of them out."
+        )
+    values[name] = value
 
 
 def _plain(value: Any) -> Any:
@@ -127,7 +136,7 @@ def _steps(values: Values, schedule: Schedule) -> None:
     if epochs is not None and "max_steps" not in values:
         schedule.epochs = float(epochs)
     if "warmup_ratio" in values:  # of earlier versions
-        values["warmup_steps"] = values.pop("warmup_ratio")
+        _say(values, "warmup_steps", values.pop("warmup_ratio"), "warmup_ratio")
     if isinstance(values.get("warmup_steps"), float) and values["warmup_steps"] >= 1:
         values["warmup_steps"] = math.ceil(values["warmup_steps"])
     for name in ("logging_steps", "save_steps", "eval_steps", "warmup_steps"):
@@ -153,8 +162,7 @@ def _strategies(values: Values, schedule: Schedule) -> None:
             raise _refusal(
                 f"{name}_strategy",
                 strategy,
-                "it is one of no, steps and epoch. Pick the best checkpoint by "
-                "metrics.jsonl, which has every evaluation",
+                f"{choices(strategy, ('no', 'steps', 'epoch'))} The best model is kept by `metric_for_best_model`",
             )
 
 
@@ -176,9 +184,10 @@ def _model(values: Values, schedule: Schedule) -> None:
                 f"give the object as `model`.{nearest(key, _MODEL_WORDS)}".rstrip("."),
             )
         if value is not None:
-            values.setdefault(_MODEL_WORDS[key], str(value).removeprefix("torch.") if "dtype" in key else value)
+            value = str(value).removeprefix("torch.") if "dtype" in key else value
+            _say(values, _MODEL_WORDS[key], value, f"model_init_kwargs[{key!r}]")
     if "activation_checkpointing" in values:
-        values["gradient_checkpointing"] = values.pop("activation_checkpointing")
+        _say(values, "gradient_checkpointing", values.pop("activation_checkpointing"), "activation_checkpointing")
 
 
 _MODEL_WORDS = {
@@ -210,7 +219,7 @@ def _sampling(values: Values, schedule: Schedule) -> None:
                 f"{', '.join(_GENERATION_WORDS)}; use one of these, or shape the reward",
             )
         stops = key in ("stop", "stop_strings") and isinstance(value, str)
-        values[_GENERATION_WORDS[key]] = [value] if stops else value
+        _say(values, _GENERATION_WORDS[key], [value] if stops else value, f"generation_kwargs[{key!r}]")
     for name in ("chat_template_kwargs", "lr_scheduler_kwargs"):
         if name in values:
             values[name] = _mapping(values[name], name)
@@ -225,22 +234,21 @@ _GENERATION_WORDS = {
 def _vllm(values: Values, schedule: Schedule) -> None:
     theirs = bool(values.pop("use_vllm", False))
     if theirs:
-        values["engine"] = "vllm"
+        _say(values, "engine", "vllm", "use_vllm")
     base, host, port = (values.pop(f"vllm_server_{word}", None) for word in ("base_url", "host", "port"))
     mode = values.get("vllm_mode", "colocate" if theirs else "server")
-    if mode not in ("colocate", "server"):
-        raise _refusal("vllm_mode", mode, "it is one of colocate and server")
     if mode == "server" and (theirs or base or host or port):
         host = "127.0.0.1" if host in (None, WORDS["vllm_server_host"].default) else host
         values.setdefault("vllm_urls", [base or f"http://{host}:{port or WORDS['vllm_server_port'].default}"])
     # Words of ours, which say that it runs elsewhere, count for more than TRL's default.
-    values["vllm_mode"] = "server" if theirs and (values.get("vllm_python") or values.get("vllm_urls")) else mode
+    elsewhere = mode == "colocate" and theirs and (values.get("vllm_python") or values.get("vllm_urls"))
+    values["vllm_mode"] = "server" if elsewhere else mode
     implementation = values.pop("vllm_model_impl", "vllm")
     if implementation != "vllm":
         values["vllm_options"] = {**values.get("vllm_options", {}), "model-impl": implementation}
     cap = values.pop("vllm_importance_sampling_cap", None)
     if cap is not None:
-        values["vllm_importance_sampling_clip_max"] = cap
+        _say(values, "vllm_importance_sampling_clip_max", cap, "vllm_importance_sampling_cap")
 
 
 def _objective(values: Values, schedule: Schedule) -> None:
@@ -251,7 +259,8 @@ def _objective(values: Values, schedule: Schedule) -> None:
         values["normalize_advantages"] = "rollouts" if values["normalize_advantages"] else "none"
     loss = values.get("loss_type")
     if loss in ("cispo", "sapo"):
-        values.update(surrogate=loss, loss_type="dapo" if loss == "cispo" else "grpo")
+        _say(values, "surrogate", loss, "loss_type")
+        values["loss_type"] = {"cispo": "dapo", "sapo": "grpo"}[loss]
     elif loss in ("luspo", "vespo"):
         raise _refusal(
             "loss_type",
@@ -266,7 +275,7 @@ def _watching(values: Values, schedule: Schedule) -> None:
         values["log_completions"] = 0
     for theirs, ours in _RENAMED.items():
         if theirs in values:
-            values[ours] = values.pop(theirs)
+            _say(values, ours, values.pop(theirs), theirs)
 
 
 _RENAMED = {"num_generations_eval": "eval_num_samples", "per_device_eval_batch_size": "eval_batch_size"}
