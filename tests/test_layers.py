@@ -40,6 +40,7 @@ ORDER = [
     "shipped",
     "commands",
     "cli",
+    "__main__",
 ]
 # config checks words against the table of algorithms, which is torch-free.
 

@@ -32,7 +32,7 @@ TRACKERS: tuple[Tracker, ...] = (
     "wandb",
     "trackio",
     "tensorboard",
-)  # those that `all` stands for, where they are installed
+)  # what `all` means, where installed
 
 
 class ModelConfig(Section):
