@@ -23,8 +23,10 @@ from .run.beginning import check_same_start
 from .run.best import load_weights
 from .run.crash import Keeper
 from .run.ending import Ending
+from .run.folder import full_disks_named
 from .run.guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .run.launch import whole_models
+from .run.lock import FolderLock
 from .run.onlookers import Onlookers, follow
 from .run.profiling import Profiler
 from .run.ranks import merge_metrics
@@ -74,50 +76,50 @@ class PolicyGradientTrainer(Ending):
                 before it are kept first (`crash/`).
         """
         config, resume = self.config, resume or resume_from_checkpoint or False
-        self.ranks.together(lambda: self._check_folder(bool(resume)))
-        check_same_start(self.model, self.train_prompts, self.ranks)
-        self.scorer.write_output_to(self.folder.path / "rewards.log")
-        with self.scorer, self.collector, contextlib.ExitStack() as self.open:
-            self.evaluated = None
-            self.step = start = self._begin(resume, override)
-            before = self.folder.read_evaluation() if start else None
-            with self.terminal.running():
-                if self.eval_prompts and config.eval.eval_on_start and not start:
-                    before = self._evaluate_together("Before")
-                    if self.ranks.is_main:
-                        self.folder.write_evaluation(before)
-                    self._tell_expected(before)
-                self._steps(start)
-                after = self._end_with_best(self._evaluate_last())
-        with self.clock("save"):
-            self.save_model(self.folder.model)
-            self._save_merged()
-        summary = self._finish(before, after)
+        with full_disks_named(self.folder.path), contextlib.ExitStack() as self.open:
+            self.ranks.together(lambda: self._take_folder(bool(resume)))
+            check_same_start(self.model, self.train_prompts, self.ranks)
+            self.scorer.write_output_to(self.folder.path / "rewards.log")
+            with self.scorer, self.collector, contextlib.ExitStack() as self.ahead_open:
+                self.evaluated = None
+                self.step = start = self._begin(resume, override)
+                before = self.folder.read_evaluation() if start else None
+                with self.terminal.running():
+                    if self.eval_prompts and config.eval.eval_on_start and not start:
+                        before = self._evaluate_together("Before")
+                        if self.ranks.is_main:
+                            self.folder.write_evaluation(before)
+                        self._tell_expected(before)
+                    with Signals() as self.signals:
+                        self._steps(start)
+                        after = self._leave()
+            summary = self._finish(before, after)
         self.callbacks.fire("on_train_end")
         return summary
 
-    def _check_folder(self, resume: bool) -> None:
+    def _take_folder(self, resume: bool) -> None:
+        """The run's folder, for this process alone until the run ends."""
         if self.ranks.is_main:
             self.folder.check(self.config, resume=resume)
+            self.open.enter_context(FolderLock(self.folder.path))
 
     def _steps(self, start: int) -> None:
         last, self.saving = self.config.train.max_steps, Clock(self.terminal.phase)
         self.received: int | None = None
         if self.onlookers is not None:
             self.onlookers.begin()
-        with Signals() as self.signals:
-            for self.step in range(start + 1, last + 1):
-                self.keeper.begin(self.step)
-                try:
-                    with self.profiler.step():
-                        self._one_step()
-                except Exception as error:
-                    self.keeper.keep(error)
-                    raise
-                if self.received is not None and self.step < last:
-                    self._interrupt(self.received)
-                if self.callbacks.stops:
-                    break
+        for self.step in range(start + 1, last + 1):
+            self.keeper.begin(self.step)
+            try:
+                with self.profiler.step():
+                    self._one_step()
+            except Exception as error:
+                self.keeper.keep(error)
+                raise
+            if self.received is not None and self.step < last:
+                self._interrupt(self.received)
+            if self.callbacks.stops:
+                break
         self.profiler.finish()
         self.clock.add(self.saving)
 
@@ -164,6 +166,8 @@ class PolicyGradientTrainer(Ending):
             self.folder.crash, self.saver, self.optimizer.optimizer, self.ranks, self.clean, self.terminal.warn
         )
         done = self._restore(found, override) if found else 0
+        if found and self.ranks.is_main:
+            self.folder.write_config(settings)  # a run may go on to more steps
         self.best = self._make_best()
         if self.best is not None and found:
             self.ranks.together(self.best.mend)
@@ -204,6 +208,8 @@ class PolicyGradientTrainer(Ending):
 
     def _restore(self, found: Path, override: bool) -> int:
         done, overridden = self.saver.restore(found, override=override)
+        if self.saver.extension:
+            self.terminal.say(self.saver.extension)
         self.accelerator.wait_for_everyone()  # another rank may still be reading
         if self.ranks.is_main:
             for place in checkpoint.set_aside(self.folder.checkpoints, done):
@@ -306,7 +312,10 @@ class PolicyGradientTrainer(Ending):
             return []
         numbers = self.updater.seen.numbers(experience.rollouts.logp_BT)
         readable = experience.readable(batch.weight_BT, count, numbers)
-        self.folder.write_completions(self.step, readable)
+        try:
+            self.folder.write_completions(self.step, readable)
+        except OSError as error:  # a run is worth more than its completions
+            self.terminal.warn(f"The completions of step {self.step} are not written: {error}.")
         return readable
 
     def _keep_near(self, updates: list[UpdateStats]) -> dict[str, float]:

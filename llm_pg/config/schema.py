@@ -353,6 +353,11 @@ class RunConfig(Section):
         "fit into memory shows at once; None = on an accelerator, or from 50 M parameters.",
     )
     save_steps: int = Field(0, ge=0, description="Steps between checkpoints; 0 = none before the end.")
+    save_at_end: bool = Field(
+        True,
+        description="Write a checkpoint of the last step, from which --resume can make a missing evaluation or go on "
+        "to a larger max_steps; it takes the room of the trainable weights and their moments.",
+    )
     merge_adapter: bool = Field(
         False,
         description="At the end also save the model with its adapter merged in, to merged/; it needs memory for a "

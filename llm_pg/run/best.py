@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 from ..config import ConfigError
 from ..evaluate import Evaluation
 from ..training.shards import like, writable
+from .checkpoint import CheckpointError
+from .folder import replaced
 
 FACTS = "best.json"
 
@@ -52,10 +53,6 @@ class Best:
     def _before(self) -> Path:
         return self.folder.with_name(self.folder.name + ".old")
 
-    @property
-    def _beside(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".new")
-
     def mend(self) -> None:
         """Put back what a kill left under its other name. On the first rank, before any rank recalls."""
         if self.is_main and not self.folder.exists() and self._before.exists():
@@ -85,9 +82,12 @@ class Best:
             return False
         try:
             self._keep(step, value, evaluation)
-        except (OSError, SafetensorError) as error:  # a full disk: the run goes on, with the best before
+        except (
+            OSError,
+            SafetensorError,
+            CheckpointError,
+        ) as error:  # a full disk: the run goes on, with the best before
             self.problem = getattr(error, "strerror", None) or " ".join(str(error).split())
-            shutil.rmtree(self._beside, ignore_errors=True)
         if self.gather is not None:  # only the first rank writes, and all must know the same best
             self.problem = self.gather(self.problem)[0]
         if self.problem:
@@ -96,19 +96,13 @@ class Best:
         return True
 
     def _keep(self, step: int, value: float, evaluation: Evaluation) -> None:
-        beside = self._beside  # first: a kill while it is written leaves the last one whole
-        if self.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
-        self.save(beside)
-        if self.is_main:
-            facts = {"step": step, "metric": self.metric, "value": value, "evaluation": dataclasses.asdict(evaluation)}
-            (beside / FACTS).write_text(json.dumps(facts, ensure_ascii=False))
-            # Never half removed: the last one stands whole under one name or the other until the new one has its own.
-            shutil.rmtree(self._before, ignore_errors=True)
-            if self.folder.exists():
-                self.folder.rename(self._before)
-            beside.rename(self.folder)
-            shutil.rmtree(self._before, ignore_errors=True)
+        with replaced(self.folder, writes=self.is_main) as beside:
+            self.save(beside)
+            if self.is_main:
+                facts = {
+                    "step": step, "metric": self.metric, "value": value, "evaluation": dataclasses.asdict(evaluation)
+                }  # fmt: skip
+                (beside / FACTS).write_text(json.dumps(facts, ensure_ascii=False))
 
 
 def load_weights(model: Any, folder: Path) -> None:

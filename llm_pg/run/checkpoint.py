@@ -23,7 +23,8 @@ from torch import Tensor
 MANIFEST = "manifest.json"
 FILES = {"weights.safetensors", "optimizer.safetensors", "numbers.json"}
 IN_FLIGHT = "in_flight.safetensors"  # beside them where completions were sampled ahead
-_FORMAT = 2
+_FORMAT, _UNSIGNED_FORMAT = 3, 2  # of a manifest, with its own checksum and without
+_CHECKSUM, _ZEROS = "checksum", "0" * 64
 
 
 class CheckpointError(ValueError):
@@ -121,11 +122,31 @@ def _commit(folder: Path, head: dict[str, Any]) -> None:
         _sync(path)
         files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     with (folder / MANIFEST).open("w") as file:
-        json.dump({**head, "files": files}, file, indent=1)
+        file.write(manifest_text({**head, "files": files}))
         file.flush()
         os.fsync(file.fileno())
     _sync(folder)
     _sync(folder.parent)
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """The manifest as text with a checksum of that text, in which the checksum itself counts as zeros."""
+    text = json.dumps({**manifest, _CHECKSUM: _ZEROS}, indent=1)
+    return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises ValueError where the text is not what was written. Manifests of format 2 have no checksum."""
+    text = (folder / MANIFEST).read_bytes().decode()
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError("no object")
+    given = manifest.get(_CHECKSUM)
+    if given is None and manifest.get("format") != _UNSIGNED_FORMAT:
+        raise ValueError("no checksum")
+    if given is not None and manifest_text({k: v for k, v in manifest.items() if k != _CHECKSUM}) != text:
+        raise ValueError("another checksum")
+    return manifest
 
 
 def _sync(path: Path) -> None:
@@ -147,11 +168,11 @@ def _sha256(path: Path) -> str:
 def problem(folder: Path) -> str | None:
     """Why this folder is no whole checkpoint; None when it is one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = _read_manifest(folder)
     except FileNotFoundError:
         return "it has no manifest, so it was not written to the end"
     except (OSError, ValueError, RecursionError):
-        return "its manifest cannot be read"
+        return "its manifest is not what was written"
     if not _well_formed(manifest):
         return "its manifest is of another format"
     return next((why for name, facts in manifest["files"].items() if (why := _damage(folder / name, facts))), None)
@@ -161,7 +182,7 @@ def _well_formed(manifest: Any) -> bool:
     """Exactly our files, by plain names: a manifest cannot point outside its folder."""
     return (
         isinstance(manifest, dict)
-        and manifest.get("format") == _FORMAT
+        and manifest.get("format") in (_FORMAT, _UNSIGNED_FORMAT)
         and isinstance(manifest.get("identity"), dict)
         and isinstance(manifest.get("files"), dict)
         and set(manifest["files"]) - {IN_FLIGHT} == FILES
@@ -233,7 +254,7 @@ def load(folder: Path) -> tuple[State, dict[str, Any]]:
             f"Checkpoint {folder} cannot be used: its files are not safetensors and JSON of this format "
             f"({type(error).__name__}: {error}). Nothing of it was executed."
         ) from None
-    return state, json.loads((folder / MANIFEST).read_text())["identity"]
+    return state, _read_manifest(folder)["identity"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,19 @@ class Keeper:
         if self.ranks.is_main:
             self.say(self._keep_state())
 
+    def keep_evaluation(self, error: Exception, step: int, model: Path) -> None:
+        """The same for the evaluation after the last step, when the model is already saved."""
+        folder, self.experience, self.batch = self.root / f"after-step-{step:06d}", None, None
+        try:
+            self._write_bundle(folder, error)
+            where = f"the error is in {folder}"
+        except OSError as problem:
+            where = f"{folder} could not be written: {problem}"
+        self.say(
+            f"The evaluation after step {step} failed; {where}. The model is in {model}; --resume makes the evaluation "
+            "again."
+        )
+
     def _keep_state(self) -> str:
         before, newest = self.step - 1, self.saver.newest_step()
         if self._moved and newest is None:

@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import ConfigError
 from ..evaluate import Evaluation
 from ..metrics import Clock, MetricsFile
@@ -14,6 +16,8 @@ from ..training.adapters import save_merged
 from ..training.shards import collect
 from . import checkpoint
 from .best import Best, load_weights
+from .crash import Keeper
+from .folder import full_disks_named, replaced
 from .gathering import Gathering
 from .onlookers import Onlookers
 from .parts import evaluate_held_out
@@ -29,6 +33,7 @@ class Ending(Gathering):
     onlookers: Onlookers | None
     saving: Clock
     best: Best | None
+    keeper: Keeper
     evaluated: tuple[int, Evaluation] | None  # the newest, and its step
 
     def _evaluates(self) -> bool:
@@ -83,6 +88,24 @@ class Ending(Gathering):
             return self.evaluated[1]
         return self._evaluate_together("After")
 
+    def _leave(self) -> Evaluation | None:
+        """A checkpoint of the last step and the model, then the last evaluation: whatever ends that, they are there."""
+        with self.clock("save"):
+            if self.config.run.save_at_end:
+                self.save_checkpoint()
+            self.save_model()
+        try:
+            after = self._evaluate_last()
+        except Exception as error:
+            self.keeper.keep_evaluation(error, self.step, self.folder.model)
+            raise
+        best = self._best_in_place()
+        with self.clock("save"):
+            if best is not None:
+                self.save_model()
+            self._save_merged()
+        return after if best is None else best.evaluation
+
     def _make_best(self) -> Best | None:
         """None where no metric is named."""
         run = self.config.run
@@ -93,35 +116,61 @@ class Ending(Gathering):
             self.folder.best, metric, run.greater_is_better, self.save_model, self.ranks.is_main, self.ranks.gather
         )
 
-    def _end_with_best(self, after: Evaluation | None) -> Evaluation | None:
-        """The best model in place of the last, where that is asked for, and its evaluation."""
+    def _best_in_place(self) -> Best | None:
+        """Puts the best model in place of the last, where that is asked for; None where the last stays."""
         best = self.best
         if not self.config.run.load_best_model_at_end or best is None or best.step in (None, self.step):
-            return after
+            return None
         load_weights(self.model, self.folder.best)
         if self.policy.critic is not None:
             self.policy.critic.load(self.folder.best)
         self.terminal.say(
             f"Ending with the model of step {best.step}: {best.metric} {best.value:.4g}, {self.folder.best}."
         )
-        return best.evaluation
+        return best
 
     def save_model(self, path: str | Path | None = None) -> None:
         """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
 
         path: a folder; None = `model/` in the run's folder. A critic stands beside them, in `critic.safetensors`.
         """
-        path = path or self.folder.model
+        own = path is None or Path(path) == self.folder.model
         extra = {}
         policy = getattr(self, "policy", None)  # made when training begins; before that the weights are whole
         if policy is not None and policy.shards is not None:
             extra = {"state_dict": collect(self.model.state_dict(keep_vars=True), self.ranks.is_main)}
-        if self.ranks.is_main:
-            self.model.save_pretrained(path, **extra)
-            self.tokenizer.save_pretrained(path)
-        if self.row.needs_critic and (self.ranks.is_main or self.shards is not None):
-            assert self.policy.critic is not None
-            self.policy.critic.save(path, writes=self.ranks.is_main)
+        self._check_finite(extra.get("state_dict"))
+        place = (
+            replaced(self.folder.model, writes=self.ranks.is_main) if own else contextlib.nullcontext(Path(path or ""))
+        )
+        with place as folder:
+            if self.ranks.is_main:
+                self.model.save_pretrained(folder, **extra)
+                self.tokenizer.save_pretrained(folder)
+            if self.row.needs_critic and (self.ranks.is_main or self.shards is not None):
+                assert self.policy.critic is not None
+                self.policy.critic.save(folder, writes=self.ranks.is_main)
+
+    def _check_finite(self, collected: dict[str, Any] | None) -> None:
+        """CheckpointError, on every rank, where a weight is NaN or inf. collected: weights gathered from shards, which
+        the first rank has."""
+        weights = dict(self.model.named_parameters()) if collected is None else collected
+        bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+        if collected is not None:
+            bad = self.ranks.gather(bad)[0]
+        if not bad:
+            return
+        saver = getattr(self, "saver", None)
+        good = None if saver is None else saver.newest_step()
+        kept = (
+            ""
+            if good is None
+            else f" The last good weights are those of checkpoint {good} in {self.folder.checkpoints}."
+        )
+        raise checkpoint.CheckpointError(
+            f"The model was not saved: {len(bad)} of {len(weights)} weights hold NaN or inf ({bad[0]} first).{kept} "
+            "Lower train.learning_rate, or look for the step in metrics.jsonl where grad_norm grew."
+        )
 
     def _save_merged(self) -> None:
         if self.config.run.merge_adapter and self.ranks.is_main:
@@ -153,7 +202,8 @@ class Ending(Gathering):
         )
         self.trackers.finish()
         if self.onlookers is not None:
-            self.folder.write_summary(summary)
+            with full_disks_named(self.folder.path):
+                self.folder.write_summary(summary)
             self.onlookers.finish()
             places = [f"Model:   {self.folder.model}", f"Metrics: {self.folder.metrics}"]
             places += leave_report(self.folder.path, self.terminal.warn)

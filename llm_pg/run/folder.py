@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from ..config import Config, ConfigError
 from ..evaluate import Evaluation
+from .guard import RunStopped
+from .lock import check_free
+
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 def run_name(config: Config) -> str:
@@ -49,6 +57,7 @@ class RunFolder:
             raise ConfigError(
                 f"The run's folder {self.path} cannot be written: {error.strerror}. Set run.output_dir elsewhere."
             ) from None
+        check_free(self.path)
         if self.metrics.exists() and not resume and not config.run.overwrite:
             raise ConfigError(
                 f"{self.path} already holds a run. Go on with it (--resume), replace it (run.overwrite=true), or give "
@@ -70,7 +79,13 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for old in ("summary.json", "before.json"):
             (self.path / old).unlink(missing_ok=True)
-        (self.path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        self.write_config(settings)
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """The resolved settings, without secrets; a kill leaves the old ones or the new ones."""
+        beside = self.path / "config.yaml.new"
+        beside.write_text(yaml.safe_dump(settings, sort_keys=False))
+        beside.replace(self.path / "config.yaml")
 
     def write_completions(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         folder = self.path / "completions"
@@ -88,6 +103,52 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         (self.path / "summary.json").write_text(json.dumps(_finite(summary), indent=1, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def replaced(folder: Path, *, writes: bool = True) -> Iterator[Path]:
+    """Gives a place beside `folder` to write its next content in, which takes its name at the end of the block.
+
+    A kill leaves the old content or the new one whole, under this name or as `<name>.old`. writes: whether this process
+    is the one that writes; the others get the place and touch nothing.
+    """
+    beside, before = (folder.with_name(f"{folder.name}.{word}") for word in ("new", "old"))
+    if not writes:
+        yield beside
+        return
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
+    beside.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def full_disks_named(what: Path) -> Iterator[None]:
+    """Inside the block a disk that is full or cannot be written ends the run with one line instead of a traceback."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None) or _number_in(str(error))
+        if number not in _NO_ROOM:
+            raise
+        why = {errno.EROFS: "the file system is read-only"}.get(number, "no room is left on the disk")
+        raise RunStopped(
+            f"{getattr(error, 'filename', None) or what} cannot be written: {why}. Make room there, or set "
+            "run.output_dir elsewhere; --resume goes on from the newest whole checkpoint."
+        ) from None
+
+
+def _number_in(text: str) -> int | None:
+    """safetensors raises its own error with the system's number in the text."""
+    found = re.search(r"os error (\d+)", text)
+    return int(found[1]) if found else None
 
 
 def _finite(value: Any) -> Any:

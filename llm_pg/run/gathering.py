@@ -27,7 +27,7 @@ class Gathering(Parts):
 
     saver: Saver
     optimizer: Any
-    open: contextlib.ExitStack
+    ahead_open: contextlib.ExitStack
     ahead: Ahead | None = None
 
     def _gather_experience(self, clock: Clock) -> Experience:
@@ -69,7 +69,7 @@ class Gathering(Parts):
             max_staleness=staleness,
             last=config.train.max_steps,
         )
-        self.open.enter_context(ahead)
+        self.ahead_open.enter_context(ahead)
         by_index = {prompt.index: prompt for prompt in self.train_prompts}
         place = self.ranks.number, self.ranks.count
         ahead.restore(*self.saver.landed, by_index, collector.pieces, self.accelerator.device, place)

@@ -52,6 +52,7 @@ class Saver:
         self.ranks, self.stream = ranks, stream
         self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
         self.saved: int | None = None
+        self.extension = ""  # what becomes of the schedules, where a run goes on to another number of steps
         # Set where completions are sampled ahead; see `ahead.shares.of_all`. All ranks must call it.
         self.in_flight: Callable[[int], tuple[list[dict[str, Any]], dict[str, torch.Tensor]]] | None = None
         self.landed: tuple[list[dict[str, Any]], dict[str, torch.Tensor]] = ([], {})  # of the checkpoint restored
@@ -147,6 +148,14 @@ class Saver:
         """
         state, identity = checkpoint.load(folder)
         changed = difference(identity, self.identity())
+        length = [change for change in changed if change[0] == "train.max_steps"]
+        if changed == length:
+            changed = []
+        if state.step > self.config.train.max_steps:
+            raise ConfigError(
+                f"Checkpoint {folder} is of step {state.step}, and max_steps is {self.config.train.max_steps}: nothing "
+                "is left to do. Give a larger max_steps."
+            )
         if changed and not override:
             raise ConfigError(
                 f"Checkpoint {folder} belongs to a run with other settings:\n{table(changed)}\nGo back to those, go on "
@@ -155,11 +164,29 @@ class Saver:
             )
         self._restore_weights(folder, state)
         self._restore_numbers(state.numbers)
+        self.extension = self._new_length(length[0][1], state.numbers) if length else ""
         # What was sampled ahead under other settings is sampled again: other prompts, groups or distributions.
         as_before = all(name.startswith(("versions.", "rollout.max_staleness")) for name, _, _ in changed)
         self.landed = (state.numbers.get("in_flight", []), state.in_flight) if as_before else ([], {})
         self.saved = state.step if folder.absolute() == checkpoint.folder_of(self.root, state.step).absolute() else None
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
+
+    def _new_length(self, then: str, numbers: dict[str, Any]) -> str:
+        """What a run of another length does to what is spread over its steps."""
+        train, algorithm = self.config.train, self.config.algorithm
+        text = f"max_steps was {then} and is {train.max_steps} now."
+        moving = []
+        if not train.lr_scheduler_type.startswith("constant"):
+            before, now = numbers["scheduler"]["_last_lr"][0], self.updater.scheduler.get_last_lr()[0]
+            moving.append(
+                f"The schedule {train.lr_scheduler_type} is spread over the new length: the learning rate goes on at "
+                f"{now:.3g} where it was {before:.3g}"
+            )
+        if algorithm.entropy_coef_final is not None:
+            moving.append("The entropy coefficient is spread over the new length too")
+        if not moving:
+            return f"{text} Nothing is spread over the steps, so this is the longer run, bit for bit."
+        return f"{text} {'. '.join(moving)}; a run of that length from its first step would have been another."
 
     def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:
         parameters = self._weights()

@@ -35,7 +35,7 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(checkpoint.manifest_text(manifest))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "numbers.json"])
@@ -62,7 +62,7 @@ def test_a_manifest_of_another_form_is_refused(change: Callable[[Any], Any], tmp
     folder = checkpoint.save(tmp_path, State(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(checkpoint.manifest_text(manifest))
     with pytest.raises(CheckpointError, match="manifest is of another format"):
         checkpoint.load(folder)
 
@@ -99,7 +99,9 @@ def test_yaml_that_makes_objects_is_refused_and_not_executed(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="is not plain YAML"):
         load_config(tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="Cannot read the value"):
-        load_config(None, [f"run_name=!!python/object/apply:os.system ['touch {marker}']"])
+        load_config(None, [f"seed=!!python/object/apply:os.system ['touch {marker}']"])
+    with pytest.raises(ConfigError, match="run_name"):
+        load_config(None, [f"run_name=/!!python/object/apply:os.system ['touch {marker}']"])
     assert not marker.exists()
 
 

@@ -168,7 +168,7 @@ def _strategies(values: Values, schedule: Schedule) -> None:
 
 _OFF: dict[str, Values] = {
     "logging": {"logging_steps": 10**9},
-    "save": {"save_steps": 0},
+    "save": {"save_steps": 0, "save_at_end": False},
     "eval": {"eval_steps": 0, "eval_on_start": False, "num_eval_prompts": 0},
 }
 
