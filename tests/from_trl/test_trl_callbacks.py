@@ -155,7 +155,7 @@ def test_a_callback_gets_the_checkpoint_it_asks_for(trainer: Callable[..., Any])
     seen = Recorder(should_save=3)
     made = trainer([seen])
     made.train()
-    assert [path.name for path in made.folder.checkpoints.iterdir() if path.is_dir()] == ["step-000003"]
+    assert "step-000003" in [path.name for path in made.folder.checkpoints.iterdir() if path.is_dir()]
     assert ("on_save", 3) in seen.events
 
 
