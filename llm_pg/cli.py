@@ -25,8 +25,21 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1
 
 
+# Read by the libraries when they are imported: their bars and notes off. Threads that wait for each other asleep, since
+# spinning ones make a step many times as long where cores are shared.
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input prints one paragraph and returns 2."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         arguments = _parse(argv)
         run: Callable[[argparse.Namespace], int] = arguments.run
@@ -300,16 +313,10 @@ def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, over
 
 
 def _heavy_imports() -> tuple[Clock, Callable[..., Any]]:
-    """torch and transformers, timed, with their chatter off; the run prints its own lines."""
+    """torch and transformers, timed; the run prints its own lines."""
     from .metrics import Clock
     from .terminal import make_terminal
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait for each other asleep: spinning ones make a step many times as long where cores are shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     clock, begin = Clock(), time.perf_counter()
     from transformers.utils import logging
 

@@ -182,7 +182,10 @@ class Parts(TrlFace):
         ):  # else each layer goes to the device on its own, when it is cut
             self.model.to(self.accelerator.device)
         if config.train.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.23 renamed it; older ones know the second name alone.
+            name = "activation_checkpointing_enable"
+            enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
             if hasattr(self.model, "enable_input_require_grads"):
                 self.model.enable_input_require_grads()
 
