@@ -32,7 +32,6 @@ ORDER = [
     "report",
     "run",
     "trainer",
-    "guides",
     "prove",
     "control",
     "advise",
@@ -134,6 +133,17 @@ def test_a_planted_ring_is_found() -> None:
     files = sources()
     guard = ROOT / "llm_pg/run/guard.py"
     assert rings({**files, guard: files[guard] + "\ndef f():\n    from .crash import *\n"})
+
+
+def test_the_package_imports_no_generator_of_documentation() -> None:
+    generators = {path.stem for path in (ROOT / "docs" / "generators").glob("*.py")}
+    assert generators
+    for path, source in sources().items():
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert not (generators | {"docs"}) & {name.split(".")[0] for name in names}, path
 
 
 def test_estimators_import_torch_and_nothing_else_that_is_heavy() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from from_trl_page import counts, markdown
 
 from llm_pg.algorithms.table import TABLE
 from llm_pg.config import Config, ConfigError, GRPOConfig, RLOOConfig
@@ -16,10 +17,10 @@ from llm_pg.config.check import plan_batch, resolve_row
 from llm_pg.config.flat import FlatConfig
 from llm_pg.config.schema import LEAVES
 from llm_pg.config.trl import TRAINER, WORDS
-from llm_pg.guides.from_trl import counts, markdown
 from llm_pg.run.drop_in import check_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
+GENERATORS = ROOT / "docs" / "generators"
 REFUSED = [name for name, word in WORDS.items() if word.kind == "refused"]
 IDLE = [name for name, word in WORDS.items() if word.kind == "idle"]
 SUPPORTED = [name for name, word in WORDS.items() if word.kind == "supported"]
@@ -69,7 +70,7 @@ def test_an_argument_that_a_later_trl_adds_is_missed_by_the_table() -> None:
 
 
 def test_the_page_is_made_from_the_table() -> None:
-    """Where this fails: python -m llm_pg.guides.from_trl docs/from-trl.md"""
+    """Where this fails: python docs/generators/from_trl_page.py docs/from-trl.md"""
     assert (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8") == markdown()
 
 
@@ -82,9 +83,9 @@ def test_the_page_has_a_row_of_five_cells_for_every_argument() -> None:
 
 
 def test_the_page_is_written_without_torch_and_without_trl(tmp_path: Path) -> None:
-    code = "import sys, llm_pg.guides.from_trl; sys.exit(bool({'torch', 'trl', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    command = [sys.executable, "-m", "llm_pg.guides.from_trl", str(tmp_path / "page.md")]
+    code = "import sys, from_trl_page; sys.exit(bool({'torch', 'trl', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=GENERATORS).returncode == 0
+    command = [sys.executable, str(GENERATORS / "from_trl_page.py"), str(tmp_path / "page.md")]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == markdown()
 

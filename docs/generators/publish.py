@@ -1,4 +1,7 @@
-"""Pages of documentation made from the code: `python -m llm_pg.guides.metrics docs/metrics.md`, `.api`, `.from_trl`."""
+"""What the generators of documentation pages share. Each prints its page, or writes it to the file that is named:
+
+python docs/generators/api_page.py docs/api.md
+"""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,10 @@
-"""`docs/metrics.md`, made from the table of metrics and the doctor's limits. `python -m llm_pg.guides.metrics` prints
-it, `python -m llm_pg.guides.metrics docs/metrics.md` writes it."""
+"""Prints `docs/metrics.md`, or writes it to a file that is named, from the table of metrics and the doctor's limits."""
 
 from __future__ import annotations
 
-from ..doctor.live import (
+from publish import publish
+
+from llm_pg.doctor.live import (
     CLIPPED,
     COLLAPSED_ENTROPY,
     RUNAWAY_KL,
@@ -13,8 +14,7 @@ from ..doctor.live import (
     UNIFORM,
     UNSCORABLE,
 )
-from ..metrics import METRICS
-from . import publish
+from llm_pg.metrics import METRICS
 
 # name -> how to read it: what is normal, what is not, and what to do then.
 READING: dict[str, str] = {
@@ -58,9 +58,9 @@ READING: dict[str, str] = {
 }
 HEAD = """# The metrics
 
-Made from the table in `llm_pg/metrics.py` by `python -m llm_pg.guides.metrics docs/metrics.md`. Every step is one line
-of `metrics.jsonl` with these names; terminal, page and trackers have the same units. A name that ends in `…` stands
-for all that begin with it. What could not be measured is left out; not-a-number is `null`, with its name
+Made from the table in `llm_pg/metrics.py` by `python docs/generators/metrics_page.py docs/metrics.md`. Every step
+is one line of `metrics.jsonl` with these names; terminal, page and trackers have the same units. A name that ends in
+`…` stands for all that begin with it. What could not be measured is left out; not-a-number is `null`, with its name
 under `nan`.
 """
 

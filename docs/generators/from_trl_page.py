@@ -1,7 +1,5 @@
-"""`docs/from-trl.md`, made from the table of TRL's arguments in `llm_pg/config/trl/`.
-
-`python -m llm_pg.guides.from_trl` prints it, `python -m llm_pg.guides.from_trl docs/from-trl.md` writes it.
-TRL is not imported."""
+"""Prints `docs/from-trl.md`, or writes it to a file that is named, from the table of TRL's arguments in
+`llm_pg/config/trl/`. TRL is not imported."""
 
 from __future__ import annotations
 
@@ -9,17 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..algorithms.table import TABLE
-from ..config.schema import LEAVES, Config
-from ..config.trl import TRAINER, WORDS, Word
-from ..config.trl.policy import LOGGING, MODEL, OBJECTIVE, SAMPLING, VLLM
-from ..config.trl.training import BATCH, EVALUATION, MACHINE, OPTIMISER, PRECISION, SAVING
-from ..config.trl.training import LOGGING as TRACKING
-from . import publish
+from publish import publish
+
+from llm_pg.algorithms.table import TABLE
+from llm_pg.config.schema import LEAVES, Config
+from llm_pg.config.trl import TRAINER, WORDS, Word
+from llm_pg.config.trl.policy import LOGGING, MODEL, OBJECTIVE, SAMPLING, VLLM
+from llm_pg.config.trl.training import BATCH, EVALUATION, MACHINE, OPTIMISER, PRECISION, SAVING
+from llm_pg.config.trl.training import LOGGING as TRACKING
 
 HEAD = """# From TRL
 
-Made from the table in `llm_pg/config/trl/` by `python -m llm_pg.guides.from_trl docs/from-trl.md`.
+Made from the table in `llm_pg/config/trl/` by `python docs/generators/from_trl_page.py docs/from-trl.md`.
 
 ```python
 from llm_pg import GRPOConfig, GRPOTrainer  # instead of: from trl import GRPOConfig, GRPOTrainer

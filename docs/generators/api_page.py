@@ -1,6 +1,6 @@
-"""`docs/api.md`, made from the signatures and docstrings of what is public. `python -m llm_pg.guides.api` prints it,
-`python -m llm_pg.guides.api docs/api.md` writes it. The source is parsed and nothing of it imported, so that torch is
-not loaded.
+"""Prints `docs/api.md`, or writes it to a file that is named, from the signatures and docstrings of what is public.
+
+The source is parsed and nothing of it imported, so that torch is not loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import publish
+from publish import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING: tuple[str, ...] = ()  # all functions and classes of the module whose name has no underscore
@@ -57,9 +57,9 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 HEAD = """# API reference
 
-Made from docstrings by `python -m llm_pg.guides.api docs/api.md`. Settings are not repeated here: `llm-pg train --help`
-lists them all. Trainers, their configs and `register_algorithm` can be imported from `llm_pg` itself, everything else
-from the module named.
+Made from docstrings by `python docs/generators/api_page.py docs/api.md`. Settings are not repeated here:
+`llm-pg train --help` lists them all. Trainers, their configs and `register_algorithm` can be imported from `llm_pg`
+itself, everything else from the module named.
 
 Letters that name axes: B rollouts, T completion tokens (or control steps), P prompts, G samples per prompt,
 V vocabulary.
