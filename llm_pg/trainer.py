@@ -30,6 +30,7 @@ from .run.lock import FolderLock
 from .run.onlookers import Onlookers, follow
 from .run.profiling import Profiler
 from .run.ranks import merge_metrics
+from .run.rehearsal import rehearse_end
 from .run.resume import Saver
 from .run.throughput import Work, matmul_rate, tokens_to_train
 from .run.trackers import Trackers
@@ -78,6 +79,7 @@ class PolicyGradientTrainer(Ending):
         config, resume = self.config, resume or resume_from_checkpoint or False
         with full_disks_named(self.folder.path), contextlib.ExitStack() as self.open:
             self.ranks.together(lambda: self._take_folder(bool(resume)))
+            self.ranks.together(self._rehearse_end)
             check_same_start(self.model, self.train_prompts, self.ranks)
             self.scorer.write_output_to(self.folder.path / "rewards.log")
             with self.scorer, self.collector, contextlib.ExitStack() as self.ahead_open:
@@ -102,6 +104,10 @@ class PolicyGradientTrainer(Ending):
         if self.ranks.is_main:
             self.folder.check(self.config, resume=resume)
             self.open.enter_context(FolderLock(self.folder.path))
+
+    def _rehearse_end(self) -> None:
+        if self.ranks.is_main:
+            rehearse_end(self.model, self.tokenizer, self.folder.path)
 
     def _steps(self, start: int) -> None:
         last, self.saving = self.config.train.max_steps, Clock(self.terminal.phase)

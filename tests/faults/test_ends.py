@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from llm_pg.cli import main
 from llm_pg.config import ConfigError
 from llm_pg.rewards import RewardError
-from llm_pg.run import checkpoint, lock
+from llm_pg.run import checkpoint, lock, rehearsal
 from llm_pg.run.checkpoint import CheckpointError, State
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.lock import FolderLock
@@ -286,3 +286,32 @@ def test_a_disk_that_fails_at_any_write_ends_the_run_with_a_line_or_not_at_all(
     else:
         pytest.fail("the run never ended its writes")
     assert number > 8
+
+
+def test_a_generation_config_that_cannot_be_saved_is_found_before_the_first_step(tmp_path: Path) -> None:
+    trainer = make({"out": str(tmp_path), "name": "r", "changes": SHORT})
+    trainer.model.generation_config.temperature = 0.7
+    with pytest.raises(ConfigError, match=r"its generation_config refuses .*temperature.*do_sample = True"):
+        trainer.train()
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+    assert [path.name for path in (tmp_path / "r").iterdir()] in ([], [lock.NAME])
+    trainer = make({"out": str(tmp_path), "name": "r", "changes": SHORT})
+    trainer.model.generation_config.update(temperature=0.7, do_sample=True)
+    trainer.train()
+    assert weights(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_saved_and_a_disk_without_room_are_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("this tokenizer has no files")
+
+    trainer = make({"out": str(tmp_path), "name": "r", "changes": SHORT})
+    monkeypatch.setattr(trainer.tokenizer, "save_pretrained", refuses)
+    with pytest.raises(ConfigError, match=r"its tokenizer refuses .NotImplementedError: this tokenizer has no files"):
+        trainer.train()
+    trainer = make({"out": str(tmp_path), "name": "r", "changes": SHORT})
+    monkeypatch.setattr(rehearsal, "model_bytes", lambda model: 10**18)
+    with pytest.raises(ConfigError, match=r"no room for the trained model: it needs 1,000,000,000,000,000,000 bytes"):
+        trainer.train()

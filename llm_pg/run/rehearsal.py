@@ -1,0 +1,60 @@
+"""What the end of a run needs, tried before its first step: all but the weights is saved once, and thrown away."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError
+from ..training.shards import shape_of
+
+
+def rehearse_end(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Saves the configs of the model, of its generation and of its adapters, and the tokenizer, beside the run.
+
+    Raises ConfigError where one of them cannot be saved, or where the disk has no room for the model: both are found
+    here, and not after the last step.
+    """
+    bodies = {"config": model.config}
+    if getattr(model, "can_generate", lambda: False)():
+        bodies["generation_config"] = model.generation_config
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        bodies[f"adapter {name!r}"] = adapter
+    bodies["tokenizer"] = tokenizer
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal-") as place:
+        for name, body in bodies.items():
+            _try(name, body.save_pretrained, place)
+    need, free = model_bytes(model), shutil.disk_usage(folder).free
+    if need > free:
+        raise ConfigError(
+            f"There is no room for the trained model: it needs {need:,} bytes at {folder}, where {free:,} are free. "
+            "Free some, or set run.output_dir elsewhere."
+        )
+
+
+def _try(name: str, save: Callable[[str], Any], place: str) -> None:
+    advice = {
+        "generation_config": "A sampling setting without do_sample is the usual cause: set "
+        "model.generation_config.do_sample = True, or put the settings that the message names back to None.",
+        "tokenizer": "Give a tokenizer that AutoTokenizer.from_pretrained can read back.",
+    }
+    try:
+        save(place)
+    except OSError:
+        raise  # the disk, of which the caller speaks
+    except Exception as error:  # noqa: BLE001  whatever a library of the model's raises, the run would end with it
+        raise ConfigError(
+            f"The model could not be saved at the end of the run: its {name} refuses ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:400]}). {advice.get(name, 'Set what it names before the run.')}"
+        ) from None
+
+
+def model_bytes(model: Any) -> int:
+    """Of what is written at the end: the adapter's weights where there is one, else all of them."""
+    own = hasattr(model, "peft_config")
+    parameters = [p for p in model.parameters() if p.requires_grad or not own]
+    return sum(math.prod(shape_of(p)) * p.element_size() for p in parameters)
