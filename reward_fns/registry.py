@@ -26,6 +26,10 @@ class RewardInfo:
         shape reward pays junk of the right form, so it belongs beside an answer reward, with a small weight.
     requires: modules it imports when first called; a worker imports them before the first deadline starts.
     extra: the extra of this distribution that installs them.
+    check_row: raises ValueError for a row that the function could not grade; called with the columns and the fixed
+        arguments before a run, for every row.
+    special_tokens: the completion must be handed over with its special tokens, since the function reads tags that a
+        tokenizer may have made into tokens.
     """
 
     low: float
@@ -34,6 +38,8 @@ class RewardInfo:
     checks: Literal["answer", "shape"]
     requires: tuple[str, ...] = ()
     extra: str | None = None
+    check_row: Callable[..., None] | None = None
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
         if not self.low <= self.floor <= self.high:
@@ -63,9 +69,11 @@ def reward(
     checks: Literal["answer", "shape"],
     requires: tuple[str, ...] = (),
     extra: str | None = None,
+    check_row: Callable[..., None] | None = None,
+    special_tokens: bool = False,
 ) -> Callable[[Function], Function]:
     """Mark a function as shipped; it is returned unchanged, with its facts as `reward_info`."""
-    info = RewardInfo(low, high, floor, checks, requires, extra)
+    info = RewardInfo(low, high, floor, checks, requires, extra, check_row, special_tokens)
 
     def mark(function: Function) -> Function:
         function.reward_info = info  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from typing import Any
 
 from reward_fns.countdown import MAX_CHARACTERS, countdown
 from reward_fns.math_equivalence import boxed, math_equivalence
+from reward_fns.reading.final_answer import after_thinking
 from reward_fns.sort_letters import sort_letters
 from reward_fns.text import exact_match, number_match
 
@@ -27,7 +28,6 @@ TWINS = {
 
 _EXPRESSION = re.compile(r"[\d(][\d+\-*/() ]*[\d)]")
 _WORD = re.compile(r"[^\W\d_]+")
-_MARKED = re.compile(r"####\s*([^\n]*)|<answer>(.*?)</answer>", re.DOTALL)
 _AROUND = " \t\n.,;:!?\"'`*_()[]{}$"
 
 
@@ -52,19 +52,17 @@ def answer_at_the_end(completion: str, answer: Any, ignore_case: bool = False, *
     """
     if exact_match(completion, answer, ignore_case):
         return 1.0
-    expected, given = (str(text).strip(_AROUND).casefold() for text in (answer, completion[-WINDOW:]))
+    text = after_thinking(completion) or ""
+    expected, given = (str(text).strip(_AROUND).casefold() for text in (answer, text[-WINDOW:]))
     before = r"[\w.,/+\-−]" if expected[:1].isdigit() else r"\w"
     return float(bool(expected) and re.search(rf"(?<!{before}){re.escape(expected)}\Z", given) is not None)
 
 
-def marked_number(completion: str, answer: Any, tolerance: float = 1e-9, relative: float = 0.0, **row: Any) -> float:
-    r"""1 where `number_match` gives 1 and the number stands in a mark: after the last "####", in <answer> or \boxed."""
-    text = completion[-WINDOW:]
-    marks = [a or b for a, b in _MARKED.findall(text)]
-    marked = marks[-1] if marks else boxed(text)
-    if not marked or not number_match(completion, answer, tolerance, relative):
-        return 0.0
-    return number_match(marked, answer, tolerance, relative)
+def marked_number(
+    completion: str, answer: Any, tolerance: float | None = None, relative: float = 0.0, **row: Any
+) -> float:
+    r"""1 where `number_match` gives 1 and the number is in a form that can be asked for: ####, <answer> or \boxed."""
+    return number_match(completion, answer, tolerance, relative, form="marked")
 
 
 def boxed_equivalence(completion: str, answer: Any, **row: Any) -> float:

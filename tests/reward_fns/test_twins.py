@@ -22,15 +22,15 @@ CASES = {  # name -> row, completions that only the lenient reading passes, that
     ),
     "exact_match": (
         {"answer": "New York"},
-        ["The capital is New York.", "new york", "**New York**", "It is (New York)!"],
-        ["New York", " New York\n"],
+        ["The capital is New York.", "new york", "It is (New York)!"],
+        ["New York", " New York\n", "**New York**", "<answer>New York</answer>"],
         ["York", "New York, or Boston", "Anew York", ""],
     ),
     "number_match": (
         {"answer": "9 * 8 = 72\n#### 72"},
-        ["The answer is 72.", "72", "#### 70\nno, it is 72"],
+        ["The answer is 72.", "72", "So 9 * 8 = 72"],
         ["So 9 * 8 = 72\n#### 72", "<answer>72</answer>", "\\boxed{72}", "#### 7\n#### 72 dollars"],
-        ["#### 73", "72 or 73", "", "#### 72, no, 73"],
+        ["#### 73", "72 or 73", "", "#### 72, no, 73", "#### 70\nno, it is 72"],
     ),
     "math_equivalence": (
         {"answer": "\\frac{1}{2}"},
