@@ -153,7 +153,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) ->
         model.to(default_device())
     context = getattr(model.config, "max_position_embeddings", None)
     prompts = load_held_out(config, tokenizer, context_length=context)
-    with make_scorer(config, None, sorted(prompts[0].row)) as scorer:
+    with make_scorer(config, None, [prompt.row for prompt in prompts]) as scorer:
         collector = make_collector(config, model, tokenizer, scorer)
         with collector:
             result = evaluate_held_out(collector, prompts, config.eval)

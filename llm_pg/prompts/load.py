@@ -11,17 +11,20 @@ from ..config.check import plan_batch
 from .encode import encode
 from .files import read_files
 from .prompt import Prompt, log
-from .rows import check_settings, draft_prompts
+from .rows import Draft, check_settings, draft_prompts
 from .sources import read_held_out, read_sources
 from .stream import check_enough, permutation
-from .table import Table
+from .table import Row, Table
+
+CheckRows = Callable[[Sequence[Row], Callable[[int], str]], None]
 
 
-def check_data(config: Config, *, read_hub: bool = False) -> list[str] | None:
+def check_data(config: Config, *, read_hub: bool = False, check_rows: CheckRows | None = None) -> list[str] | None:
     """Returns the columns that reward functions will receive, once the whole data has been read and found usable.
 
     None where they are not known yet: a hub dataset is read here with `read_hub` alone, which may download it and
-    imports datasets. Otherwise neither torch nor datasets is imported (pyarrow for Parquet).
+    imports datasets. Otherwise neither torch nor datasets is imported (pyarrow for Parquet). check_rows: called with
+    the rows that are read, as reward functions will receive them, and the name of a row by its place.
 
     Raises ConfigError, one paragraph: no or unknown source, missing or empty file, missing column, a row that cannot
     be a prompt (which, and why), too few rows for the held-out set and one step.
@@ -29,14 +32,21 @@ def check_data(config: Config, *, read_hub: bool = False) -> list[str] | None:
     check_settings(config.data)
     if config.data.dataset_name and not read_hub:
         if config.data.eval_data_files:
-            draft_prompts(config.data, read_files(config.data.eval_data_files, "data.eval_data_files"))
+            _drafts(config, read_files(config.data.eval_data_files, "data.eval_data_files"), check_rows)
         return None
     train, held_out = read_sources(config)
-    drafts = draft_prompts(config.data, train)
+    drafts = _drafts(config, train, check_rows)
     if held_out is not None and config.data.num_eval_prompts:
-        draft_prompts(config.data, held_out)
+        _drafts(config, held_out, check_rows)
     _check_sizes(config, train, held_out)
     return list(drafts[0].row)
+
+
+def _drafts(config: Config, table: Table, check_rows: CheckRows | None) -> list[Draft]:
+    drafts = draft_prompts(config.data, table)
+    if check_rows is not None:
+        check_rows([draft.row for draft in drafts], table.where)
+    return drafts
 
 
 def load_prompts(

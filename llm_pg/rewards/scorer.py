@@ -115,6 +115,11 @@ class Scorer:
         for function in self.functions:
             function.check_columns(columns)
 
+    def check_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """ValueError when there are rows that a function cannot grade."""
+        for function in self.functions:
+            function.check_rows(rows)
+
     def score(
         self,
         prompts: Sequence[Any],

@@ -47,6 +47,27 @@ class RewardFunction:
                 f"fix it with {{function: ..., {name}: ...}}."
             )
 
+    def check_rows(self, rows: Sequence[Mapping[str, Any]], where: Callable[[int], str] = "row {}".format) -> None:
+        """ValueError naming the rows that the function could never grade, as its `reward_info.check_row` finds them.
+
+        where: the name of a row by its place.
+        """
+        if self.info is None or self.info.check_row is None:
+            return
+        problems: list[tuple[int, str]] = []
+        for place, row in enumerate(rows):
+            try:
+                self.info.check_row(**{**row, **self.options})
+            except (ValueError, TypeError) as error:
+                problems.append((place, str(error)))
+        if problems:
+            more = [where(place) for place, _ in problems[1:4]]
+            listed = f" So it is with {', '.join(more)}{' ...' if len(problems) > 4 else ''}." if more else ""
+            raise ValueError(
+                f"Reward function {self.name} cannot grade {len(problems)} of {len(rows)} rows. The first is "
+                f"{where(problems[0][0])}: {problems[0][1]}{listed} Mend or leave out these rows."
+            )
+
     def check_portable(self) -> None:
         """ValueError for an option that would not reach a worker as it is."""
         for option, value in self.options.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,7 +122,7 @@ class Parts(TrlFace):
         with self.clock("load"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             self._load(model, processing_class, peft_config, train_dataset, eval_dataset)
-        self.scorer = make_scorer(config, reward_funcs, sorted(self.train_prompts[0].row))
+        self.scorer = make_scorer(config, reward_funcs, [p.row for p in (*self.train_prompts, *self.eval_prompts)])
         self.params = sampling_params(config)
         self.algorithm = Algorithm(self.row, config.rollout.max_completion_length)
         sampler = make_sampler(config, self.model, self.tokenizer, ranks=self.ranks, say=self.terminal.warn)
@@ -343,8 +343,9 @@ def sampling_params(config: Config) -> SamplingParams:
     )
 
 
-def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Scorer:
-    """The reward functions given, else those of the config or the task; each finds its columns among `columns`."""
+def make_scorer(config: Config, reward_funcs: Any, rows: Sequence[Mapping[str, Any]]) -> Scorer:
+    """The reward functions given, else those of the config or the task; each finds its columns in `rows` and can grade
+    every one of them."""
     settings = config.reward
     if reward_funcs is None:
         funcs = task_rewards(config)
@@ -362,7 +363,8 @@ def make_scorer(config: Config, reward_funcs: Any, columns: Sequence[str]) -> Sc
         max_unscorable=settings.max_unscorable if config.rollout.environment is None else 1.0,
         strict=settings.strict,
     )
-    scorer.check_columns(columns)
+    scorer.check_columns(sorted(rows[0]))
+    scorer.check_rows(rows)
     decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
     if decides is not None and decides.split("/")[0] not in known:  # after the slash stands a part of its answer
         raise ConfigError(f"eval.pass_reward cannot be {decides!r}; {choices(decides, known)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,18 @@ def check_room(config: Config) -> None:
 def check_inputs(config: Config, *, read_hub: bool = False) -> None:
     """Check model, data and reward functions. Raises ConfigError with one paragraph.
 
-    read_hub: read a hub dataset too. Without it the trainer checks its rows and the columns that the reward functions
-    need, once it has loaded them.
+    read_hub: read a hub dataset too. Without it the trainer checks its rows, and that the reward functions can grade
+    them, once it has loaded them.
     """
     check_model(config.model)
-    columns = check_data(config, read_hub=read_hub)
+    tables: list[tuple[Sequence[Mapping[str, Any]], Callable[[int], str]]] = []
+    check_data(config, read_hub=read_hub, check_rows=lambda rows, where: tables.append((rows, where)))
     try:
         check_vllm(config)
         for function in resolve_all(task_rewards(config)):
-            if columns is not None:
-                function.check_columns(columns)
+            for rows, where in tables:
+                function.check_columns(list(rows[0]))
+                function.check_rows(rows, where)
         if config.rollout.environment is not None:
             _try_environment(config)
     except ValueError as error:

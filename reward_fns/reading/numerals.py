@@ -2,9 +2,10 @@ r"""Numbers as people and models write them, read whole or not at all.
 
 A numeral is read with its sign (ASCII or Unicode), its grouping (comma, point, space, underscore, apostrophe), a
 decimal comma where it can be nothing else, currency, percent sign and unit; as a fraction (3/4, \frac{3}{4}, 1 3/4,
-¾), a power or scientific notation (10^3, 1.5e3, 1.5 \times 10^3), in a base (101_2), as a time or a ratio
-(12:30, 3:4), or as a word (seventy-two). Values are exact fractions. What is a piece of something larger is no number:
-the 3 of 7\sqrt{3}, the 5 of 10-5, the 30 of "2 hours 30 minutes" or of "1, 20, 30". Of an equation the side that is a number counts.
+¾), a power or scientific notation (10^3, 1.5e3, 1.5 \times 10^3), in a base (101_2), as a time or a ratio (12:30,
+3:4), or as a word (seventy-two). Values are exact fractions. What is a piece of something larger is no number: the 3
+of 7\sqrt{3}, the 5 of 10-5, the 30 of "2 hours 30 minutes" or of "1, 20, 30". Of an equation the side that is a number
+counts.
 
 `only` reads a text that must hold one number, `last` the last one of a text, `leading` the one that a text begins with.
 """

@@ -264,8 +264,8 @@ def test_the_algorithm_and_the_metric_of_the_best_model_are_refused_with_the_nea
 def test_the_reward_that_decides_a_pass_is_refused_before_anything_is_sampled() -> None:
     config = check_values({"pass_reward": "exact_mach"})
     with pytest.raises(ConfigError, match=r"pass_reward cannot be 'exact_mach'.*Did you mean 'exact_match'"):
-        make_scorer(config, ["exact_match", "length_penalty"], ["answer", "max_length"])
-    make_scorer(check_values({"pass_reward": "exact_match"}), ["exact_match"], ["answer"])
+        make_scorer(config, ["exact_match", "length_penalty"], [{"answer": "a", "max_length": 4}])
+    make_scorer(check_values({"pass_reward": "exact_match"}), ["exact_match"], [{"answer": "a"}])
 
 
 ZEROS = torch.zeros(1, 1)

@@ -1,5 +1,6 @@
 """From a spec to a function that a worker finds (fault row W8)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from llm_pg.config import ConfigError, load_config
 from llm_pg.rewards import Scorer, resolve, resolve_all
 from llm_pg.rewards.loading import has_main_guard, target_of
+from llm_pg.run.preflight import check_inputs
 from reward_fns.text import exact_match
 
 SPECIMENS = str(Path(__file__).parent / "reward_specimens.py")
@@ -189,6 +192,7 @@ def test_many_specs_are_read_by_one_worker():
 
 SCRIPT = """
 import os, sys
+from llm_pg.config import ConfigError, load_config
 from llm_pg.rewards import Scorer
 
 def mine(completion, trainer):
@@ -248,3 +252,25 @@ def test_importing_costs_under_a_tenth_of_a_second_and_no_torch():
     seconds, heavy = zip(*(run.stdout.split(" ", 1) for run in runs), strict=True)
     assert set(heavy) == {"[]\n"}
     assert min(map(float, seconds)) < 0.1
+
+
+@pytest.mark.faults
+def test_rows_that_a_function_cannot_grade_are_named_before_a_run(tmp_path):
+    """A gold answer that is no single number, at `check`, by the line of the file."""
+    answers = ["3", "3 or 4", "1/2", "x + 1", "n/a"]
+    lines = [json.dumps({"prompt": f"p{place}", "answer": answer}) for place, answer in enumerate(answers)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    text = f"model: {{make: {{model_type: llama}}}}\ndata: {{data_files: {tmp_path}/rows.jsonl, num_eval_prompts: 0}}\n"
+    (tmp_path / "run.yaml").write_text(
+        f"{text}reward: {{reward_funcs: [number_match]}}\ntrain: {{prompts_per_step: 2}}\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        check_inputs(load_config(tmp_path / "run.yaml", []))
+    assert "number_match cannot grade 3 of 5 rows. The first is " in str(raised.value)
+    assert (
+        "row 1 of rows.jsonl (line 2): number_match needs one number in the column 'answer', and got '3 or 4'"
+        in str(raised.value)
+    )
+    assert "row 3 of rows.jsonl (line 4)" in str(raised.value)
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[::2][:2]))
+    check_inputs(load_config(tmp_path / "run.yaml", []))
