@@ -233,8 +233,8 @@ class PolicyGradientTrainer(Ending):
         self.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {self.clock.seconds['warm_start']:.1f} s.")
 
     def _save_start(self) -> None:
-        """The weights after the warm start, the reference of a resumed run; an adapter's is the bare model."""
-        if self.row.beta and not hasattr(self.model, "disable_adapter"):
+        """The weights after the warm start (of an adapter, the adapter), the reference of a resumed run."""
+        if self.row.beta:
             self.model.save_pretrained(self.folder.start, max_shard_size="1000GB")
 
     def _load_start(self) -> None:

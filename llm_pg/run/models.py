@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..config import ConfigError
 from ..config.schema import ModelConfig
+from ..model.attention import core_of
 from ..training.adapters import in_four_bits, lora_config, wrap
 from ..training.precision import HALF, half_type
 from .preflight import check_model
@@ -52,14 +53,18 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
-    """The causal LM in float32 or the type asked for, dropout off unless `disable_dropout` is false."""
+def load_model(config: ModelConfig, tokenizer: Any, *, seed: int, peft_config: Any = None) -> Any:
+    """The causal LM in float32 or the type asked for, dropout off unless `disable_dropout` is false.
+
+    peft_config: of peft, for a new adapter.
+    """
     check_model(config)
     four = in_four_bits(config)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     extra = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
     if config.make is not None:
-        return prepare_model(_make_model(config.make, tokenizer, seed, **extra).to(dtype), tokenizer, config)
+        made = _make_model(config.make, tokenizer, seed, **extra).to(dtype)
+        return prepare_model(made, tokenizer, config, peft_config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             config.model_name_or_path,
@@ -72,7 +77,7 @@ def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
         )
     except (OSError, ValueError) as error:
         raise _not_found(config, error) from None
-    return prepare_model(model, tokenizer, config)
+    return prepare_model(model, tokenizer, config, peft_config)
 
 
 def incoming_half(model: Any, config: ModelConfig) -> torch.dtype | None:
@@ -98,29 +103,53 @@ def incoming_half(model: Any, config: ModelConfig) -> torch.dtype | None:
     return dtype if dtype in HALF else None
 
 
-def prepare_model(model: Any, tokenizer: Any, config: ModelConfig) -> Any:
+def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, peft_config: Any = None) -> Any:
+    """The model as a run takes it: with the new adapter of the config or of `peft_config`, dropout as the config says.
+
+    Raises ConfigError where the tokenizer belongs to another model, or the adapter cannot be added.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ConfigError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows: they do not belong "
             "together. Name a matching tokenizer, or resize the embeddings and save the model first."
         )
+    if config.use_peft:
+        model = wrap(model, lora_config(config))
+    if peft_config is not None:
+        model = wrap(model, peft_config)
     if config.disable_dropout:
         disable_dropout(model)
-    return wrap(model, lora_config(config)) if config.use_peft else model
+    return model
+
+
+# In a name: what of a module or config is drawn at random while training. (Routers of Mixtral and Phi add noise.)
+_AT_RANDOM = ("dropout", "pdrop", "layerdrop", "drop_path", "jitter_noise")
 
 
 def disable_dropout(model: Any) -> None:
-    """Every dropout to 0, modules and config, so that a log-probability is a function of the weights alone."""
+    """Every dropout to 0, of modules, adapters and config, so that a log-probability is a function of the weights."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if "Dropout" in type(module).__name__ and hasattr(module, "p"):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    for name, value in vars(model.config).items():
-        if isinstance(value, float) and name.endswith(("pdrop", "dropout")):
-            setattr(model.config, name, 0.0)
+        _silence(vars(module))
+    core = core_of(model)
+    for config in (core.config, core.config.get_text_config()):
+        _silence(vars(config))
+
+
+def _silence(values: dict[str, Any]) -> None:
+    """Numbers named as a dropout to 0; in adapters of peft they are numbers by the adapter's name."""
+    for name, value in values.items():
+        if name.endswith(_AT_RANDOM):
+            if isinstance(value, float):
+                values[name] = 0.0
+            elif type(value) is dict:
+                _silence_all(value)
+
+
+def _silence_all(by_adapter: dict[str, Any]) -> None:
+    by_adapter.update({key: 0.0 for key, value in by_adapter.items() if isinstance(value, float)})
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ from ..sampling.protocol import Sampler, SamplingParams
 from ..terminal import Terminal, make_terminal
 from ..terminal.figures import duration
 from ..terminal.plain import Plan
-from ..training.adapters import check_merge, check_trainable, has_adapter, wrap
+from ..training.adapters import check_merge, check_passes, check_repeatable, check_trainable, has_adapter
 from ..training.critic import HEAD_LEARNING_RATE, Critic
 from ..training.optimiser import make_optimizer, make_scheduler
 from ..training.policy import Policy
@@ -154,16 +154,17 @@ class Parts(TrlFace):
             config.model.make = None
         self.tokenizer = prepare_tokenizer(tokenizer) if tokenizer is not None else self._own_tokenizer(model)
         if model is None or isinstance(model, (str, Path)):
-            self.model = load_model(config.model, self.tokenizer, seed=config.run.seed)
+            self.model = load_model(config.model, self.tokenizer, seed=config.run.seed, peft_config=peft_config)
         else:
-            self.model = prepare_model(model, self.tokenizer, config.model)
-        self.brings_adapter = has_adapter(model)
-        if peft_config is not None:
-            self.model = wrap(self.model, peft_config)
+            self.model = prepare_model(model, self.tokenizer, config.model, peft_config)
         check_trainable(self.model)
         said = hold_trained_in_float32(self.model, autocast=config.train.bf16 or config.train.fp16)
         if said is not None:
             self.terminal.say(said)
+        if has_adapter(self.model):
+            check_passes(self.model, self.accelerator.autocast)
+        if config.model.disable_dropout:
+            check_repeatable(self.model, self.accelerator.autocast)
         check_merge(config, self.model, sharded=self.shards is not None or zero_in_parts())
         if config.algorithm.sync_ref_model and has_adapter(self.model):
             raise ConfigError(
@@ -305,7 +306,6 @@ class Parts(TrlFace):
             params=self.params,
             pad_id=int(self.tokenizer.pad_token_id),
             with_reference=self.row.beta > 0,
-            starting_adapter=self.brings_adapter,
             autocast=self.accelerator.autocast,
             packing=train.packing,
             critic=self._make_critic(),

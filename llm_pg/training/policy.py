@@ -19,7 +19,7 @@ from ..model.packing import bins, packed_hidden
 from ..rollouts import TextRollouts
 from ..sampling.protocol import SamplingParams
 from ..words import one_of
-from .adapters import StartingAdapter, has_adapter
+from .adapters import StartingAdapter, has_adapter, starts_switched_off, switched_off
 from .critic import Critic
 from .shards import Shards, whole
 
@@ -61,8 +61,8 @@ class Policy:
     """A causal LM as π_θ.
 
     Args:
-        model: the model in training (a PEFT model keeps its reference inside: the adapter switched off).
-        starting_adapter: the reference is the model with its adapter as it is now, one that was trained before.
+        model: the model in training. The reference is what it is now (of a PEFT model: the adapter switched off where
+            that is the same, else a copy of what is trained).
         params: the distribution that is sampled; its temperature and support enter the trained log-probability.
         pad_id: filler of unused positions, never attended.
         with_reference: keep a frozen reference (needed where beta > 0).
@@ -86,7 +86,6 @@ class Policy:
         params: SamplingParams,
         pad_id: int,
         with_reference: bool = False,
-        starting_adapter: bool = False,
         autocast: Any = contextlib.nullcontext,
         packing: str = "auto",
         critic: Critic | None = None,
@@ -98,7 +97,9 @@ class Policy:
         self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
         self.has_adapter = has_adapter(model)
         self.reference = None
-        self.start = StartingAdapter(model) if with_reference and self.has_adapter and starting_adapter else None
+        self.start: StartingAdapter | None = None
+        if with_reference and self.has_adapter and not starts_switched_off(model, autocast):
+            self.start = StartingAdapter(model)
         if with_reference and not self.has_adapter:
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.with_reference = with_reference
@@ -126,9 +127,10 @@ class Policy:
         """ValueError where weights in parts would leave no reference."""
         if self.start is not None:
             raise ValueError(
-                "The model came with an adapter, beta is above 0, and its weights are to be cut over the ranks: its "
-                "reference, the adapter as it came, cannot be put in place there. Merge the adapter into the model "
-                "first and give a new one (peft_config), or set beta=0."
+                "beta is above 0, the weights are to be cut over the ranks, and the model with its adapter switched "
+                "off is not the policy as it is now (the adapter was trained before, or begins as a part of the "
+                "weights, as with init_lora_weights='pissa'): a copy of it cannot be put in place there. Give a model "
+                "without an adapter and a new one that begins by changing nothing, or set beta=0."
             )
 
     def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
@@ -188,7 +190,7 @@ class Policy:
             raise ValueError("This policy was made without a reference (beta is 0).")
         if self.reference is not None:
             return self._in_pieces(self.reference, rollouts, micro_rows, Ask()).logp_BT
-        with self.model.disable_adapter() if self.start is None else self.start.in_place():
+        with switched_off(self.model) if self.start is None else self.start.in_place():
             return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
 
     def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int, ask: Ask) -> Scores:

@@ -245,15 +245,24 @@ def test_merge_of_a_folder_without_an_adapter_says_so(tmp_path: Path, capsys: py
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("given", ["dora", "its own"])
+@pytest.mark.parametrize("given", ["dora", "its own", "warm start"])
 def test_a_run_with_an_adapter_that_was_cut_goes_on_bit_for_bit(
-    given: str, make: Callable[..., Any], make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    given: str,
+    make: Callable[..., Any],
+    make_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """Killed after step 3 of 4 with a checkpoint at step 2; the second starts from an adapter of its own."""
+    """Killed after step 3 of 4 with a checkpoint at step 2; the second starts from an adapter of its own, the third
+    from one that supervised steps have moved."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{n}+1=", "completion": str(n + 1)}) + "\n" for n in range(8)))
+    warm = {"warm_start_steps": 2, "warm_start_data_files": str(rows)} if given == "warm start" else {}
 
     def run(name: str, resume: bool = False) -> Any:
         model = several(make_model, "other") if given == "its own" else None
-        trainer = make(None if model else KINDS[given], model=model, run_name=name, max_steps=4, save_steps=2)
+        kind = None if model else KINDS["lora" if warm else given]
+        trainer = make(kind, model=model, run_name=name, max_steps=4, save_steps=2, **warm)
         trainer.train(resume=resume)
         return trainer
 
@@ -271,6 +280,8 @@ def test_a_run_with_an_adapter_that_was_cut_goes_on_bit_for_bit(
     resumed = run("cut", resume=True)
     kl = [[line["kl"] for line in read_metrics(trainer.folder.metrics)] for trainer in (whole, resumed)]
     assert kl[0] == kl[1]
+    assert kl[0][0] == pytest.approx(0, abs=1e-6)
+    assert (whole.policy.start is None) == (given == "dora")
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

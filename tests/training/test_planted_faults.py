@@ -134,7 +134,7 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[..., None]]] = {
     ),
     "the adapter stays on in the reference": (
         adapter_left_on,
-        lambda m, t: policies.test_with_an_adapter_the_reference_is_the_model_without_it(m),
+        lambda m, t: policies.test_with_an_adapter_the_reference_is_the_policy_as_it_was("as the model without it", m),
     ),
     "each token is scored one place late": (
         predicted_one_place_late,

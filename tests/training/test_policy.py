@@ -163,16 +163,38 @@ def test_the_reference_is_frozen_and_does_not_follow_the_policy(make_model: Call
     assert not torch.allclose(policy.logp(batch, 4), before)
 
 
-def test_with_an_adapter_the_reference_is_the_model_without_it(make_model: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("begins", ["as the model without it", "with weights of its own"])
+def test_with_an_adapter_the_reference_is_the_policy_as_it_was(begins: str, make_model: Callable[..., Any]) -> None:
     from peft import LoraConfig, get_peft_model
 
     batch = rollouts()
     plain = policy_of(make_model("llama")).logp(batch, 4)
-    model = get_peft_model(make_model("llama"), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    none = begins == "as the model without it"
+    model = get_peft_model(make_model("llama"), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=none))
     policy = policy_of(model, with_reference=True)
     assert policy.reference is None
-    torch.testing.assert_close(policy.ref_logp(batch, 4), plain, rtol=1e-6, atol=1e-6)
-    assert (policy.logp(batch, 4) - plain).abs().max() > 1e-3
+    assert (policy.start is None) == none
+    start = policy.logp(batch, 4)
+    assert torch.allclose(start, plain, rtol=1e-6, atol=1e-6) == none
+    with torch.no_grad():
+        for p in policy.trainable():
+            p.add_(0.05)
+    torch.testing.assert_close(policy.ref_logp(batch, 4), start, rtol=0, atol=0)
+    assert (policy.logp(batch, 4) - start).abs().max() > 1e-3
+
+
+def test_a_reference_pass_leaves_the_frozen_part_of_an_adapter_frozen(make_model: Callable[..., Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make_model("llama"), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    policy = policy_of(model, with_reference=True)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    policy.ref_logp(rollouts(), 4)
+    assert policy.start is None
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
 
 
 def test_log_probabilities_are_float32_under_bfloat16_weights(make_model: Callable[..., Any]) -> None:
