@@ -24,6 +24,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "reward/": ("reward", "Mean of one reward function, unweighted."),
     "log/": ("", "What reward functions reported through log_metric."),
     "unscorable": ("share", "Completions that could not be scored; they carry no gradient."),
+    "failed/": (
+        "completions",
+        "Of all that were sampled, those that this reward function failed on (raised, NaN, late, died); absent at 0.",
+    ),
     "uniform_groups": ("share", "Groups whose scorable rewards are all equal: no signal under a group baseline."),
     "refill_rounds": ("rounds", "Rounds of further prompts that dynamic sampling took in this step."),
     "groups_dropped": ("groups", "Groups that were sampled and not trained on, by dynamic sampling."),

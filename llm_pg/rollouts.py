@@ -130,6 +130,12 @@ class Rollouts:
         A NaN in `reward_B` means "could not be scored" (as `valid_B` False does).
         """
         mask_BT = mask_BT.bool()
+        if reward_B.isinf().any():
+            row = int(reward_B.isinf().nonzero()[0])
+            raise ValueError(
+                f"reward_B holds {float(reward_B[row])} at row {row}: {reward_B.dtype} does not hold that reward. Only "
+                "finite numbers can be trained on."
+            )
         valid_B = ~reward_B.isnan() if valid_B is None else valid_B.bool() & ~reward_B.isnan()
         last_BT = is_last(mask_BT)
         reward_B = torch.where(valid_B, reward_B, torch.zeros_like(reward_B))

@@ -55,6 +55,7 @@ class Experience:
             "reward": float(known.mean()) if len(known) else float("nan"),
             "reward_std": float(known.std()) if len(known) > 1 else 0.0,
             "unscorable": 1 - float(valid_B.double().mean()),
+            **{f"failed/{name}": count for name, count in self.scores.failures().items()},
             "uniform_groups": float(uniform_P.double().mean()),
             "completion_length": float(rollouts.length_B.double().mean()),
             "truncated": float(rollouts.truncated_B.double().mean()),

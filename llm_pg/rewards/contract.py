@@ -20,6 +20,10 @@ from typing import Any, Literal
 
 BATCH_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 PLAIN_ARGUMENTS = ("completion", "prompt", "completion_ids", "trainer_state", "log_extra", "log_metric")
+RESERVED = {*BATCH_ARGUMENTS, *PLAIN_ARGUMENTS}  # never names of columns
+# float32 holds the square of such a number, and the sum of some hundred such squares: deviations, the norm of a
+# gradient and the error of a critic are made of them.
+MAX_REWARD = 1e18
 FORMS = (
     "f(completion, <columns>, **row) -> float, or TRL's f(prompts, completions, <columns>, **kwargs) -> list of floats"
 )
@@ -47,8 +51,7 @@ class Signature:
     def columns(self, present: Sequence[str]) -> list[str]:
         """Those of the columns present that the function is to be given."""
         named = {*self.required, *self.optional}
-        reserved = {"prompt", "completion", "completion_ids", *BATCH_ARGUMENTS}
-        return [name for name in present if name not in reserved and (self.takes_any or name in named)]
+        return [name for name in present if name not in RESERVED and (self.takes_any or name in named)]
 
 
 def read_signature(function: Callable[..., Any], name: str) -> Signature:
@@ -107,7 +110,8 @@ def text_of(completion: Any) -> str:
 
 
 def read_number(value: Any, expected: str, where: str) -> float | None:
-    """A returned value as a float; None stays None, NaN stays NaN. BadValueError for what is no finite number."""
+    """A returned value as a float; None stays None, NaN stays NaN. BadValueError for what is no number that can be
+    trained on: infinite, or beyond `MAX_REWARD`."""
     if not isinstance(value, (bool, int, float, type(None))) and callable(getattr(value, "item", None)):
         try:
             value = value.item()
@@ -125,6 +129,11 @@ def read_number(value: Any, expected: str, where: str) -> float | None:
         number = math.inf
     if math.isinf(number):
         raise BadValueError(f"must return {expected}, all finite; {where} is {shown(value)}.")
+    if abs(number) > MAX_REWARD:
+        raise BadValueError(
+            f"must return {expected}, none beyond {MAX_REWARD:g}; {where} is {shown(value)}. float32 does not hold "
+            "what is computed from larger numbers: scale the reward down."
+        )
     return number
 
 

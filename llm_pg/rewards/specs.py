@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llm_pg.rewards.contract import FORMS, Signature, read_signature, shown
+from llm_pg.rewards.contract import FORMS, RESERVED, Signature, read_signature, shown
 from llm_pg.rewards.loading import Target, load, target_of
 from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
 from reward_fns.registry import RewardInfo, rewards
@@ -116,6 +116,7 @@ def resolve_all(specs: Sequence[Spec]) -> list[RewardFunction]:
     named: dict[str, RewardFunction] = {}
     for function in functions:
         _check_options(function)
+        _check_form(function)
         tries = (f"{function.name}_{count}" for count in itertools.count(2))
         name = next(name for name in itertools.chain([function.name], tries) if name not in named)
         named[name] = replace(function, name=name)
@@ -256,6 +257,18 @@ def _check_options(function: RewardFunction) -> None:
             raise ValueError(
                 f"Reward function {function.name} has no parameter {option!r}."
                 f"{_near(option, sorted(known), 'parameters')}"
+            )
+
+
+def _check_form(function: RewardFunction) -> None:
+    """Refuse a required parameter of the other form: no call would fill it, and no column may have its name."""
+    form = function.signature.form
+    for name in function.signature.required:
+        if name in RESERVED and name not in function.options:
+            whole = "all completions at once (TRL's form)" if form == "batch" else "one completion at a time"
+            raise ValueError(
+                f"Reward function {function.name} takes {whole}, and its parameter {name!r} belongs to the other form: "
+                f"no call would fill it. Write one of the two: {FORMS}."
             )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm_pg.rewards.contract import MAX_REWARD
 from llm_pg.rewards.specs import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,12 @@ class RewardError(RuntimeError):
 class Scores:
     """What B completions earned.
 
-    reward: the weighted sum of the functions that gave a score, None where none did. parts: by function name, and by
-    "function/part" for named parts. extra: columns from `log_extra`. metrics: means of what went to `log_metric`, and
-    "rewards/<part>/mean". problems: by function, causes with the number of completions each left unscored; "returned
-    None" is counted only where it left a completion without any score.
+    reward: the weighted sum of the functions that gave a score; None, "unscored", where none did and where one failed
+    (raised, returned NaN, was late, died): a failure is no word on the completion, unlike a None that is returned,
+    "does not apply", which the sum skips. A function of weight 0 is only looked at, so its failure costs nothing.
+    parts: by function name, and by "function/part" for named parts. extra: columns from `log_extra`. metrics: means of
+    what went to `log_metric`, and "rewards/<part>/mean". problems: by function, causes with the number of completions;
+    "returned None" is counted only where it left a completion without any score.
     """
 
     reward: list[float | None]
@@ -33,6 +36,14 @@ class Scores:
     extra: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     problems: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def failures(self) -> dict[str, int]:
+        """Returns the number of completions that each function failed on, of those that failed on any."""
+        counts = {
+            name: sum(count for cause, count in causes.items() if cause != NOT_APPLICABLE)
+            for name, causes in self.problems.items()
+        }
+        return {name: count for name, count in counts.items() if count}
 
 
 class Tally:
@@ -99,35 +110,43 @@ class Tally:
         raise RewardError(f"Reward function {self._names[function]} {text}")
 
     def scores(self, weights: Sequence[float]) -> Scores:
-        """The batch added up. RewardError when too many completions have no score at all."""
+        """The batch added up. RewardError when too many completions have no score, or a sum is out of range."""
         for name, answered, failed in zip(self._names, self._scored, self._failed, strict=True):
             if lost := set(range(self._size)) - answered - failed:
                 raise AssertionError(f"Reward function {name} neither answered nor failed on completions {lost}.")
-        total: list[float | None] = []
-        for index in range(self._size):
-            given = [(w, r[index]) for w, r in zip(weights, self._rewards, strict=True)]
-            scored = [weight * reward for weight, reward in given if reward is not None]
-            total.append(math.fsum(scored) if scored else None)
+        lost = set().union(*(failed for failed, weight in zip(self._failed, weights, strict=True) if weight))
+        total = [None if index in lost else self._sum(index, weights) for index in range(self._size)]
         empty = [index for index, reward in enumerate(total) if reward is None]
-        for function, failed in enumerate(self._failed):
-            silent = sum(index not in failed for index in empty)
+        for function, failed in zip(self._problems, self._failed, strict=True):
+            silent = sum(index not in lost and index not in failed for index in empty)
             if silent:
-                self._problems[function][NOT_APPLICABLE] += silent
+                function[NOT_APPLICABLE] += silent
         problems = {name: dict(causes) for name, causes in zip(self._names, self._problems, strict=True) if causes}
         if len(empty) > self._most_unscorable:
             causes = "; ".join(f"{name}: {_counts(Counter(found))}" for name, found in problems.items())
             raise RewardError(
-                f"{len(empty)} of {self._size} completions of this batch have no score from any function ({causes}): "
-                f"{self._limit}."
+                f"{len(empty)} of {self._size} completions of this batch could not be scored ({causes}): {self._limit}."
             )
         parts = {**dict(zip(self._names, self._rewards, strict=True)), **dict(sorted(self._parts.items()))}
-        # fsum is exactly rounded, so a mean does not depend on the order in which workers answered.
-        metrics = {name: math.fsum(values) / len(values) for name, values in sorted(self._metrics.items())}
+        metrics = {name: _mean(values) for name, values in sorted(self._metrics.items())}
         for name, column in parts.items():
             numbers = [value for value in column if value is not None]
             if numbers:
-                metrics[f"rewards/{name}/mean"] = math.fsum(numbers) / len(numbers)
+                metrics[f"rewards/{name}/mean"] = _mean(numbers)
         return Scores(total, parts, dict(sorted(self._extra.items())), metrics, problems)
+
+    def _sum(self, index: int, weights: Sequence[float]) -> float | None:
+        """The weighted sum of the scores that were given; None without one. RewardError where it is out of range."""
+        given = [(weight, rewards[index]) for weight, rewards in zip(weights, self._rewards, strict=True)]
+        scored = [weight * reward for weight, reward in given if reward is not None]
+        total = math.fsum(scored) if scored else None
+        if total is not None and not abs(total) <= MAX_REWARD:
+            told = [f"{n} {w:g} × {r:g}" for n, (w, r) in zip(self._names, given, strict=True) if r is not None]
+            raise RewardError(
+                f"Completion {index} of this batch has the weighted reward {total:g} ({', '.join(told)}), and float32 "
+                f"does not hold what is computed from rewards beyond {MAX_REWARD:g}. Lower the weights or the rewards."
+            )
+        return total
 
     def _show(self, function: int, cause: str, trace: str, what: str) -> None:
         name = self._names[function]
@@ -135,6 +154,14 @@ class Tally:
             return
         self._shown.add((name, cause))
         logger.warning("Reward function %s %s. Said once for this cause.%s", name, what, f"\n{trace}" if trace else "")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """fsum is exactly rounded, so a mean does not depend on the order in which workers answered; NaN out of range."""
+    try:
+        return math.fsum(values) / len(values)
+    except (OverflowError, ValueError):  # beyond float64, or infinities of both signs
+        return math.nan
 
 
 def _counts(causes: Counter[str]) -> str:

@@ -79,9 +79,10 @@ def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[
     for name in dict.fromkeys(name for part in parts for name in part):
         holders = [(part, count) for part, count in zip(parts, rows, strict=True) if name in part]
         values = [part[name] for part, _ in holders]
-        if all(value == values[0] for value in values) and name not in _SUMS:
+        adds_up = name in _SUMS or name.startswith("failed/")
+        if all(value == values[0] for value in values) and not adds_up:
             out[name] = values[0]
-        elif name in _SUMS:
+        elif adds_up:
             out[name] = sum(values)
         elif name in _MAXIMA or name.startswith("seconds/"):
             out[name] = max(values)

@@ -279,3 +279,56 @@ class Callable:
 
 instance = Callable()
 not_a_function = 3
+
+
+# --- rewards that are unscored or out of range, and parameters of the other form
+
+
+def tenth(completion):
+    return 0.1
+
+
+def raises_on_worse(completion):
+    if completion == "WORSE":
+        raise ValueError("worse")
+    return 1.0
+
+
+def raises_on_a_third(completion):
+    if sum(map(ord, completion)) % 3 == 0:
+        raise ValueError("a third of all")
+    return float(len(completion))
+
+
+def tenth_of_all(completions, **kwargs):
+    return [0.1 for _ in completions]
+
+
+def batch_returns_none(completions, **kwargs):
+    return [None if completion == BAD else 1.0 for completion in completions]
+
+
+def batch_echo(completions, value):
+    return value
+
+
+def echo_parts(completion, value):
+    return {"reward": 1.0, "depth": value}
+
+
+def logs_huge_metrics(completion, log_metric):
+    log_metric("huge", 1.7e308)
+    log_metric("infinite", float("inf") if completion == "a" else float("-inf"))
+    return 1.0
+
+
+def batch_with_completion(completions, completion, **kwargs):
+    return [float(completion == each) for each in completions]
+
+
+def batch_with_prompt(completions, prompt):
+    return [1.0 for _ in completions]
+
+
+def plain_with_prompts(completion, prompts):
+    return 1.0

@@ -48,7 +48,7 @@ def test_an_exception_leaves_one_completion_unscored_and_is_counted_by_name(name
     with scorer_of(name, "one", in_process=in_process) as scorer:
         scores = score(scorer)
     assert scores.parts == {name: ALL_BUT_THE_BAD, "one": [1.0] * 8}
-    assert scores.reward == [2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+    assert scores.reward == [2.0, 2.0, 2.0, None, 2.0, 2.0, 2.0, 2.0]
     assert scores.problems == {name: {"ZeroDivisionError": 1}}
 
 
@@ -101,7 +101,7 @@ def test_strict_stops_at_the_first_failure():
 def test_completions_without_any_score_stop_the_run_even_when_no_function_failed():
     with scorer_of("returns_none") as scorer:
         assert score(scorer, ["BAD"] * 2 + ["x"] * 8).reward == [None] * 2 + [1.0] * 8
-        with pytest.raises(RewardError, match=r"3 of 10 .* no score .*returns_none: returned None: 3"):
+        with pytest.raises(RewardError, match=r"3 of 10 .* could not be scored .*returns_none: returned None: 3"):
             score(scorer, ["BAD"] * 3 + ["x"] * 7)
 
 
