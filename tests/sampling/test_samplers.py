@@ -114,6 +114,40 @@ def test_a_stop_string_ends_a_row_and_its_last_token_is_trained(
         assert text.count("z") == (0 if truncated else text.endswith("z")) or tokenizer.eos_token in text
 
 
+@pytest.mark.parametrize("stop", [(), ("z",)], ids=["end token", "stop string"])
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        (NativeSampler, {}),
+        (NativeSampler, {"share_prompts": False}),
+        (NativeSampler, {"static": True}),
+        (GenerateSampler, {}),
+    ],
+    ids=["shared", "cached", "static", "generate"],
+)
+def test_what_ends_with_the_last_token_that_fits_is_not_truncated(
+    engine: Any, options: dict[str, Any], stop: tuple[str, ...], make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """The same rows with room for exactly the longest that ended, and with room for one token less."""
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer("z")["input_ids"][0] if stop else tokenizer.eos_token_id] += 0.5
+
+    def sampled(limit: int) -> Completions:
+        params = SamplingParams(max_completion_length=limit, stop=stop)
+        return run(engine, model, tokenizer, params, group=8, **options)
+
+    free = sampled(30)
+    length_B = free.mask_BT.sum(1)
+    longest = int(length_B[~free.truncated_B].max())
+    assert longest > 2
+    for limit in (longest, longest - 1):
+        out = sampled(limit)
+        assert torch.equal(out.tokens_BT[:, :limit], free.tokens_BT[:, :limit])
+        assert torch.equal(out.truncated_B, free.truncated_B | (length_B > limit))
+    assert bool((length_B == longest).any())
+
+
 def test_dropout_is_off_while_sampling_and_the_mode_comes_back(make_model: Callable[..., Any], tokenizer: Any) -> None:
     model = make_model("gpt2")
     for module in model.modules():

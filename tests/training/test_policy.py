@@ -247,3 +247,25 @@ def test_entropies_before_an_update_are_those_of_its_own_pass(family: str, make_
         expected = policy.score(batch).entropy_BT
     assert float(expected.max()) > 1
     torch.testing.assert_close(policy.entropies(batch, 2), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_minibatches_are_steps_of_the_size_of_the_whole_batch(name: str, make_model: Callable[..., Any]) -> None:
+    """The gradients of three minibatches at the same weights have the mean that one step on all rows has."""
+    batch, found = rollouts(num_prompts=6), {}
+    for number in (1, 3):
+        policy, algorithm = policy_of(make_model("llama")), Algorithm(TABLE[name])
+        optimizer = torch.optim.SGD(policy.trainable(), lr=0.0)
+        gradients: list[torch.Tensor] = []
+        optimizer.register_step_pre_hook(
+            lambda *_, into=gradients, of=policy: into.append(torch.cat([p.grad.reshape(-1) for p in of.trainable()]))
+        )
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        updater = Updater(
+            policy, algorithm, optimizer, scheduler, Accelerator(cpu=True),
+            micro_rows=4, num_minibatches=number, max_grad_norm=0.0,
+        )  # fmt: skip
+        updater.update(algorithm.weigh(batch), torch.tensor([[3, 0, 5, 1, 11, 4, 2, 8, 7, 6, 9, 10]]))
+        assert len(gradients) == number
+        found[number] = torch.stack(gradients).mean(0)
+    assert float((found[3] - found[1]).norm() / found[1].norm()) < 1e-5
