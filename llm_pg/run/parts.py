@@ -32,7 +32,6 @@ from ..prompts.sources import read_object
 from ..rewards.scorer import Scorer
 from ..sampling.protocol import Sampler, SamplingParams
 from ..terminal import Terminal, make_terminal
-from ..terminal.figures import duration
 from ..terminal.plain import Plan
 from ..training.adapters import check_merge, check_passes, check_repeatable, check_trainable, has_adapter
 from ..training.critic import HEAD_LEARNING_RATE, Critic
@@ -274,16 +273,21 @@ class Parts(TrlFace):
             )
         return trial
 
-    def _tell_expected(self, before: Evaluation) -> None:
-        """The time that sampling and training may take, from the trial and the speed of the first evaluation."""
+    def _predict_time(self, before: Evaluation) -> None:
+        """The range of time that the run may take, from the trial and the speed of the first evaluation."""
+        seconds = self.clock.seconds["eval"]
+        self.terminal.pace.spend("eval", seconds)
         if self.trial is None:
             return
         tokens = before.num_prompts * (1 + self.config.eval.eval_num_samples) * before.mean_length
-        rate, passes = tokens / self.clock.seconds["eval"], self.config.algorithm.num_iterations
-        rows = self.plan.rows_per_rank
-        seconds = expected_seconds(self.trial, self.config.train.max_steps, passes, rows, rate, before.mean_length)
-        likely, most = (duration(s) for s in seconds)
-        self.terminal.say(f"Sampling and training: about {likely}, at most {most} with completions of full length.")
+        rate, passes, rows = tokens / seconds, self.config.algorithm.num_iterations, self.plan.rows_per_rank
+        of_steps = expected_seconds(self.trial, self.config.train.max_steps, passes, rows, rate, before.mean_length)
+        self.terminal.predict(*of_steps)
+
+    def _recall(self, before: Evaluation | None) -> None:
+        """The terminal hears of what an earlier process did of this run."""
+        if self.ranks.is_main:
+            self.terminal.recall(read_metrics(self.folder.metrics), before, sum(self.clock.seconds.values()))
 
     def _plan_of_run(self) -> Plan:
         config = self.config
@@ -297,6 +301,7 @@ class Parts(TrlFace):
             logging_steps=config.run.logging_steps,
             samples=config.run.num_completions_to_print,
             every=(("eval", config.eval.eval_steps), ("save", config.run.save_steps)),
+            at_end=(*(("eval",) if self.eval_prompts else ()), *(("save",) if config.run.save_at_end else ())),
         )
 
     def _make_updater(self) -> Updater:

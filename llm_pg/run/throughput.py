@@ -27,15 +27,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     a, b = torch.ones(n, n, device=device, dtype=dtype), torch.ones(n, n, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(REPEATS):
-        _wait(device)
+        wait(device)
         begin = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * n**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

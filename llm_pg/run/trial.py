@@ -2,8 +2,9 @@
 change, and not in the middle of a night.
 
 One micro-batch of the longest prompt and completions of full length goes forward and backward through the model,
-the largest that a step can hold. Its gradient is thrown away; random numbers, weights and every other state stay as
-they were, so that the run is bit for bit the one without the trial.
+the largest that a step can hold; twice, as the first pass warms up and only the second has the speed of a step. Its
+gradient is thrown away; random numbers, weights and every other state stay as they were, so that the run is bit for bit
+the one without the trial.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from ..rollouts import TextRollouts
 from ..training.policy import Policy
 from ..training.shards import shape_of
 from .guard import RunStopped
+from .throughput import wait
 
 LARGE = 50_000_000  # parameters from which a trial on the CPU is worth its seconds
+LEAST_TRAINED = 0.25  # share of a step's groups with a signal, where few have one; the others are dropped
 
 
 @dataclass(frozen=True)
 class Trial:
-    """rows, prompt, completion: completions tried together and their lengths in tokens. passes: such passes over a
-    whole step of longest completions. seconds: of one pass. peak_mb: of the accelerator, or None. asked: rows that the
-    settings asked for; more than `rows` where those did not fit."""
+    """One trial of the longest batch.
+
+    Attributes:
+        rows, prompt, completion: completions tried together and their lengths in tokens.
+        passes: such passes over a whole step of longest completions.
+        seconds: of one warm pass.
+        peak_mb: of the accelerator, or None.
+        asked: rows that the settings asked for; more than `rows` where those did not fit.
+    """
 
     rows: int
     prompt: int
@@ -93,16 +102,10 @@ def try_longest(
         try:
             for module in modes:
                 module.train()
-            while True:
-                begin = time.perf_counter()
-                if _fits(policy, rollouts.rows(index), entropy_grad):
-                    break
+            while (seconds := _warm_seconds(policy, rollouts.rows(index), entropy_grad)) is None:
                 if len(index) == 1:
                     raise RunStopped(_advice(prompt_length, completion_length))
                 index = index[: len(index) // 2]
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - begin
             peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None
         finally:
             del ballast
@@ -116,6 +119,18 @@ def try_longest(
         policy.most_tokens = policy.num_tokens(rollouts.rows(index))
     passes = -(-len(rollouts.mask_BT) // len(index))
     return Trial(len(index), prompt_length, completion_length, passes, seconds, peak, asked)
+
+
+def _warm_seconds(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> float | None:
+    """Seconds of the second of two passes, which adds to the gradient of the first; None where one does not fit."""
+    if not _fits(policy, rows, entropy_grad):
+        return None
+    wait(rows.mask_BT.device)
+    begin = time.perf_counter()
+    if not _fits(policy, rows, entropy_grad):
+        return None
+    wait(rows.mask_BT.device)
+    return time.perf_counter() - begin
 
 
 def _fits(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> bool:
@@ -184,14 +199,18 @@ def _size(size: float) -> str:
 def expected_seconds(
     trial: Trial, num_steps: int, passes: int, rows: int, rate: float, length: float
 ) -> tuple[float, float]:
-    """Seconds of sampling and training of all steps: with completions of `length` tokens, and with the longest.
+    """Seconds of sampling and training of all steps, from few to many.
 
-    passes: μ, over the rows of a step on this rank. rate: tokens sampled a second. Rewards, evaluation and saving come
-    on top.
+    few: completions half as long as `length`, and LEAST_TRAINED of the groups trained on. many: completions of full
+    length, all trained on. Evaluation and saving come on top.
+
+    Args:
+        passes: μ, over the rows of a step on this rank. rate: tokens sampled and scored a second. length: mean length
+            of completions now, in tokens.
     """
 
-    def of(tokens: float) -> float:
+    def of(tokens: float, trained: float) -> float:
         share = (trial.prompt + tokens) / (trial.prompt + trial.completion)
-        return num_steps * (rows * tokens / rate + trial.seconds * trial.passes * passes * share)
+        return num_steps * (rows * tokens / rate + trained * trial.seconds * trial.passes * passes * share)
 
-    return of(length), of(trial.completion)
+    return of(length / 2, LEAST_TRAINED), of(trial.completion, 1.0)

@@ -13,7 +13,7 @@ from rich.live import Live
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
 from .board import PASS_RATE, Board, Running, draw
-from .figures import ASCII_LEVELS, LEVELS
+from .figures import ASCII_LEVELS, LEVELS, phases_of
 from .plain import Plan, Terminal
 
 FRAMES = 2  # a second; one takes some 5 ms
@@ -31,6 +31,18 @@ class LiveTerminal(Terminal):
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
         self.board = Board(plan, self.pace, self.now())
+
+    def recall(self, lines: Sequence[dict[str, Any]], before: Evaluation | None, seconds: float) -> None:
+        super().recall(lines, before, seconds)
+        board = self.board
+        if board is None:
+            return
+        board.began -= seconds
+        if before is not None:
+            board.note(PASS_RATE, 0, before.greedy.mean)
+        for values in lines:
+            self._note(board, values)
+            board.note(PASS_RATE, int(values["step"]), values.get("eval/greedy"))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -68,10 +80,14 @@ class LiveTerminal(Terminal):
         board = self.board
         if board is None:
             return
+        self._note(board, values)
+        board.last = values
+        board.spent = phases_of(values)
+
+    @staticmethod
+    def _note(board: Board, values: dict[str, Any]) -> None:
         for name, value in values.items():
             board.note(name, int(values["step"]), value)
-        board.last = values
-        board.spent = {k.removeprefix("seconds/"): s for k, s in values.items() if k.startswith("seconds/")}
 
     def sample(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         board = self.board

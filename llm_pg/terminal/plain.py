@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
-from .figures import Pace, clipped, duration, harmless
+from .figures import Left, Pace, clipped, duration, harmless, phases_of
 
 SHOWN = 400  # characters of a prompt or a completion
 
@@ -26,7 +26,7 @@ class Plan:
         name: of the run. algorithm: row of the table. max_steps: last step.
         groups: of a step, on all ranks. rows: completions of a step on this rank. passes: over them in training.
         logging_steps: between lines. samples: completions shown now and then.
-        every: phases that come only every so many steps (eval, save).
+        every: phases that come only every so many steps (eval, save). at_end: those that also follow the last step.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Plan:
     logging_steps: int = 1
     samples: int = 1
     every: tuple[tuple[str, int], ...] = ()
+    at_end: tuple[str, ...] = ()
 
 
 class Terminal:
@@ -56,7 +57,22 @@ class Terminal:
 
     def begin(self, plan: Plan) -> None:
         """What the steps will be."""
-        self.plan, self.pace = plan, Pace(plan.max_steps, dict(plan.every))
+        self.plan, self.pace = plan, Pace(plan.max_steps, dict(plan.every), plan.at_end)
+
+    def predict(self, low: float, high: float) -> None:
+        """All steps of the run will take between `low` and `high` seconds; evaluations come on top."""
+        self.pace.predicted = low, high
+        left = self.pace.remaining()
+        assert left is not None
+        steps = f"{self.pace.last_step} steps and the evaluations"
+        self.say(f"Time: {left_text(left)} for {steps}; the first steps narrow it.")
+
+    def recall(self, lines: Sequence[dict[str, Any]], before: Evaluation | None, seconds: float) -> None:
+        """What an earlier process did of the run: lines of metrics.jsonl, the evaluation before the first step, and
+        the seconds that it took in all."""
+        self.pace.recall(lines)
+        if before is not None:
+            Terminal.evaluation(self, "Before the first step", before)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -90,8 +106,7 @@ class Terminal:
 
     def step(self, values: dict[str, Any], seconds: float) -> None:
         """The metrics of a step that took `seconds` of the wall's clock, its checkpoint before it included."""
-        phases = {k.removeprefix("seconds/"): s for k, s in values.items() if k.startswith("seconds/")}
-        self.pace.observe(int(values["step"]), seconds, phases)
+        self.pace.observe(int(values["step"]), seconds, phases_of(values))
         if self._due(int(values["step"])):
             self.console.print("[dim]·[/] " + step_line(values, self.pace))
 
@@ -180,13 +195,13 @@ def step_line(values: dict[str, Any], pace: Pace) -> str:
     return "  ".join(parts)
 
 
-def left_text(left: tuple[float, float, float]) -> str:
-    """Expected time with its range, where the range is wide enough to be read."""
-    middle, low, high = (duration(round(seconds)) for seconds in left)
+def left_text(left: Left) -> str:
+    """Expected time with its range, where the range is wide enough to be read; the range alone where that is known."""
+    low, high = (duration(round(seconds)) for seconds in (left.low, left.high))
     if low == high:
-        return middle
-    same_unit = low.split()[-1] == high.split()[-1]
-    return f"{middle} ({low.split()[0] if same_unit else low} to {high})"
+        return low
+    span = f"{low.split()[0] if low.split()[-1] == high.split()[-1] else low} to {high}"
+    return span if left.middle is None else f"{duration(round(left.middle))} ({span})"
 
 
 def sample_lines(row: dict[str, Any], width: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,10 +150,24 @@ def test_by_default_a_small_model_on_the_cpu_is_not_tried_and_a_large_one_is(
 
 
 def test_the_expected_time_is_that_of_sampling_and_of_the_passes() -> None:
+    """From completions half as long and a quarter of them trained on to the longest, all of them trained on."""
     trial = Trial(rows=8, prompt=20, completion=80, passes=4, seconds=2.0, peak_mb=None, asked=8)
-    likely, most = expected_seconds(trial, 10, 2, rows=32, rate=100.0, length=30.0)
-    assert most == pytest.approx(10 * (32 * 80 / 100 + 2 * 4 * 2))
-    assert likely == pytest.approx(10 * (32 * 30 / 100 + 2 * 4 * 2 * 0.5))
+    low, high = expected_seconds(trial, 10, 2, rows=32, rate=100.0, length=60.0)
+    assert high == pytest.approx(10 * (32 * 80 / 100 + 2 * 4 * 2))
+    assert low == pytest.approx(10 * (32 * 30 / 100 + 0.25 * 2 * 4 * 2 * 0.5))
+
+
+@pytest.mark.faults
+def test_the_seconds_of_the_trial_are_those_of_a_warm_pass(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    score, passes = policy.score, []
+
+    def slow_at_first(*given: Any, **more: Any) -> Any:
+        passes.append(given)
+        time.sleep(0.5 if len(passes) == 1 else 0.0)
+        return score(*given, **more)
+
+    monkeypatch.setattr(policy, "score", slow_at_first)
+    assert try_longest(policy, **SIZES).seconds < 0.4
 
 
 def run(folder: Path, make_model: Callable[..., Any], tokenizer: Any, **changes: Any) -> tuple[Any, str]:
@@ -181,7 +197,7 @@ def test_a_run_with_the_trial_is_bit_for_bit_the_run_without(
     tried, said = run(tmp_path / "a", make_model, tokenizer, try_longest_batch=True)
     bare, silent = run(tmp_path / "b", make_model, tokenizer, try_longest_batch=False)
     assert "Longest batch tried: 16 completions of 4 + 6 tokens" in said
-    assert "Sampling and training: about" in said
+    assert re.search(r"Time: \d.* for 3 steps and the evaluations", said)
     assert "Longest batch" not in silent
     assert "A step: 4 prompts × 4 generations = 16 completions" in silent
     assert "Memory at least" in silent
