@@ -101,10 +101,12 @@ def described(name: str) -> bool:
 
 
 class Clock:
-    """Seconds by phase. watch: told (phase, True) where one begins and (phase, False) where it ends."""
+    """Seconds by phase. watch: hears (phase, True) where one begins and (phase, False) where it ends."""
 
-    def __init__(self, watch: Callable[[str, bool], None] | None = None) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(
+        self, watch: Callable[[str, bool], None] | None = None, seconds: dict[str, float] | None = None
+    ) -> None:
+        self.seconds = dict(seconds or {})
         self.watch = watch
 
     @contextmanager

@@ -86,12 +86,14 @@ class PolicyGradientTrainer(Ending):
                 self.evaluated = None
                 self.step = start = self._begin(resume, override)
                 before = self.folder.read_evaluation() if start else None
+                if start:
+                    self._recall(before)
                 with self.terminal.running():
                     if self.eval_prompts and config.eval.eval_on_start and not start:
                         before = self._evaluate_together("Before")
                         if self.ranks.is_main:
                             self.folder.write_evaluation(before)
-                        self._tell_expected(before)
+                        self._predict_time(before)
                     with Signals() as self.signals:
                         self._steps(start)
                         after = self._leave()
@@ -162,7 +164,7 @@ class PolicyGradientTrainer(Ending):
         # A minibatch holds the same share of every rank; transformers' generate draws for a rank's whole batch.
         if self.config.algorithm.steps_per_generation > 1 or self.config.rollout.engine == "transformers":
             facts["ranks"] = self.ranks.count
-        parts = (self.updater, self.clean, facts, self.ranks, self.stream)
+        parts = (self.updater, self.clean, facts, self.ranks, self.stream, self.clock)
         self.saver = Saver(self.folder.checkpoints, self.config, *parts)
         self.profiler = Profiler(self.folder.path / "profile", self.config.run.profile_steps * self.ranks.is_main)
         dtype = torch.bfloat16 if self.config.train.bf16 else self.model.dtype
@@ -189,6 +191,7 @@ class PolicyGradientTrainer(Ending):
             self.metrics = MetricsFile(self.folder.metrics, resume_step=done if found else None)
         self.trial = self.ranks.together(self._try_longest)
         follow(self.terminal, self._plan_of_run(), self.updater, self.collector.sampler)
+        self.clock.watch = self.terminal.phase
         seen = (self.terminal, self.trackers, self.folder, self.config, settings)
         self.onlookers = Onlookers(*seen) if self.ranks.is_main else None
         self.callbacks.best = self.best

@@ -13,6 +13,7 @@ import transformers
 from .. import __version__
 from ..config import Config, ConfigError
 from ..config.rollout import RolloutConfig
+from ..metrics import Clock
 from ..prompts import PromptStream
 from ..training.shards import collect, like, put, shape_of
 from ..training.update import Updater
@@ -37,6 +38,7 @@ class Saver:
         facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
         ranks: of the run. Where `joint` they save together; else the first alone.
         stream: of the run's prompts; one that learns has a state.
+        clock: seconds by phase of the run, which those of a process that goes on are added to.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Saver:
         facts: dict[str, Any],
         ranks: Ranks,
         stream: PromptStream,
+        clock: Clock,
     ) -> None:
-        self.ranks, self.stream = ranks, stream
+        self.ranks, self.stream, self.clock = ranks, stream, clock
         self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
         self.saved: int | None = None
         self.extension = ""  # what becomes of the schedules, where a run goes on to another number of steps
@@ -86,6 +89,7 @@ class Saver:
             "scheduler": _plain(updater.scheduler.state_dict()),
             "algorithm": updater.algorithm.state_dict(),
             "prompts": self.stream.state_dict(),
+            "seconds": dict(self.clock.seconds),
         }
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -225,6 +229,7 @@ class Saver:
             self.updater.accelerator.scaler.load_state_dict(numbers["scaler"])
         self.updater.algorithm.load_state_dict(numbers["algorithm"])
         self.stream.load_state_dict(numbers.get("prompts", {}))
+        self.clock.add(Clock(seconds=numbers.get("seconds", {})))
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

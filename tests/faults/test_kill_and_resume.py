@@ -1,5 +1,6 @@
 """R1, R2, R3: a run that is killed and goes on ends as the run that was not, bit for bit."""
 
+import io
 import json
 import signal
 from collections import Counter
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from llm_pg.metrics import read_metrics
 from llm_pg.run import checkpoint
+from llm_pg.terminal import LiveTerminal
 from tests.faults.conftest import lines, weights
-from tests.faults.tiny_run import NUM_TRAINED, make
+from tests.faults.tiny_run import NUM_TRAINED, inject, make
 
 pytestmark = pytest.mark.faults
 
@@ -148,3 +152,33 @@ def test_going_on_from_an_older_checkpoint_keeps_what_is_saved_from_there(named:
     assert (saved / "step-000006.replaced" / "manifest.json").exists()
     run(resume=True)
     assert (lines(tmp_path / "r"), weights(tmp_path / "r")) == whole
+
+
+def test_a_run_that_goes_on_reports_seconds_curves_and_the_first_pass_rate_of_the_whole_run(tmp_path: Path) -> None:
+    changes = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "eval_on_start": True, "reward_in_process": True}
+    options = {"out": str(tmp_path), "name": "r", "changes": changes}
+    first = make(options)
+    inject(first, "raise", 3)
+    with pytest.raises(RuntimeError, match="injected"):
+        first.train()
+    folder = tmp_path / "r"
+    before = json.loads((folder / "before.json").read_text())["greedy"]["mean"]
+    out = io.StringIO()
+    again = make(options)
+    again.terminal = live = LiveTerminal(console=Console(file=out, force_terminal=True, width=100, height=50))
+    summary = again.train(resume=True)
+
+    seconds, steps = summary["seconds_by_phase"], read_metrics(folder / "metrics.jsonl")
+    for phase in ("sample", "update"):
+        assert seconds[phase] == pytest.approx(sum(line[f"seconds/{phase}"] for line in steps), abs=0.01)
+    own = again.clock.seconds["load"] - first.clock.seconds["load"]
+    assert 0 < own < seconds["load"]
+    assert live.board is not None
+    assert [step for step, _ in live.board.history["reward"]] == [1, 2, 3, 4]
+    assert live.board.history["pass rate"] == [
+        (0, before),
+        (2, steps[1]["eval/greedy"]),
+        (4, summary["pass_rate_after"]),
+    ]
+    assert "Before the first step" in out.getvalue()
+    assert f"{summary['seconds_total'] / 60:.1f} minutes" in (folder / "report.html").read_text()
