@@ -1,4 +1,4 @@
-"""What a batch of experience is made of: its random streams, its greedy completions, its facts and its readable rows."""
+"""What a batch of experience is made of: its random streams, its greedy completions, facts and readable rows."""
 
 import json
 from collections.abc import Callable
