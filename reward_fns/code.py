@@ -1,19 +1,20 @@
-"""Programs, judged by tests in the sandbox: standard input and output, asserts, or calls with expected values.
+"""Programs, judged by tests in the sandbox: standard input and output, Python tests, or calls with expected values.
 
 The expected values never enter the process that runs the answer, and an exit code alone earns nothing (see
 `llm_pg.sandbox.judging`). Where the sandbox fails, SandboxError is raised: the completion has no score, which is
-counted and shown, and is not a 0.
+counted and shown, and is not a 0. The formats of HumanEval, MBPP and APPS are in `reward_fns.code_sets`.
 """
 
-import ast
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from llm_pg.sandbox import Limits
 from llm_pg.sandbox.judging import Case, IOTest, Terms, judge_calls, judge_output, names_called
+from llm_pg.sandbox.reading import read_test
 from reward_fns.registry import reward
 
 MAX_CHARACTERS = 100_000  # of a program; nothing longer is run
@@ -23,7 +24,59 @@ _LANGUAGES = ("", "python", "python3", "py")
 Test = str | IOTest | Case
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer")
+@dataclass(frozen=True)
+class Suite:
+    """The tests of one row, and what they need.
+
+    tests: all outputs, or texts and calls. entry: what of the program is under test; None where the texts say it
+    themselves. names: all that they use of it. setup: trusted source for texts. method_of: a class whose methods the
+    names may be. packages: whether installed packages may be imported.
+    """
+
+    tests: tuple[Test, ...]
+    entry: str | None = None
+    names: tuple[str, ...] = ()
+    setup: str = ""
+    method_of: str = ""
+    packages: bool = False
+
+    def answers(self) -> list[str | None]:
+        """The answer that each part of the tests expects, as text that is equal for equal answers; None where unknown.
+
+        Raises ValueError for a text that asserts nothing or cannot be run: it would pay every program, or none.
+        """
+        return [answer for test in self.tests for answer in self._answers(test)]
+
+    def _answers(self, test: Test) -> list[str | None]:
+        if isinstance(test, IOTest):
+            return ["\n".join(line.rstrip() for line in test.stdout.rstrip().split("\n"))]
+        if isinstance(test, Case):
+            return [json.dumps(test.expected, sort_keys=True)]
+        return [unit.answer for unit in read_test(test, self.entry, self.packages).units]
+
+    def constant(self) -> int:
+        """How many parts of the tests the best constant answer passes, as far as their form shows it."""
+        return max(Counter(answer for answer in self.answers() if answer is not None).values(), default=0)
+
+
+def check_tests(
+    tests: Any = None,
+    entry: str | Sequence[str] | None = None,
+    setup: str = "",
+    above_constant: bool = True,
+    packages: bool = False,
+    **row: Any,
+) -> None:
+    """ValueError for a row of `code_tests` that cannot be judged, before anything is run."""
+    suite = read_suite(tests, entry, setup, packages)
+    if above_constant and suite.constant() == (size := len(suite.answers())):
+        raise ValueError(
+            f"All tests ({size}) expect the same answer, so a program that always gives it would earn everything. Add "
+            f"a test with another answer, or pass above_constant=False."
+        )
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_tests)
 def code_tests(
     completion: str,
     tests: Any,
@@ -45,13 +98,15 @@ def code_tests(
 
     - {"input": text, "output": text}: the program reads the one and must print the other, white space at line ends and
       at the end aside, and end with exit code 0. {"inputs": [...], "outputs": [...]} is the same.
-    - Python text with assert statements, as in MBPP, or one that defines and calls a check, as in HumanEval.
+    - Python text: assert statements, `check(candidate)`, `unittest` classes, `test_` functions, a doctest. Each
+      statement that asserts, and each test function, method or example, is a test; all of them are run.
     - {"args": [...], "kwargs": {...}, "expected": value}: a call of the function `entry`, floats within 1e-6.
 
-    entry: the functions or classes of the program that asserts and calls may use (HumanEval's entry_point); for asserts
-    it may be left out when they call just one unknown name. setup: trusted source that asserts need. seconds: for all
-    tests together; keep it under the reward's deadline. cpu_s, memory_mb: for each run. packages: installed packages
-    may be imported. workers: tests side by side.
+    entry: the functions or classes of the program that the tests use, the one under test first (HumanEval's
+    entry_point); for Python text it may be left out where the text itself says what it calls. Other names that the
+    text uses and does not define are taken from the program too; what is trusted belongs in `setup`.
+    setup: trusted source that Python texts need. seconds: for all tests together; keep it under the reward's deadline.
+    cpu_s, memory_mb: for each run. packages: installed packages may be imported. workers: tests side by side.
 
     Range [0, 1]. Floor 0: let n be the tests and c those that the best constant answer passes (the same output whatever
     the input; found for outputs, expected values and asserts of the form f(...) == value). The score is (passed - c) /
@@ -59,24 +114,34 @@ def code_tests(
     answer earns c / n. Asserts of another form count as none that a constant passes. What no test set tells from an
     answer is a table of values that the prompt shows.
 
+    A test that asserts nothing is refused before the run: a comparison without assert, a tuple, an assertion that an
+    `except` takes, a function that nothing calls. One in which a program reaches no assertion is failed.
     Raises ValueError for tests that cannot be judged, or whose c is n; SandboxError when the sandbox failed.
     """
-    parsed = _parse(json.dumps(tests, default=_refuse)) if not isinstance(tests, str) else _parse(tests)
-    constant = constant_passes(parsed)
-    if above_constant and constant == len(parsed):
-        raise ValueError(
-            f"All tests ({constant}) expect the same answer, so a program that always gives it would earn everything. "
-            f"Add a test with another answer, or pass above_constant=False."
-        )
-    code = extract_code(completion)
+    check_tests(tests, entry, setup, above_constant, packages)
+    terms = Terms(seconds, Limits(wall_s=seconds, cpu_s=cpu_s, memory_mb=memory_mb), packages=packages, workers=workers)
+    suite = read_suite(tests, entry, setup, packages)
+    return score(extract_code(completion), suite, terms, partial=partial, above_constant=above_constant)
+
+
+def score(code: str | None, suite: Suite, terms: Terms, *, partial: bool = True, above_constant: bool = True) -> float:
+    """What a program earns: the share of parts of the tests that it passes, as `code_tests` says.
+
+    Where all parts expect one answer, nothing is taken off for it.
+    """
     if code is None:
         return 0.0
-    terms = Terms(seconds, Limits(wall_s=seconds, cpu_s=cpu_s, memory_mb=memory_mb), packages=packages, workers=workers)
-    passed = sum(verdict.passed for verdict in _judge(code, parsed, entry, setup, terms))
+    if any(isinstance(test, IOTest) for test in suite.tests):
+        verdicts = judge_output(code, [test for test in suite.tests if isinstance(test, IOTest)], terms)
+    else:
+        calls = [test for test in suite.tests if not isinstance(test, IOTest)]
+        verdicts = judge_calls(code, suite.names, calls, setup=suite.setup, method_of=suite.method_of, terms=terms)
+    parts = [passed for verdict in verdicts for passed in verdict.counts]
     if not partial:
-        return float(passed == len(parsed))
-    base = constant if above_constant else 0
-    return max(0.0, (passed - base) / (len(parsed) - base))
+        return float(all(parts))
+    base = suite.constant() if above_constant else 0
+    base = base if base < len(parts) else 0
+    return max(0.0, (sum(parts) - base) / (len(parts) - base))
 
 
 def extract_code(completion: str) -> str | None:
@@ -104,48 +169,46 @@ def extract_code(completion: str) -> str | None:
     return code if code.strip() and len(code) <= MAX_CHARACTERS else None
 
 
-def constant_passes(tests: Sequence[Test]) -> int:
-    """How many of the tests the best constant answer passes, as far as their form shows it."""
-    known = Counter(answer for answer in map(_expected, tests) if answer is not None)
-    return max(known.values(), default=0)
-
-
-def _judge(
-    code: str, tests: Sequence[Test], entry: str | Sequence[str] | None, setup: str, terms: Terms
-) -> Sequence[Any]:
-    outputs = [test for test in tests if isinstance(test, IOTest)]
-    if outputs:
-        return judge_output(code, outputs, terms)
-    calls = [test for test in tests if not isinstance(test, IOTest)]
-    names = [entry] if isinstance(entry, str) else list(entry or ())
-    if not names:
-        names = names_called([test for test in calls if isinstance(test, str)], setup)
-        if len(names) != 1:
-            raise ValueError(
-                f"Say in `entry` which functions of the program the tests call; they use {names or 'no name'} without "
-                f"defining it."
-            )
-    return judge_calls(code, names, calls, setup=setup, terms=terms)
+def read_suite(tests: Any, entry: str | Sequence[str] | None, setup: str, packages: bool = False) -> Suite:
+    """The suite that `code_tests` takes from a row. Raises ValueError for what is no test."""
+    text = tests if isinstance(tests, str) else json.dumps(tests, default=_refuse)
+    return _read_suite(text, (entry,) if isinstance(entry, str) else tuple(entry or ()), setup, packages)
 
 
 @lru_cache(maxsize=256)
+def _read_suite(text: str, entries: tuple[str, ...], setup: str, packages: bool) -> Suite:
+    tests = _parse(text)
+    if any(isinstance(test, IOTest) for test in tests):
+        return Suite(tests, setup=setup)
+    wanted = names_called([test for test in tests if isinstance(test, str)], setup)
+    names = tuple(dict.fromkeys((*entries, *wanted)))
+    if not names:
+        raise ValueError("Say in `entry` which functions of the program the tests call; they name none of it.")
+    return Suite(tests, entries[0] if entries else None, names, setup, packages=packages)
+
+
 def _parse(text: str) -> tuple[Test, ...]:
-    """Tests from JSON, or from the text of a single assert test."""
+    """Tests from JSON, or from the text of a single Python test."""
     try:
         tests = json.loads(text)
     except json.JSONDecodeError:
         tests = [text]
     if isinstance(tests, Mapping) and {"inputs", "outputs"} <= tests.keys():
-        if len(tests["inputs"]) != len(tests["outputs"]):
-            raise ValueError(f"{len(tests['inputs'])} inputs do not fit {len(tests['outputs'])} outputs.")
-        pairs = zip(tests["inputs"], tests["outputs"], strict=True)
-        tests = [{"input": given, "output": wanted} for given, wanted in pairs]
+        tests = [{"input": given, "output": wanted} for given, wanted in pairs(tests["inputs"], tests["outputs"])]
     if not isinstance(tests, list) or not tests:
         raise ValueError(f"code_tests needs a list of tests in the column 'tests'; got {text[:80]!r}.")
     parsed = tuple(_parse_one(test) for test in tests)
     if len({isinstance(test, IOTest) for test in parsed}) > 1:
-        raise ValueError("The tests of one row are all of one kind: outputs, or asserts and calls.")
+        raise ValueError("The tests of one row are all of one kind: outputs, or texts and calls.")
     return parsed
+
+
+def pairs(inputs: Any, outputs: Any) -> Iterable[tuple[Any, Any]]:
+    """Inputs with their outputs; ValueError where they do not fit."""
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
+        counts = [len(side) if isinstance(side, list) else "no list of" for side in (inputs, outputs)]
+        raise ValueError(f"{counts[0]} inputs do not fit {counts[1]} outputs.")
+    return zip(inputs, outputs, strict=True)
 
 
 def _parse_one(test: Any) -> Test:
@@ -164,25 +227,3 @@ def _parse_one(test: Any) -> Test:
 
 def _refuse(value: Any) -> Any:
     raise ValueError(f"Tests hold what JSON can hold; got a {type(value).__name__}.")
-
-
-def _expected(test: Test) -> str | None:
-    """The answer a test expects, as text that is equal for equal answers; None when its form does not show it."""
-    if isinstance(test, IOTest):
-        return "\n".join(line.rstrip() for line in test.stdout.rstrip().split("\n"))
-    if isinstance(test, Case):
-        return json.dumps(test.expected, sort_keys=True)
-    try:
-        statements = ast.parse(test).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None  # the judge says what is wrong with it
-    match statements:
-        case [ast.Assert(test=ast.Compare(left=ast.Call(), ops=[ast.Eq() | ast.Is()], comparators=[value]))]:
-            return ast.dump(value)
-        case [ast.Assert(test=ast.Compare(left=value, ops=[ast.Eq() | ast.Is()], comparators=[ast.Call()]))]:
-            return ast.dump(value)
-        case [ast.Assert(test=ast.Call())]:
-            return ast.dump(ast.Constant(True))
-        case [ast.Assert(test=ast.UnaryOp(op=ast.Not(), operand=ast.Call()))]:
-            return ast.dump(ast.Constant(False))
-    return None

@@ -6,14 +6,15 @@ that equals everything therefore decides nothing. What remains possible is what 
 values known from the prompt, or guessed.
 """
 
-import ast
-import builtins
 import json
+import marshal
+import math
+import re
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,19 +23,26 @@ from typing import Any
 
 from llm_pg.sandbox.inside import wire
 from llm_pg.sandbox.launch import Running
+from llm_pg.sandbox.reading import ReadTest, free_names, read_test
 from llm_pg.sandbox.runs import choose, num_processors
 from llm_pg.sandbox.spec import Job, Level, Limits, Result, SandboxError
 
 _LEAST_WALL_S = 0.05
+_DECIMAL_OR_WHOLE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _SLOW_SHARE = 0.1  # of the seconds: a run that takes longer is to blame when they are not enough
 
 
 @dataclass(frozen=True)
 class IOTest:
-    """Standard input, and the standard output it must give; white space at line ends and at the end is ignored."""
+    """Standard input, and the standard output it must give; white space at line ends and at the end is ignored.
+
+    tolerance: relative and absolute, for words of a line that are numbers with a decimal point; None: text for text.
+    """
 
     stdin: str
     stdout: str
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if not self.stdout.strip():
@@ -43,19 +51,33 @@ class IOTest:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of the function under test, and the value it must return: plain data, lists and tuples alike."""
+    """A call of the function under test, and the value it must return: plain data, lists and tuples alike.
+
+    or_expected: another value that is right as well, in a tuple of one; empty for none.
+    """
 
     arguments: Sequence[Any]
     expected: Any
     keywords: dict[str, Any]
+    or_expected: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one test was passed, and if not, why."""
+    """Whether one test was passed, and if not, why (of the first part that was not).
+
+    parts: for a test of several parts, whether each was passed (see `reading.read_test`); parts that are the same for
+    every program are left out.
+    """
 
     passed: bool
     reason: str = ""
+    parts: tuple[bool, ...] = ()
+
+    @property
+    def counts(self) -> tuple[bool, ...]:
+        """What each part of the test is worth: one for a test without parts."""
+        return self.parts or (self.passed,)
 
 
 @dataclass(frozen=True)
@@ -109,65 +131,52 @@ def judge_calls(
     tests: Sequence[str | Case],
     *,
     setup: str = "",
+    method_of: str = "",
     tolerance: float = 1e-6,
     terms: Terms | None = None,
 ) -> list[Verdict]:
     """Judge functions (or classes) of the program by statements that must not raise, or by cases.
 
-    names: what the tests may use of the program, and nothing else of it; the first is what cases call.
-    tests: Python source with assert statements, or a `Case`. setup: trusted source that every statement test needs.
-    tolerance: relative and absolute, where a case's value is a float.
+    names: what the tests may use of the program, and nothing else of it; the first is what cases and `check` call.
+    tests: Python text (see `reading.read_test`: assertions, `check(candidate)`, `unittest` classes, `test_` functions,
+    doctests), or a `Case`. setup: trusted source that every text needs; it may use the names too. method_of: a class
+    of the program whose methods the names are where it does not define them itself. tolerance: relative and absolute,
+    where a case's value is a float.
 
     Plain data crosses in both directions: numbers, text, bytes, lists, tuples, dicts, sets, iterators (taken as
     lists), arrays. Other objects stay with the program; a test can call them and read their attributes but not compare
     them. A function that returns None changes the lists, dicts and sets that it was given, as in-place functions do.
-    The tests run in order in `seconds`; those after one that hangs or ends the program are failed.
+    A program that raises while it is loaded defines nothing. The tests run in order in `seconds`; those after one that
+    hangs or ends the program are failed, and so is one in which no assertion was reached.
 
-    Raises ValueError for a test that is no Python or passes a function, SandboxError when the sandbox failed.
+    Raises ValueError for a test that asserts nothing or passes a function, or whose outcome is the same for every
+    program; SandboxError when the sandbox failed.
     """
     terms = terms or Terms()
-    free = _free_names([test for test in tests if isinstance(test, str)], setup)
-    imports = [f"import {name}" for name in free if name in sys.stdlib_module_names and name not in names]
     if not names:
         raise ValueError("Name at least one function of the program that the tests call.")
+    texts = [test for test in tests if isinstance(test, str)]
+    read = [read_test(test, names[0], terms.packages) if isinstance(test, str) else test for test in tests]
+    imports = [name for name in free_names([setup, *texts]) if name in sys.stdlib_module_names and name not in names]
     nonce = secrets.token_hex(16)
     spec = {
         "nonce": nonce,
         "names": list(names),
-        "setup": "\n".join([setup, *imports]),  # tests rely on modules that the answer would have imported
+        "method_of": method_of,
+        "setup": "\n".join([setup, *(f"import {name}" for name in imports)]),  # the answer would have imported them
         "tolerance": tolerance,
-        "tests": [test if isinstance(test, str) else _encode_case(test) for test in tests],
+        "tests": [_encode_text(test) if isinstance(test, ReadTest) else _encode_case(test) for test in read],
     }
     wire_source = _inside("wire")
     solution = Job(_inside("solution"), files={"wire.py": wire_source, "answer.py": code})
     referee = Job(_inside("referee"), files={"wire.py": wire_source, "tests.json": json.dumps(spec)})
     result = _meet(solution, referee, terms)
-    return _read_verdicts(result, nonce, len(tests))
+    return _read_verdicts(result, nonce, [len(test.units) if isinstance(test, ReadTest) else 1 for test in read])
 
 
 def names_called(tests: Sequence[str], setup: str = "") -> list[str]:
     """What tests want of the program: names that they neither define, import nor find in Python, in order."""
-    return [name for name in _free_names(tests, setup) if name not in sys.stdlib_module_names]
-
-
-def _free_names(tests: Sequence[str], setup: str) -> list[str]:
-    used: dict[str, None] = {}
-    bound = set(dir(builtins))
-    for node in (node for source in (setup, *tests) for node in ast.walk(_check_source(source))):
-        if isinstance(node, ast.Name):
-            if isinstance(node.ctx, ast.Load):
-                used[node.id] = None
-            else:
-                bound.add(node.id)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-    return [name for name in used if name not in bound]
+    return [name for name in free_names([setup, *tests]) if name not in sys.stdlib_module_names]
 
 
 def _meet(solution: Job, referee: Job, terms: Terms) -> Result:
@@ -188,17 +197,34 @@ def _meet(solution: Job, referee: Job, terms: Terms) -> Result:
     return result
 
 
-def _read_verdicts(result: Result, nonce: str, num_tests: int) -> list[Verdict]:
-    verdicts: list[Verdict] = []
+def _read_verdicts(result: Result, nonce: str, sizes: Sequence[int]) -> list[Verdict]:
+    """sizes: the number of units of each test."""
+    found: list[dict[int, tuple[str, str]]] = [{} for _ in sizes]
+    last = -1
     for line in result.stdout.splitlines():
         if line.startswith(nonce):
-            _, word, reason = line.split(" ", 2)
+            _, place, unit, word, reason = line.split(" ", 4)
+            last = int(place)
             if word == "cannot":
-                raise ValueError(f"Test {len(verdicts)} cannot be judged: {reason}.")
-            verdicts.append(Verdict(word == "pass", reason if word != "pass" else ""))
-    if len(verdicts) < num_tests and result.status in ("ok", "error", "signal"):
+                raise ValueError(f"Test {last} cannot be judged: {reason}.")
+            if word != "over":
+                found[last].setdefault(int(unit), (word, reason))
+    if last < len(sizes) - 1 and result.status in ("ok", "error", "signal"):
         raise SandboxError(f"The referee ended early ({result.status}): {result.stderr[-500:]!r}")
-    return verdicts + [Verdict(False, f"not reached: {result.status}")] * (num_tests - len(verdicts))
+    return [
+        _verdict(place, size, said, result.status) for place, (size, said) in enumerate(zip(sizes, found, strict=True))
+    ]
+
+
+def _verdict(place: int, size: int, said: Mapping[int, tuple[str, str]], status: str) -> Verdict:
+    """One test from what was said of its units; what nothing was said of was not reached. -1 is the test as a whole."""
+    whole = said.get(-1, ("fail", f"not reached: {status}"))
+    units = [said.get(unit, whole) for unit in range(size)]
+    counted = [(word, reason) for word, reason in units if word != "idle"]
+    if not counted:
+        raise ValueError(f"Test {place} has the same outcome for every program: it asks nothing of the program.")
+    reasons = [reason for word, reason in counted if word != "pass"]
+    return Verdict(not reasons, reasons[0] if reasons else "", tuple(word == "pass" for word, _ in counted))
 
 
 def _compare(test: IOTest, result: Result | None) -> Verdict:
@@ -206,9 +232,22 @@ def _compare(test: IOTest, result: Result | None) -> Verdict:
         return Verdict(False, "not run: no time left")
     if result.status != "ok":
         return Verdict(False, f"ended by {result.status}: {result.stderr[-200:]}")
-    if _lines(result.stdout) != _lines(test.stdout):
+    if not _same_output(_lines(result.stdout), _lines(test.stdout), test.tolerance):
         return Verdict(False, f"printed {result.stdout[:100]!r}")
     return Verdict(True)
+
+
+def _same_output(printed: list[str], expected: list[str], tolerance: float | None) -> bool:
+    if tolerance is None or len(printed) != len(expected):
+        return printed == expected
+    pairs = [(a.split(), b.split()) for a, b in zip(printed, expected, strict=True)]
+    return all(len(a) == len(b) and all(map(_same_word, a, b, [tolerance] * len(a))) for a, b in pairs)
+
+
+def _same_word(printed: str, expected: str, tolerance: float) -> bool:
+    if printed == expected or not (_DECIMAL.fullmatch(expected) and _DECIMAL_OR_WHOLE.fullmatch(printed)):
+        return printed == expected
+    return math.isclose(float(printed), float(expected), rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _lines(text: str) -> list[str]:
@@ -220,16 +259,17 @@ def _encode_case(case: Case) -> list[Any]:
         raise ValueError(f"A case holds plain data only; got a {type(value).__name__}.")
 
     keywords = {str(name): value for name, value in case.keywords.items()}
-    return [wire.encode(part, refuse) for part in (list(case.arguments), keywords, case.expected)]
+    accepted = [case.expected, *case.or_expected]
+    return [wire.encode(part, refuse) for part in (list(case.arguments), keywords, accepted)]
 
 
-def _check_source(source: str) -> ast.Module:
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"A test is not Python: {error}. It begins {source[:80]!r}.") from error
+def _encode_text(test: ReadTest) -> dict[str, Any]:
+    return {"code": test.code.hex(), "steps": test.steps}
 
 
 @cache
 def _inside(name: str) -> str:
-    return (Path(__file__).parent / "inside" / f"{name}.py").read_text(encoding="utf-8")
+    """A program of `inside/`, compiled once here and not in each of its runs: the interpreter is the same."""
+    path = Path(__file__).parent / "inside" / f"{name}.py"
+    code = compile(path.read_text(encoding="utf-8"), path.name, "exec", dont_inherit=True)
+    return f"exec(__import__('marshal').loads(bytes.fromhex({marshal.dumps(code).hex()!r})))"

@@ -174,7 +174,8 @@ def test_what_a_test_did_not_name_cannot_be_defined_for_it() -> None:
     code = "def poly(xs, x): return 0\ndef find_zero(xs): return 99"
     test = "assert abs(poly([1, 2], find_zero([1, 2]))) < 1e-4"
     setup = "def poly(xs, x): return sum(c * x ** i for i, c in enumerate(xs))"
-    assert passed(code, [test], names=("find_zero",)) == [False]
+    with pytest.raises(ValueError, match="'poly' is not defined"):
+        passed(code, [test], names=("find_zero",))
     assert passed(code, [test], names=("find_zero",), setup=setup) == [False]
     assert passed("def find_zero(xs): return -xs[0] / xs[1]", [test], names=("find_zero",), setup=setup) == [True]
 

@@ -20,7 +20,8 @@ def main() -> None:
     try:
         with open("answer.py", encoding="utf-8", errors="surrogatepass") as file:
             source = file.read()
-        exec(compile(source, "answer.py", "exec"), module.__dict__)  # noqa: S102  what the sandbox is for
+        # As its own file would be: this file's `annotations` is not its import, and what fails to load defines nothing.
+        exec(compile(source, "answer.py", "exec", dont_inherit=True), module.__dict__)  # noqa: S102
     except BaseException as error:  # noqa: BLE001  whatever the model's code raises
         fault = f"{type(error).__name__}: {error}"
     else:
@@ -47,9 +48,14 @@ def serve(request: dict[str, Any], module: types.ModuleType, objects: list[Any],
 
     operation = request["do"]
     if operation == "name":
-        if not hasattr(module, request["name"]):
-            return {"missing": fault or "the code does not define it"}
-        return {"value": opaque(getattr(module, request["name"]))}
+        if fault:
+            return {"fault": fault}
+        owner = module
+        if request["method_of"] and not hasattr(module, request["name"]):
+            owner = getattr(module, request["method_of"], type)()
+        return (
+            {"value": wire.encode(getattr(owner, request["name"]), opaque)} if hasattr(owner, request["name"]) else {}
+        )
     target = objects[request["on"]]
     arguments = [wire.decode(value, objects.__getitem__) for value in request["arguments"]]
     keywords = {name: wire.decode(value, objects.__getitem__) for name, value in request["keywords"].items()}

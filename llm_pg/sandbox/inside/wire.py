@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from decimal import Decimal
-from fractions import Fraction
 from itertools import islice
+
+try:  # what `json` is made of: importing that takes longer than starting the interpreter, for parts unused here
+    from _json import encode_basestring_ascii, make_encoder, make_scanner
+except ImportError:
+    import json
+
+    make_scanner = None
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +26,35 @@ class Unsupported(Exception):
     """A value that cannot travel."""
 
 
+class _Plain:
+    """How JSON is read: the scanner takes its settings from attributes."""
+
+    strict, memo, object_hook, object_pairs_hook = True, {}, None, None  # type: ignore[var-annotated]
+    parse_float, parse_int = float, int
+    parse_constant = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}.__getitem__
+
+
+def dumps(value: Any) -> str:
+    """JSON of what `encode` gives."""
+    if make_scanner is None:
+        return json.dumps(value)
+    encoder = make_encoder(None, None, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    return "".join(encoder(value, 0))
+
+
+def loads(text: str) -> Any:
+    """The value of JSON without white space around it. Raises ValueError for what is none."""
+    if make_scanner is None:
+        return json.loads(text)
+    try:
+        value, end = make_scanner(_Plain)(text, 0)
+    except StopIteration:
+        raise ValueError("no JSON") from None
+    if end != len(text):
+        raise ValueError("more than one value")
+    return value
+
+
 class Channel:
     """Messages over descriptor 3: four bytes of length, then JSON."""
 
@@ -29,7 +62,7 @@ class Channel:
         self.fd = 3
 
     def send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode()
+        data = dumps(message).encode()
         if len(data) > MAX_MESSAGE:
             raise Unsupported(f"a value of more than {MAX_MESSAGE} bytes")
         view = memoryview(len(data).to_bytes(4, "big") + data)
@@ -40,7 +73,7 @@ class Channel:
         length = int.from_bytes(self._exactly(4), "big")
         if length > MAX_MESSAGE:
             raise EOFError("a message of more than the allowed length")
-        return json.loads(self._exactly(length))
+        return loads(self._exactly(length).decode())
 
     def _exactly(self, count: int) -> bytes:
         data = bytearray()
@@ -76,8 +109,9 @@ def encode(value: Any, opaque: Callable[[Any], Any]) -> Any:
             return {"bytearray" if isinstance(value, bytearray) else "bytes": bytes(value).hex()}
         if isinstance(value, complex):
             return {"complex": [value.real, value.imag]}
-        if isinstance(value, (Decimal, Fraction)):
-            return {"Decimal" if isinstance(value, Decimal) else "Fraction": str(value)}
+        for kind in type(value).__mro__:  # found by name: importing both takes longer than most runs
+            if (kind.__module__, kind.__name__) in _EXACT:
+                return {kind.__name__: str(value)}
         if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
             return walk(value.tolist())
         if hasattr(type(value), "__next__"):
@@ -108,9 +142,10 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
     "complex": lambda parts: complex(*parts),
-    "Decimal": Decimal,
-    "Fraction": Fraction,
+    "Decimal": lambda text: __import__("decimal").Decimal(text),
+    "Fraction": lambda text: __import__("fractions").Fraction(text),
 }
+_EXACT = (("decimal", "Decimal"), ("fractions", "Fraction"))
 _CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "tuple": tuple,
     "set": set,
