@@ -23,10 +23,9 @@ SETTINGS: dict[str, Any] = {
     "model_name_or_path": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
     "dataset_name": "google-research-datasets/mbpp",
     "dataset_config": "full",
-    "columns": {"tests": "test_list"},  # what code_tests reads
     "prompt_template": "{text}\nYour function must pass such tests:\n{test_list}\nAnswer with one ```python block.",
     "chat": True,
-    "reward_funcs": ["code_tests"],
+    "reward_funcs": ["mbpp_tests"],
     "reward_workers": 4,
     "reward_timeout": 15.0,  # over the 6 s that the tests of one program may take
     "num_eval_prompts": 64,
@@ -51,12 +50,11 @@ CHECKED = 20
 def check_tests(config: GRPOConfig) -> list[str]:
     """What is wrong with the tests of the first rows, in words."""
     rows = read_sources(config)[0].rows[:CHECKED]
-    asked = [{"tests": row["test_list"]} for row in rows]
     problems = []
-    with Scorer(["code_tests"], deadline=15.0, max_unscorable=1.0) as scorer:
+    with Scorer(["mbpp_tests"], deadline=15.0, max_unscorable=1.0) as scorer:
         for name, texts in (("reference solution", [row["code"] for row in rows]), ("empty answer", [""] * len(rows))):
-            scores = scorer.score([row["text"] for row in rows], texts, [[0]] * len(rows), asked)
-            for row, score in zip(rows, scores.parts["code_tests"], strict=True):
+            scores = scorer.score([row["text"] for row in rows], texts, [[0]] * len(rows), rows)
+            for row, score in zip(rows, scores.parts["mbpp_tests"], strict=True):
                 if score != (1.0 if name == "reference solution" else 0.0):
                     earned = "cannot be scored" if score is None else f"earns {score:g}"
                     problems.append(f"{row['text'][:60]!r}: the {name} {earned}")

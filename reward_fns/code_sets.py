@@ -27,7 +27,7 @@ _START = re.compile(r"(from|import|def|class|async def|@|[A-Za-z_]\w* *=)")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
-def check_humaneval(prompt: Any, test: str, entry_point: str, packages: bool = False, **row: Any) -> None:
+def check_humaneval(test: str, entry_point: str, prompt: Any = "", packages: bool = False, **row: Any) -> None:
     """ValueError for a row of `humaneval_tests` that cannot be judged."""
     humaneval_suite(_text_of(prompt), test, entry_point, packages).answers()
 
@@ -51,6 +51,8 @@ def humaneval_tests(
     continuation (cut where it runs on into another definition), or a text whose last block of Python defines
     `entry_point`; the imports and helpers of the prompt come before it. test: a text that defines `check(candidate)`;
     helpers that it uses are the prompt's, not the completion's.
+
+    Range [0, 1]. Floor 0, as `code_tests` counts it, but on rows whose tests all expect one answer.
     """
     source = _text_of(prompt)
     program = complete(extract_code(completion), source, entry_point)
@@ -113,16 +115,22 @@ def _limited(runs: Any, most: int = 2000) -> Any:
 
 
 def _defines(text: str, name: str) -> bool:
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(getattr(node, "name", None) == name for node in body)
+    return any(getattr(node, "name", None) == name for node in _statements(text))
+
+
+def _statements(head: str) -> list[ast.stmt]:
+    """The statements of a head, whose last function may still be without a body; none where it is no Python."""
+    for text in (head, f"{head.rstrip()}\n    pass"):
+        try:
+            return ast.parse(text).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return []
 
 
 def _without(head: str, name: str) -> str:
     """The imports and helpers of the head, without the function itself."""
-    return "\n".join(ast.unparse(node) for node in ast.parse(head).body if getattr(node, "name", None) != name)
+    return "\n".join(ast.unparse(node) for node in _statements(head) if getattr(node, "name", None) != name)
 
 
 def check_mbpp(
@@ -149,6 +157,8 @@ def mbpp_tests(
 
     test_list: texts with assert statements, which say themselves what they call. test_setup_code, test_imports: what
     they need, of the full and of the sanitized set.
+
+    Range [0, 1]. Floor 0, as `code_tests` counts it, but on rows whose tests all expect one answer.
     """
     terms = Terms(seconds, Limits(wall_s=seconds, cpu_s=cpu_s, memory_mb=memory_mb), packages=packages)
     suite = mbpp_suite(test_list, test_setup_code, test_imports, packages)
@@ -191,6 +201,8 @@ def apps_tests(
     reads and must print; numbers with a decimal point agree within 1e-6. With "fn_name" (call-based problems) inputs
     are lists of arguments of that function, or of that method of the program's class Solution, and outputs are values,
     which the set also wraps in a list of one. max_tests: that many are used, spread evenly over the row's.
+
+    Range [0, 1]. Floor 0, as `code_tests` counts it, but on rows whose tests all expect one answer.
     """
     limits = Limits(wall_s=seconds, cpu_s=cpu_s, memory_mb=memory_mb)
     terms = Terms(seconds, limits, packages=packages, workers=workers)

@@ -267,11 +267,17 @@ class _Reader:
         return list(names)
 
     def _in_units(self, statements: Sequence[ast.stmt]) -> list[ast.stmt]:
-        """The statements, each that asserts in a context of its own, so that the others run when it fails."""
+        """The statements, each that asserts in a context of its own.
+
+        The others run when an `assert` fails; what a loop or block would have done for them is not there when it fails.
+        """
         result: list[ast.stmt] = []
         for node in statements:
             if self.assertions.holds(node):
-                unit = ast.Call(ast.Name("__unit__", ast.Load()), [ast.Constant(len(self.units))], [])
+                number = ast.Constant(len(self.units))
+                unit = ast.Call(
+                    ast.Name("__unit__", ast.Load()), [number, ast.Constant(isinstance(node, ast.Assert))], []
+                )
                 self.units.append(Unit(ast.unparse(node)[:200], answer_expected(node)))
                 node = ast.copy_location(ast.With([ast.withitem(unit)], [node]), node)
             result.append(node)

@@ -35,12 +35,12 @@ SUBJECTS = {
 SHIPPED_HERE = {
     name
     for name, shipped in registry.rewards().items()
-    if not shipped.function.__module__.endswith((".code", ".reasoning_gym"))
+    if not shipped.function.__module__.endswith((".code", ".code_sets", ".reasoning_gym"))
 }
 
 
 def test_every_shipped_function_is_attacked():
-    """`reward_fns.code` runs model text in the sandbox, and `reasoning_gym` needs its library: both have their own."""
+    """`code` and `code_sets` run model text in the sandbox, `reasoning_gym` needs its library: they have their own."""
     assert set(SUBJECTS) == SHIPPED_HERE
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm_pg import sandbox
 from llm_pg.rewards import Scorer
-from reward_fns.code import code_tests, constant_passes, extract_code
+from reward_fns.code import code_tests, extract_code, read_suite
 from reward_fns.registry import rewards
 
 ADD = "Here it is.\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
@@ -57,9 +57,13 @@ def test_no_constant_answer_earns_more_than_the_floor() -> None:
 
 
 def test_what_a_constant_passes_is_read_from_the_tests() -> None:
-    assert constant_passes(["assert f(1) == 2", "assert 2 == f(3)", "assert f(4) == 5"]) == 2
-    assert constant_passes(["assert f(1)", "assert f(2) is True", "assert not f(3)", "assert f(4) == True"]) == 3
-    assert constant_passes(["assert abs(f(1) - 2) < 1", "check(f)"]) == 0
+    def constant(*tests: str) -> int:
+        return read_suite(tests, "f", "").constant()
+
+    assert constant("assert f(1) == 2", "assert 2 == f(3)", "assert f(4) == 5") == 2
+    assert constant("assert f(1)", "assert f(2) is True", "assert not f(3)", "assert f(4) == True") == 3
+    assert constant("assert abs(f(1) - 2) < 1", "for x in range(3):\n    assert f(x)") == 0
+    assert constant("def check(g):\n    assert g(1) == 2\n    assert g(2) == 2\n    assert g(3) == 1") == 2
 
 
 def test_tests_that_one_answer_passes_are_refused_unless_asked_for() -> None:
@@ -103,7 +107,8 @@ def test_the_program_is_the_last_block_of_python_after_thinking(completion: str,
         ([{"input": "1", "output": " "}], "expects no output"),
         (["assert add(1, 2) == 3", {"input": "1", "output": "2"}], "one kind"),
         ({"inputs": ["1"], "outputs": []}, "1 inputs do not fit 0 outputs"),
-        (["assert add(1, 2) == 3", "assert sub(2, 1) == 1"], "entry"),
+        (["assert 1 + 2 == 3"], "entry"),
+        (["add(1, 2) == 3"], "asserts nothing"),
         (["assert add(1, 2) == 3", "assert (add(1, 2) == 4"], "not Python"),
         ([{"args": [{1}], "expected": 1}], "what JSON can hold"),
     ],

@@ -204,10 +204,13 @@ def saw(value: Any) -> bool:
 
 
 class Unit:
-    """Runs one unit and says what came of it. An exception ends the unit alone, the end of the solution the test."""
+    """Runs one unit and says what came of it.
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    goes_on: an exception ends the unit alone; else the whole test, as does the end of the solution.
+    """
+
+    def __init__(self, number: int, goes_on: bool = True) -> None:
+        self.number, self.goes_on = number, goes_on
 
     def __enter__(self) -> None:
         state.reached, state.held = 0, True
@@ -224,7 +227,7 @@ class Unit:
             say(self.number, "fail", "no assertion was reached")
         else:
             say(self.number, "pass" if state.held else "fail", "" if state.held else "a failed assertion was taken")
-        return isinstance(error, (Exception, SystemExit))
+        return self.goes_on and isinstance(error, (Exception, SystemExit))
 
 
 def run_case(case: Any, function: Any, tolerance: float) -> None:

@@ -52,7 +52,7 @@ def serve(request: dict[str, Any], module: types.ModuleType, objects: list[Any],
             return {"fault": fault}
         owner = module
         if request["method_of"] and not hasattr(module, request["name"]):
-            owner = getattr(module, request["method_of"], type)()
+            owner = getattr(module, request["method_of"])()
         return (
             {"value": wire.encode(getattr(owner, request["name"]), opaque)} if hasattr(owner, request["name"]) else {}
         )

@@ -6,11 +6,11 @@ import os
 from itertools import islice
 
 try:  # what `json` is made of: importing that takes longer than starting the interpreter, for parts unused here
-    from _json import encode_basestring_ascii, make_encoder, make_scanner
+    import _json as fast
 except ImportError:
     import json
 
-    make_scanner = None
+    fast = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,18 +36,19 @@ class _Plain:
 
 def dumps(value: Any) -> str:
     """JSON of what `encode` gives."""
-    if make_scanner is None:
+    if fast is None:
         return json.dumps(value)
-    encoder = make_encoder(None, None, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    escape: Any = fast.encode_basestring_ascii
+    encoder = fast.make_encoder(None, None, escape, None, ": ", ", ", False, False, True)  # type: ignore[arg-type]
     return "".join(encoder(value, 0))
 
 
 def loads(text: str) -> Any:
     """The value of JSON without white space around it. Raises ValueError for what is none."""
-    if make_scanner is None:
+    if fast is None:
         return json.loads(text)
     try:
-        value, end = make_scanner(_Plain)(text, 0)
+        value, end = fast.make_scanner(_Plain)(text, 0)  # type: ignore[arg-type]
     except StopIteration:
         raise ValueError("no JSON") from None
     if end != len(text):
