@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reward_fns.countdown import MAX_CHARACTERS, countdown
-from reward_fns.math_equivalence import boxed, math_equivalence
+from reward_fns.math_equivalence import math_equivalence
 from reward_fns.reading.final_answer import after_thinking
 from reward_fns.sort_letters import sort_letters
 from reward_fns.text import exact_match, number_match
@@ -67,4 +67,4 @@ def marked_number(
 
 def boxed_equivalence(completion: str, answer: Any, **row: Any) -> float:
     r"""1 where `math_equivalence` gives 1 and the answer stands in a \boxed{...}."""
-    return math_equivalence(completion, answer) if boxed(completion[-WINDOW:]) else 0.0
+    return math_equivalence(completion, answer, form="box")

@@ -102,6 +102,24 @@ def leading(text: str) -> Quantity | None:
     return found[0].quantity if found[0].words_before <= 1 else found[-1].quantity
 
 
+def holds_digits(text: str) -> bool:
+    """Whether a text holds a number in digits, or an expression of them."""
+    return bool(_without_remarks(text))
+
+
+def written(quantity: Quantity) -> str:
+    """A quantity as text that reads as the same one."""
+    value = quantity.value
+    if quantity.kind == "time":
+        minutes, seconds = divmod(int(value), 60)
+        end = f":{seconds:02d}" if seconds else ""
+        return f"{minutes // 60}:{minutes % 60:02d}{end} {quantity.meridiem}".strip()
+    if quantity.kind == "ratio":
+        return f"{value.numerator}:{value.denominator}"
+    unit = quantity.unit if quantity.unit in ("", "%") else f" {quantity.unit}"
+    return f"{value}{unit}"
+
+
 def is_value(text: str) -> bool:
     """Whether a line is one number with at most a unit of three words, and no sentence."""
     found = _items(text)
@@ -203,8 +221,9 @@ def _numeral(tokens: Sequence[Token], place: int, formula: bool, after: int) -> 
         half = re.sub(r"[ .]", "", "".join(token.text for token in tokens[end : end + 3]).lower())[:2]
         if half in ("am", "pm") and kind == "time":
             meridiem = half
-        if glued and len(word.text) == 1 and word.text not in _UNITS_OF_ONE_LETTER:
-            value = None  # 3x, 2n: algebra
+        is_letter = len(word.text) == 1 and word.text not in _UNITS_OF_ONE_LETTER
+        if is_letter and (glued or formula or word.text in "xyzn"):
+            value = None  # 3x, 2 n: algebra
         unit = unit or _unit_after(tokens, end)
     if glued and (_at(tokens, end).kind == "base" or (formula and _at(tokens, end).text == "!")):
         value = None
@@ -383,23 +402,32 @@ _COMPOUND = {
 
 def _touched(tokens: Sequence[Token], item: _Item) -> bool:
     """Whether an operator with a letter or a bracket behind it, or a bracket of a product, is at the item."""
-    before, after = _at(tokens, item.first - 1), _at(tokens, item.end)
-    if before.text == "(" and after.text == ")":
-        if any("," in token.text and DECIMAL_COMMA.fullmatch(token.text) for token in tokens[item.first : item.end]):
-            return True  # (2,3) is a pair
-        if item.first >= 2 and _at(tokens, item.first - 2).kind == "op":
-            return True  # -(3)
-    if before.kind == "eq" and before.text not in _EQUALITIES and item.first > 1:
+    pair = any("," in token.text and DECIMAL_COMMA.fullmatch(token.text) for token in tokens[item.first : item.end])
+    first, end = item.first, item.end
+    while _at(tokens, first - 1).text == "(" and _at(tokens, end).text == ")":
+        if pair:
+            return True  # (2,3)
+        first, end = first - 1, end + 1
+    if end > item.end and (_at(tokens, first - 1).kind == "op" or _glued_operand(tokens, first)):
+        return True  # -(3), 2(3)
+    before, after = _at(tokens, first - 1), _at(tokens, end)
+    if before.kind == "eq" and before.text not in _EQUALITIES and first > 1:
         return True  # x < 5
-    if after.kind == "power" or (after.text == "(" and _glued(tokens, item.end)):
+    if after.kind == "power" or (after.text == "(" and _glued(tokens, end)):
         return True
-    if after.kind == "op" and _is_operand(_at(tokens, item.end + 1)) and not _glued_unit(tokens, item.end):
+    if after.kind == "op" and _is_operand(_at(tokens, end + 1)) and not _glued_unit(tokens, end):
         return True
-    if before.kind == "op" and item.first >= 2 and _is_operand(_at(tokens, item.first - 2)):
+    if before.kind == "op" and first >= 2 and _is_operand(_at(tokens, first - 2)):
         return True
-    if before.text == "(" and item.first >= 2 and _glued(tokens, item.first - 1):
-        return _is_operand(_at(tokens, item.first - 2)) or _at(tokens, item.first - 2).kind == "word"
+    if before.text == "(" and _glued_operand(tokens, first - 1):
+        return True  # f(5, 6)
     return before.text == "{" or after.text == "}"
+
+
+def _glued_operand(tokens: Sequence[Token], place: int) -> bool:
+    """Whether a letter, a number or a name is right before the bracket at `place`."""
+    before = _at(tokens, place - 1)
+    return place > 0 and _glued(tokens, place) and (_is_operand(before) or before.kind == "word")
 
 
 def _is_operand(token: Token) -> bool:

@@ -6,7 +6,11 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from reward_fns.math_equivalence import boxed, final_answer, is_bounded, math_equivalence
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reward_fns.math_equivalence import boxed, candidate_of, is_bounded, math_equivalence
 
 
 @pytest.mark.parametrize(
@@ -70,11 +74,11 @@ def test_the_last_closed_box_is_read_with_its_brackets():
 
 
 def test_one_candidate_is_cut_out_by_the_stated_order():
-    assert final_answer(r"answer is 1. $2$ \boxed{3} 4") == "3"
-    assert final_answer("$2$ 4\n#### 1") == "1"
-    assert final_answer("4 $2$ 4") == "2"
-    assert final_answer("4 or 1,005") == "1005"
-    assert final_answer("none") == ""
+    assert candidate_of(r"answer is 1. $2$ \boxed{3} 4") == "3"
+    assert candidate_of("$2$ 4\n#### 1") == "1"
+    assert candidate_of("$7$ then 4 $2$ 4") == "2"
+    assert candidate_of("4. Or it is 1,005") == "1005"
+    assert candidate_of("none") == ""
 
 
 @pytest.mark.parametrize(
@@ -117,3 +121,113 @@ def test_the_librarys_own_limit_ends_what_the_bounds_let_through():
     start = time.monotonic()
     assert math_equivalence(r"\boxed{\tan^{200}(x)}", answer="5") == 0.0
     assert time.monotonic() - start < 8.0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "completion, answer",
+    [
+        ("<think>The answer is 5?</think>\nIt is 7.", "5"),
+        (r"<answer>\frac{1}{2}</answer>", "2"),
+        ("It equals −5", "5"),
+        ("It equals 10-5", "-5"),
+        ("It is 1.5e3", "3"),
+        (r"\boxed{cat}", "act"),
+        (r"\boxed{101_2}", "101"),
+        (r"\boxed{1F_{16}}", "30"),
+        (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}"),
+        (r"\boxed{10^{-20}}", "10^{-21}"),
+        (r"\boxed{\{1, 2\}}", "(1, 2)"),
+        (r"\boxed{[1, 2]}", "(1, 2)"),
+        (r"\boxed{(2, 1)}", "(1, 2)"),
+        (r"\boxed{(1, 2]}", "(1, 2)"),
+        (r"\boxed{1, 2, 3}", "1, 2"),
+        (r"\boxed{X}", "x"),
+        (r"\boxed{x = 5}", "y = 5"),
+        (r"\boxed{1{,}5}", "15"),
+        (r"\boxed{3 \text{ cm}}", r"3 \text{ m}"),
+        (r"\boxed{\sqrt{x^2}}", "x"),
+        (r"\boxed{1.41}", r"\sqrt{2}"),
+        (r"\boxed{0.3333333}", r"\frac{1}{3}"),
+        (r"\boxed{\text{odd}}", r"\text{even}"),
+        (r"\boxed{B}", "A"),
+    ],
+)
+def test_what_the_library_or_a_careless_reader_takes_for_equal_is_not_paid(completion, answer):
+    assert math_equivalence(completion, answer) == 0.0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "completion, answer",
+    [
+        ("<answer>7</answer>", "7"),
+        ("The answer is **73**.", "73"),
+        ("<think>It is 5.</think> The answer is $7$.", "7"),
+        ("It is 1.5e3", "1500"),
+        (r"\boxed{101_2}", "5"),
+        (r"\boxed{1F_{16}}", "31"),
+        (r"\boxed{\text{Even}}", "even"),
+        (r"\boxed{\text{(A)}}", "A"),
+        (r"\boxed{1, 2}", r"\{2, 1\}"),
+        (r"\boxed{x = 1 \text{ or } x = 2}", "1, 2"),
+        (r"\boxed{\pm 3}", "-3, 3"),
+        (r"\boxed{(1,2)}", r"x \in (1, 2)"),
+        (r"\boxed{e^{i\pi}}", "-1"),
+        (r"\boxed{i^2}", "-1"),
+        (r"\boxed{1.414214}", r"\sqrt{2}"),
+        (r"\boxed{√2/2}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{3×4}", "12"),
+        (r"\boxed{\varnothing}", r"\emptyset"),
+        (r"\boxed{50\%}", "0.5"),
+        (r"\boxed{1{,}5}", "1.5"),
+        ("So x = 5.", "5"),
+        (r"It follows that $x^2 = y$, so $\frac{10}{4}$ it is.", "5/2"),
+    ],
+)
+def test_what_means_the_same_is_paid_in_the_form_that_was_asked_for(completion, answer):
+    assert math_equivalence(completion, answer) == 1.0
+
+
+X, Y = sympy.symbols("x y")
+LEAVES = st.one_of(
+    st.integers(-9, 9).map(sympy.Integer),
+    st.builds(sympy.Rational, st.integers(-9, 9), st.integers(2, 9)),
+    st.sampled_from([X, Y, sympy.pi, sympy.sqrt(2), sympy.sqrt(3)]),
+)
+FORMULAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.builds(sympy.Add, inner, inner),
+        st.builds(sympy.Mul, inner, inner),
+        st.builds(lambda base, power: base**power, inner, st.integers(1, 3)),
+    ),
+    max_leaves=5,
+)
+REWRITE = (sympy.expand, sympy.factor, sympy.together, lambda e: e, lambda e: sympy.collect(sympy.expand(e), X))
+
+
+def _agrees_with_sympy(first, rewrite, change):
+    """A formula and the same one rewritten, or another: what is paid is what SymPy's simplify calls equal."""
+    second = rewrite(first + change)
+    texts = [sympy.latex(first), sympy.latex(second)]
+    if not all(is_bounded(text) for text in texts):
+        return
+    expected = sympy.simplify(first - second) == 0
+    assert math_equivalence(f"\\boxed{{{texts[0]}}}", texts[1]) == float(expected), texts
+
+
+DRAWN = (FORMULAS, st.sampled_from(REWRITE), st.one_of(st.just(sympy.Integer(0)), LEAVES))
+
+
+@settings(max_examples=40, deadline=None)
+@given(*DRAWN)
+def test_formulas_are_equal_where_sympy_says_so(first, rewrite, change):
+    _agrees_with_sympy(first, rewrite, change)
+
+
+@pytest.mark.slow
+@settings(max_examples=1_000, deadline=None)
+@given(*DRAWN)
+def test_a_thousand_pairs_of_formulas_are_equal_where_sympy_says_so(first, rewrite, change):
+    _agrees_with_sympy(first, rewrite, change)
