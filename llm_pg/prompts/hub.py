@@ -38,8 +38,19 @@ def _loaded(data: DataConfig, split: str, cache_dir: str | None) -> Table:
 
     config = f"/{data.dataset_config}" if data.dataset_config else ""
     title = f"{data.dataset_name}{config} [{split}]"
+    place = (data.dataset_name, data.dataset_config)
     try:
-        rows = datasets.load_dataset(data.dataset_name, data.dataset_config, split=split, cache_dir=cache_dir)
+        try:
+            rows = datasets.load_dataset(*place, split=split, cache_dir=cache_dir).to_list()
+        except datasets.exceptions.DatasetGenerationError:
+            # `datasets` gives all splits the schema of the first: read the files of the wanted one alone.
+            builder, name = datasets.load_dataset_builder(*place, cache_dir=cache_dir), split.partition("[")[0]
+            files = builder.config.data_files or {}
+            if name not in files or len(files) < 2:
+                raise
+            kind = builder.__module__.rpartition(".")[2]
+            own = {name: list(files[name])}
+            rows = datasets.load_dataset(kind, data_files=own, split=split, cache_dir=cache_dir).to_list()
     except ConnectionError as error:
         raise ConfigError(
             f"The hub cannot be reached, and the dataset {title} (data.dataset_name) is not in the local cache "
@@ -47,9 +58,9 @@ def _loaded(data: DataConfig, split: str, cache_dir: str | None) -> Table:
             "data.data_files."
         ) from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"The dataset {title} cannot be loaded: {text}") from None
-    return Table(title, rows.to_list())
+        causes = dict.fromkeys(" ".join(str(each).split()) for each in (error, error.__cause__) if each is not None)
+        raise ConfigError(f"The dataset {title} cannot be loaded: {'; '.join(causes)}") from None
+    return Table(title, rows)
 
 
 def _reachable() -> bool:

@@ -15,7 +15,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from llm_pg.config import ConfigError
+from llm_pg.config.schema import DataConfig
 from llm_pg.prompts import Prompt, check_data, fingerprint, load_prompts, task_demonstrations
+from llm_pg.prompts.hub import read_hub
 from reward_fns import sort_letters
 from reward_fns.text import number_match
 
@@ -262,3 +265,20 @@ def test_checking_local_data_imports_no_heavy_package(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.faults
+def test_a_split_of_a_hub_folder_is_read_although_another_has_other_columns(tmp_path: Path) -> None:
+    """`datasets` prepares all splits with one schema, and said only that an error occurred."""
+    rows = {
+        "train": [{"prompt": f"{i}", "answer": i} for i in range(6)],
+        "test": [{"problem": "1", "gold": 1, "id": 2}],
+    }
+    for split, each in rows.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    for split, each in rows.items():
+        assert read_hub(DataConfig(dataset_name=str(tmp_path)), split).rows == each
+    assert read_hub(DataConfig(dataset_name=str(tmp_path)), "train[2:4]").rows == rows["train"][2:4]
+    (tmp_path / "test.jsonl").write_text('{"a": 1}\n{"a"')
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*JSON"):
+        read_hub(DataConfig(dataset_name=str(tmp_path)), "test")
