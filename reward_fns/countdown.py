@@ -1,23 +1,28 @@
-"""Countdown: reach a target with given numbers, each used once, by + - * / and brackets.
+r"""Countdown: reach a target with given numbers, each used once, by + - * / and brackets.
 
-An answer is evaluated by walking its syntax tree, never by running it, in exact fractions and within bounds that make
-the work constant: 200 characters, 20 brackets, 6 digits a number, no powers.
+An answer is read as people write it (×, ÷, − and LaTeX's \times, \frac; in dollars, backticks or bold) and evaluated by
+walking its syntax tree, never by running it, in exact fractions and within bounds that make the work constant: 200
+characters, 20 brackets, 6 digits a number, no powers.
 """
 
 import ast
 import operator
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from reward_fns.reading.final_answer import clean, final_answer
+from reward_fns.reading.notation import plain
 from reward_fns.registry import reward
 
 REWARD = "countdown"
 MAX_CHARACTERS = 200
 MAX_BRACKETS = 20
 MAX_DIGITS = 6
+MAX_SIDES = 4  # of an equation
 PATIENCE = 5_000  # draws in a row without a new puzzle before the space is called too small
 
 _ALLOWED = frozenset("0123456789+-*/() ")
@@ -27,42 +32,65 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+_FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_BRACKETS = str.maketrans("[]{}", "()()")
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer")
+@reward(
+    low=0.0,
+    high=1.0,
+    floor=0.0,
+    checks="answer",
+    check_row=lambda numbers, target, **row: check_puzzle(numbers, target),
+    special_tokens=True,
+)
 def countdown(completion: str, numbers: Sequence[int], target: int, use_all: bool = True, **row: Any) -> float:
-    """1 when the expression in the completion uses the numbers, each once, and equals the target; else 0.
+    r"""1 when the expression in the completion uses the numbers, each once, and equals the target; else 0.
 
-    The expression is the content of the last <answer>...</answer>, or without tags the last line that is not empty;
-    "= value" may follow it and must then name the target. `numbers` and `target` are columns. With `use_all` false, a
-    part of the numbers is enough.
+    The expression is the final answer as `reward_fns.reading.final_answer` finds it (in <answer>, \boxed or after ####,
+    after "the answer is"), or the last line that is not empty, whole. It may be an equation, each side of which must
+    then equal the target. `numbers` and `target` are columns. With `use_all` false, a part of the numbers is enough.
 
     Range {0, 1}. Floor 0: of many expressions one counts, and the target itself is not among the numbers to use. With
     `use_all` false a target that is one of the numbers would be paid for an echo.
     """
-    if not isinstance(target, (int, float)) or not all(isinstance(number, int) for number in numbers):
-        raise ValueError(f"countdown needs whole numbers and a target; got numbers={numbers!r} and target={target!r}.")
-    text = answer_text(completion)
-    expression, equals, claimed = text.partition("=")
+    check_puzzle(numbers, target)
+    sides = [side for side in answer_text(completion).split("=") if side.strip()]
     try:
-        value, used = evaluate(expression)
-        if equals and evaluate(claimed)[0] != target:
-            return 0.0
+        found = [evaluate(side) for side in sides[:MAX_SIDES]]
     except ValueError:
         return 0.0
-    missing, extra = Counter(numbers) - Counter(used), Counter(used) - Counter(numbers)
-    if extra or (missing and use_all):
+    if len(sides) > MAX_SIDES or any(value != target for value, _ in found):
         return 0.0
-    return float(value == target)
+    return float(any(_fits(used, numbers, use_all) for _, used in found))
+
+
+def check_puzzle(numbers: Any, target: Any, **row: Any) -> None:
+    """ValueError for a row that is no puzzle."""
+    whole = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
+    if not isinstance(target, (int, float)) or not whole or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"countdown needs whole numbers and a target; got numbers={numbers!r} and target={target!r}.")
+
+
+def _fits(used: Sequence[int], numbers: Sequence[int], use_all: bool) -> bool:
+    missing, extra = Counter(numbers) - Counter(used), Counter(used) - Counter(numbers)
+    return bool(used) and not extra and not (missing and use_all)
 
 
 def answer_text(completion: str) -> str:
-    """The content of the last <answer> tag, or the last line that is not empty; "" without either."""
-    _, tag, tail = completion.rpartition("<answer>")
-    if tag:
-        return tail.partition("</answer>")[0].strip()
-    return completion.strip().rpartition("\n")[2].strip()
+    """The expression or equation that a completion gives as its answer, with + - * / and round brackets."""
+    found = final_answer(completion)
+    text = found.text if found.form != "text" else found.text.rpartition("\n")[2]
+    return arithmetic(clean(text).rstrip(".,;! "))
+
+
+def arithmetic(text: str) -> str:
+    """Arithmetic as people write it, in the signs of Python."""
+    text, previous = plain(text[-2 * MAX_CHARACTERS :]), ""
+    while text != previous:
+        text, previous = _FRACTION.sub(r"((\1)/(\2))", text), text
+    return text.translate(_BRACKETS).strip()
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:

@@ -10,7 +10,7 @@ MAX_CHARACTERS = 100_000
 SECONDS = 0.5
 
 
-@reward(low=0.0, high=1.0, floor=1.0, checks="shape")
+@reward(low=0.0, high=1.0, floor=1.0, checks="shape", special_tokens=True)
 def format_tags(completion: str, tags: Sequence[str] = ("think", "answer"), **row: Any) -> float:
     """1 when the completion is <a>...</a><b>...</b> for the tags in order, each once and with text in it; else 0.
 
@@ -33,7 +33,7 @@ def format_tags(completion: str, tags: Sequence[str] = ("think", "answer"), **ro
     return float(not rest.strip())
 
 
-@reward(low=0.0, high=1.0, floor=1.0, checks="shape", requires=("regex",))
+@reward(low=0.0, high=1.0, floor=1.0, checks="shape", requires=("regex",), special_tokens=True)
 def format_regex(completion: str, pattern: str, whole: bool = True, **row: Any) -> float:
     """1 when the pattern matches the completion (all of it, or with `whole` false any part of it); else 0.
 

@@ -70,7 +70,16 @@ def check_answer(answer: Any, **row: Any) -> None:
     _expected(answer)
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", requires=("math_verify",), extra="math", check_row=check_answer)
+@reward(
+    low=0.0,
+    high=1.0,
+    floor=0.0,
+    checks="answer",
+    requires=("math_verify",),
+    extra="math",
+    check_row=check_answer,
+    special_tokens=True,
+)
 def math_equivalence(completion: str, answer: Any, form: Form = "any", **row: Any) -> float:
     r"""1 when the final answer of the completion equals the column `answer` as mathematics; else 0.
 

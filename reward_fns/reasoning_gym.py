@@ -62,7 +62,7 @@ GOOD = frozenset(_TRIED.split())
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
-@reward(low=0.0, high=1.0, floor=0.5, checks="answer", requires=REQUIRES, extra="gym")
+@reward(low=0.0, high=1.0, floor=0.5, checks="answer", requires=REQUIRES, extra="gym", special_tokens=True)
 def reasoning_gym(completion: str, gym_task: str, gym_entry: str, gym_options: str = "{}", **row: Any) -> float:
     """The task's own score of the answer in the completion.
 

@@ -26,7 +26,7 @@ def check_number(answer: Any, **row: Any) -> None:
     gold(answer)
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_text)
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_text, special_tokens=True)
 def exact_match(completion: str, answer: Any, ignore_case: bool = False, **row: Any) -> float:
     r"""1 when the completion is the answer and nothing else, surrounding white space aside; else 0.
 
@@ -47,7 +47,7 @@ def exact_match(completion: str, answer: Any, ignore_case: bool = False, **row: 
     return float(expected in texts)
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_number)
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_number, special_tokens=True)
 def number_match(
     completion: str,
     answer: Any,

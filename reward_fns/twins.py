@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from reward_fns.countdown import MAX_CHARACTERS, countdown
+from reward_fns.countdown import MAX_CHARACTERS, arithmetic, countdown
 from reward_fns.math_equivalence import math_equivalence
 from reward_fns.reading.final_answer import after_thinking
 from reward_fns.sort_letters import sort_letters
@@ -35,7 +35,8 @@ def countdown_anywhere(completion: str, numbers: Sequence[int], target: int, use
     """1 where `countdown` gives 1, or where the last expression with an operator in the text reaches the target."""
     if countdown(completion, numbers, target, use_all):
         return 1.0
-    found = [text for text in _EXPRESSION.findall(completion[-WINDOW:]) if re.search(r"[+\-*/]", text)]
+    text = arithmetic((after_thinking(completion) or "")[-WINDOW:])
+    found = [text for text in _EXPRESSION.findall(text) if re.search(r"[+\-*/]", text)]
     return countdown(found[-1], numbers, target, use_all) if found and len(found[-1]) <= MAX_CHARACTERS else 0.0
 
 

@@ -46,7 +46,7 @@ _LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 _MARKDOWN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?<![\d*])\*\*(?=\S)([^*\n]*?)(?<=\S)\*\*(?![\d*])"), r"\1"),
     (re.compile(r"(?<=[\d)])\s?\*\*\s?(?=[-\d({])"), "^"),
-    (re.compile(r"(?<![\w*])\*(?=\S)([^*\n]*?)(?<=\S)\*(?![\w*])"), r"\1"),
+    (re.compile(r"(?<![\w*)\]}])\*(?=\S)([^*\n]*?)(?<=\S)\*(?![\w*(\[{\\])"), r"\1"),
     (re.compile(r"\*\*|__|`+|~~"), ""),
     (re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)|(?<=\d)\s+[xX]\s+(?=[-(\\])"), "*"),
 ]

@@ -68,6 +68,52 @@ def test_settings_without_puzzles_are_refused(options):
         prompts(0, 1, **options)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "3×5+7",
+        "3·5+7",
+        "3∗5+7",
+        "3⋅5 + 7",
+        "3 x 5 + 7",
+        "$3*5+7$",
+        "`3*5+7`",
+        "**3*5+7**",
+        "3*5+7.",
+        "22 = 3*5+7",
+        "3*5+7 = 15+7 = 22",
+        "$3 \\times 5 + 7 = 22$",
+        "\\boxed{3 \\cdot 5 + 7}",
+        "\\[\\left(3 \\times 5\\right) + 7\\]",
+        "[3*5]+7",
+        "The answer is 3*5+7.",
+        "#### 3*5+7",
+        "<think>3+5+7 = 15, no.</think>\n3*5+7",
+        "```\n<answer>3*5+7</answer>\n```",
+    ],
+)
+def test_an_expression_is_read_as_people_and_latex_write_it(completion):
+    assert countdown(completion, [3, 5, 7], 22) == 1.0
+    assert countdown(completion, [3, 5, 7], 23) == 0.0
+    assert countdown(completion, [3, 5, 8], 22) == 0.0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("completion", ["8÷2−1", "8/2-1", "\\frac{8}{2} - 1", "8 ⁄ 2 – 1", "3 = 8 \\div 2 - 1"])
+def test_division_and_minus_are_read_in_unicode_and_latex(completion):
+    assert countdown(completion, [1, 2, 8], 3) == 1.0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "completion",
+    ["22 = 22", "22", "3*5+7 = 22 = 23", "3*5+7 or 3+5+7", "3*5+7 = 22 apples", "x = 3*5+7", "3*5+7\n3+5+7"],
+)
+def test_an_equation_counts_where_every_side_is_the_target(completion):
+    assert countdown(completion, [3, 5, 7], 22) == 0.0
+
+
 @pytest.mark.parametrize(
     "completion, reward",
     [

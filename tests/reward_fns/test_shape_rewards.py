@@ -67,6 +67,12 @@ SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "int
         (' {"n": 3, "more": []}\n', 1.0),
         ('```json\n{"n": 3}\n```', 1.0),
         ('```\n{"n": 3}\n```', 1.0),
+        ('```JSON\n{"n": 3}\n```', 1.0),
+        ('```Json {"n": 3} ```', 1.0),
+        ('<think>{"n": -3}?</think>\n{"n": 3}', 1.0),
+        ('{"n": 3, "m": "' + "[" * 101 + '"}', 1.0),
+        ('{"n": 3, "m": "\\\\\\"' + "[" * 101 + '"}', 1.0),
+        ('```python\n{"n": 3}\n```', 0.0),
         ('{"n": -3}', 0.0),
         ('{"n": "3"}', 0.0),
         ('{"n": NaN}', 0.0),
@@ -83,6 +89,55 @@ def test_the_completion_is_one_json_value_of_the_schema(completion, reward):
     pytest.importorskip("jsonschema")
     assert json_schema(completion, schema=SCHEMA) == reward
     assert json_schema(completion, schema=json.dumps(SCHEMA)) == reward
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^(a|aa)+$"},
+        {"type": "object", "patternProperties": {"^(a|aa)+$": {"type": "integer"}}},
+        {"type": "object", "patternProperties": {"^(a|aa)+$": {}}, "additionalProperties": False},
+        {"type": "array", "items": {"pattern": "^(a|aa)+$"}},
+    ],
+)
+def test_a_schemas_pattern_that_backtracks_without_end_is_given_up(schema):
+    pytest.importorskip("jsonschema")
+    text = "a" * 5_000 + "!"
+    value = {"string": text, "object": {text: 1, text + "!": 2}, "array": [text] * 50}[schema["type"]]
+    start = time.monotonic()
+    assert json_schema(json.dumps(value), schema=schema) == 0.0
+    assert time.monotonic() - start < 3.0
+
+
+@pytest.mark.parametrize(
+    "value, fits",
+    [
+        ({"a1": 3}, True),
+        ({"a1": "3"}, False),
+        ({"b": 3}, False),
+        ({"name": "Ann"}, True),
+        ({"name": "ann"}, False),
+        ({"name": "Ann", "a2": 1, "a3": 2}, True),
+    ],
+)
+def test_bounded_patterns_decide_as_jsonschemas_own_do(value, fits):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = {
+        "properties": {"name": {"pattern": "^[A-Z]"}},
+        "patternProperties": {"^a[0-9]$": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    assert jsonschema.Draft202012Validator(schema).is_valid(value) == fits
+    assert json_schema(json.dumps(value), schema=schema) == float(fits)
+
+
+def test_a_schema_whose_patterns_cannot_be_bounded_or_compiled_is_refused():
+    pytest.importorskip("jsonschema")
+    with pytest.raises(ValueError, match="cannot be bounded in time"):
+        json_schema("{}", schema={"patternProperties": {"a": {}}, "unevaluatedProperties": False})
+    with pytest.raises(ValueError, match="is not a 'regex'"):
+        json_schema('"a"', schema={"pattern": "("})
 
 
 @pytest.mark.parametrize("schema", [{"type": "nonsense"}, "{", 3])

@@ -10,8 +10,8 @@ PUZZLE = {"numbers": [3, 5, 7], "target": 22}
 CASES = {  # name -> row, completions that only the lenient reading passes, that both pass, that neither does
     "countdown": (
         PUZZLE,
-        ["The answer is 3*5+7.", "Let me see:\n3 * 5 + 7 = 22, so that is it!", "\\boxed{3*5+7}"],
-        ["3*5+7", "<answer>(3*5)+7 = 22</answer>"],
+        ["I would say 3*5+7.", "Let me see:\n3 * 5 + 7 = 22, so that is it!", "So (3×5)+7 it is"],
+        ["3*5+7", "<answer>(3*5)+7 = 22</answer>", "The answer is 3*5+7.", "\\boxed{3 \\times 5 + 7}"],
         ["It is 22.", "3*5+7, or is it 3+5+7?", "22 3 5 7", ""],
     ),
     "sort_letters": (
