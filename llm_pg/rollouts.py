@@ -6,13 +6,14 @@ an environment carries its own inputs beside this in a subclass; the algorithms 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_BY_ROW = ("_B", "_BT")  # how the names of fields end whose first axis is the rows
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Rollouts:
             if not isinstance(value, Tensor):
                 continue
             expected = tuple(shape) if field.name.endswith("_BT") else tuple(shape[:1])
-            if field.name.endswith(("_B", "_BT")) and tuple(value.shape[: len(expected)]) != expected:
+            if field.name.endswith(_BY_ROW) and tuple(value.shape[: len(expected)]) != expected:
                 raise ValueError(
                     f"Rollouts.{field.name} has shape {tuple(value.shape)}; with mask_BT {tuple(shape)} it must "
                     f"begin with {expected}."
@@ -84,29 +85,33 @@ class Rollouts:
 
     def rows(self, index: Tensor) -> Any:
         """The rows `index` (int64, any order) of every field whose name ends in _B or _BT."""
-        # A copy, not a new object: what was checked once is not checked again for every micro-batch.
-        rows = copy.copy(self)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None or not field.name.endswith(("_B", "_BT")):
-                continue
-            chosen = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
-            setattr(rows, field.name, chosen)
+        rows = self._copy()
+        for name, value in self.__dict__.items():
+            if value is not None and name.endswith(_BY_ROW):
+                chosen = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
+                rows.__dict__[name] = chosen
         return rows
 
     def steps(self, kept: Tensor) -> Any:
-        """The steps `kept` (int64, numbers of the flattened B·T) as rows of one step each."""
-        steps = copy.copy(self)
-        num_steps = self.mask_BT.shape[1]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        """The steps `kept` (int64, numbers of the flattened B·T, rising) as rows of one step each."""
+        steps = self._copy()
+        row = kept // self.mask_BT.shape[1]
+        every = len(kept) == self.mask_BT.numel()
+        for name, value in self.__dict__.items():
             if not isinstance(value, Tensor):
                 continue
-            if field.name.endswith("_BT"):
-                setattr(steps, field.name, value.flatten(0, 1)[kept].unsqueeze(1))
-            elif field.name.endswith("_B"):
-                setattr(steps, field.name, value[kept // num_steps])
+            if name.endswith("_BT"):
+                flat = value.flatten(0, 1)
+                steps.__dict__[name] = (flat if every else flat[kept]).unsqueeze(1)
+            elif name.endswith("_B"):
+                steps.__dict__[name] = value[row]
         return steps
+
+    def _copy(self) -> Any:
+        """The same fields, not checked again: what was checked once holds for every micro-batch of it."""
+        same = object.__new__(type(self))
+        same.__dict__.update(self.__dict__)
+        return same
 
     @property
     def length_B(self) -> Tensor:

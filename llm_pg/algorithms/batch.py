@@ -39,18 +39,7 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """The same batch, cut to the rows `index`; the scales stay those of the whole."""
         from_B = {
-            name: value[index]
-            for name in (
-                "mask_BT",
-                "weight_BT",
-                "scale_BT",
-                "old_logp_BT",
-                "ref_logp_BT",
-                "bonus_BT",
-                "value_target_BT",
-                "old_value_BT",
-            )
-            if (value := getattr(self, name)) is not None
+            name: value[index] for name, value in self.__dict__.items() if value is not None and name.endswith("_BT")
         }
         return Batch(self.rollouts.rows(index), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_B)
 
@@ -60,9 +49,10 @@ class Batch:
         The weights already hold what each step owes to its row; only ratios of whole rows (`sequence` levels) are lost.
         """
         kept = self.mask_BT.reshape(-1).nonzero().squeeze(1)
+        every = len(kept) == self.mask_BT.numel()
         from_BT = {
-            name: value.reshape(-1, 1)[kept]
-            for name in self.__dataclass_fields__
-            if name.endswith("_BT") and (value := getattr(self, name)) is not None
+            name: value.reshape(-1, 1) if every else value.reshape(-1, 1)[kept]
+            for name, value in self.__dict__.items()
+            if value is not None and name.endswith("_BT")
         }
         return Batch(self.rollouts.steps(kept), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_BT)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,16 @@ from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
 from .collect import ControlRollouts, Stretch
-from .optimizers import make_optimizer
 from .policies import Policy
 from .settings import Settings
+
+# On one flat tensor the loop over tensors, not the fused kernel, is what keeps a seed's numbers: the two round
+# differently. eps as A2C and PPO are usually run.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": functools.partial(torch.optim.Adam, eps=1e-5, foreach=False),
+    "rmsprop": functools.partial(torch.optim.RMSprop, alpha=0.99, eps=1e-5, foreach=False),
+    "sgd": functools.partial(torch.optim.SGD, foreach=False),
+}
 
 
 class Learner:
@@ -26,7 +36,7 @@ class Learner:
     def __init__(self, settings: Settings, policy: Policy, horizon: int | None, optimize: bool = True) -> None:
         self.settings, self.policy = settings, policy
         self.algorithm = Algorithm(settings.row, max_completion_length=horizon)
-        self.optimizer = make_optimizer(settings.optimizer, policy.theta, settings.learning_rate) if optimize else None
+        self.optimizer = OPTIMIZERS[settings.optimizer]([policy.theta], lr=settings.learning_rate) if optimize else None
         self._rng = np.random.default_rng(settings.seed)
 
     def update(self, stretch: Stretch, progress: float) -> dict[str, float]:
@@ -63,7 +73,7 @@ class Learner:
         if settings.learning_rate_final is None or self.optimizer is None:
             return
         change = settings.learning_rate_final - settings.learning_rate
-        self.optimizer.learning_rate = settings.learning_rate + change * min(progress, 1.0)
+        self.optimizer.param_groups[0]["lr"] = settings.learning_rate + change * min(progress, 1.0)
 
     def _weigh(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
         """The weighed steps inside the mask, a row each where the algorithm allows it, and their forward pass."""
@@ -108,7 +118,7 @@ class Learner:
             last = epoch == self.settings.num_epochs - 1
             shuffled = batch.rows(torch.from_numpy(self._rng.permutation(num_rows)))
             for low, high in itertools.pairwise(bounds):
-                part = shuffled.rows(slice(int(low), int(high)))  # type: ignore[arg-type]
+                part = shuffled if num_parts == 1 else shuffled.rows(slice(int(low), int(high)))  # type: ignore[arg-type]
                 stats = self._step(part, self._forward(part), num_parts, measure=last)
                 if last:  # it tells how far the update went
                     history.append(stats)
@@ -132,16 +142,16 @@ class Learner:
         """A clipped step along the policy's gradient; returns the norm that it had before the clipping."""
         assert self.optimizer is not None
         grad = self.policy.grad
-        norm = float(grad.norm())
+        norm = float(torch.linalg.vector_norm(grad))
         limit = self.settings.max_grad_norm
         if limit and norm > limit:
             grad.mul_(limit / norm)
-        if not np.isfinite(norm):
+        if not math.isfinite(norm):
             raise FloatingPointError(
                 f"The gradient of {self.settings.row.name} on {self.settings.env} is {norm}: the run has diverged. "
                 f"Take a smaller learning rate than {self.settings.learning_rate} or a smaller reward_scale."
             )
-        self.optimizer.step(grad)
+        self.optimizer.step()
         return norm
 
     def _backward(
@@ -153,4 +163,4 @@ class Learner:
         value_BT = None if forward[2] is None else forward[2].view(shape)
         loss, stats = self.algorithm.loss(logp_BT, batch, entropy_BT=entropy_BT, value_BT=value_BT, measure=measure)
         self.policy.backward(loss * num_parts)
-        return {key: float(value) * num_parts for key, value in stats.items()}
+        return {key: float(value) * num_parts for key, value in stats.items()} if measure else {}

@@ -108,7 +108,7 @@ class Policy(nn.Module):
         """Make every parameter a view of `theta` and every gradient one of `grad`."""
         parameters = list(self.parameters())
         self.theta = torch.cat([p.detach().reshape(-1).float() for p in parameters])
-        self.grad = torch.zeros_like(self.theta)
+        self.theta.grad = self.grad = torch.zeros_like(self.theta)
         at = 0
         for parameter in parameters:
             end = at + parameter.numel()
