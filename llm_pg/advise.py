@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 from .config import ConfigError
 from .control.adviser import DISCRETE_HEADS, LONG_HORIZON, Advice
 from .control.adviser import advise as for_environment
 from .words import check_fields
 
-if TYPE_CHECKING:
-    from .control.spaces import Interface
-
-SETTINGS_ONLY = {"on-policy contract"}  # advice that is no setting
+NO_SETTINGS = {"on-policy contract", "policy head"}
 STANDARD_ERROR = 0.1  # wanted for the mean return of an update, as a share of the reward's range
 ROWS_OF_A_CRITIC, STEPS_OF_A_CRITIC = 8, 128
 
@@ -29,6 +26,7 @@ class Task:
         horizon: steps or tokens of an episode at most; None = no limit.
         low, high: range of an episode's return; None = unknown.
         num_actions: actions of a list, or coordinates of a vector.
+        num_inputs: features of an observation, for control; None = unknown.
     """
 
     actions: Literal["tokens", "discrete", "continuous"]
@@ -36,6 +34,8 @@ class Task:
     low: float | None = None
     high: float | None = None
     num_actions: int = 2
+    num_inputs: int | None = None
+    name = ""  # of an environment: none is known
 
     def __post_init__(self) -> None:
         check_fields(self, "Task")
@@ -64,6 +64,9 @@ def refuse(task: Task, *, algorithm: str | None, baseline: str | None, head: str
     """Raise ConfigError for a wish that cannot work on this task."""
     if task.horizon is not None and task.horizon < 1:
         raise ConfigError(f"--horizon counts the steps of an episode, at least 1; got {task.horizon}.")
+    for option, number in (("--num-actions", task.num_actions), ("--num-inputs", task.num_inputs)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} must be at least 1; got {number}.")
     if head in DISCRETE_HEADS and not task.discrete:
         raise ConfigError(
             f"A {head} head chooses from a list, and continuous actions are vectors: take head gaussian, or "
@@ -91,8 +94,7 @@ def episodes_for(error: float = STANDARD_ERROR) -> int:
 
 
 def _for_control(task: Task) -> list[Advice]:
-    # An environment's Interface holds more; the adviser of environments reads only what a Task has too.
-    out = for_environment(cast("Interface", task))
+    out = for_environment(task)
     values = {advice.setting: advice.value for advice in out}
     known = task.low is not None and task.high is not None
     scale = max(abs(task.low or 0.0), abs(task.high or 0.0))
@@ -130,7 +132,9 @@ def _for_tokens(task: Task) -> list[Advice]:
     scaled = "0/1 rewards have a scale" if plain else f"one learning rate for returns of {task.low:g} to {task.high:g}"
     prompts = max(episodes_for() * 4 // group, 8)
     reuse = "each batch once: data of an older policy are biased without a ratio"
+    own_layer = "the model's own output layer, hidden size × vocabulary: training adds no parameters"
     return [
+        Advice("policy head", "softmax over the vocabulary", own_layer),
         Advice("algorithm.name", "rloo" if horizon <= 64 else "dr_grpo", "no critic: the group is the baseline"),
         Advice("rollout.max_completion_length", str(horizon), "the horizon: one action a token"),
         Advice("rollout.num_generations", str(group), grouped),
@@ -147,13 +151,12 @@ def _for_tokens(task: Task) -> list[Advice]:
 def as_yaml(task: Task, advice: Sequence[Advice]) -> str:
     """A YAML to start from, each line with its reason; for control also the command that runs it."""
     head = [f"# actions: {task.actions}, horizon: {task.horizon or 'no limit'}"]
+    head += [f"# {a.setting}: {a.value} ({a.why})" for a in advice if a.setting in NO_SETTINGS]
+    advice = [a for a in advice if a.setting not in NO_SETTINGS]
     if task.actions == "tokens":
         return "\n".join([*head, "# llm-pg train this.yaml model_name_or_path=... task=...", *_sections(advice)]) + "\n"
     lines, flags = [], []
     for a in advice:
-        if a.setting in SETTINGS_ONLY:
-            head.append(f"# {a.setting}: {a.value} ({a.why})")
-            continue
         first, _, last = a.value.partition(" to ")
         for name, value in ((a.setting, first), *([(f"{a.setting}_final", last)] if last else [])):
             lines.append(f"{name}: {value}  # {a.why}")
@@ -175,7 +178,7 @@ def main(values: dict[str, Any]) -> int:
     """Print the YAML for the command line's answers; ConfigError where a wish is refused."""
     low, high = parse_range(values["reward_range"]) if values["reward_range"] else (None, None)
     try:
-        task = Task(values["actions"], values["horizon"], low, high, values["num_actions"])
+        task = Task(values["actions"], values["horizon"], low, high, values["num_actions"], values["num_inputs"])
     except ValueError as error:
         raise ConfigError(str(error)) from None
     refuse(task, algorithm=values["algorithm"], baseline=values["baseline"], head=values["head"])

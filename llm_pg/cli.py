@@ -381,6 +381,7 @@ def _advise_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--horizon", type=int, help="steps or tokens of an episode at most; left out = no limit")
     parser.add_argument("--reward-range", metavar="LOW:HIGH", help="of an episode's return, for example -200:0")
     parser.add_argument("--num-actions", type=int, default=2, help="actions of a list, or coordinates of a vector")
+    parser.add_argument("--num-inputs", type=int, help="features of an observation, to count a policy's parameters")
     parser.add_argument("--algorithm", help="one that you have in mind: refused where it cannot work")
     parser.add_argument("--baseline", help="the same of a baseline")
     parser.add_argument("--head", help="the same of a policy head")

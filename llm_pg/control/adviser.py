@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from .settings import HEADS, Settings
+from .settings import HEADS, Settings, resolve
 
 if TYPE_CHECKING:
     from .spaces import Interface
@@ -109,18 +110,68 @@ def _check_horizon(settings: Settings, interface: Interface) -> None:
         )
 
 
-def advise(interface: Interface) -> list[Advice]:
+class Spaces(Protocol):
+    """What the adviser reads of an `Interface`, or of a task that is only described; `num_inputs` None = unknown."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def discrete(self) -> bool: ...
+    @property
+    def num_inputs(self) -> int | None: ...
+    @property
+    def num_outputs(self) -> int: ...
+    @property
+    def horizon(self) -> int | None: ...
+
+
+def count_parameters(
+    policy: str, head: str, num_inputs: int, num_outputs: int, hidden: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """Returns the numbers of parameters of the head, of the whole policy, and of a critic of the same form.
+
+    Args:
+        policy: linear or mlp.
+        head: softmax, sigmoid, gaussian or tanh_gaussian; the last two have a log σ for each coordinate.
+        num_inputs: features of an observation.
+        num_outputs: actions of a list, or coordinates of a vector.
+        hidden: widths of the hidden layers of an mlp.
+    """
+    num_scores = 1 if head == "sigmoid" else num_outputs
+    num_sigmas = 0 if head in DISCRETE_HEADS else num_outputs
+    if policy == "linear":  # without a bias
+        return num_inputs * num_scores + num_sigmas, num_inputs * num_scores + num_sigmas, num_inputs
+    below = sum((num_in + 1) * num_out for num_in, num_out in itertools.pairwise((num_inputs, *hidden)))
+    width = hidden[-1] if hidden else num_inputs
+    of_head = (width + 1) * num_scores + num_sigmas
+    return of_head, below + of_head, below + width + 1
+
+
+def _head_and_size(spaces: Spaces, algorithm: str) -> tuple[Advice, str]:
+    """The head, with the parameters that it and its policy have at the settings of this environment; the critic's."""
+    settings = resolve(spaces.name, algorithm)
+    head = "softmax" if spaces.discrete else "gaussian"
+    what = f"{spaces.num_outputs} discrete actions"
+    if not spaces.discrete:
+        what = f"{spaces.num_outputs}-vector action; tanh_gaussian, as large, where the bounds matter"
+    linear = settings.policy == "linear"
+    form = "a linear policy" if linear else f"with hidden layers {','.join(map(str, settings.hidden))}"
+    num_inputs = spaces.num_inputs
+    if num_inputs is None:
+        of_head, *_ = count_parameters(settings.policy, head, 0, spaces.num_outputs, settings.hidden)
+        return Advice("head", head, f"{what}; {of_head:,} parameters ({form})"), ""
+    of_head, whole, critic = count_parameters(settings.policy, head, num_inputs, spaces.num_outputs, settings.hidden)
+    size = f"{of_head:,} parameters ({form})" if linear else f"{of_head:,} parameters, {whole:,} {form}"
+    return Advice("head", head, f"{what}; {size}"), f"; V(s) has {critic:,} parameters"
+
+
+def advise(interface: Spaces) -> list[Advice]:
     """From an environment's spaces and horizon to an algorithm, a head and variance controls."""
     horizon = interface.horizon
     short = horizon is not None and horizon <= 100
+    head, of_critic = _head_and_size(interface, "reinforce" if short else "ppo")
     out = [
-        Advice(
-            "head",
-            "softmax" if interface.discrete else "gaussian",
-            f"{interface.num_outputs} discrete actions"
-            if interface.discrete
-            else f"{interface.num_outputs}-vector action; tanh_gaussian where the bounds matter",
-        ),
+        head,
         Advice(
             "algorithm",
             "reinforce" if short else "ppo",
@@ -130,7 +181,9 @@ def advise(interface: Interface) -> list[Advice]:
         Advice(
             "baseline",
             "running_mean" if short else "value",
-            "one start and short episodes: a mean is enough" if short else "credit differs from state to state",
+            "one start and short episodes: a mean is enough"
+            if short
+            else f"credit differs from state to state{of_critic}",
         ),
         Advice("returns", "reward_to_go", "an action cannot change what came before it"),
     ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from llm_pg.control.adviser import count_parameters
 from llm_pg.control.environments import inspect
 from llm_pg.control.heads import GaussianHead, SigmoidHead, SoftmaxHead
 from llm_pg.control.network import Perceptron, mlp
@@ -200,6 +201,23 @@ def test_a_module_that_cannot_be_imported_is_named() -> None:
 def test_a_network_of_other_layers_goes_through_torch() -> None:
     assert not Perceptron.serves(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     assert Perceptron.serves(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)))
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "llm_pg/GridWorld-v0", "MountainCarContinuous-v0"])
+@pytest.mark.parametrize("kind, hidden", [("linear", ()), ("mlp", (64, 64)), ("mlp", (7,)), ("mlp", ())])
+def test_the_counted_parameters_are_those_of_the_policy_that_is_made(
+    env: str, kind: str, hidden: tuple[int, ...]
+) -> None:
+    interface = inspect(env)
+    heads = ["softmax"] if interface.discrete else ["gaussian", "tanh_gaussian"]
+    for head in [*heads, *(["sigmoid"] if interface.discrete and interface.num_outputs == 2 else [])]:
+        policy = Policy(interface, kind=kind, head=head, hidden=hidden, critic=True)
+        of_head, whole, critic = count_parameters(kind, head, interface.num_inputs, interface.num_outputs, hidden)
+        assert policy.critic is not None
+        assert sum(p.numel() for p in policy.critic.parameters()) == critic
+        assert policy.theta.numel() == whole + critic
+        last = [layer for layer in policy.actor if isinstance(layer, nn.Linear)][-1]
+        assert of_head == sum(p.numel() for p in [*last.parameters(), *policy.head.parameters()])
 
 
 def test_torchs_optimiser_moves_every_parameter_of_the_policy_and_nothing_else_holds_them() -> None:

@@ -52,6 +52,16 @@ def test_heads_baselines_and_horizon_go_together() -> None:
     assert (short["entropy_coef"], short["entropy_coef_final"]) == (0.01, 0)
 
 
+def test_the_head_is_proposed_with_its_number_of_parameters() -> None:
+    """64 hidden units and a bias for each of 2 scores; 4·64 + 64 + 64·64 + 64 below them; a σ for each coordinate."""
+    texts = [as_yaml(t, advise(t)) for t in (Task("discrete", 300, num_inputs=4), Task("continuous", 300))]
+    assert "2 discrete actions; 130 parameters, 4,610 with hidden layers 64,64" in texts[0]
+    assert "V(s) has 4,545 parameters" in texts[0]
+    assert "132 parameters (with hidden layers 64,64)" in texts[1]
+    tokens = Task("tokens", 300)
+    assert "# policy head: softmax over the vocabulary" in as_yaml(tokens, advise(tokens))
+
+
 def test_the_batch_is_the_smallest_power_of_two_that_is_precise_enough() -> None:
     for error in (0.2, 0.1, 0.03):
         number = episodes_for(error)
@@ -65,6 +75,8 @@ def test_the_batch_is_the_smallest_power_of_two_that_is_precise_enough() -> None
         (["--horizon", "501", "--algorithm", "reinforce", "--baseline", "none"], "over 500"),
         (["--actions", "continuous", "--horizon", "9", "--head", "softmax"], "gaussian"),
         (["--horizon", "0"], "at least 1"),
+        (["--num-actions", "0"], "--num-actions must be at least 1"),
+        (["--num-inputs", "-3"], "--num-inputs must be at least 1"),
         (["--reward-range", "3:1"], "lower first"),
         (["--reward-range", "high"], "LOW:HIGH"),
     ],
