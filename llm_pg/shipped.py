@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def find(name: str) -> Path:
 
 
 def copy(name: str, target: str) -> Path:
-    """Copy a shipped file to a folder or file name; never over an existing file."""
+    """Copy a shipped file, and the modules beside it that it imports, to a folder or file name; never over a file."""
     source, place = find(name), Path(target)
     if place.is_dir():
         place = place / source.name
@@ -37,6 +38,20 @@ def copy(name: str, target: str) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, place)
+        for module in _imported_neighbours(source):
+            if not (place.parent / module.name).exists():
+                shutil.copyfile(module, place.parent / module.name)
     except OSError as error:
         raise ConfigError(f"{source.name} cannot be copied to {place}: {error}. Give a folder to write in.") from None
     return place
+
+
+def _imported_neighbours(source: Path) -> list[Path]:
+    """The modules in the folder of a shipped file that it imports."""
+    if source.suffix != ".py":
+        return []
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module} if isinstance(node, ast.ImportFrom) and node.module and not node.level else set()
+    return sorted(path for path in source.parent.glob("*.py") if path.stem in names)

@@ -13,9 +13,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from llm_pg.control.plots import compare, figure, save
-from llm_pg.control.record import Run
-from llm_pg.control.seeds import train_seeds
+from figures import compare, figure, save
+
+from llm_pg.control.record import ControlRun
+from llm_pg.control.runs import train_seeds
 from llm_pg.control.settings import resolve
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,14 +30,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def train_all(num_seeds: int, num_steps: int) -> dict[str, list[Run]]:
+def train_all(num_seeds: int, num_steps: int) -> dict[str, list[ControlRun]]:
     return {
         name: train_seeds(resolve("cartpole", algorithm, total_steps=num_steps, **changes), num_seeds)
         for name, (algorithm, changes) in VARIANTS.items()
     }
 
 
-def draw(runs: dict[str, list[Run]], path: Path) -> list[Path]:
+def draw(runs: dict[str, list[ControlRun]], path: Path) -> list[Path]:
     drawing, (return_axis, entropy_axis) = figure(2)
     compare(runs, "return_mean", return_axis, "mean return of 100 episodes")
     compare(runs, "entropy", entropy_axis, "policy entropy, nats")

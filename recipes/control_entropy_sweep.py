@@ -12,15 +12,16 @@ import argparse
 import statistics
 from pathlib import Path
 
-from llm_pg.control.plots import compare, figure, save
-from llm_pg.control.record import Run
-from llm_pg.control.seeds import train_seeds
+from figures import compare, figure, save
+
+from llm_pg.control.record import ControlRun
+from llm_pg.control.runs import train_seeds
 from llm_pg.control.settings import resolve
 
 COEFFICIENTS = (0.0, 0.01, 0.1, 1.0)
 
 
-def train_all(env: str, num_seeds: int, num_episodes: int) -> dict[str, list[Run]]:
+def train_all(env: str, num_seeds: int, num_episodes: int) -> dict[str, list[ControlRun]]:
     return {
         f"β = {beta:g}": train_seeds(
             resolve(env, "reinforce", baseline="running_mean", entropy_coef=beta, total_episodes=num_episodes),
@@ -31,7 +32,7 @@ def train_all(env: str, num_seeds: int, num_episodes: int) -> dict[str, list[Run
     }
 
 
-def draw(runs: dict[str, list[Run]], path: Path) -> list[Path]:
+def draw(runs: dict[str, list[ControlRun]], path: Path) -> list[Path]:
     drawing, (return_axis, entropy_axis) = figure(2)
     compare(runs, "return_mean", return_axis, "mean return of 100 episodes")
     compare(runs, "entropy", entropy_axis, "policy entropy, nats")
@@ -56,7 +57,7 @@ def main() -> None:
         entropy = statistics.median(run.points[-1]["entropy"] for run in of_name)
         solved = [run.solved_episodes for run in of_name if run.solved_episodes is not None]
         when = f"{statistics.median(solved):.0f} ({len(solved)}/{len(of_name)})" if solved else "never"
-        collapsed = sum(any("entropy collapse" in flag for flag in run.flags) for run in of_name)
+        collapsed = sum(any(finding.rule == "entropy-collapse" for finding in run.findings) for run in of_name)
         spread = f"{statistics.median(final):.2f} ({min(final):.2f} to {max(final):.2f})"
         print(f"{name:<10}{spread:<34}{entropy:<16.3f}{when:<16}{collapsed}/{len(of_name)}")
     for path in draw(runs, args.out / "entropy"):

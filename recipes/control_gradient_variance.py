@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import COLOURS, figure, save
 from torch import Tensor
 
 from llm_pg.control.learner import Learner
-from llm_pg.control.plots import COLOURS, figure, save
 from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import ROWS, resolve
 from llm_pg.control.tabular import build, exact_gradient

@@ -17,11 +17,10 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from figures import COLOURS, episode_band, figure, save
 
-from llm_pg.control.curves import episode_band
-from llm_pg.control.plots import COLOURS, figure, save
-from llm_pg.control.record import Run
-from llm_pg.control.seeds import train_seeds
+from llm_pg.control.record import ControlRun
+from llm_pg.control.runs import train_seeds
 from llm_pg.control.settings import resolve
 
 VARIANTS = {
@@ -33,7 +32,7 @@ VARIANTS = {
 WINDOW = 50
 
 
-def train_all(num_seeds: int, num_episodes: int, learning_rate: float) -> dict[str, list[Run]]:
+def train_all(num_seeds: int, num_episodes: int, learning_rate: float) -> dict[str, list[ControlRun]]:
     return {
         name: train_seeds(
             resolve(
@@ -50,7 +49,7 @@ def train_all(num_seeds: int, num_episodes: int, learning_rate: float) -> dict[s
     }
 
 
-def draw(runs: dict[str, list[Run]], path: Path) -> list[Path]:
+def draw(runs: dict[str, list[ControlRun]], path: Path) -> list[Path]:
     drawing, (mean_axis, std_axis) = figure(2)
     for (name, of_name), colour in zip(runs.items(), COLOURS, strict=False):
         for axis, numbers in ((mean_axis, 0), (std_axis, 1)):

@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llm_pg.control.curves import band
-from llm_pg.control.plots import COLOURS, draw_band, figure, save
-from llm_pg.control.record import Run
-from llm_pg.control.seeds import train_seeds
+from figures import COLOURS, band, draw_band, figure, save
+
+from llm_pg.control.record import ControlRun
+from llm_pg.control.runs import train_seeds
 from llm_pg.control.settings import resolve
 
 
-def draw(runs: list[Run], honest: list[Run], path: Path) -> list[Path]:
+def draw(runs: list[ControlRun], honest: list[ControlRun], path: Path) -> list[Path]:
     drawing, (hacked_axis, honest_axis) = figure(2)
     for axis, of_axis, title in (
         (hacked_axis, runs, "coin pays every time"),
@@ -54,7 +54,7 @@ def main() -> None:
         last = run.points[-1]
         print(
             f"seed {run.settings.seed}: trained return {last['return_mean']:.2f}, true {last['true_return_mean']:.2f}; "
-            + ("; ".join(flag for flag in run.flags if "hacking" in flag) or "no hacking found")
+            + ("; ".join(f.evidence for f in run.findings if f.rule == "reward-hacking") or "no hacking found")
         )
     print((args.out / "replay.txt").read_text(encoding="utf-8").split("the walk")[0])
     for path in draw(hacked, honest, args.out / "hacking"):

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from figures import COLOURS, figure, save
 from torch import Tensor
 
-from llm_pg.control.plots import COLOURS, figure, save
 from llm_pg.estimators import baselines
 from llm_pg.estimators.exact import TabularPolicy, objective, terminal_reward
 from llm_pg.estimators.expectation import Comparison, Groups, LossOfGroups, compare, expected_update

@@ -27,6 +27,8 @@ READING: dict[str, str] = {
     f"{UNIFORM:.0%} while the reward is under {SOLVED:.0%} of its range.",
     "staleness": "max_staleness from step max_staleness + 1 on. Read correction_bounded beside it: over about a tenth, "
     "the correction gives much of its weight away; lower max_staleness or the learning rate.",
+    "return_std": "Falls as the policy settles. Large beside return_mean: so is the variance of the gradient.",
+    "true_return_mean": "Falls while return_mean rises: the proxy is being gamed.",
     "completion_length": "A rise with the reward is usual in reasoning. A rise without it: length is rewarded, or the "
     "end token is not learned.",
     "truncated": f"The doctor speaks from {TRUNCATED:.0%}: a cut answer is scored as wrong. Raise the limit.",

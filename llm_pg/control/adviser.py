@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .settings import HEADS, Settings, resolve
+from .settings import HEADS, ControlSettings, resolve
 
 if TYPE_CHECKING:
     from .spaces import Interface
@@ -27,7 +27,7 @@ class Advice:
     why: str
 
 
-def check(settings: Settings, interface: Interface) -> None:
+def check(settings: ControlSettings, interface: Interface) -> None:
     """Raise ValueError for a run that cannot work; `force` goes on where it is only unwise."""
     _check_numbers(settings)
     _check_head(settings, interface)
@@ -44,7 +44,7 @@ def check(settings: Settings, interface: Interface) -> None:
         raise ValueError("Asynchronous workers send one gradient a stretch: take a3c, not an algorithm with epochs.")
 
 
-def _check_numbers(settings: Settings) -> None:
+def _check_numbers(settings: ControlSettings) -> None:
     for name in ("num_envs", "num_epochs", "num_minibatches", "group_size", "total_steps", "window"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1; it is {getattr(settings, name)}.")
@@ -54,7 +54,7 @@ def _check_numbers(settings: Settings) -> None:
         raise ValueError(f"num_steps must be 0 (whole episodes) or more; it is {settings.num_steps}.")
 
 
-def _check_head(settings: Settings, interface: Interface) -> None:
+def _check_head(settings: ControlSettings, interface: Interface) -> None:
     head = settings.head
     if head not in HEADS:
         raise ValueError(f"There is no head {head!r}. Known: {', '.join(HEADS)}.")
@@ -71,7 +71,7 @@ def _check_head(settings: Settings, interface: Interface) -> None:
         )
 
 
-def _check_groups(settings: Settings) -> None:
+def _check_groups(settings: ControlSettings) -> None:
     row = settings.row
     if row.needs_group and settings.group_size < 2:
         raise ValueError(
@@ -89,7 +89,7 @@ def _check_groups(settings: Settings) -> None:
         )
 
 
-def _check_horizon(settings: Settings, interface: Interface) -> None:
+def _check_horizon(settings: ControlSettings, interface: Interface) -> None:
     row, horizon = settings.row, interface.horizon
     if settings.num_steps and not row.needs_critic:
         raise ValueError(
@@ -200,6 +200,6 @@ def advise(interface: Spaces) -> list[Advice]:
     return out
 
 
-def collapsed(settings: Settings, interface: Interface, entropy: float) -> bool:
+def collapsed(settings: ControlSettings, interface: Interface, entropy: float) -> bool:
     """Policy entropy under 0.1 nats with no bonus to hold it up. A differential entropy has no such zero."""
     return interface.discrete and settings.row.entropy_coef == 0 and entropy < COLLAPSED_ENTROPY

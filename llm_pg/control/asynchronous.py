@@ -20,18 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .adviser import check
-from .collect import Collector, Episodes
-from .environments import inspect, make_rows, reward_threshold
+from .collect import Episodes
 from .learner import Learner
-from .prepare import make_policy, make_scaler, one_thread
-from .record import Point, Recorder, Run
-from .settings import Settings
+from .prepare import begin_run, make_collector, one_thread
+from .record import ControlRun, CurveRecorder, Point
+from .settings import ControlSettings
 
 PATIENCE_S = 1.0
 
 
-class Shared:
+class SharedParameters:
     """Parameters, their version and the progress of the run, in memory that all processes see."""
 
     def __init__(self, context: Any, theta: NDArray[np.float32]) -> None:
@@ -60,7 +58,7 @@ class Shared:
 
 
 @dataclass
-class Gift:
+class GradientMessage:
     """What a worker sends after a stretch; `error` in the place of everything else where it failed."""
 
     gradient: NDArray[np.float32] | None = None
@@ -71,67 +69,57 @@ class Gift:
     error: str = ""
 
 
-def work(settings: Settings, number: int, shared: Shared, gifts: Any) -> None:
+def work(settings: ControlSettings, number: int, shared: SharedParameters, messages: Any) -> None:
     """The life of a worker: read, collect, send, until told to stop."""
     torch.set_num_threads(1)
     try:
-        interface = inspect(settings.env, settings.env_options)
-        policy = make_policy(settings, interface)
-        learner = Learner(settings, policy, interface.horizon, optimize=False)
-        envs = make_rows(settings.env, settings.num_envs, settings.group_size, settings.env_options)
-        collector = Collector(
-            envs,
-            policy,
-            make_scaler(settings, interface),
-            num_steps=settings.num_steps,
-            group_size=settings.group_size,
-            seed=settings.seed * 1009 + number,
-            window=1,
-        )
+        run = begin_run(settings)
+        policy = run.policy
+        assert policy is not None
+        learner = Learner(settings, policy, run.interface.horizon, optimize=False)
+        collector = make_collector(run, settings.seed * 1009 + number)
         while not shared.stop.is_set():
             version, progress = shared.read(policy.theta.numpy())
-            told, before = len(collector.episodes.returns), collector.steps
+            known, before = len(collector.episodes.returns), collector.steps
             gradient, stats = learner.gradient(collector.collect(), progress)
             done = collector.episodes
-            trues: list[float | None] = [*done.true_returns[told:]] or [None] * len(done.returns[told:])
-            ended = list(zip(done.returns[told:], done.lengths[told:], trues, strict=True))
-            _send(gifts, Gift(gradient.numpy(), version, collector.steps - before, stats, ended), shared)
-        envs.close()
+            trues: list[float | None] = [*done.true_returns[known:]] or [None] * len(done.returns[known:])
+            ended = list(zip(done.returns[known:], done.lengths[known:], trues, strict=True))
+            _send(messages, GradientMessage(gradient.numpy(), version, collector.steps - before, stats, ended), shared)
+        collector.envs.close()
     except Exception:  # noqa: BLE001 - sent to the parent, which raises it
-        _send(gifts, Gift(error=traceback.format_exc()), shared)
+        _send(messages, GradientMessage(error=traceback.format_exc()), shared)
 
 
-def _send(gifts: Any, gift: Gift, shared: Shared) -> None:
+def _send(messages: Any, message: GradientMessage, shared: SharedParameters) -> None:
     while not shared.stop.is_set():
         try:
-            gifts.put(gift, timeout=PATIENCE_S)
+            messages.put(message, timeout=PATIENCE_S)
             return
         except queue.Full:
             continue
 
 
-def train_asynchronously(settings: Settings, *, on_point: Callable[[Point], None] | None = None) -> Run:
+def train_asynchronously(settings: ControlSettings, *, on_point: Callable[[Point], None] | None = None) -> ControlRun:
     """As `train.train`, with `num_workers` processes."""
-    interface = inspect(settings.env, settings.env_options)
-    check(settings, interface)
-    threshold = reward_threshold(settings.env) if settings.threshold is None else settings.threshold
-    policy = make_policy(settings, interface)
-    run = Run(settings, interface, policy, make_scaler(settings, interface), threshold)
-    learner = Learner(settings, policy, interface.horizon)
-    recorder = Recorder(run, Episodes(0, settings.window), on_point)
+    run = begin_run(settings)
+    policy = run.policy
+    assert policy is not None
+    learner = Learner(settings, policy, run.interface.horizon)
+    recorder = CurveRecorder(run, Episodes(0, settings.window), on_point)
     # A forked child would inherit torch's threads in a state that nobody defines.
     context = multiprocessing.get_context("spawn")
-    shared = Shared(context, policy.theta.numpy())
-    gifts = context.Queue(maxsize=settings.num_workers)
+    shared = SharedParameters(context, policy.theta.numpy())
+    messages = context.Queue(maxsize=settings.num_workers)
     workers = [
-        context.Process(target=work, args=(settings, number, shared, gifts), daemon=True)
+        context.Process(target=work, args=(settings, number, shared, messages), daemon=True)
         for number in range(settings.num_workers)
     ]
     for worker in workers:
         worker.start()
     try:
         with one_thread():
-            _serve(run, learner, recorder, shared, gifts, workers)
+            _serve(run, learner, recorder, shared, messages, workers)
     finally:
         shared.stop.set()
         for worker in workers:
@@ -143,37 +131,47 @@ def train_asynchronously(settings: Settings, *, on_point: Callable[[Point], None
     return run
 
 
-def _serve(run: Run, learner: Learner, recorder: Recorder, shared: Shared, gifts: Any, workers: list[Any]) -> None:
-    steps, start = 0, 0.0
+def _serve(
+    run: ControlRun,
+    learner: Learner,
+    recorder: CurveRecorder,
+    shared: SharedParameters,
+    messages: Any,
+    workers: list[Any],
+) -> None:
+    steps, begin = 0, 0.0
     theta = learner.policy.theta
     while not recorder.over:
-        gift = _receive(gifts, workers)
-        start = start or time.perf_counter()  # the seconds in which the workers import torch are no training
-        run.staleness.append(shared.version - gift.version)
+        message = _receive(messages, workers)
+        received = time.perf_counter()
+        begin = begin or received  # the seconds in which the workers import torch are no training
+        run.staleness.append(shared.version - message.version)
         learner.set_learning_rate(recorder.progress)
-        assert gift.gradient is not None
-        learner.policy.grad.copy_(torch.from_numpy(gift.gradient))
+        assert message.gradient is not None
+        learner.policy.grad.copy_(torch.from_numpy(message.gradient))
         norm = learner.apply()
-        steps += gift.steps
-        for return_, length, true_return in gift.episodes:
+        steps += message.steps
+        for return_, length, true_return in message.episodes:
             recorder.episodes.append(return_, length, steps, true_return)
         shared.write(theta.numpy(), recorder.progress)
-        stats = {**gift.stats, "grad_norm": norm, "staleness": float(run.staleness[-1])}
-        recorder.note(steps, stats, time.perf_counter() - start)
+        stats = {**message.stats, "grad_norm": norm, "staleness": float(run.staleness[-1])}
+        end = time.perf_counter()
+        recorder.note(steps, stats, {"wait": received - begin, "update": end - received})
+        begin = end
 
 
-def _receive(gifts: Any, workers: list[Any]) -> Gift:
+def _receive(messages: Any, workers: list[Any]) -> GradientMessage:
     while True:
         try:
-            gift: Gift = gifts.get(timeout=PATIENCE_S)
+            message: GradientMessage = messages.get(timeout=PATIENCE_S)
         except queue.Empty:
             dead = [worker for worker in workers if not worker.is_alive()]
             if dead:
                 raise RuntimeError(
                     f"{len(dead)} of {len(workers)} asynchronous workers ended with exit code {dead[0].exitcode} "
-                    "without a word; was one killed for memory? Take fewer with --num-workers."
+                    "without a message; was one killed for memory? Take fewer with --num-workers."
                 ) from None
             continue
-        if gift.error:
-            raise RuntimeError(f"An asynchronous worker failed:\n{gift.error}")
-        return gift
+        if message.error:
+            raise RuntimeError(f"An asynchronous worker failed:\n{message.error}")
+        return message

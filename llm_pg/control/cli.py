@@ -13,7 +13,7 @@ EPILOG = """examples:
   llm-pg control pendulum --algorithm ppo --head tanh_gaussian
   llm-pg control cartpole --advise"""
 
-# Flag, type, help. The name is that of the field in `Settings` or `Row`.
+# Flag, type, help. The name is that of the field in `ControlSettings` or `Row`.
 NUMBERS: tuple[tuple[str, Any, str], ...] = (
     ("total_steps", int, "environment steps of the run, all rows together"),
     ("total_episodes", int, "end after so many episodes, if that comes first"),
@@ -69,13 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, kind, help_ in NUMBERS:
         parser.add_argument(_flag(name), type=kind, metavar="N" if kind is int else "X", help=help_)
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="runs side by side, with median and quartiles"
+        "--seeds", type=int, default=1, metavar="N", help="runs side by side; the page shows median and quartiles"
     )
     parser.add_argument("--until-solved", action="store_true", help="end when the environment is solved")
-    parser.add_argument("--folder", type=Path, help="where the run is written (default runs/control-ENV-ALGORITHM)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the run is written (default runs/control-ENV-ALGORITHM; with --seeds, -seedN is added)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     parser.add_argument("--force", action="store_true", help="go on where the adviser refuses what is only unwise")
     parser.add_argument("--advise", action="store_true", help="say what suits the environment, and end")
-    parser.add_argument("--plain", action="store_true", help="ASCII only, no progress bar")
+    parser.add_argument("--plain", action="store_true", help="ASCII only, nothing before the end")
 
 
 def _flag(name: str) -> str:
@@ -139,31 +144,39 @@ def _settings(args: argparse.Namespace, env_id: str, algorithm: str) -> Any:
 def _train(args: argparse.Namespace, env_id: str, algorithm: str) -> int:
     from rich.console import Console
 
+    from ..report import leave_report
+    from ..terminal import Terminal, make_terminal
+    from ..terminal.figures import ASCII_LEVELS, LEVELS
+    from ..terminal.plain import Plan
     from .adviser import check
-    from .curves import band
     from .environments import inspect
-    from .plots import plot_runs
-    from .seeds import train_seeds
-    from .terminal import Bars, curve, summary
+    from .runs import seed_folders, train_seeds
+    from .summary import lines
 
     settings = _settings(args, env_id, algorithm)
     check(settings, inspect(env_id, settings.env_options))
     short = args.env.rsplit("/", 1)[-1].lower()
     folder = args.folder or Path("runs") / f"control-{short}-{algorithm}"
+    terminal = Terminal(quiet=True) if args.plain else make_terminal()
+    last = settings.total_episodes or settings.total_steps
+    unit = "episodes" if settings.total_episodes else "steps"
+    plan = Plan(folder.name, algorithm, last, 0, 0, logging_steps=max(last // 20, 1), unit=unit)
+
+    def show(number: int, point: dict[str, Any]) -> None:
+        if number == 0:  # the screen shows the first seed; the end and the page show all of them
+            terminal.step(point, point["seconds"])
+
+    terminal.begin(plan)
+    with terminal.running():
+        runs = train_seeds(settings, args.seeds, folder=folder, overwrite=args.overwrite, on_point=show)
     console = Console(highlight=False, soft_wrap=True)
-    if args.plain:
-        runs = train_seeds(settings, args.seeds, folder=folder)
-    else:
-        with Bars(console, args.seeds, settings.seed) as bars:
-            runs = train_seeds(
-                settings, args.seeds, folder=folder, on_point=lambda number, point: bars.show(number)(point)
-            )
     unicode = not args.plain and "utf" in (console.encoding or "").lower()
-    found = band([run.points for run in runs], "return_mean")
-    lines = ["no episode has ended yet"] if found is None else curve(found, unicode=unicode)
-    written = [path.name for path in plot_runs(runs, folder / "curve")]
-    replays = sorted(path.name for path in folder.glob("replay.*"))
-    for line in [*lines, "", *summary(runs), "", f"{folder}: metrics.jsonl, {', '.join([*written, *replays])}"]:
+    for run in runs:
+        for finding in run.findings:
+            terminal.finding(finding)
+    first, *others = seed_folders(folder, args.seeds, settings.seed)
+    places = [*leave_report(first, terminal.warn, others), f"Folders: {', '.join(map(str, [first, *others]))}"]
+    for line in ["", *lines(runs, LEVELS if unicode else ASCII_LEVELS), "", *places]:
         console.print(line if unicode else line.replace("≥", ">="), markup=False)
     return 0
 

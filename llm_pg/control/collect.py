@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..rollouts import Rollouts
 from .environments import RowEnvs
-from .policies import Policy
+from .policies import ControlPolicy
 from .spaces import Interface
 
 
@@ -161,7 +161,7 @@ class Episodes:
         return len(self._recent) == self.window
 
 
-class Collector:
+class ControlCollector:
     """Moves the rows with a policy and keeps what happened.
 
     Args:
@@ -173,7 +173,7 @@ class Collector:
     def __init__(
         self,
         envs: RowEnvs,
-        policy: Policy,
+        policy: ControlPolicy,
         scaler: Scaler,
         *,
         num_steps: int,

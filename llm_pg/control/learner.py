@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
 from .collect import ControlRollouts, Stretch
-from .policies import Policy
-from .settings import Settings
+from .policies import ControlPolicy
+from .settings import ControlSettings
 
 # On one flat tensor the loop over tensors, not the fused kernel, is what keeps a seed's numbers: the two round
 # differently. eps as A2C and PPO are usually run.
@@ -33,7 +33,9 @@ class Learner:
         optimize: False leaves the step to somebody else (an asynchronous worker's parent): gradients only.
     """
 
-    def __init__(self, settings: Settings, policy: Policy, horizon: int | None, optimize: bool = True) -> None:
+    def __init__(
+        self, settings: ControlSettings, policy: ControlPolicy, horizon: int | None, optimize: bool = True
+    ) -> None:
         self.settings, self.policy = settings, policy
         self.algorithm = Algorithm(settings.row, max_completion_length=horizon)
         self.optimizer = OPTIMIZERS[settings.optimizer]([policy.theta], lr=settings.learning_rate) if optimize else None

@@ -50,7 +50,7 @@ def _through_torch(network: nn.Module) -> Forward:
     return forward
 
 
-class Policy(nn.Module):
+class ControlPolicy(nn.Module):
     """Actor, head and critic. All parameters lie in one flat tensor, so that an optimiser step is one operation.
 
     Args:

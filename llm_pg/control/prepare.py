@@ -9,12 +9,12 @@ import gymnasium
 import torch
 
 from .adviser import check
-from .collect import Collector, Scaler
+from .collect import ControlCollector, Scaler
 from .environments import inspect, make_rows, reward_threshold
 from .learner import Learner
-from .policies import Policy
-from .record import Run
-from .settings import Settings
+from .policies import ControlPolicy
+from .record import ControlRun
+from .settings import ControlSettings
 from .spaces import Interface
 
 
@@ -29,31 +29,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def prepare(settings: Settings) -> tuple[Run, Collector, Learner]:
+def prepare(settings: ControlSettings) -> tuple[ControlRun, ControlCollector, Learner]:
     """Everything a run needs, checked; the same seed makes the same run."""
+    run = begin_run(settings)
+    assert run.policy is not None
+    return run, make_collector(run, settings.seed), Learner(settings, run.policy, run.interface.horizon)
+
+
+def begin_run(settings: ControlSettings) -> ControlRun:
+    """A run that has not begun: settings checked, the policy made from their seed."""
     interface = inspect(settings.env, settings.env_options)
     check(settings, interface)
-    policy = make_policy(settings, interface)
-    scaler = make_scaler(settings, interface)
-    envs = make_rows(settings.env, settings.num_envs, settings.group_size, settings.env_options)
-    collector = Collector(
-        envs,
-        policy,
-        scaler,
-        num_steps=settings.num_steps,
-        group_size=settings.group_size,
-        seed=settings.seed,
-        window=settings.window,
-    )
     threshold = reward_threshold(settings.env) if settings.threshold is None else settings.threshold
-    run = Run(settings, interface, policy, scaler, threshold)
-    return run, collector, Learner(settings, policy, interface.horizon)
+    return ControlRun(
+        settings, interface, make_policy(settings, interface), make_scaler(settings, interface), threshold
+    )
 
 
-def make_policy(settings: Settings, interface: Interface) -> Policy:
+def make_policy(settings: ControlSettings, interface: Interface) -> ControlPolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return Policy(
+        return ControlPolicy(
             interface,
             kind=settings.policy,
             head=settings.head,
@@ -63,7 +59,7 @@ def make_policy(settings: Settings, interface: Interface) -> Policy:
         )
 
 
-def make_scaler(settings: Settings, interface: Interface) -> Scaler:
+def make_scaler(settings: ControlSettings, interface: Interface) -> Scaler:
     if interface.one_hot or not settings.scale_observations:
         return Scaler(interface, None, None)
     env = gymnasium.make(settings.env, disable_env_checker=True, **settings.env_options)
@@ -71,3 +67,19 @@ def make_scaler(settings: Settings, interface: Interface) -> Scaler:
     env.close()
     assert isinstance(space, gymnasium.spaces.Box)
     return Scaler(interface, space.low, space.high)
+
+
+def make_collector(run: ControlRun, seed: int) -> ControlCollector:
+    """Rows of the run's environment, moved by its policy."""
+    settings = run.settings
+    assert run.policy is not None
+    assert run.scaler is not None
+    return ControlCollector(
+        make_rows(settings.env, settings.num_envs, settings.group_size, settings.env_options),
+        run.policy,
+        run.scaler,
+        num_steps=settings.num_steps,
+        group_size=settings.group_size,
+        seed=seed,
+        window=settings.window,
+    )

@@ -11,14 +11,14 @@ import gymnasium
 import numpy as np
 
 from .mdp import draw_grid
-from .record import Run
+from .record import ControlRun
 from .tabular import TabularEnv
 
 MAX_FRAMES = 250
 SEED = 12_345
 
 
-def replay(run: Run, folder: Path) -> list[Path]:
+def replay(run: ControlRun, folder: Path) -> list[Path]:
     """Play one episode; write `replay.txt`, and `replay.gif` where gymnasium can render. Returns what was written."""
     settings = run.settings
     metadata = gymnasium.spec(settings.env)
@@ -50,7 +50,7 @@ def _render_modes(env_id: str, options: dict[str, Any]) -> list[str]:
     return modes
 
 
-def _play(run: Run, env: gymnasium.Env) -> tuple[list[np.ndarray], list[str], float]:
+def _play(run: ControlRun, env: gymnasium.Env) -> tuple[list[np.ndarray], list[str], float]:
     assert run.policy is not None
     assert run.scaler is not None
     inner = env.unwrapped

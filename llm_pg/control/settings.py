@@ -44,7 +44,7 @@ ROWS: dict[str, Row] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ControlSettings:
     """Everything a run depends on beside the environment's own code.
 
     Attributes:
@@ -102,7 +102,7 @@ class Settings:
         return self.num_workers > 0
 
 
-# What each algorithm starts from. Keys of `Row` and of `Settings` stand side by side; `resolve` sorts them.
+# What each algorithm starts from. Keys of `Row` and of `ControlSettings` are mixed here; `resolve` sorts them.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "reinforce": {"num_envs": 16, "learning_rate": 5e-3},
     "actor_critic": {"num_envs": 16, "num_steps": 8, "gamma": 0.99, "learning_rate": 2e-3},
@@ -184,13 +184,13 @@ ENVIRONMENTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
+def resolve(env: str, algorithm: str, **changes: Any) -> ControlSettings:
     """Settings for an environment and an algorithm: defaults of both, then the changes (None = not given).
 
     Args:
         env: registered or short name.
         algorithm: a key of `ROWS`.
-        changes: fields of `Settings` and of `Row`.
+        changes: fields of `ControlSettings` and of `Row`.
 
     Raises:
         ValueError: unknown algorithm or field, with the nearest name.
@@ -206,7 +206,7 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
         **{key: value for key, value in changes.items() if value is not None},
     }
     row_fields = {f.name for f in dataclasses.fields(Row)} - {"name", "source"}
-    own_fields = {f.name for f in dataclasses.fields(Settings)} - {"env", "row"}
+    own_fields = {f.name for f in dataclasses.fields(ControlSettings)} - {"env", "row"}
     for key in merged:
         if key not in row_fields | own_fields:
             raise ValueError(unknown("setting", key, sorted(row_fields | own_fields)))
@@ -217,7 +217,7 @@ def resolve(env: str, algorithm: str, **changes: Any) -> Settings:
             "completions: an environment gives no greedy completion, and its returns may be negative. Use baseline "
             "running_mean or value, or an algorithm with groups (rloo)."
         )
-    return Settings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
+    return ControlSettings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
 
 
 def unknown(kind: str, word: str, known: list[str]) -> str:

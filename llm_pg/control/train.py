@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 from .asynchronous import train_asynchronously
 from .prepare import one_thread, prepare
-from .record import Point, Recorder, Run
-from .settings import Settings
+from .record import ControlRun, CurveRecorder, Point
+from .settings import ControlSettings
 
 
-def train(settings: Settings, *, on_point: Callable[[Point], None] | None = None) -> Run:
+def train(settings: ControlSettings, *, on_point: Callable[[Point], None] | None = None) -> ControlRun:
     """Run an algorithm on an environment.
 
     Args:
-        settings: see `Settings`; make them with `settings.resolve`.
+        settings: see `ControlSettings`; make them with `settings.resolve`.
         on_point: called with each point of the curve.
 
     Raises:
@@ -27,11 +27,14 @@ def train(settings: Settings, *, on_point: Callable[[Point], None] | None = None
     with one_thread(), contextlib.ExitStack() as stack:
         run, collector, learner = prepare(settings)
         stack.callback(collector.envs.close)
-        recorder = Recorder(run, collector.episodes, on_point)
-        start = time.perf_counter()
+        recorder = CurveRecorder(run, collector.episodes, on_point)
+        begin = time.perf_counter()
         while not recorder.over:
             stretch = collector.collect()
+            collected = time.perf_counter()
             stats = learner.update(stretch, recorder.progress)
-            recorder.note(collector.steps, stats, time.perf_counter() - start)
+            end = time.perf_counter()
+            recorder.note(collector.steps, stats, {"sample": collected - begin, "update": end - collected})
+            begin = end
         recorder.finish()
     return run

@@ -41,7 +41,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """One run.
+    """One run, of language or of classic control.
 
     config: sections of settings as resolved. metrics: a dict a step. before: the evaluation before the first step.
     summary: {} until the run has ended.
@@ -60,18 +60,33 @@ class Run:
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of the steps that measured it with a finite number."""
+        counter = self.counter
         return [
-            (int(m["step"]), float(m[name]))
+            (int(m[counter]), float(m[name]))
             for m in self.metrics
-            if isinstance(m.get(name), (int, float)) and math.isfinite(m[name]) and "step" in m
+            if isinstance(m.get(name), (int, float)) and math.isfinite(m[name]) and counter in m
         ]
 
     def values(self, name: str) -> list[float]:
         return [value for _, value in self.series(name)]
 
     @property
+    def counter(self) -> str:
+        """The metric that curves are drawn over: environment steps where there are any."""
+        return "steps" if self.metrics and "steps" in self.metrics[0] else "step"
+
+    @property
+    def done(self) -> int:
+        return int(self.metrics[-1].get(self.counter, 0)) if self.metrics else 0
+
+    @property
     def max_steps(self) -> int:
-        return int(self.setting("train", "max_steps", len(self.metrics)))
+        return int(self.setting("train", "max_steps", self.setting("control", "total_steps", len(self.metrics))))
+
+    @property
+    def subject(self) -> str:
+        """What was trained, or what it was trained on: the model, or the environment."""
+        return self.setting("control", "env") or self.setting("model", "model_name_or_path") or "made model"
 
     @property
     def prompts_per_step(self) -> int:

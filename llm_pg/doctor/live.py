@@ -120,6 +120,8 @@ def entropy_collapse(case: Case) -> Iterator[Finding]:
     entropy, begin = case.recent("entropy"), case.first("entropy")
     if entropy is None or begin is None or entropy >= COLLAPSED_ENTROPY or case.solved:
         return
+    if case.recent("reward") is None:  # it cannot be known whether the task is solved
+        return
     if case.recent("entropy_coef") or case.gain("entropy") >= 0:
         return
     yield Finding(
@@ -357,11 +359,12 @@ LIVE_RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def examine(run: Run) -> list[Finding]:
-    """Findings on a run that was read."""
+    """Findings on a run that was read, those first that it wrote into its summary itself."""
     if not run.metrics:
         return []
     case = Case(run)
-    return [finding for rules in LIVE_RULES.values() for rule in rules for finding in rule(case)]
+    own = [Finding(**finding) for finding in run.summary.get("findings") or []]
+    return own + [finding for rules in LIVE_RULES.values() for rule in rules for finding in rule(case)]
 
 
 def examine_run(path: str | Path) -> list[Finding]:

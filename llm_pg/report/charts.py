@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
+from statistics import quantiles
 
 from ..doctor.evidence import Run
 from ..metrics import METRICS
 from .svg import Chart, Series
 
+SEED = re.compile(r"[-_]?seed[-_]?\d+$")
 SHARES = {"uniform_groups", "truncated", "clip_fraction", "unscorable"}
 # Shown only where they were ever anything but 0.
 SILENT_AT_ZERO = {"truncated", "clip_fraction", "unscorable", "skipped_updates", "value_loss"}
 CURVES = (
+    ("return_std", "Spread of the return"),
     ("kl", "KL to the reference"),
     ("entropy", "Entropy"),
     ("completion_length", "Completion length"),
@@ -31,7 +36,7 @@ CURVES = (
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """All panels that have data, in the order of the page."""
-    found = [_pass_rate(runs), _pass_at(runs), _reward(runs), _parts(runs)]
+    found = [_pass_rate(runs), _pass_at(runs), *_seeds(runs), _returns(runs), _reward(runs), _parts(runs)]
     found += [_curve(runs, name, title) for name, title in CURVES]
     found.append(_phases(runs))
     return [chart for chart in found if chart and any(series.points for series in chart.series)]
@@ -79,6 +84,84 @@ def _pass_at(runs: Sequence[Run]) -> Chart | None:
     return Chart("pass@k", "share", caption, series, 0.0, 1.0, x="k")
 
 
+def _seeds(runs: Sequence[Run]) -> list[Chart]:
+    """Where runs differ in nothing but their seed: the median and the quartiles over them, a line for each setting."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_without_seed(run), []).append(run)
+    if max(map(len, groups.values())) < 2:
+        return []
+    out = []
+    for name, title in (("return_mean", "Return"), ("reward", "Reward")):
+        series = []
+        for place, of_group in enumerate(groups.values()):
+            found = [points for run in of_group if (points := _floats(run, name))]
+            if found:
+                label = f"{SEED.sub('', of_group[0].name)}, {len(found)} seed{'s' if len(found) > 1 else ''}"
+                band = median_band(found)
+                series.append(Series(label, [(x, mid) for x, _, mid, _ in band], [(x, a, b) for x, a, _, b in band]))
+                series[-1].style = place
+        caption = f"{METRICS[name][1]} Line: the median of the seeds; band: between their quartiles."
+        out.append(Chart(f"{title} over seeds", METRICS[name][0], caption, series, smooth=False))
+    return out
+
+
+def _without_seed(run: Run) -> str:
+    settings = {
+        (section, name): value
+        for section, values in run.config.items()
+        for name, value in values.items()
+        if section != "run"
+    }
+    return repr(sorted(settings.items(), key=str))
+
+
+def median_band(
+    curves: Sequence[Sequence[tuple[float, float]]], num_points: int = 100
+) -> list[tuple[float, float, float, float]]:
+    """Returns (x, lower quartile, median, upper quartile) over the x that all curves reached, by straight lines
+    between their points.
+
+    Args:
+        curves: points of each run in the order of x, at least one.
+        num_points: of the band.
+    """
+    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    first = min(first, last)
+    out = []
+    for k in range(num_points):
+        x = first + (last - first) * k / (num_points - 1)
+        values = [_between(curve, x) for curve in curves]
+        low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        out.append((x, low, middle, high))
+    return out
+
+
+def _between(curve: Sequence[tuple[float, float]], x: float) -> float:
+    place = bisect_left(curve, x, key=lambda point: point[0])
+    if place == 0 or place == len(curve):
+        return curve[min(place, len(curve) - 1)][1]
+    (x0, y0), (x1, y1) = curve[place - 1], curve[place]
+    return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+def _returns(runs: Sequence[Run]) -> Chart:
+    """Classic control: the return; for a single run also its spread, the true return and what counts as solved."""
+    series = [
+        Series(_name(run, runs, "return"), _floats(run, "return_mean"), style=place) for place, run in enumerate(runs)
+    ]
+    caption = METRICS["return_mean"][1]
+    if len(runs) == 1 and series[0].points:
+        spread = dict(_floats(runs[0], "return_std"))
+        series[0].band = [(x, y - spread.get(x, 0.0), y + spread.get(x, 0.0)) for x, y in series[0].points]
+        caption += " Band: one standard deviation of an episode's return."
+        series.append(Series("true return", _floats(runs[0], "true_return_mean"), style=1))
+        goal = runs[0].summary.get("threshold")
+        if goal is not None:
+            series.append(Series("solved", [(x, goal) for x, _ in series[0].points], style=2))
+    return Chart("Return", METRICS["return_mean"][0], caption, [s for s in series if s.points])
+
+
 def _reward(runs: Sequence[Run]) -> Chart:
     series = []
     for place, run in enumerate(runs):
@@ -116,6 +199,8 @@ def _curve(runs: Sequence[Run], name: str, title: str) -> Chart | None:
     if name in SILENT_AT_ZERO and not any(v for run in runs for v in run.values(name)):
         return None
     unit, meaning = METRICS[name]
+    if all(run.counter == "steps" for run in runs):
+        unit = unit.replace("token", "step")
     series = [Series(_name(run, runs, title), _floats(run, name), style=place) for place, run in enumerate(runs)]
     low, high = (0.0, 1.0) if name in SHARES else (0.0, None)
     return Chart(title, unit, meaning, series, low, high, smooth=name != "learning_rate")

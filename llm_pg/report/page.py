@@ -48,10 +48,13 @@ def write_report(
     return place
 
 
-def leave_report(folder: Path, warn: Callable[[str], None]) -> list[str]:
-    """The page of a run that ends, as a line that says where it is. A failure is a warning: the run is safe."""
+def leave_report(folder: Path, warn: Callable[[str], None], beside: Sequence[Path] = ()) -> list[str]:
+    """The page of a run that ends, as a line that says where it is. A failure is a warning: the run is safe.
+
+    beside: folders of runs that the page shows next to it.
+    """
     try:
-        return [f"Page:    {write_report([folder])}"]
+        return [f"Page:    {write_report([folder, *beside])}"]
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, TemplateError) as error:
         warn(f"The page could not be written ({type(error).__name__}: {error}). Try `llm-pg report {folder}`.")
         return []
@@ -127,17 +130,16 @@ def _outcome(run: Run) -> dict[str, Any]:
         (f"pass@{k}", _triple((before.get("pass_at") or {}).get(k)), _triple(after_at.get(k)))
         for k in sorted({*after_at, *(before.get("pass_at") or {})}, key=int)
     ]
-    done = int(run.metrics[-1].get("step", 0)) if run.metrics else 0
     seconds = summary.get("seconds_total") or sum(run.values("seconds"))
     return {
         "rows": [row for row in rows if row[1] or row[2]],
-        "done": done,
+        "done": run.done,
         "ended": bool(summary),
         "prompts": summary.get("num_eval_prompts") or before.get("num_prompts") or 0,
         "minutes": seconds / 60,
-        "reward": next(reversed(run.values("reward")), None),
+        "reward": next(reversed(run.values("reward") or run.values("return_mean")), None),
         "algorithm": run.setting("algorithm", "name", "?"),
-        "model": run.setting("model", "model_name_or_path") or "made model",
+        "model": run.subject,
     }
 
 
@@ -168,7 +170,8 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         columns = [run.config for run in runs]
     else:
         columns = [Config().model_dump(mode="json"), runs[0].config]
-    keys = dict.fromkeys((s, leaf) for c in columns for s in c if isinstance(c[s], dict) for leaf in c[s])
+    sections = dict.fromkeys(s for run in runs for s in run.config if isinstance(run.config[s], dict))
+    keys = dict.fromkeys((s, leaf) for c in columns for s in sections for leaf in c.get(s) or {})
     rows = []
     for section, leaf in keys:
         values = [(c.get(section) or {}).get(leaf) for c in columns]

@@ -30,6 +30,8 @@ PASS_RATE = "pass rate"  # greedy, held out; from before the first step to after
 # (metric, label, how its last value is written)
 CURVES = (
     ("reward", "reward", "{:.3f}"),
+    ("return_mean", "return", "{:.2f}"),
+    ("true_return_mean", "true return", "{:.2f}"),
     (PASS_RATE, "pass rate", "{:.1%}"),
     ("kl", "KL", "{:.4f} nats/token"),
     ("entropy", "entropy", "{:.3f} nats/token"),
@@ -114,7 +116,7 @@ def _title(board: Board, now: float, width: int) -> list[RenderableType]:
     left = board.pace.remaining()
     told = f"left {left_text(left)}" if left and step < plan.max_steps else ""
     bar = ProgressBar(total=plan.max_steps, completed=step, width=BAR)
-    place = f"step {step}/{plan.max_steps}"
+    place = f"{plan.unit} {step}/{plan.max_steps}"
     grid.add_row(Text(place, style="bold"), bar, Text(told or f"for {duration(now - board.began)}"))
     name = Text(clipped(f"{plan.algorithm}  {plan.name}", width), style="bold cyan", no_wrap=True)
     return [name, grid]
@@ -170,6 +172,8 @@ def _curves(board: Board, width: int, levels: str) -> list[RenderableType]:
         if not points:
             continue
         line = sparkline([value for _, value in points], room, levels)
+        if board.plan.unit != "step":
+            form = form.replace("token", "step")
         grid.add_row(label, Text(form.format(points[-1][1]), style="bold"), Text(line, style="green"))
     return [Text(""), grid] if grid.row_count else []
 

@@ -117,10 +117,10 @@ class Pace:
         self.plain: list[float] = []
         self.extra: dict[str, list[float]] = {}
 
-    def observe(self, step: int, seconds: float, phases: dict[str, float]) -> None:
-        """A step that took `seconds`, of which the phases in `phases`."""
+    def observe(self, step: int, seconds: float, phases: dict[str, float], steps: int = 1) -> None:
+        """A step, or as many as `steps`, that took `seconds`, of which the phases in `phases`."""
         self.step = step
-        self.plain.append(self._plain(seconds, phases))
+        self.plain.append(self._plain(seconds, phases) / steps)
 
     def spend(self, name: str, seconds: float) -> None:
         """A phase that comes now and then took so long."""

@@ -22,5 +22,5 @@ class JsonTerminal(Terminal):
         self.out.write(as_line(values) + "\n")
         self.out.flush()
 
-    def _due(self, step: int) -> bool:
+    def _due(self, step: int, before: int) -> bool:
         return False

@@ -105,5 +105,5 @@ class LiveTerminal(Terminal):
         if self.board is not None:
             self.board.note(PASS_RATE, self.pace.step, result.greedy.mean)
 
-    def _due(self, step: int) -> bool:
+    def _due(self, step: int, before: int) -> bool:
         return False

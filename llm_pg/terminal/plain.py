@@ -27,6 +27,7 @@ class Plan:
         groups: of a step, on all ranks. rows: completions of a step on this rank. passes: over them in training.
         logging_steps: between lines. samples: completions shown now and then.
         every: phases that come only every so many steps (eval, save). at_end: those that also follow the last step.
+        unit: the metric that counts up to max_steps.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Plan:
     samples: int = 1
     every: tuple[tuple[str, int], ...] = ()
     at_end: tuple[str, ...] = ()
+    unit: str = "step"
 
 
 class Terminal:
@@ -106,21 +108,28 @@ class Terminal:
 
     def step(self, values: dict[str, Any], seconds: float) -> None:
         """The metrics of a step that took `seconds` of the wall's clock, its checkpoint before it included."""
-        self.pace.observe(int(values["step"]), seconds, phases_of(values))
-        if self._due(int(values["step"])):
-            self.console.print("[dim]·[/] " + step_line(values, self.pace))
+        unit = self.plan.unit if self.plan is not None else "step"
+        done = int(values[unit])
+        # A run of language makes one step a line, also where it goes on from an earlier process.
+        before = done - 1 if unit == "step" else self.pace.step
+        self.pace.observe(done, seconds, phases_of(values), steps=max(done - before, 1))
+        if self._due(done, before):
+            self.console.print("[dim]·[/] " + step_line(values, self.pace, unit))
 
     def sample(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Completions of the step, as in completions/; a few are shown at every tenth line."""
         plan = self.plan
-        if plan is None or not plan.samples or not self._due(step) or (step // plan.logging_steps) % 10:
+        if plan is None or not plan.samples or not self._due(step, step - 1) or (step // plan.logging_steps) % 10:
             return
         for row in rows[: plan.samples]:
             self.console.print(escape("    " + "\n    ".join(sample_lines(row, SHOWN))))
 
-    def _due(self, step: int) -> bool:
+    def _due(self, step: int, before: int) -> bool:
+        """Whether a line is due after `step`, where the last metrics were those of the step `before`."""
         plan = self.plan
-        return not self.quiet and plan is not None and (step % plan.logging_steps == 0 or step == plan.max_steps)
+        if self.quiet or plan is None:
+            return False
+        return step // plan.logging_steps > before // plan.logging_steps or step >= plan.max_steps
 
     def evaluation(self, title: str, result: Evaluation) -> None:
         if self.quiet:
@@ -175,11 +184,12 @@ class Terminal:
         self.console.print(table)
 
 
-def step_line(values: dict[str, Any], pace: Pace) -> str:
+def step_line(values: dict[str, Any], pace: Pace, unit: str = "step") -> str:
     last = pace.last_step
-    parts = [f"step {values['step']:>{len(str(last))}}/{last}"]
+    parts = [f"{unit} {values[unit]:>{len(str(last))}}/{last}"]
     for name, label, form in (
         ("reward", "reward", ".3f"),
+        ("return_mean", "return", ".2f"),
         ("kl", "kl", ".4f"),
         ("entropy", "entropy", ".3f"),
         ("completion_length", "length", ".1f"),

@@ -184,6 +184,11 @@ def test_a_good_config_passes_all_that_is_checked_before_torch(config: Path) -> 
     preflight(load_config(config, [f"output_dir={config.parent}/runs"]))
 
 
+def test_cp_brings_the_module_that_a_recipe_imports_from_beside_it(tmp_path: Path) -> None:
+    assert run(["cp", "control_entropy_sweep", str(tmp_path)]).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"control_entropy_sweep.py", "figures.py"}
+
+
 def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path) -> None:
     assert run(["cp", "quickstart", str(tmp_path)]).returncode == 0
     assert (tmp_path / "quickstart.yaml").read_text().startswith("# llm-pg quickstart")

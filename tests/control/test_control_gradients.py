@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.control.collect import Collector, Stretch
+from llm_pg.control.collect import ControlCollector, Stretch
 from llm_pg.control.learner import Learner
 from llm_pg.control.mdp import FiniteMDP, bandit, gridworld
 from llm_pg.control.prepare import prepare
@@ -274,7 +274,7 @@ def test_the_penalty_finds_the_target_kl() -> None:
 
 def test_a_collector_counts_the_steps_of_the_policy_alone() -> None:
     _, collector, _ = prepare(resolve("cartpole", "a2c", num_envs=4, num_steps=50))
-    assert isinstance(collector, Collector)
+    assert isinstance(collector, ControlCollector)
     total = sum(collector.collect().num_steps for _ in range(3))
     ended = collector.episodes.lengths
     assert collector.steps == total < 600

@@ -15,7 +15,7 @@ from llm_pg.control.adviser import count_parameters
 from llm_pg.control.environments import inspect
 from llm_pg.control.heads import GaussianHead, SigmoidHead, SoftmaxHead
 from llm_pg.control.network import Perceptron, mlp
-from llm_pg.control.policies import Policy
+from llm_pg.control.policies import ControlPolicy
 from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import resolve
 
@@ -131,7 +131,7 @@ def test_a_sigmoid_policy_wants_two_actions() -> None:
 
 
 def test_all_parameters_lie_in_one_tensor() -> None:
-    policy = Policy(PENDULUM, critic=True)
+    policy = ControlPolicy(PENDULUM, critic=True)
     policy.theta.fill_(0.25)
     assert all((parameter == 0.25).all() for parameter in policy.parameters())
     assert sum(parameter.numel() for parameter in policy.parameters()) == policy.theta.numel()
@@ -211,7 +211,7 @@ def test_the_counted_parameters_are_those_of_the_policy_that_is_made(
     interface = inspect(env)
     heads = ["softmax"] if interface.discrete else ["gaussian", "tanh_gaussian"]
     for head in [*heads, *(["sigmoid"] if interface.discrete and interface.num_outputs == 2 else [])]:
-        policy = Policy(interface, kind=kind, head=head, hidden=hidden, critic=True)
+        policy = ControlPolicy(interface, kind=kind, head=head, hidden=hidden, critic=True)
         of_head, whole, critic = count_parameters(kind, head, interface.num_inputs, interface.num_outputs, hidden)
         assert policy.critic is not None
         assert sum(p.numel() for p in policy.critic.parameters()) == critic

@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from figures import band, episode_band
 
 from llm_pg.control import cli
 from llm_pg.control.adviser import advise, check, collapsed
-from llm_pg.control.curves import band, episode_band
 from llm_pg.control.environments import inspect
 from llm_pg.control.prepare import prepare
-from llm_pg.control.record import Run, reward_hacking
-from llm_pg.control.seeds import train_seeds
+from llm_pg.control.record import ControlRun, reward_hacking
+from llm_pg.control.runs import train_seeds
 from llm_pg.control.settings import ROWS, resolve
-from llm_pg.control.terminal import curve
 from llm_pg.control.train import train
+from llm_pg.doctor import examine_run
+from llm_pg.doctor.evidence import read_run
+from llm_pg.metrics import described, read_metrics
+from llm_pg.report import write_report
+from llm_pg.report.charts import charts
 
 CART = inspect("CartPole-v1")
 PENDULUM = inspect("Pendulum-v1")
@@ -154,7 +159,7 @@ def test_entropy_collapse_is_flagged_without_a_bonus_and_for_discrete_actions_on
     assert not collapsed(resolve("cartpole", "ppo", entropy_coef=0.01), CART, 0.09)
     assert not collapsed(resolve("pendulum", "ppo"), PENDULUM, -1.0)
     run = train(resolve("sigmoid-bandit", "reinforce", total_steps=2_000, learning_rate=2.0))
-    assert any("entropy collapse" in flag for flag in run.flags)
+    assert [finding.rule for finding in run.findings] == ["entropy-collapse"]
 
 
 def test_the_adviser_knows_the_head_and_the_algorithm() -> None:
@@ -167,12 +172,12 @@ def test_the_adviser_knows_the_head_and_the_algorithm() -> None:
     assert advice["Pendulum-v1"]["head"] == "gaussian"
 
 
-# --- what is told
+# --- what is reported
 
 
 def test_reward_hacking_is_found_by_the_true_return() -> None:
     run = train(resolve("hackable-gridworld", "reinforce", baseline="running_mean", total_episodes=600))
-    assert any("reward hacking" in flag for flag in run.flags)
+    assert "reward-hacking" in [finding.rule for finding in run.findings]
     assert run.points[-1]["return_mean"] > 2.0
     assert run.points[-1]["true_return_mean"] < -2.0
 
@@ -188,7 +193,9 @@ def test_a_true_return_that_rises_with_the_trained_one_is_no_hacking() -> None:
     up, down = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [0.0, 1.0, 2.0, 1.0, 0.0, -1.0, -1.0, -1.0]
     assert reward_hacking(_points(up, up)) is None
     assert reward_hacking(_points(down, down)) is None  # both fall: it learns nothing, it hacks nothing
-    assert "from 0.50 to 6.50" in (reward_hacking(_points(up, down)) or "")
+    found = reward_hacking(_points(up, down))
+    assert found is not None
+    assert "from 0.50 to 6.50" in found.evidence
 
 
 def test_a_band_is_the_median_and_quartiles_of_the_seeds() -> None:
@@ -209,51 +216,93 @@ def test_episode_bands_are_means_and_deviations_of_a_window() -> None:
     assert mean.steps.tolist() == [2, 3, 4]
 
 
-def test_the_curve_in_the_terminal_rises_where_the_return_does() -> None:
-    points = [{"steps": float(i), "return_mean": float(i)} for i in range(101)]
-    found = band([points], "return_mean")
-    assert found is not None
-    rows = curve(found, width=20, height=5, unicode=False)
-    drawn = [row[11:] for row in rows[:5]]
-    heights = [sum(row[column] == "#" for row in drawn) for column in range(20)]
-    assert heights == sorted(heights)
-    assert heights[0] == 0
-    assert heights[-1] == 5
-    assert "100" in rows[0]
-    assert "100 steps" in rows[-1]
-    assert all(ord(c) < 128 for row in rows for c in row)
-
-
 # --- the command line
 
 
-def test_a_command_trains_and_writes_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_trains_and_writes_a_run_folder_of_the_main_track(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     words = ("gridworld", "--algorithm", "reinforce", "--baseline", "running_mean", "--total-episodes", "60")
     assert command(*words, "--folder", str(folder)) == 0
     said = capsys.readouterr().out
     assert "mean of the last 100 episodes" in said
     assert "steps a second" in said
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "episodes 60/60  return" in said  # a line of the terminal, which counts what ends the run
+    lines = read_metrics(folder / "metrics.jsonl")
     assert lines[-1]["episodes"] >= 60
-    assert lines[-1]["seed"] == 0
+    assert lines[-1]["step"] == 60  # one episode an update
     assert lines[-1]["progress"] == 1.0
-    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    assert "<svg" in (folder / "curve.svg").read_text()
+    assert all(described(name) or name == "nan" for line in lines for name in line)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["algorithm"]["baseline"] == "running_mean"
+    assert settings["run"] == {"seed": 0}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["episodes"] == lines[-1]["episodes"]
+    assert sum(summary["seconds_by_phase"].values()) == pytest.approx(summary["seconds_total"], abs=0.01)
     replay = (folder / "replay.txt").read_text()
     assert "the policy" in replay
     assert "@" in replay
-    assert json.loads((folder / "summary.json").read_text())["settings"]["row"]["baseline"] == "running_mean"
+    assert "Return" in (folder / "report.html").read_text()
+
+
+def test_a_folder_that_holds_a_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("sigmoid-bandit", "--total-steps", "100", "--plain", "--folder", str(tmp_path / "run"))
+    assert command(*words) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert command(*words, "--seed", "5") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert command(*words, "--seed", "5", "--overwrite") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seed"] == 5
 
 
 def test_seeds_side_by_side_are_the_same_runs_as_one_by_one(tmp_path: Path) -> None:
     settings = resolve("cartpole", "a2c", total_steps=1_200, seed=3)
-    together = train_seeds(settings, 2, folder=tmp_path, num_processes=2)
+    heard: list[int] = []
+    together = train_seeds(
+        settings, 2, folder=tmp_path / "run", num_processes=2, on_point=lambda number, point: heard.append(number)
+    )
     alone = [train(resolve("cartpole", "a2c", total_steps=1_200, seed=seed)) for seed in (3, 4)]
     assert [run.returns for run in together] == [run.returns for run in alone]
-    seeds = {json.loads(line)["seed"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
-    assert seeds == {3, 4}
-    assert (tmp_path / "replay.gif").read_bytes()[:3] == b"GIF"
+    for number, run in enumerate(together):
+        lines = read_metrics(tmp_path / f"run-seed{3 + number}" / "metrics.jsonl")
+        assert [line["steps"] for line in lines] == [point["steps"] for point in run.points]
+        assert heard.count(number) == len(lines)
+    assert (tmp_path / "run-seed3" / "replay.gif").read_bytes()[:3] == b"GIF"
+
+
+def test_a_seed_that_fails_in_its_process_ends_the_command_with_its_cause() -> None:
+    settings = resolve("cartpole", "ppo", reward_scale=1e25, total_steps=3_000)
+    with pytest.raises(FloatingPointError, match="smaller learning rate"):
+        train_seeds(settings, 2, num_processes=2)
+
+
+def test_the_report_shows_seeds_side_by_side_with_their_median(tmp_path: Path) -> None:
+    train_seeds(resolve("bandit", "reinforce", total_steps=800), 3, folder=tmp_path / "control", num_processes=1)
+    folders = sorted(tmp_path.glob("control-*"))
+    page = write_report(folders).read_text()
+    for wanted in ("Return over seeds", "Spread of the return", "Entropy", "nats/step", "llm_pg/KArmedBandit-v0"):
+        assert wanted in page, wanted
+    assert "800 of 800 steps" in page
+    runs = [read_run(folder) for folder in folders]
+    chart = next(chart for chart in charts(runs) if chart.title == "Return over seeds")
+    last = [json.loads((folder / "summary.json").read_text())["return_mean"] for folder in folders]
+    assert chart.series[0].points[-1] == (800.0, pytest.approx(float(np.median(last))))
+    assert chart.series[0].band[-1][1:] == pytest.approx(tuple(np.percentile(last, [25, 75])))
+
+
+def test_the_doctor_reads_of_a_run_what_it_found_itself(tmp_path: Path) -> None:
+    settings = resolve("sigmoid-bandit", "reinforce", total_steps=2_000, learning_rate=2.0)
+    train_seeds(settings, 1, folder=tmp_path / "run")
+    assert [finding.rule for finding in examine_run(tmp_path / "run")] == ["entropy-collapse"]
+
+
+def test_a_gaussian_whose_entropy_is_negative_is_no_collapse(tmp_path: Path) -> None:
+    settings = resolve("pendulum", "ppo", log_std=-3.0, total_steps=16_000)
+    run = train_seeds(settings, 1, folder=tmp_path / "run")[0]
+    assert run.points[-1]["entropy"] < 0
+    assert "entropy-collapse" not in [finding.rule for finding in examine_run(tmp_path / "run")]
 
 
 COMMANDS = [
@@ -322,7 +371,7 @@ def test_advice_is_given_without_a_run(
 
 def test_whole_episodes_start_together_and_every_row_has_one() -> None:
     run, collector, _ = prepare(resolve("cartpole", "reinforce", num_envs=12))
-    assert isinstance(run, Run)
+    assert isinstance(run, ControlRun)
     stretch = collector.collect()
     assert stretch.mask_BT[:, 0].all()
     assert len(collector.episodes.returns) == 12

@@ -36,9 +36,11 @@ SMALL = [
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Iterator[Callable[[str], Any]]:
-    """A recipe as a module, from a copy as `llm-pg cp` makes it: outside the package, without its neighbours."""
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """A recipe as a module, from a copy as `llm-pg cp` makes it: outside the package, without its neighbours but
+    those that it imports."""
     names = []
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def load(name: str) -> Any:
         copied = shipped.copy(name, str(tmp_path))

@@ -56,6 +56,26 @@ def board_of(*steps: dict[str, Any], seconds: float = 3.0) -> Board:
     return live.board
 
 
+def test_a_run_that_is_counted_in_environment_steps_has_lines_at_even_distances_and_its_own_units() -> None:
+    out = io.StringIO()
+    plain = Terminal(console=Console(file=out, width=200))
+    live = LiveTerminal(console=Console(file=io.StringIO()), now=lambda: 0.0)
+    for terminal in (plain, live):
+        terminal.begin(Plan("a-run", "ppo", 1_000, groups=0, rows=0, logging_steps=250, unit="steps"))
+        for k in range(1, 11):  # ten updates of 100 steps, a second each
+            terminal.step({"step": k, "steps": 100 * k, "return_mean": 7.0, "entropy": 0.5, "seconds": 1.0}, 1.0)
+    assert re.findall(r"steps +(\d+)/1000  return 7.00", out.getvalue()) == ["300", "500", "800", "1000"]
+    assert live.board is not None
+    assert "steps 1000/1000" in screen(live.board)
+    assert "0.500 nats/step" in screen(live.board)
+    pace = Pace(1_000)
+    for k in range(1, 6):
+        pace.observe(100 * k, 1.0, {}, steps=100)
+    left = pace.remaining()
+    assert left is not None
+    assert left.middle == pytest.approx(5.0)
+
+
 def test_a_sparkline_of_equal_steps_climbs_through_all_levels() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([7, 0], 8) == "█▁"
