@@ -135,6 +135,17 @@ def test_a_planted_ring_is_found() -> None:
     assert rings({**files, guard: files[guard] + "\ndef f():\n    from .crash import *\n"})
 
 
+def test_a_class_of_the_control_track_shares_its_name_with_no_other_class() -> None:
+    places: dict[str, list[Path]] = {}
+    for path, source in sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path)
+    control = {name for name, paths in places.items() if any("control" in path.parts for path in paths)}
+    assert len(control) > 15
+    assert {name: places[name] for name in control if len(places[name]) > 1} == {}
+
+
 def test_the_package_imports_no_generator_of_documentation() -> None:
     generators = {path.stem for path in (ROOT / "docs" / "generators").glob("*.py")}
     assert generators

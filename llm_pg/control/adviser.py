@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .settings import HEADS, ControlSettings, resolve
+from .settings import ControlSettings, resolve
 
 if TYPE_CHECKING:
     from .spaces import Interface
@@ -29,7 +28,6 @@ class Advice:
 
 def check(settings: ControlSettings, interface: Interface) -> None:
     """Raise ValueError for a run that cannot work; `force` goes on where it is only unwise."""
-    _check_numbers(settings)
     _check_head(settings, interface)
     _check_groups(settings)
     _check_horizon(settings, interface)
@@ -44,20 +42,8 @@ def check(settings: ControlSettings, interface: Interface) -> None:
         raise ValueError("Asynchronous workers send one gradient a stretch: take a3c, not an algorithm with epochs.")
 
 
-def _check_numbers(settings: ControlSettings) -> None:
-    for name in ("num_envs", "num_epochs", "num_minibatches", "group_size", "total_steps", "window"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1; it is {getattr(settings, name)}.")
-    if not (settings.learning_rate > 0 and math.isfinite(settings.learning_rate)):
-        raise ValueError(f"learning_rate must be a number above 0; it is {settings.learning_rate}.")
-    if settings.num_steps < 0:
-        raise ValueError(f"num_steps must be 0 (whole episodes) or more; it is {settings.num_steps}.")
-
-
 def _check_head(settings: ControlSettings, interface: Interface) -> None:
     head = settings.head
-    if head not in HEADS:
-        raise ValueError(f"There is no head {head!r}. Known: {', '.join(HEADS)}.")
     if head in DISCRETE_HEADS and not interface.discrete:
         raise ValueError(
             f"A {head} head chooses between actions of a list, but {interface.name} wants {interface.num_outputs} "

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("env", metavar="ENV", help="cartpole, gridworld, bandit, pendulum... or a gymnasium name")
     parser.add_argument("--algorithm", metavar="NAME", help="row of the table; left out = what --advise says")
-    parser.add_argument("--policy", help="mlp, linear, or module:Class of your own")
+    parser.add_argument("--policy", help="mlp, linear, or module:Class or file.py:Class of your own")
     parser.add_argument("--head", help="auto, softmax, sigmoid, gaussian, tanh_gaussian")
     parser.add_argument("--hidden", metavar="N,N", help="widths of the hidden layers, e.g. 64,64")
     parser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"))
@@ -124,13 +124,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace, env_id: str, algorithm: str) -> Any:
     from ..algorithms import table
-    from .settings import resolve, unknown
+    from ..words import choices
+    from .settings import resolve
 
     names = [name for name, *_ in (*NUMBERS, *WORDS)]
     changes = {name: getattr(args, name) for name in (*names, "policy", "head", "optimizer", "baseline_per_step")}
     for name, _ in WORDS:
         if changes[name] is not None and changes[name] not in table.WORDS[name]:
-            raise ValueError(unknown(_flag(name), changes[name], list(table.WORDS[name])))
+            raise ValueError(f"{_flag(name)} cannot be {changes[name]!r}; {choices(changes[name], table.WORDS[name])}")
     if args.hidden is not None:
         widths = args.hidden.split(",")
         if not all(width.isdigit() and int(width) > 0 for width in widths):

@@ -161,6 +161,9 @@ class Episodes:
         return len(self._recent) == self.window
 
 
+NOISE_STEPS = 64  # of whole episodes, drawn at once
+
+
 class ControlCollector:
     """Moves the rows with a policy and keeps what happened.
 
@@ -191,48 +194,42 @@ class ControlCollector:
         self._over_B = np.zeros(envs.num_envs, dtype=bool)
 
     def collect(self) -> Stretch:
-        return self._stretch() if self.num_steps else self._whole_episodes()
+        """A stretch of `num_steps` from where the rows are, or one whole episode of each."""
+        whole = not self.num_steps
+        observation_B = self._reset() if whole or self._observation_B is None else self._observation_B
+        active_B = np.ones(self.envs.num_envs, dtype=bool)
+        num_columns = self.num_steps or NOISE_STEPS
+        columns: list[tuple[NDArray[Any], ...]] = []
+        while active_B.any() if whole else len(columns) < self.num_steps:
+            at = len(columns) % num_columns
+            if at == 0:
+                noise_TBA = self.policy.noise(self._rng, num_columns, self.envs.num_envs)
+            feature_BD = self.scaler(observation_B)
+            raw_B, action_B = self.policy.act(feature_BD, noise_TBA[at])
+            observation_B, reward_B, terminated_B, truncated_B, true_B = self.envs.step(action_B, active_B)
+            if whole:
+                moved_B = active_B
+                terminated_B, truncated_B, reward_B = (
+                    terminated_B & active_B,
+                    truncated_B & active_B,
+                    reward_B * active_B,
+                )
+            else:
+                moved_B = ~self._over_B
+            self._over_B = terminated_B | truncated_B
+            self.steps += int(moved_B.sum())
+            self.episodes.add(reward_B, true_B, moved_B, self._over_B, self.steps)
+            columns.append((feature_BD, raw_B, reward_B, moved_B, terminated_B, truncated_B))
+            if whole:
+                active_B = active_B & ~self._over_B
+        self._observation_B = observation_B
+        return self._pack(columns, self.scaler(observation_B))
 
     def _reset(self) -> NDArray[Any]:
         observation_B = self.envs.reset(self._first_seed)
         self._first_seed = None
         self.episodes.restart()
         return observation_B
-
-    def _stretch(self) -> Stretch:
-        observation_B = self._reset() if self._observation_B is None else self._observation_B
-        everyone_B = np.ones(self.envs.num_envs, dtype=bool)
-        noise_TBA = self.policy.noise(self._rng, self.num_steps, self.envs.num_envs)
-        columns: list[tuple[NDArray[Any], ...]] = []
-        for noise_BA in noise_TBA:
-            feature_BD = self.scaler(observation_B)
-            raw_B, action_B = self.policy.act(feature_BD, noise_BA)
-            observation_B, reward_B, terminated_B, truncated_B, true_B = self.envs.step(action_B, everyone_B)
-            moved_B = ~self._over_B
-            self.steps += int(moved_B.sum())
-            self._over_B = terminated_B | truncated_B
-            self.episodes.add(reward_B, true_B, moved_B, self._over_B, self.steps)
-            columns.append((feature_BD, raw_B, reward_B, moved_B, terminated_B, truncated_B))
-        self._observation_B = observation_B
-        return self._pack(columns, self.scaler(observation_B))
-
-    def _whole_episodes(self) -> Stretch:
-        observation_B = self._reset()
-        active_B = np.ones(self.envs.num_envs, dtype=bool)
-        columns: list[tuple[NDArray[Any], ...]] = []
-        while active_B.any():
-            if len(columns) % 64 == 0:
-                noise_TBA = self.policy.noise(self._rng, 64, self.envs.num_envs)
-            feature_BD = self.scaler(observation_B)
-            raw_B, action_B = self.policy.act(feature_BD, noise_TBA[len(columns) % 64])
-            observation_B, reward_B, terminated_B, truncated_B, true_B = self.envs.step(action_B, active_B)
-            terminated_B, truncated_B = terminated_B & active_B, truncated_B & active_B
-            self.steps += int(active_B.sum())
-            ended_B = terminated_B | truncated_B
-            self.episodes.add(reward_B, true_B, active_B, ended_B, self.steps)
-            columns.append((feature_BD, raw_B, reward_B * active_B, active_B, terminated_B, truncated_B))
-            active_B = active_B & ~ended_B
-        return self._pack(columns, self.scaler(observation_B))
 
     def _pack(self, columns: list[tuple[NDArray[Any], ...]], last_BD: NDArray[np.float32]) -> Stretch:
         feature, raw, reward, mask, terminated, truncated = (np.stack(part, 1) for part in zip(*columns, strict=True))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..rewards.loading import LoadError, Target, load
+from ..words import nearest
 from .heads import make_head
 from .network import Perceptron, linear, mlp
 from .spaces import Interface
@@ -20,24 +21,24 @@ from .spaces import Interface
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def load_module(spec: str, num_inputs: int, num_outputs: int) -> nn.Module:
-    """The user's `module:Class`, made as Class(num_inputs, num_outputs).
+def load_network(spec: str, num_inputs: int, num_outputs: int) -> nn.Module:
+    """The user's `module:Class` or `file.py:Class`, made as Class(num_inputs, num_outputs).
 
     Its forward takes (N, num_inputs) and returns scores (N, num_outputs), or a pair of scores and values (N,).
     """
-    module_name, _, class_name = spec.partition(":")
+    place, _, name = spec.rpartition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a console script does not see the folder it is called in
+    file = str(Path(place).resolve()) if place.endswith(".py") else None
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"--policy {spec}: the module {module_name!r} cannot be imported ({error}).") from error
-    made = getattr(module, class_name, None)
+        made = load(Target(None if file else place, file, name))
+    except LoadError as error:
+        hint = nearest(name, error.near) or f" It has {', '.join(error.near[:8]) or 'nothing that can be called'}."
+        raise ValueError(f"--policy {spec}: {error}.{hint if error.kind == 'name' else ''}") from error
+    except Exception as error:
+        raise ValueError(f"--policy {spec}: loading {place} raised {type(error).__name__}: {error}.") from error
     if not (isinstance(made, type) and issubclass(made, nn.Module)):
-        classes = [name for name, x in vars(module).items() if isinstance(x, type) and issubclass(x, nn.Module)]
-        near = difflib.get_close_matches(class_name, classes, n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(classes) or 'no torch module'}."
-        raise ValueError(f"--policy {spec}: {module_name} has no torch.nn.Module named {class_name!r}.{hint}")
+        raise ValueError(f"--policy {spec}: {name} is no class of torch.nn.Module.")
     return made(num_inputs, num_outputs)
 
 
@@ -82,7 +83,7 @@ class ControlPolicy(nn.Module):
         elif kind == "mlp":
             self.actor = mlp((num_in, *hidden, num_out), 0.01)
         else:
-            self.actor = load_module(kind, num_in, num_out)
+            self.actor = load_network(kind, num_in, num_out)
             self.gives_value = self._check_user_module(kind, num_in, num_out)
         self.critic: nn.Module | None = None
         if critic and not self.gives_value:

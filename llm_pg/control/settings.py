@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..algorithms.table import TABLE, Row
-from ..words import check_fields, words_of
+from annotated_types import Ge, Gt, Lt
+
+from ..algorithms.table import TABLE, Count, NotNegative, Row
+from ..words import check_fields, choices, words_of
 
 Head = Literal["auto", "softmax", "sigmoid", "gaussian", "tanh_gaussian"]
 HEADS = words_of(Head)
+AtLeastOne = Annotated[int, Ge(1)]
+Rate = Annotated[float, Gt(0), Lt(float("inf"))]
 
 SHORT_NAMES = {
     "sigmoid-bandit": "llm_pg/SigmoidBandit-v0",
@@ -50,7 +53,8 @@ class ControlSettings:
     Attributes:
         env: registered name. env_options: keywords of its constructor.
         row: the algorithm, see `algorithms.table.Row`.
-        policy: mlp, linear, or `module:Class`. head: auto, softmax, sigmoid, gaussian, tanh_gaussian.
+        policy: mlp, linear, `module:Class` or `file.py:Class`.
+        head: auto, softmax, sigmoid, gaussian, tanh_gaussian.
         hidden: widths of hidden layers. log_std: logarithm of the first σ of a Gaussian head.
         num_envs: rows that move together; with num_steps 0 the episodes of an update.
         num_steps: steps of a row before an update; 0 = whole episodes.
@@ -74,23 +78,23 @@ class ControlSettings:
     head: Head = "auto"
     hidden: tuple[int, ...] = (64, 64)
     log_std: float = 0.0
-    num_envs: int = 8
-    num_steps: int = 0
-    group_size: int = 1
-    num_epochs: int = 1
-    num_minibatches: int = 1
-    learning_rate: float = 1e-3
-    learning_rate_final: float | None = None
+    num_envs: AtLeastOne = 8
+    num_steps: Count = 0
+    group_size: AtLeastOne = 1
+    num_epochs: AtLeastOne = 1
+    num_minibatches: AtLeastOne = 1
+    learning_rate: Rate = 1e-3
+    learning_rate_final: NotNegative | None = None
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
-    max_grad_norm: float = 0.5
+    max_grad_norm: NotNegative = 0.5
     reward_scale: float = 1.0
     scale_observations: bool = True
-    total_steps: int = 200_000
-    total_episodes: int = 0
+    total_steps: AtLeastOne = 200_000
+    total_episodes: Count = 0
     threshold: float | None = None
-    window: int = 100
+    window: AtLeastOne = 100
     stop_when_solved: bool = False
-    num_workers: int = 0
+    num_workers: Count = 0
     seed: int = 0
     force: bool = False
 
@@ -196,7 +200,7 @@ def resolve(env: str, algorithm: str, **changes: Any) -> ControlSettings:
         ValueError: unknown algorithm or field, with the nearest name.
     """
     if algorithm not in ROWS:
-        raise ValueError(unknown("algorithm", algorithm, list(ROWS)))
+        raise ValueError(f"There is no algorithm {algorithm!r}; {choices(algorithm, list(ROWS))}")
     env = SHORT_NAMES.get(env.lower(), env)
     suited = ENVIRONMENTS.get(env, {})
     merged = {
@@ -209,7 +213,7 @@ def resolve(env: str, algorithm: str, **changes: Any) -> ControlSettings:
     own_fields = {f.name for f in dataclasses.fields(ControlSettings)} - {"env", "row"}
     for key in merged:
         if key not in row_fields | own_fields:
-            raise ValueError(unknown("setting", key, sorted(row_fields | own_fields)))
+            raise ValueError(f"There is no setting {key!r}; {choices(key, sorted(row_fields | own_fields))}")
     row = dataclasses.replace(ROWS[algorithm], **{k: v for k, v in merged.items() if k in row_fields})
     if row.baseline == "greedy" or row.scale_rewards == "group_mean":
         raise ValueError(
@@ -218,10 +222,3 @@ def resolve(env: str, algorithm: str, **changes: Any) -> ControlSettings:
             "running_mean or value, or an algorithm with groups (rloo)."
         )
     return ControlSettings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
-
-
-def unknown(kind: str, word: str, known: list[str]) -> str:
-    """A sentence for a word that is not known, with the nearest one that is."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"There is no {kind} {word!r}.{hint} Known: {', '.join(known)}."

@@ -184,13 +184,21 @@ def test_a_module_of_the_users_own_learns_with_a_shared_trunk(own_module: str) -
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("Sharde", "Did you mean Shared"),
+        ("Sharde", "Did you mean 'Shared'"),
         ("Wrong", r"shape \(2, 3\); CartPole-v1 needs \(2, 2\)"),
     ],
 )
 def test_a_module_that_does_not_fit_is_explained(own_module: str, name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         prepare(resolve("cartpole", "a2c", policy=f"{own_module}:{name}"))
+
+
+def test_a_network_is_found_in_a_file_too(own_module: str) -> None:
+    _, _, by_name = prepare(resolve("cartpole", "a2c", policy=f"{own_module}:Shared"))
+    _, _, by_file = prepare(resolve("cartpole", "a2c", policy=f"{own_module}.py:Shared"))
+    assert torch.equal(by_name.policy.theta, by_file.policy.theta)
+    with pytest.raises(ValueError, match=r"loading no_such.py raised FileNotFoundError"):
+        prepare(resolve("cartpole", "a2c", policy="no_such.py:Shared"))
 
 
 def test_a_module_that_cannot_be_imported_is_named() -> None:

@@ -144,8 +144,8 @@ def test_force_goes_on_where_it_is_only_unwise() -> None:
 @pytest.mark.parametrize(
     "make, near",
     [
-        (lambda: resolve("cartpole", "reinfroce"), "Did you mean reinforce"),
-        (lambda: resolve("cartpole", "ppo", learning_rat=0.1), "Did you mean learning_rate"),
+        (lambda: resolve("cartpole", "reinfroce"), "Did you mean 'reinforce'"),
+        (lambda: resolve("cartpole", "ppo", learning_rat=0.1), "Did you mean 'learning_rate'"),
     ],
 )
 def test_an_unknown_word_gets_the_nearest_one(make: Any, near: str) -> None:
@@ -327,8 +327,8 @@ def test_each_command_runs(words: tuple[str, ...], tmp_path: Path, capsys: pytes
 
 BAD = [
     (("cartpol",), "Did you mean cartpole"),
-    (("cartpole", "--algorithm", "poo"), "Did you mean ppo"),
-    (("cartpole", "--algorithm", "a2c", "--baseline", "valu"), "Did you mean value"),
+    (("cartpole", "--algorithm", "poo"), "Did you mean 'ppo'"),
+    (("cartpole", "--algorithm", "a2c", "--baseline", "valu"), "Did you mean 'value'"),
     (("cartpole", "--algorithm", "ppo", "--hidden", "64;64"), "widths above 0"),
     (("cartpole", "--algorithm", "ppo", "--seeds", "0"), "at least 1"),
     (("pendulum", "--algorithm", "ppo", "--head", "softmax"), "gaussian or tanh_gaussian"),
