@@ -141,7 +141,7 @@ def test_a_class_of_the_control_track_shares_its_name_with_no_other_class() -> N
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(path)
-    control = {name for name, paths in places.items() if any("control" in path.parts for path in paths)}
+    control = {name for name, paths in places.items() if any(path.parent.name == "control" for path in paths)}
     assert len(control) > 15
     assert {name: places[name] for name in control if len(places[name]) > 1} == {}
 
