@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,19 +10,47 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.rmsprop import rmsprop
+from torch.optim.sgd import sgd
 
 from ..algorithms.algorithm import Algorithm, Batch
 from .collect import ControlRollouts, Stretch
 from .policies import ControlPolicy
 from .settings import ControlSettings
 
-# On one flat tensor the loop over tensors, not the fused kernel, is what keeps a seed's numbers: the two round
-# differently. eps as A2C and PPO are usually run.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": functools.partial(torch.optim.Adam, eps=1e-5, foreach=False),
-    "rmsprop": functools.partial(torch.optim.RMSprop, alpha=0.99, eps=1e-5, foreach=False),
-    "sgd": functools.partial(torch.optim.SGD, foreach=False),
-}
+# torch.optim's functions and not its classes: the bookkeeping of a class costs more than the arithmetic of a small
+# tensor, and the first object imports a compiler, a second of every process. foreach=False, as the kernels for many
+# tensors round differently. eps as A2C and PPO are usually run.
+Move = Callable[[float], None]  # by theta.grad, at a learning rate
+
+
+def _adam(theta: Tensor) -> Move:
+    means, squares, num_steps = [torch.zeros_like(theta)], [torch.zeros_like(theta)], [torch.zeros(())]
+    options: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0}
+    options.update(foreach=False, amsgrad=False, maximize=False)
+    return lambda lr: adam([theta], [_grad(theta)], means, squares, [], num_steps, lr=lr, **options)
+
+
+def _rmsprop(theta: Tensor) -> Move:
+    squares, num_steps = [torch.zeros_like(theta)], [torch.zeros(())]
+    options: dict[str, Any] = {"alpha": 0.99, "eps": 1e-5, "weight_decay": 0.0, "momentum": 0.0}
+    options.update(foreach=False, centered=False)
+    return lambda lr: rmsprop([theta], [_grad(theta)], squares, [], [], num_steps, lr=lr, **options)
+
+
+def _sgd(theta: Tensor) -> Move:
+    options: dict[str, Any] = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0}
+    options.update(foreach=False, nesterov=False, maximize=False)
+    return lambda lr: sgd([theta], [_grad(theta)], [None], lr=lr, **options)
+
+
+def _grad(theta: Tensor) -> Tensor:
+    assert theta.grad is not None
+    return theta.grad
+
+
+OPTIMIZERS: dict[str, Callable[[Tensor], Move]] = {"adam": _adam, "rmsprop": _rmsprop, "sgd": _sgd}
 
 
 class Learner:
@@ -38,7 +65,8 @@ class Learner:
     ) -> None:
         self.settings, self.policy = settings, policy
         self.algorithm = Algorithm(settings.row, max_completion_length=horizon)
-        self.optimizer = OPTIMIZERS[settings.optimizer]([policy.theta], lr=settings.learning_rate) if optimize else None
+        self.learning_rate = settings.learning_rate
+        self._move = OPTIMIZERS[settings.optimizer](policy.theta) if optimize else None
         self._rng = np.random.default_rng(settings.seed)
 
     def update(self, stretch: Stretch, progress: float) -> dict[str, float]:
@@ -72,10 +100,9 @@ class Learner:
 
     def set_learning_rate(self, progress: float) -> None:
         settings = self.settings
-        if settings.learning_rate_final is None or self.optimizer is None:
-            return
-        change = settings.learning_rate_final - settings.learning_rate
-        self.optimizer.param_groups[0]["lr"] = settings.learning_rate + change * min(progress, 1.0)
+        if settings.learning_rate_final is not None:
+            change = settings.learning_rate_final - settings.learning_rate
+            self.learning_rate = settings.learning_rate + change * min(progress, 1.0)
 
     def _weigh(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
         """The weighed steps inside the mask, a row each where the algorithm allows it, and their forward pass."""
@@ -142,7 +169,7 @@ class Learner:
 
     def apply(self) -> float:
         """A clipped step along the policy's gradient; returns the norm that it had before the clipping."""
-        assert self.optimizer is not None
+        assert self._move is not None
         grad = self.policy.grad
         norm = float(torch.linalg.vector_norm(grad))
         limit = self.settings.max_grad_norm
@@ -153,7 +180,7 @@ class Learner:
                 f"The gradient of {self.settings.row.name} on {self.settings.env} is {norm}: the run has diverged. "
                 f"Take a smaller learning rate than {self.settings.learning_rate} or a smaller reward_scale."
             )
-        self.optimizer.step()
+        self._move(self.learning_rate)
         return norm
 
     def _backward(

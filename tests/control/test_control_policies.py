@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,17 +230,33 @@ def test_the_counted_parameters_are_those_of_the_policy_that_is_made(
         assert of_head == sum(p.numel() for p in [*last.parameters(), *policy.head.parameters()])
 
 
-def test_torchs_optimiser_moves_every_parameter_of_the_policy_and_nothing_else_holds_them() -> None:
-    """The optimiser sees one flat tensor; the layers and the sampler see the same memory."""
-    _, collector, learner = prepare(resolve("cartpole", "a2c", seed=0))
-    policy, optimizer = learner.policy, learner.optimizer
-    assert isinstance(optimizer, torch.optim.Adam)
-    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    stretch = collector.collect()
-    learner.update(stretch, 0.0)
-    grads = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
-    for name, parameter in policy.named_parameters():
-        peer = before[name].clone().requires_grad_()
-        peer.grad = grads[name]
-        torch.optim.Adam([peer], lr=learner.settings.learning_rate, eps=1e-5).step()
-        assert torch.equal(parameter, peer), name
+@pytest.mark.parametrize(
+    "name, peer",
+    [
+        ("adam", lambda p: torch.optim.Adam([p], lr=0.01, eps=1e-5, foreach=False)),
+        ("rmsprop", lambda p: torch.optim.RMSprop([p], lr=0.01, alpha=0.99, eps=1e-5, foreach=False)),
+        ("sgd", lambda p: torch.optim.SGD([p], lr=0.01)),
+    ],
+)
+def test_every_parameter_takes_the_steps_of_torchs_optimisers_to_the_last_bit(name: str, peer: Any) -> None:
+    """The update moves one flat tensor; the layers and the sampler see the same memory."""
+    settings = resolve("cartpole", "a2c", optimizer=name, learning_rate=0.01, max_grad_norm=0.0)
+    _, collector, learner = prepare(settings)
+    parameters = dict(learner.policy.named_parameters())
+    copies = {key: parameter.detach().clone().requires_grad_() for key, parameter in parameters.items()}
+    optimizers = {key: peer(copy) for key, copy in copies.items()}
+    for _ in range(3):
+        learner.update(collector.collect(), 0.0)
+        for key, parameter in parameters.items():
+            assert parameter.grad is not None
+            copies[key].grad = parameter.grad.clone()
+            optimizers[key].step()
+            assert torch.equal(parameter, copies[key]), key
+
+
+def test_a_run_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys; from llm_pg.control.settings import resolve; from llm_pg.control.train import train; "
+        "train(resolve('cartpole', 'a2c', total_steps=300)); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
