@@ -22,7 +22,7 @@ from llm_pg.config import ActorCriticConfig, Config, ConfigError, GRPOConfig, Re
 from llm_pg.config.check import resolve_row
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import LEAVES, AlgorithmConfig
-from llm_pg.control.settings import Settings
+from llm_pg.control.settings import ControlSettings
 from llm_pg.estimators.ratios import importance_ratio, sampler_correction
 from llm_pg.plan import Job, Model, memory
 from llm_pg.prove.worlds import Spec
@@ -281,8 +281,8 @@ ZEROS = torch.zeros(1, 1)
         (lambda: Policy(None, params=SamplingParams(), pad_id=0, packing="pad"), "packing cannot be 'pad'"),
         (lambda: Spec(rewards="gradedd"), "rewards cannot be 'gradedd'.*Did you mean 'graded'"),
         (lambda: Task("token", 16), "actions cannot be 'token'.*Did you mean 'tokens'"),
-        (lambda: Settings("cartpole", TABLE["ppo"], head="gausian"), "head cannot be 'gausian'.*'gaussian'"),
-        (lambda: Settings("cartpole", TABLE["ppo"], optimizer="adamw"), "optimizer cannot be 'adamw'.*'adam'"),
+        (lambda: ControlSettings("cartpole", TABLE["ppo"], head="gausian"), "head cannot be 'gausian'.*'gaussian'"),
+        (lambda: ControlSettings("cartpole", TABLE["ppo"], optimizer="adamw"), "optimizer cannot be 'adamw'.*'adam'"),
         (lambda: memory(Model(1e9, 1, 1, 1), Job(), 1, "fsdp"), "engine cannot be 'fsdp'.*Did you mean 'fsdp2'"),
     ],
 )
