@@ -3,7 +3,8 @@ r"""Where the final answer of a completion is: the one reader of every grader of
 1. Thinking is not the answer: only what follows the last </think> (or the closing tag of another name for it) is read,
    and a completion that ends inside its thinking has no answer.
 2. The last of the forms that a prompt can ask for: <answer>...</answer>, \boxed{...}, or a line after ####.
-3. Without one, what follows "the answer is" or "Answer:", unless the text corrects itself after it.
+3. Without one, what follows "the answer is" or "Answer:", unless the text corrects itself after it. "The answer is not
+   72" gives none.
 4. Else the text itself, of which a grader reads the last sentence that holds what it looks for.
 
 Markdown and math delimiters around an answer are not part of it. One candidate is read, so that a list of answers is
@@ -42,6 +43,7 @@ _CORRECTED = re.compile(
     r"\b(?:wait|actually|correction|mistake|sorry|scratch that|on second thought|let me (?:re|double))|\bno,",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"not\b(?:.*?\b(?:but|it is|it's)\b:?\s+(?:rather\s+)?(.*))?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*_]*\s+(?=[A-Z\"'(\[*_$\\<#-]|$)")
 _AROUND = re.compile(r"\A(?:[\s*_`~]|#+\s)+|[\s*_`~]+(?=[.,;!?]?\s*\Z)|\s+\Z")
 _DOLLARS = re.compile(
@@ -86,7 +88,7 @@ def final_answer(completion: str, form: Form | Collection[str] = "any") -> Final
     if "said" in allowed:
         said = _said(text)
         if said is not None:
-            return FinalAnswer(clean(said), "said")
+            return said
     return FinalAnswer(text.strip(), "text") if "text" in allowed else NONE
 
 
@@ -195,7 +197,7 @@ def _last_hashes(text: str) -> tuple[int, str] | None:
     return None
 
 
-def _said(text: str) -> str | None:
+def _said(text: str) -> FinalAnswer | None:
     found = list(_SAID.finditer(text))
     if not found:
         return None
@@ -203,4 +205,11 @@ def _said(text: str) -> str | None:
     lines = after.split("\n", 1)
     parts = _SENTENCE_END.split(lines[0], maxsplit=1)
     rest = " ".join([*parts[1:], *lines[1:]])
-    return None if _CORRECTED.search(rest) else parts[0].strip()
+    if _CORRECTED.search(rest):
+        return None
+    denied = _DENIED.match(parts[0])
+    if denied is None:
+        return FinalAnswer(clean(parts[0].strip()), "said")
+    if denied[1]:
+        return FinalAnswer(clean(denied[1].strip()), "said")  # not 72 but 71
+    return FinalAnswer(rest.strip(), "text") if rest.strip() else FinalAnswer("", "said")

@@ -4,8 +4,8 @@ A numeral is read with its sign (ASCII or Unicode), its grouping (comma, point, 
 decimal comma where it can be nothing else, currency, percent sign and unit; as a fraction (3/4, \frac{3}{4}, 1 3/4,
 ¾), a power or scientific notation (10^3, 1.5e3, 1.5 \times 10^3), in a base (101_2), as a time or a ratio (12:30,
 3:4), or as a word (seventy-two). Values are exact fractions. What is a piece of something larger is no number: the 3
-of 7\sqrt{3}, the 5 of 10-5, the 30 of "2 hours 30 minutes" or of "1, 20, 30". Of an equation the side that is a number
-counts.
+of 7\sqrt{3}, the 5 of 10-5, the 30 of "2 hours 30 minutes" or of "1, 20, 30", the 2 of (1, 2), [1, 2) or {1, 2}, the
+72 of "not 72". Of an equation the side that is a number counts.
 
 `only` reads a text that must hold one number, `last` the last one of a text, `leading` the one that a text begins with.
 """
@@ -95,11 +95,16 @@ def last(sentences: Sequence[str]) -> Quantity | None:
 
 
 def leading(text: str) -> Quantity | None:
-    """The number right at the beginning of a text ("72 of 80 eggs"), else the last in it ("that 3 boxes hold 72")."""
+    """The number right at the beginning of a text ("72 of 80 eggs"), else the last in it ("that 3 boxes hold 72").
+
+    None where a range begins it ("1 to 2").
+    """
     found = _without_remarks(text)
     if not found:
         return parse_words(text, _quantity)
-    return found[0].quantity if found[0].words_before <= 1 else found[-1].quantity
+    if found[0].words_before > 1:
+        return found[-1].quantity
+    return None if _RANGE.match(plain(text)) else found[0].quantity
 
 
 def holds_digits(text: str) -> bool:
@@ -132,6 +137,11 @@ def _quantity(value: int, unit: str) -> Quantity:
 
 
 _REMARK = re.compile(r"\s\([^()\n]*\)")
+_RANGE = re.compile(
+    r"\W*(?:between\s+\S+\s+and|(?:from\s+)?[\d.,/]*\d\s*(?:%|[a-z]+)?\s+(?:to|through|thru))\s+\W*\d"
+    r"(?!\w*\s+(?:significant|decimal))",
+    re.IGNORECASE,
+)
 _CURRENCIES = {
     "$": "dollar", "USD": "dollar", "US$": "dollar", "€": "euro", "EUR": "euro", "£": "pound sterling",
     "GBP": "pound sterling", "¥": "yen", "JPY": "yen", "₹": "rupee", "INR": "rupee", "Rs": "rupee", "Rs.": "rupee",
@@ -150,14 +160,22 @@ class _Item:
 
 
 def _without_remarks(text: str, formula: bool = False) -> list[_Item]:
-    """The items outside brackets ("72 (8 boxes of 9)"), or inside where there are none outside."""
-    return _items(_REMARK.sub("", text), formula) or _items(text, formula)
+    """The items outside brackets ("72 (8 boxes of 9)"), or inside where there are none outside, or a pair is there."""
+    bare = _REMARK.sub(lambda remark: remark.group() if _is_collection(remark.group()) else "", text)
+    return _items(bare, formula) or _items(text, formula)
+
+
+def _is_collection(text: str) -> bool:
+    """Whether a text in brackets is a tuple or an interval: (1, 2), (1,5), (x, 3)."""
+    tokens = read_tokens(plain(text))
+    return bool(_groups(tokens)) or (len(tokens) == 3 and _is_pair(tokens[1]))
 
 
 def _items(text: str, formula: bool = False) -> list[_Item]:
     """Numbers and expressions of a text, in order."""
     tokens = read_tokens(plain(text))
-    items = _join_lists(tokens, _join_equations(tokens, _join_expressions(tokens, _numerals(tokens, formula))))
+    items = _join_groups(tokens, _join_expressions(tokens, _numerals(tokens, formula)))
+    items = _join_lists(tokens, _join_equations(tokens, items))
     words = [token.kind == "word" for token in tokens]
     return [replace(item, words_before=sum(words[: item.first])) for item in items]
 
@@ -306,6 +324,7 @@ def _colons(tokens: Sequence[Token], place: int) -> tuple[Fraction | None, Kind,
 
 
 _OPENS = ("(", "[", "{", "|")
+_CLOSES = (")", "]", "}", "|")
 _STARTS = (":", ",", ";", '"', "'", "?", "!", ".", ">", "#", *_OPENS)
 
 
@@ -402,15 +421,17 @@ _COMPOUND = {
 
 def _touched(tokens: Sequence[Token], item: _Item) -> bool:
     """Whether an operator with a letter or a bracket behind it, or a bracket of a product, is at the item."""
-    pair = any("," in token.text and DECIMAL_COMMA.fullmatch(token.text) for token in tokens[item.first : item.end])
     first, end = item.first, item.end
+    bracketed = _at(tokens, first - 1).text in _OPENS and _at(tokens, end).text in _CLOSES
+    if bracketed and any(_is_pair(token) for token in tokens[first:end]):
+        return True  # (2,3), [2,3]
     while _at(tokens, first - 1).text == "(" and _at(tokens, end).text == ")":
-        if pair:
-            return True  # (2,3)
         first, end = first - 1, end + 1
     if end > item.end and (_at(tokens, first - 1).kind == "op" or _glued_operand(tokens, first)):
         return True  # -(3), 2(3)
     before, after = _at(tokens, first - 1), _at(tokens, end)
+    if before.text.lower() in ("not", "isn't"):
+        return True  # not 72
     if before.kind == "eq" and before.text not in _EQUALITIES and first > 1:
         return True  # x < 5
     if after.kind == "power" or (after.text == "(" and _glued(tokens, end)):
@@ -439,6 +460,52 @@ def _glued_unit(tokens: Sequence[Token], place: int) -> bool:
     """72 m/s, $5/h: a slash with a unit behind it."""
     word = _at(tokens, place + 1)
     return _at(tokens, place).text == "/" and word.kind == "word" and bool(unit_of(word.text))
+
+
+def _is_pair(token: Token) -> bool:
+    """Whether a numeral with a decimal comma would be two numbers in brackets: 2,3."""
+    return "," in token.text and DECIMAL_COMMA.fullmatch(token.text) is not None
+
+
+def _join_groups(tokens: Sequence[Token], items: Sequence[_Item]) -> list[_Item]:
+    """Items inside brackets that hold several things ((1, 2), (-∞, 5], f(x, 3)), joined into one that is no number."""
+    out: list[_Item] = []
+    groups = iter(_groups(tokens))
+    first, end = next(groups, (len(tokens), len(tokens)))
+    for item in items:
+        while item.first >= end:
+            first, end = next(groups, (len(tokens) + 1, len(tokens) + 1))
+        if item.end <= first:
+            out.append(item)
+        elif out and out[-1].end == end:
+            continue  # the group has its item
+        else:
+            out.append(_Item(None, min(first, item.first), end))
+    return out
+
+
+def _groups(tokens: Sequence[Token]) -> list[tuple[int, int]]:
+    """First and end of each outermost bracket that holds a comma or a semicolon, and no words but "and" and "or"."""
+    found: list[tuple[int, int]] = []
+    around: list[tuple[int, bool, bool]] = []  # the place of an open bracket, a separator in it, prose in it
+    for place, token in enumerate(tokens):
+        if token.text in ("(", "[", "{"):
+            around.append((place, False, False))
+        elif not around:
+            continue
+        elif token.text in (")", "]", "}"):
+            first, separated, prose = around.pop()
+            if separated and not prose:
+                while found and found[-1][0] > first:
+                    found.pop()
+                found.append((first, place + 1))
+            if around:
+                around[-1] = (*around[-1][:2], around[-1][2] or prose)
+        else:
+            first, separated, prose = around[-1]
+            is_prose = token.kind == "word" and len(token.text) > 1 and token.text not in ("and", "or")
+            around[-1] = (first, separated or token.text in (",", ";"), prose or is_prose)
+    return found
 
 
 _EQUALITIES = ("=", "==", "≈")
@@ -478,7 +545,8 @@ def _join_lists(tokens: Sequence[Token], items: Sequence[_Item]) -> list[_Item]:
     out: list[_Item] = []
     runs = list(_runs(tokens, items))
     for run, words in runs:
-        whole = run[0].first == 0 and run[-1].end >= len(tokens) - 1
+        around = [*tokens[: run[0].first], *tokens[run[-1].end :]]
+        whole = all(token.kind in ("other", "eq") for token in around)  # <1, 2>
         if len(run) > 1 and (len(run) > 2 or whole or words != {","}):
             out.append(_Item(None, run[0].first, run[-1].end))
         else:
