@@ -143,6 +143,11 @@ def _run_commands(commands: Commands) -> None:
     check.add_argument(
         "--probe-rewards", action="store_true", help="what do the reward functions pay for completions without work?"
     )
+    check.add_argument(
+        "--audit-rewards",
+        action="store_true",
+        help="do the reward functions pay right answers to the data's own rows, and no wrong ones?",
+    )
     _common(check)
     check.set_defaults(run=_check)
 
@@ -276,7 +281,7 @@ def data_settings(source: str, split: str = "") -> list[str]:
 def _check(arguments: argparse.Namespace) -> int:
     from .commands import check
 
-    return check(_config_of(arguments), probe=arguments.probe_rewards)
+    return check(_config_of(arguments), probe=arguments.probe_rewards, audit=arguments.audit_rewards)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:

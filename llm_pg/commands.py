@@ -12,9 +12,9 @@ from .run.preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
     from .evaluate import Evaluation
-    from .rewards.probes import Finding
+    from .rewards.audit.probes import Finding
 
-PROBED_ROWS = 4
+PROBED_ROWS, AUDITED_ROWS = 4, 256
 
 
 def verify(path: Path) -> int:
@@ -40,8 +40,11 @@ def verify(path: Path) -> int:
     return int(damaged > 0)
 
 
-def check(config: Config, *, probe: bool) -> int:
-    """Everything that can be found wrong before a run; with `probe` also what the reward functions pay for nothing."""
+def check(config: Config, *, probe: bool = False, audit: bool = False) -> int:
+    """Everything that can be found wrong before a run; 1 where something is.
+
+    probe: also what the reward functions pay for nothing. audit: also what they pay for right and for wrong answers.
+    """
     check_inputs(config, read_hub=True)
     check_room(config)
     findings = examine_config(config)
@@ -49,14 +52,34 @@ def check(config: Config, *, probe: bool) -> int:
     bad = any(finding.level == "problem" for finding in findings)
     if probe:
         bad = _probe(config) or bad
+    if audit:
+        bad = _audit(config) or bad
     return int(bad)
+
+
+def _audit(config: Config) -> bool:
+    """Whether a function pays for wrong answers to the config's rows; prints what was tried and what was found."""
+    from .prompts.rows import draft_prompts
+    from .prompts.sources import read_sources
+    from .rewards.audit.tries import audit_rewards, spread
+    from .rewards.scorer import Scorer
+
+    if config.rollout.environment is not None:
+        print("\nAudit: not made, as an environment gives the rewards itself.")
+        return False
+    drafts = spread(draft_prompts(config.data, read_sources(config)[0]), AUDITED_ROWS)
+    settings = config.reward
+    with Scorer(task_rewards(config), workers=settings.reward_workers, deadline=settings.reward_timeout) as scorer:
+        audits = audit_rewards(scorer, [draft.content for draft in drafts], [draft.row for draft in drafts])
+    print("\nAudit: right and wrong answers to rows of the data", *audits, sep="\n")
+    return any(audit.paid for audit in audits)
 
 
 def _probe(config: Config) -> bool:
     """Whether a function pays for completions without work in them, or executes them; prints which."""
     from .prompts.rows import draft_prompts
     from .prompts.sources import read_sources
-    from .rewards.probes import probe_rewards
+    from .rewards.audit.probes import probe_rewards
     from .rewards.specs import resolve_all
 
     drafts = draft_prompts(config.data, read_sources(config)[0])[:PROBED_ROWS]

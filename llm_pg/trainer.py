@@ -19,6 +19,7 @@ from .metrics import Clock, MetricsFile, peak_memory_mb, update_metrics
 from .prompts import fingerprint
 from .rollouts import TextRollouts
 from .run import checkpoint
+from .run.auditing import audit_run
 from .run.beginning import check_same_start
 from .run.best import load_weights
 from .run.crash import Keeper
@@ -88,6 +89,8 @@ class PolicyGradientTrainer(Ending):
                 before = self.folder.read_evaluation() if start else None
                 if start:
                     self._recall(before)
+                else:
+                    self.ranks.together(self._audit_rewards)
                 with self.terminal.running():
                     if self.eval_prompts and config.eval.eval_on_start and not start:
                         before = self._evaluate_together("Before")
@@ -106,6 +109,10 @@ class PolicyGradientTrainer(Ending):
         if self.ranks.is_main:
             self.folder.check(self.config, resume=resume)
             self.open.enter_context(FolderLock(self.folder.path))
+
+    def _audit_rewards(self) -> None:
+        if self.ranks.is_main:
+            audit_run(self.config, self.scorer, self.train_prompts, self.terminal.warn)
 
     def _rehearse_end(self) -> None:
         if self.ranks.is_main:

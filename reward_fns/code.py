@@ -15,7 +15,7 @@ from typing import Any
 from llm_pg.sandbox import Limits
 from llm_pg.sandbox.judging import Case, IOTest, Terms, judge_calls, judge_output, names_called
 from llm_pg.sandbox.reading import read_test
-from reward_fns.registry import reward
+from reward_fns.registry import Gold, reward
 
 MAX_CHARACTERS = 100_000  # of a program; nothing longer is run
 FENCE = "```"
@@ -76,7 +76,28 @@ def check_tests(
         )
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_tests)
+SOLUTIONS = ("canonical_solution", "solution", "code", "reference", "solutions")  # columns with a right program
+
+
+def program_of(row: Mapping[str, Any]) -> str:
+    """The right program that a row holds in a column of such a name, the first of several; "" without one."""
+    found = next((row[name] for name in SOLUTIONS if row.get(name)), "")
+    if isinstance(found, str) and found.lstrip().startswith("["):
+        try:
+            found = json.loads(found)
+        except json.JSONDecodeError:
+            return found
+    first = found[0] if isinstance(found, list) and found else found
+    return first if isinstance(first, str) else ""
+
+
+def program_gold(tests: Any, entry: str | Sequence[str] | None = None, setup: str = "", **row: Any) -> Gold:
+    """The row's own solution, and what of it is under test."""
+    suite = read_suite(tests, entry, setup, bool(row.get("packages", False)))
+    return Gold(program_of(row), "program", entry=suite.entry or next(iter(suite.names), ""))
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_tests, gold=program_gold)
 def code_tests(
     completion: str,
     tests: Any,

@@ -18,8 +18,8 @@ from typing import Any
 
 from llm_pg.sandbox import Limits
 from llm_pg.sandbox.judging import Case, IOTest, Terms, names_called
-from reward_fns.code import FENCE, Suite, extract_code, pairs, score
-from reward_fns.registry import reward
+from reward_fns.code import FENCE, Suite, extract_code, pairs, program_of, score
+from reward_fns.registry import Gold, reward
 
 # Where a continuation of a function ends that runs on (Chen et al., 2021, arXiv:2107.03374, section 3.1).
 _RUNS_ON = re.compile(r"\n(?=class|def|#|if|print|@|```)")
@@ -32,7 +32,15 @@ def check_humaneval(test: str, entry_point: str, prompt: Any = "", packages: boo
     humaneval_suite(_text_of(prompt), test, entry_point, packages).answers()
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_humaneval)
+def humaneval_gold(entry_point: str, prompt: Any = "", canonical_solution: str = "", **row: Any) -> Gold:
+    """The canonical solution, whole and as a continuation of the prompt."""
+    if not canonical_solution:
+        return Gold("", "program", entry=entry_point)
+    whole = complete(canonical_solution, _text_of(prompt), entry_point) or ""
+    return Gold(whole, "program", entry=entry_point, more=(("as a continuation", canonical_solution),))
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_humaneval, gold=humaneval_gold)
 def humaneval_tests(
     completion: str,
     prompt: Any,
@@ -140,7 +148,13 @@ def check_mbpp(
     mbpp_suite(test_list, test_setup_code, test_imports, packages).answers()
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_mbpp)
+def mbpp_gold(test_list: Any, test_setup_code: str = "", test_imports: Any = (), **row: Any) -> Gold:
+    """The row's code, and the function that its tests call."""
+    names = mbpp_suite(test_list, test_setup_code, test_imports, bool(row.get("packages", False))).names
+    return Gold(program_of(row), "program", entry=names[0])
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_mbpp, gold=mbpp_gold)
 def mbpp_tests(
     completion: str,
     test_list: Any,
@@ -182,7 +196,12 @@ def check_apps(input_output: Any, max_tests: int = 20, **row: Any) -> None:
     apps_suite(input_output, max_tests)
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_apps)
+def apps_gold(input_output: Any, max_tests: int = 20, **row: Any) -> Gold:
+    """The first of the row's solutions, and the function that is called, if one is."""
+    return Gold(program_of(row), "program", entry=apps_suite(input_output, max_tests).entry or "")
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_apps, gold=apps_gold)
 def apps_tests(
     completion: str,
     input_output: Any,

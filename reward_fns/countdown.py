@@ -6,6 +6,7 @@ characters, 20 brackets, 6 digits a number, no powers.
 """
 
 import ast
+import itertools
 import operator
 import random
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 from reward_fns.reading.final_answer import clean, final_answer
 from reward_fns.reading.notation import plain
-from reward_fns.registry import reward
+from reward_fns.registry import READS, Gold, reward
 
 REWARD = "countdown"
 MAX_CHARACTERS = 200
@@ -34,7 +35,22 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 }
 _FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _BRACKETS = str.maketrans("[]{}", "()()")
+_UNICODE = str.maketrans("*/-", "×÷−")
+MAX_SOLVED = 4  # numbers of a puzzle that is solved by trying everything
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+
+def solution_gold(numbers: Sequence[int], target: int, **row: Any) -> Gold | None:
+    """A solution of the puzzle, with all of its numbers; None where there is none, or more than 4 numbers."""
+    text = solve(numbers, target)
+    if text is None:
+        return None
+    more = (
+        ("as an equation", f"{text} = {target}"),
+        ("with Unicode's operators", text.translate(_UNICODE)),
+        ("in LaTeX in a box", f"\\boxed{{{text.replace('*', chr(92) + 'times ')}}}"),
+    )
+    return Gold(text, "formula", READS - {"text", "unit"}, more=more)
 
 
 @reward(
@@ -44,6 +60,7 @@ _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2}
     checks="answer",
     check_row=lambda numbers, target, **row: check_puzzle(numbers, target),
     special_tokens=True,
+    gold=solution_gold,
 )
 def countdown(completion: str, numbers: Sequence[int], target: int, use_all: bool = True, **row: Any) -> float:
     r"""1 when the expression in the completion uses the numbers, each once, and equals the target; else 0.
@@ -76,6 +93,29 @@ def check_puzzle(numbers: Any, target: Any, **row: Any) -> None:
 def _fits(used: Sequence[int], numbers: Sequence[int], use_all: bool) -> bool:
     missing, extra = Counter(numbers) - Counter(used), Counter(used) - Counter(numbers)
     return bool(used) and not extra and not (missing and use_all)
+
+
+def solve(numbers: Sequence[int], target: int) -> str | None:
+    """An expression of all the numbers that equals the target, found by trying every one; None without any, and for
+    more than 4 numbers."""
+    if len(numbers) > MAX_SOLVED:
+        return None
+    return _solved([(Fraction(number), str(number)) for number in numbers], Fraction(target))
+
+
+def _solved(terms: list[tuple[Fraction, str]], target: Fraction) -> str | None:
+    if len(terms) == 1:
+        return terms[0][1].removeprefix("(").removesuffix(")") if terms[0][0] == target else None
+    for first, second in itertools.permutations(range(len(terms)), 2):
+        (a, left), (b, right) = terms[first], terms[second]
+        rest = [term for place, term in enumerate(terms) if place not in (first, second)]
+        for sign, operation in zip("+-*/", _OPERATORS.values(), strict=True):
+            if (sign in "+*" and first > second) or (sign == "/" and b == 0):
+                continue
+            found = _solved([*rest, (operation(a, b), f"({left}{sign}{right})")], target)
+            if found is not None:
+                return found
+    return None
 
 
 def answer_text(completion: str) -> str:

@@ -23,7 +23,8 @@ from reward_fns.reading import numerals
 from reward_fns.reading.collections import Collection, read_collection
 from reward_fns.reading.final_answer import Form, clean, final_answer, sentences
 from reward_fns.reading.final_answer import boxed as boxed
-from reward_fns.registry import reward
+from reward_fns.registry import Gold, reward
+from reward_fns.text import reads_of
 
 MAX_CHARACTERS = 300
 MAX_NESTING = 12
@@ -70,6 +71,15 @@ def check_answer(answer: Any, **row: Any) -> None:
     _expected(answer)
 
 
+def formula_gold(answer: Any, form: Form = "any", **row: Any) -> Gold:
+    """The gold answer of a row: a formula, a number, or words."""
+    text = _expected(answer)
+    quantity = _number(text) if numerals.is_value(text) else None
+    if quantity is not None and quantity.kind == "number":
+        return Gold(text, "number", reads_of(form))
+    return Gold(text, "formula" if _words(text) is None else "text", reads_of(form))
+
+
 @reward(
     low=0.0,
     high=1.0,
@@ -79,14 +89,16 @@ def check_answer(answer: Any, **row: Any) -> None:
     extra="math",
     check_row=check_answer,
     special_tokens=True,
+    gold=formula_gold,
 )
 def math_equivalence(completion: str, answer: Any, form: Form = "any", **row: Any) -> float:
     r"""1 when the final answer of the completion equals the column `answer` as mathematics; else 0.
 
     The final answer is found by `reward_fns.reading.final_answer`: after the thinking, the last of <answer>, \boxed and
     ####; else after "the answer is"; else the last formula between dollar signs, or the last number, of the last
-    sentence that has one. `answer` is LaTeX or plain, with or without a box. form: the form that counts, "any",
-    "marked" (one of the three), "tag", "box" or "hashes".
+    sentence that has one; or the whole text, where it is a formula or a name and nothing else. `answer` is LaTeX or
+    plain, with or without a box. form: the form that counts, "any", "marked" (one of the three), "tag", "box" or
+    "hashes".
 
     Range {0, 1}. Floor 0: one candidate counts, and one that offers a choice (a list, an interval, a chain of
     equations, plus-minus) earns 0 unless the answer is itself of that form. A candidate of over 300 characters, 12
@@ -120,6 +132,8 @@ def candidate_of(completion: str, form: Form = "any") -> str:
             return "".join(group or "" for group in chosen.groups()).strip()
         text = found.text.rstrip(".").strip()
         return _number_text(numerals.leading(text)) or text
+    if (formula := _whole_formula(found.text)) is not None:
+        return formula
     for sentence in sentences(found.text):
         formulas = list(_DELIMITED.finditer(sentence))
         if formulas:
@@ -127,6 +141,17 @@ def candidate_of(completion: str, form: Form = "any") -> str:
         if numerals.holds_digits(sentence):
             return _number_text(numerals.last([sentence]))
     return _number_text(numerals.last(sentences(found.text)[:1]))
+
+
+def _whole_formula(text: str) -> str | None:
+    """A text that is a formula, or a name of a few words, and nothing else; None for sentences, numbers and lists."""
+    text = clean(text).rstrip(".").strip()
+    bare = _COMMAND.sub(" ", _TEXT.sub("", text))
+    if not text or "\n" in text or len(text) > MAX_CHARACTERS or _DELIMITED.search(text) or re.search(r"\d\s+\d", bare):
+        return None
+    if re.search(r"[A-Za-z]{2,}", bare):
+        return text if len(text.split()) <= 4 and not re.search(r"\d", text) else None
+    return text if re.search(r"[A-Za-z\\^()\[\]]", text) else None
 
 
 def _formula_or(text: str, other: str) -> str:

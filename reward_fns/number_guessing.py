@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_pg.environments.protocol import Reply
-from reward_fns.registry import reward
+from reward_fns.registry import Gold, reward
 
 REWARD = "number_guessing"
 MOST_DIGITS = 9
@@ -49,7 +49,14 @@ def answer(guess: int | None, secret: int) -> str:
     return "?" if guess is None else "higher" if guess < secret else "lower"
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer")
+def won_game(secret: int, high: int, max_guesses: int, **row: Any) -> Gold | None:
+    """The game of a player who halves what is left; None where it is not won."""
+    played = _played(random.Random(0), secret, high, max_guesses, 0.0)
+    won = played.split("\n")[-2] == str(secret)
+    return Gold(played, reads=frozenset({"alone"})) if won else None
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", gold=won_game)
 def number_guessing(completion: str, secret: int, high: int, max_guesses: int, **row: Any) -> float:
     """1 when the completion is a game that was won: guesses and true answers, line by line, up to the secret; else 0.
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from reward_fns.registry import reward
+from reward_fns.registry import Gold, reward
 
 REWARD = "reasoning_gym"
 REQUIRES = ("reasoning_gym",)
@@ -62,7 +62,21 @@ GOOD = frozenset(_TRIED.split())
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
-@reward(low=0.0, high=1.0, floor=0.5, checks="answer", requires=REQUIRES, extra="gym", special_tokens=True)
+def entry_gold(gym_entry: str, **row: Any) -> Gold:
+    """The answer of the entry, alone or in tags."""
+    return Gold(str(json.loads(gym_entry)["answer"]), reads=frozenset({"alone", "tag"}))
+
+
+@reward(
+    low=0.0,
+    high=1.0,
+    floor=0.5,
+    checks="answer",
+    requires=REQUIRES,
+    extra="gym",
+    special_tokens=True,
+    gold=entry_gold,
+)
 def reasoning_gym(completion: str, gym_task: str, gym_entry: str, gym_options: str = "{}", **row: Any) -> float:
     """The task's own score of the answer in the completion.
 

@@ -16,6 +16,32 @@ import reward_fns
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+# The ways of giving an answer that a reader of text can know: alone, in <answer> tags, in a box, after ####, after
+# "the answer is", as the last thing of its kind in a sentence; with marks of markdown or mathematics around it, after
+# thinking, with a unit behind it.
+READS = frozenset({"alone", "tag", "box", "hashes", "said", "text", "marks", "thinking", "unit"})
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What a right completion of a row gives as its answer: what an audit dresses and disguises.
+
+    text: the answer, short; of a program its whole source, "" where the row has none.
+    kind: "number", "formula" (mathematics), "text", or "program".
+    reads: those of `READS` that the function pays; other ways of giving the answer are left out of an audit.
+    tolerance: absolute and relative, within which another number is as right.
+    entry: of a program the function or class under test; "" where it reads standard input.
+    more: right completions that are no way of writing `text`, by a name for each.
+    """
+
+    text: str
+    kind: Literal["number", "formula", "text", "program"] = "text"
+    reads: frozenset[str] = READS
+    tolerance: tuple[float, float] = (0.0, 0.0)
+    entry: str = ""
+    more: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True)
 class RewardInfo:
     """The facts about a reward function that a program can use.
@@ -30,6 +56,7 @@ class RewardInfo:
         arguments before a run, for every row.
     special_tokens: the completion must be handed over with its special tokens, since the function reads tags that a
         tokenizer may have made into tokens.
+    gold: the right answer of a row, called with the columns and the fixed arguments; None of it where the row has none.
     """
 
     low: float
@@ -40,6 +67,7 @@ class RewardInfo:
     extra: str | None = None
     check_row: Callable[..., None] | None = None
     special_tokens: bool = False
+    gold: Callable[..., Gold | None] | None = None
 
     def __post_init__(self) -> None:
         if not self.low <= self.floor <= self.high:
@@ -71,9 +99,10 @@ def reward(
     extra: str | None = None,
     check_row: Callable[..., None] | None = None,
     special_tokens: bool = False,
+    gold: Callable[..., Gold | None] | None = None,
 ) -> Callable[[Function], Function]:
     """Mark a function as shipped; it is returned unchanged, with its facts as `reward_info`."""
-    info = RewardInfo(low, high, floor, checks, requires, extra, check_row, special_tokens)
+    info = RewardInfo(low, high, floor, checks, requires, extra, check_row, special_tokens, gold)
 
     def mark(function: Function) -> Function:
         function.reward_info = info  # type: ignore[attr-defined]

@@ -4,13 +4,18 @@ import math
 import random
 from typing import Any
 
-from reward_fns.registry import reward
+from reward_fns.registry import Gold, reward
 
 REWARD = "sort_letters"
 ALPHABET = "abcdefgh"
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer")
+def sorted_gold(letters: str, **row: Any) -> Gold:
+    """The letters in order, alone."""
+    return Gold("".join(sorted(letters)), reads=frozenset({"alone"}))
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", gold=sorted_gold)
 def sort_letters(completion: str, letters: str, **row: Any) -> float:
     """1 when the completion is the letters in alphabetical order and nothing else; else 0.
 

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from reward_fns.reading import numerals
-from reward_fns.reading.final_answer import FinalAnswer, Form, clean, final_answer, sentences
+from reward_fns.reading.final_answer import FORMS, FinalAnswer, Form, clean, final_answer, sentences
 from reward_fns.reading.numerals import Quantity
-from reward_fns.registry import reward
+from reward_fns.registry import READS, Gold, reward
 
 FLOAT_DIGITS = 1e-9  # relative; a column of floats holds 0.1 + 0.2
+LONGEST_GOLD = 200  # characters of an answer that is looked for in texts
 GOLD_KEYS = ("ground_truth", "answer", "solution", "target")
 
 
@@ -26,7 +27,30 @@ def check_number(answer: Any, **row: Any) -> None:
     gold(answer)
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_text, special_tokens=True)
+def text_gold(answer: Any, **row: Any) -> Gold | None:
+    """The gold answer of a row of `exact_match`; None where it has several lines, or over 200 characters."""
+    text = _answer_text(answer)
+    reads = READS - {"said", "text", "unit"}
+    return Gold(text, _kind(text), reads) if len(text) <= LONGEST_GOLD and "\n" not in text else None
+
+
+def number_gold(
+    answer: Any, tolerance: float | None = None, relative: float = 0.0, form: Form = "any", **row: Any
+) -> Gold:
+    """The gold answer of a row of `number_match`, as it stands there where it is short."""
+    quantity = gold(answer)
+    found = final_answer(answer).text if isinstance(answer, str) else ""
+    text = found if numerals.is_value(found) else numerals.written(quantity)
+    return Gold(text, "number", reads_of(form), (tolerance or 0.0, relative))
+
+
+def reads_of(form: Form) -> frozenset[str]:
+    """The ways of giving an answer that a reader by `final_answer` pays when one form is asked for."""
+    alone = {"alone"} if form == "any" else set()
+    return READS & {*FORMS[form], *alone, "marks", "thinking", "unit"}
+
+
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_text, special_tokens=True, gold=text_gold)
 def exact_match(completion: str, answer: Any, ignore_case: bool = False, **row: Any) -> float:
     r"""1 when the completion is the answer and nothing else, surrounding white space aside; else 0.
 
@@ -47,7 +71,7 @@ def exact_match(completion: str, answer: Any, ignore_case: bool = False, **row: 
     return float(expected in texts)
 
 
-@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_number, special_tokens=True)
+@reward(low=0.0, high=1.0, floor=0.0, checks="answer", check_row=check_number, special_tokens=True, gold=number_gold)
 def number_match(
     completion: str,
     answer: Any,
@@ -119,6 +143,11 @@ def _gold_text(text: str) -> Quantity | None:
     if found.form == "text":
         return numerals.only(found.text)
     return _number_of(found)
+
+
+def _kind(text: str) -> Literal["number", "text"]:
+    quantity = numerals.only(text) if numerals.is_value(text) else None
+    return "number" if quantity is not None and quantity.kind == "number" else "text"
 
 
 def _shown(value: Any) -> str:

@@ -31,8 +31,10 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
     "Rewards": {
         "llm_pg.rewards.scorer": ("Scorer",),
         "llm_pg.rewards.tally": ("Scores", "RewardError"),
-        "llm_pg.rewards.probes": ("probe_rewards", "probe_texts", "Finding"),
-        "reward_fns.registry": ("rewards", "tasks", "RewardInfo"),
+        "llm_pg.rewards.audit.probes": ("probe_rewards", "probe_texts", "Finding"),
+        "llm_pg.rewards.audit.tries": ("audit_rewards",),
+        "llm_pg.rewards.audit.tables": ("Audit", "Mistake"),
+        "reward_fns.registry": ("rewards", "tasks", "RewardInfo", "Gold"),
     },
     "Algorithms": {
         "llm_pg.algorithms.own": ("register_algorithm",),

@@ -132,6 +132,11 @@ class RewardConfig(Section):
     reward_in_process: bool = Field(False, description="Run them in the trainer instead: faster to debug, no deadline.")
     max_unscorable: float = Field(0.2, ge=0, le=1, description="Share of unscorable completions that stops the run.")
     strict: bool = Field(False, description="Stop at the first completion that cannot be scored.")
+    audit_rewards: Literal["warn", "stop", "none"] = Field(
+        "warn",
+        description="Before the first step: right answers in many forms, and wrong ones that look like them, to 32 "
+        "rows, in at most 2 seconds. Where a wrong one is paid: warn, stop the run, or none = do not try.",
+    )
 
 
 class AlgorithmConfig(Section):

@@ -319,7 +319,7 @@ def hacked_reward(case: Case) -> Iterator[Finding]:
         f"reward {case.gain('reward'):+.2f} (last against first {case.window} steps); held out {before['mean']:.1%} "
         f"[{before['low']:.1%}, {before['high']:.1%}] before, {after:.1%} now",
         "Read the completions with the highest reward; test the reward function with hostile answers "
-        "(llm_pg.rewards.probes); hold out prompts of the same kind.",
+        "(llm_pg.rewards.audit.probes); hold out prompts of the same kind.",
         "Amodei et al. 2016, arXiv 1606.06565; Gao et al. 2022, arXiv 2210.10760",
     )
 

@@ -10,23 +10,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_pg.rewards.probes import Finding, probe_rewards
+    from llm_pg.rewards.audit.probes import Finding, probe_rewards
+    from llm_pg.rewards.audit.tables import Audit
+    from llm_pg.rewards.audit.tries import audit_rewards
     from llm_pg.rewards.scorer import Scorer
     from llm_pg.rewards.specs import RewardFunction, resolve, resolve_all
     from llm_pg.rewards.tally import RewardError, Scores
 
 _HOMES = {
-    "Finding": "probes",
+    "Audit": "audit.tables",
+    "Finding": "audit.probes",
     "RewardError": "tally",
     "RewardFunction": "specs",
     "Scorer": "scorer",
     "Scores": "tally",
-    "probe_rewards": "probes",
+    "audit_rewards": "audit.tries",
+    "probe_rewards": "audit.probes",
     "resolve": "specs",
     "resolve_all": "specs",
 }
 
-__all__ = ["Finding", "RewardError", "RewardFunction", "Scorer", "Scores", "probe_rewards", "resolve", "resolve_all"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "RewardError",
+    "RewardFunction",
+    "Scorer",
+    "Scores",
+    "audit_rewards",
+    "probe_rewards",
+    "resolve",
+    "resolve_all",
+]
 
 
 def __getattr__(name: str) -> Any:

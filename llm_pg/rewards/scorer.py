@@ -17,6 +17,7 @@ from llm_pg.rewards.specs import RewardFunction, Spec, explain, resolve_all
 from llm_pg.rewards.tally import RewardError, Scores, Tally
 
 logger = logging.getLogger(__name__)
+_tally_logger = logging.getLogger(Tally.__module__)
 
 LONGEST_BATCH_CALL = 600.0  # seconds, the default limit of one call of a batch function
 GRACE = 0.5  # seconds beyond their own deadline before async completions are given up by force
@@ -138,14 +139,48 @@ class Scorer:
         """
         batch = Batch(prompts, completions, completion_ids, rows, trainer_state)
         tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share)
-        if batch.size:
-            self._run_pooled(batch, tally)
-            for place in self._here:
-                self._run_here(place, batch, tally)
+        self._run(batch, tally, range(len(self.functions)))
         return tally.scores(self.weights)
 
-    def _run_pooled(self, batch: Batch, tally: Tally) -> None:
-        jobs = deque(job for place in self._pooled for job in self._jobs(place, batch.size, self._workers))
+    def try_out(
+        self,
+        name: str,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        rows: Sequence[Mapping[str, Any]],
+    ) -> Scores:
+        """What the function `name` alone says of completions, in the same workers; for audits.
+
+        Failures are counted in `problems` and neither shown nor limited. RewardError where it breaks its contract.
+        """
+        place = [function.name for function in self.functions].index(name)
+        batch = Batch(prompts, completions, completion_ids, rows)
+        tally = Tally(self.functions, batch.size, 1.0, False, set())
+        tally.leave_out([other for other in range(len(self.functions)) if other != place])
+        paces, level = dict(self._pace), _tally_logger.level
+        _tally_logger.setLevel(logging.ERROR)
+        try:
+            self._run(batch, tally, [place])
+        finally:
+            _tally_logger.setLevel(level)
+            self._pace = paces
+        return tally.scores(self.weights)
+
+    def runs_here(self, name: str) -> bool:
+        """Whether the function of this name runs in this process, and not in a worker."""
+        return any(self.functions[place].name == name for place in self._here)
+
+    def _run(self, batch: Batch, tally: Tally, places: Sequence[int]) -> None:
+        if not batch.size:
+            return
+        self._run_pooled(batch, tally, [place for place in self._pooled if place in places])
+        for place in self._here:
+            if place in places:
+                self._run_here(place, batch, tally)
+
+    def _run_pooled(self, batch: Batch, tally: Tally, places: Sequence[int]) -> None:
+        jobs = deque(job for place in places for job in self._jobs(place, batch.size, self._workers))
         if not jobs:
             return
         # A batch function is one long job, so it starts first; the pieces of the others fill in around it.

@@ -90,6 +90,11 @@ class Tally:
         else:
             self._rewards[function][index] = reward
 
+    def leave_out(self, functions: Sequence[int]) -> None:
+        """These functions are not asked: they have no score for any completion."""
+        for function in functions:
+            self._scored[function].update(range(self._size))
+
     def failed(self, function: int, index: int, cause: str, trace: str) -> None:
         self._problems[function][cause] += 1
         self._failed[function].add(index)

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_pg.rewards.audit.programs import LOOP, wrong_bodies
 from reward_fns.code_sets import humaneval_tests
 
-LOOP = "loops for ever"
 SECONDS = 1.0  # for the tests of a program, here and in the truth
 
 _PASSED = "passed-2f1d"
@@ -68,13 +68,7 @@ def programs(problem: dict[str, Any], following: dict[str, Any]) -> dict[str, st
     """Completions of a problem's prompt by kind, the right ones first."""
     function = _function(problem["prompt"], problem["entry_point"])
     whole = problem["prompt"] + problem["canonical_solution"]
-    wrong = {
-        "returns None": "return None",
-        "returns its first argument": f"return {function.args.args[0].arg}",
-        "raises": "raise RuntimeError",
-        LOOP: "while True:\n    pass",
-        "exits with code 0": "import sys\nsys.exit(0)",
-    }
+    wrong = wrong_bodies(function.args.args[0].arg)
     return {
         "solution, as a continuation": problem["canonical_solution"],
         "solution, in a fenced block": f"Here it is.\n```python\n{whole}\n```\nIt works.",

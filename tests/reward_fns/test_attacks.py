@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llm_pg.rewards import RewardError, Scorer, probe_rewards
-from llm_pg.rewards.probes import PAYLOADS, probe_texts
+from llm_pg.rewards.audit.probes import PAYLOADS, probe_texts
 from reward_fns import countdown, number_guessing, registry, sort_letters
 
 SUMS = [

@@ -78,7 +78,8 @@ def test_one_candidate_is_cut_out_by_the_stated_order():
     assert candidate_of("$2$ 4\n#### 1") == "1"
     assert candidate_of("$7$ then 4 $2$ 4") == "2"
     assert candidate_of("4. Or it is 1,005") == "1005"
-    assert candidate_of("none") == ""
+    assert candidate_of("there is none that I can think of") == ""
+    assert [candidate_of(text) for text in ("none", "x^2+1.", "**(1, 2)**", "2 3")] == ["none", "x^2+1", "(1, 2)", ""]
 
 
 @pytest.mark.parametrize(

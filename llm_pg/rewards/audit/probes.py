@@ -4,7 +4,6 @@
 out by the policy sooner or later.
 """
 
-import logging
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from llm_pg.rewards.scorer import Scorer
+from llm_pg.rewards.tally import Scores
 
 PAYLOADS = (
     "__import__('os').system('touch {marker}')",
@@ -49,10 +49,8 @@ def probe_texts(prompt: Any, row: Mapping[str, Any], rows: Sequence[Mapping[str,
     marker: a path that the payloads try to create.
     """
     text = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
-    own, known = _values([row]), _values([row, *rows])
-    decoy = next(number for number in ("0", "1", "2", "3") if number not in own)
-    values = [decoy, *random.Random(0).sample(known, len(known)), decoy]
-    joined, lines = " ".join(values), "\n".join(values)
+    values = all_answers(row, rows)
+    decoy, joined, lines = values[0], " ".join(values), "\n".join(values)
     probes = {
         "nothing": "",
         "white space": " \n\t ",
@@ -88,6 +86,13 @@ def probe_texts(prompt: Any, row: Mapping[str, Any], rows: Sequence[Mapping[str,
     return probes
 
 
+def all_answers(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every short value of these rows, between two that are none of the row's own."""
+    own, known = _values([row]), _values([row, *rows])
+    decoy = next(number for number in map(str, range(len(own) + 1)) if number not in own)
+    return [decoy, *random.Random(0).sample(known, len(known)), decoy]
+
+
 def _values(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({str(value) for row in rows for value in row.values() if isinstance(value, (str, int, float))})
 
@@ -98,31 +103,32 @@ def probe_rewards(
     """Score every probe of every row with every function, in workers.
 
     funcs: specs as `Scorer` takes them. prompts, rows: a few of the dataset's, one prompt for each row.
-    Token ids are stood in for by one zero for every four characters.
     """
     findings: list[Finding] = []
-    quiet = logging.getLogger("llm_pg.rewards")
     # Letters only: a number in the path would be a guess at a number.
     marker = Path(tempfile.gettempdir()) / f"probe-{''.join(random.SystemRandom().choices(ascii_lowercase, k=16))}"
     table = [probe_texts(prompt, row, rows, str(marker)) for prompt, row in zip(prompts, rows, strict=True)]
-    with Scorer(funcs, max_unscorable=1.0, deadline=deadline) as scorer:
-        level = quiet.level
-        quiet.setLevel(logging.ERROR)  # a probe is there to fail: the findings say how often
-        try:
-            for name in table[0]:
-                texts = [probes[name] for probes in table]
-                completions = [
-                    text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-                    for prompt, text in zip(prompts, texts, strict=True)
-                ]
-                ids = [[0] * (len(text) // 4) for text in texts]
-                scores = scorer.score(prompts, completions, ids, rows)
+    with Scorer(funcs, deadline=deadline) as scorer:
+        for name in table[0]:
+            for function in scorer.functions:
+                scores = scored(scorer, function.name, prompts, [probes[name] for probes in table], rows)
                 ran = marker.exists()
                 marker.unlink(missing_ok=True)
-                for function in scorer.functions:
-                    paid = [value for value in scores.parts[function.name] if value is not None]
-                    problems = scores.problems.get(function.name, {})
-                    findings.append(Finding(function.name, name, max(paid, default=None), problems, ran))
-        finally:
-            quiet.setLevel(level)
+                paid = [value for value in scores.parts[function.name] if value is not None]
+                problems = scores.problems.get(function.name, {})
+                findings.append(Finding(function.name, name, max(paid, default=None), problems, ran))
     return findings
+
+
+def scored(
+    scorer: Scorer, function: str, prompts: Sequence[Any], texts: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> Scores:
+    """What one function says of these texts as completions of these prompts, a message where a prompt is messages.
+
+    Token ids are stood in for by one zero for every four characters.
+    """
+    completions = [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    return scorer.try_out(function, prompts, completions, [[0] * (len(text) // 4) for text in texts], rows)
