@@ -1,4 +1,4 @@
-"""Held-out evaluation: greedy and sampled pass@1, pass@k, with bootstrap intervals over prompts."""
+"""Held-out evaluation: greedy and sampled pass@1, pass@k, mean rewards, with bootstrap intervals over prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Z = 1.959964  # of a normal distribution, 2.5 % beyond it on each side
 
 @dataclass(frozen=True)
 class Interval:
-    """A share in [0, 1] with its 95 % interval."""
+    """A mean over prompts with its 95 % interval; as text a share in per cent."""
 
     mean: float
     low: float
@@ -21,6 +21,10 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+    def number(self) -> str:
+        """As text a number: a mean reward, which is no share."""
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def as_json(self) -> list[float]:
         return [round(x, 6) for x in (self.mean, self.low, self.high)]
@@ -35,6 +39,9 @@ class Evaluation:
     (they count as failed). examples: prompt, completion and verdict of each prompt, greedy.
     strict, lenient: pass rates of the greedy completions read strictly (the answer in the form asked for) and leniently
     (wherever it stands), where there are two readings: a gain of the first alone is one of format.
+    reward, sampled_reward: mean reward, all functions weighted, of the greedy completions and of one sample, without
+    those that could not be scored; None where none could. threshold: the score of the deciding function from which a
+    completion passes. highest: the highest such score that any completion has; None where all have the same.
     """
 
     num_prompts: int
@@ -46,11 +53,16 @@ class Evaluation:
     examples: list[dict[str, Any]] = field(default_factory=list)
     strict: Interval | None = None
     lenient: Interval | None = None
+    reward: Interval | None = None
+    sampled_reward: Interval | None = None
+    threshold: float = 1.0
+    highest: float | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Evaluation:
         """Back from `dataclasses.asdict` and JSON."""
-        shares = {name: Interval(**values[name]) for name in ("sampled", "strict", "lenient") if values.get(name)}
+        names = ("sampled", "strict", "lenient", "reward", "sampled_reward")
+        shares = {name: Interval(**values[name]) for name in names if values.get(name)}
         return cls(
             **{
                 **values,
@@ -60,7 +72,12 @@ class Evaluation:
             }
         )
 
+    def unreached(self) -> str:
+        """Why the pass rate of 0 says nothing, where no completion's score reaches the threshold; else ""."""
+        return unreached(self.threshold, self.highest)
+
     def metrics(self) -> dict[str, float]:
+        """By the names of metrics.jsonl; what was not measured is left out."""
         out = {
             "eval/greedy": self.greedy.mean,
             "eval/greedy_low": self.greedy.low,
@@ -71,8 +88,26 @@ class Evaluation:
         out.update({f"eval/pass@{k}": share.mean for k, share in self.pass_at.items()})
         for name, share in (("strict", self.strict), ("lenient", self.lenient)):
             out.update({} if share is None else {f"eval/{name}": share.mean})
+        if self.reward is not None:
+            low, high = self.reward.low, self.reward.high
+            out.update({"eval/reward": self.reward.mean, "eval/reward_low": low, "eval/reward_high": high})
+        if self.sampled_reward is not None:
+            out["eval/sampled_reward"] = self.sampled_reward.mean
+        if self.highest is not None:
+            out["eval/highest_score"] = self.highest
         out.update({"eval/length": self.mean_length, "eval/unscorable": float(self.unscorable)})
         return out
+
+
+def unreached(threshold: float, highest: float | None) -> str:
+    """Why a pass rate of 0 says nothing, where the highest score is below the threshold of a pass; else ""."""
+    if highest is None or highest >= threshold:
+        return ""
+    return (
+        f"No completion reaches eval.pass_threshold {threshold:g} (the highest score is {highest + 0.0:.3g}), so that "
+        "a pass rate of 0 does not tell good from bad: read the mean reward, or set the threshold to what counts as a "
+        "pass."
+    )
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -93,13 +128,14 @@ def curve(num_samples: int) -> list[int]:
 def bootstrap(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean of the values, one per prompt, and the 95 % percentile interval under resampling of the prompts.
 
-    Where all prompts have the same share, resampling sees no spread at all; then it is Wilson's interval.
+    Where all prompts have the same share, resampling sees no spread at all; then it is Wilson's interval. Equal values
+    that are no shares are their own interval.
     """
     if not values:
         raise ValueError("An interval needs at least one value.")
     rng, n = random.Random(seed), len(values)
     if min(values) == max(values):
-        return wilson(values[0], n)
+        return wilson(values[0], n) if 0.0 <= values[0] <= 1.0 else Interval(values[0], values[0], values[0])
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
     return Interval(sum(values) / n, means[int(0.025 * resamples)], means[min(int(0.975 * resamples), resamples - 1)])
 
@@ -132,8 +168,16 @@ def summarise(
     )
 
 
+def _mean_reward(rewards: Sequence[Sequence[float | None]]) -> Interval | None:
+    """Over prompts, of the mean of each one's rewards that are known; None where no reward is."""
+    known = [[r for r in of_prompt if r is not None] for of_prompt in rewards]
+    means = [sum(of_prompt) / len(of_prompt) for of_prompt in known if of_prompt]
+    return bootstrap(means) if means else None
+
+
 Generate = Callable[[Sequence[Any], int, bool], list[tuple[str, list[int]]]]
-Verdicts = Callable[[Sequence[Any], Sequence[str], Sequence[list[int]]], list[float | None]]
+Judged = tuple[list[float | None], list[float | None]]  # the scores that decide a pass, and the rewards
+Verdicts = Callable[[Sequence[Any], Sequence[str], Sequence[list[int]]], Judged]
 Readings = Callable[
     [Sequence[Any], Sequence[str], Sequence[list[int]], list[float | None]], dict[str, list[float | None]]
 ]
@@ -152,7 +196,8 @@ def evaluate(
 
     Args:
         prompts: `Prompt`s. generate: (prompts, samples each, greedy?) -> text and ids, prompt by prompt.
-        score: the deciding reward of each completion; None = could not be scored, which is no pass.
+        score: of each completion the score that decides a pass, and the whole reward; None = could not be scored, which
+            is no pass.
         num_samples: sampled answers a prompt; 0 = greedy only.
         threshold: a completion passes from this score on.
         readings: the strict and the lenient scores of the greedy completions, given those that decide a pass.
@@ -161,18 +206,25 @@ def evaluate(
     def passed(values: Sequence[float | None]) -> list[bool]:
         return [v is not None and v >= threshold for v in values]
 
-    def scores(some: Sequence[Any], answers: list[tuple[str, list[int]]]) -> list[float | None]:
+    def scores(some: Sequence[Any], answers: list[tuple[str, list[int]]]) -> Judged:
         return score(some, [text for text, _ in answers], [ids for _, ids in answers])
 
     answers = generate(prompts, 1, True)
-    greedy = scores(prompts, answers)
+    greedy, rewards = scores(prompts, answers)
     verdicts, unscorable = passed(greedy), sum(v is None for v in greedy)
     sampled: list[list[bool]] = []
+    deciding, of_samples = list(greedy), []
     if num_samples:
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-        flat = passed(scores(repeated, generate(prompts, num_samples, False)))
-        sampled = [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]
+        decided, rewarded = scores(repeated, generate(prompts, num_samples, False))
+        starts = range(0, len(decided), num_samples)
+        sampled = [passed(decided[i : i + num_samples]) for i in starts]
+        of_samples = [rewarded[i : i + num_samples] for i in starts]
+        deciding += decided
     result = summarise(verdicts, sampled, [len(ids) for _, ids in answers], unscorable)
+    result.reward, result.sampled_reward = _mean_reward([[r] for r in rewards]), _mean_reward(of_samples)
+    known = {v for v in deciding if v is not None}
+    result.threshold, result.highest = threshold, max(known) if len(known) > 1 else None
     told = readings(prompts, [text for text, _ in answers], [ids for _, ids in answers], greedy) if readings else {}
     for name, values in told.items():
         setattr(result, name, bootstrap([float(p) for p in passed(values)]))

@@ -97,7 +97,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "eval/": (
         "share",
         "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; strict (the answer in its form) and "
-        "lenient (in any form); length in tokens.",
+        "lenient (in any form); reward and sampled_reward, the mean rewards; highest_score, of those that decide a "
+        "pass; length in tokens.",
     ),
 }
 

@@ -64,8 +64,9 @@ counts updates. They are the same unless `num_iterations` or `steps_per_generati
 then `max_steps`, `logging_steps`, `save_steps`, `eval_steps` and `warmup_steps` are divided by their number, rounded
 up.
 
-**Evaluation** gives pass rates, greedy and sampled, with intervals (`eval/greedy`, `eval/pass@4`), not TRL's mean
-reward, and `trainer.evaluate()` returns them as an `Evaluation`.
+**Evaluation** gives pass rates, greedy and sampled, with intervals (`eval/greedy`, `eval/pass@4`), and mean rewards:
+`eval/reward` of the greedy completions, `eval/sampled_reward` of sampled ones, which TRL calls `eval_reward`.
+`trainer.evaluate()` returns them as an `Evaluation`.
 
 **Reward functions** run unchanged: keywords, columns, `trainer_state` (an object with `global_step`, the steps that
 are done, and `max_steps`; in an evaluation `global_step` is 0), `log_extra`, `log_metric`, async, `None` for "does
@@ -83,7 +84,8 @@ with TRL, and so does one function that fails (raises, returns NaN, is late), wh
 read by TRL's names. Of `control`, `should_training_stop` ends the run after the step (the final evaluation and the
 model follow), `should_save`, `should_evaluate` and `should_log` act after the step; an epoch cannot be left early, so
 `should_epoch_stop` ends the run. On several ranks what one asks for is done by all. `EarlyStoppingCallback` reads the
-held-out evaluations by `metric_for_best_model` (`eval/greedy`). An exception ends the run and propagates.
+held-out evaluations by `metric_for_best_model` (`eval_reward`, `eval/greedy`). An exception ends the run and
+propagates.
 
 `logs` and `trainer.state.log_history` have our names (docs/metrics.md) and, for what TRL measures too, its own:
 `loss`, `rewards/<function>/mean`, `completions/mean_length`, `completions/clipped_ratio`, `frac_reward_zero_std`,

@@ -285,8 +285,9 @@ def _check_best(config: Config) -> None:
         raise ValueError(
             "The best model is found by evaluation on held-out prompts, and num_eval_prompts is 0: hold some out."
         )
-    known = ["eval/greedy", "eval/strict", "eval/lenient", "eval/length"]
+    known = ["eval/greedy", "eval/strict", "eval/lenient", "eval/reward", "eval/length"]
     if samples:
+        known.append("eval/sampled_reward")
         ks = {2**i for i in range(samples.bit_length())} | {samples}
         known += ["eval/sampled", *(f"eval/pass@{k}" for k in sorted(ks))]
     one_of("metric_for_best_model", run.metric_for_best_model or "eval/greedy", known)

@@ -320,7 +320,11 @@ class EvalConfig(Section):
         description="Function that finds the answer in any form, reported as eval/lenient; None = likewise. Neither is "
         "trained on.",
     )
-    pass_threshold: float = Field(1.0, description="Score from which a completion passes.")
+    pass_threshold: float = Field(
+        1.0,
+        description="Score of the deciding function from which a completion passes. A dense reward may never reach it: "
+        "eval/reward is then the number to read.",
+    )
 
 
 class RunConfig(Section):
@@ -372,11 +376,18 @@ class RunConfig(Section):
     metric_for_best_model: str | None = Field(
         None,
         description="Keep the model of the best held-out evaluation in best/, by this metric: eval/greedy, "
-        "eval/sampled, eval/pass@4, eval/length; None = keep none, or eval/greedy with load_best_model_at_end.",
+        "eval/sampled, eval/pass@4, eval/reward (or eval_reward), eval/length; None = keep none, or eval/greedy with "
+        "load_best_model_at_end.",
     )
     greater_is_better: bool = Field(True, description="Whether a larger value of that metric is better.")
     load_best_model_at_end: bool = Field(False, description="End with the best model in place of the last.")
     overwrite: bool = Field(False, description="Start anew in a run folder that already holds a run.")
+
+    @field_validator("metric_for_best_model", mode="after")
+    @classmethod
+    def _named_as_by_transformers(cls, name: str | None) -> str | None:
+        """eval_reward, as transformers and TRL write it, for eval/reward."""
+        return name if name is None or not name.startswith("eval_") else f"eval/{name.removeprefix('eval_')}"
 
     @field_validator("report_to", mode="after")
     @classmethod

@@ -324,6 +324,28 @@ def hacked_reward(case: Case) -> Iterator[Finding]:
     )
 
 
+def unreached_threshold(case: Case) -> Iterator[Finding]:
+    """A dense reward that never counts as a pass: the pass rate is 0 whatever is learned."""
+    run = case.run
+    scores = [run.before.get("highest"), run.summary.get("highest_score_after"), *run.values("eval/highest_score")]
+    highest = max((score for score in scores if score is not None), default=None)
+    threshold = float(run.setting("eval", "pass_threshold", 1.0))
+    if highest is None or highest >= threshold:
+        return
+    rewards = [run.before.get("reward"), case.newest("eval/reward", "reward_after")]
+    told = [each["mean"] if isinstance(each, dict) else each for each in rewards]
+    shown = " and ".join("unknown" if value is None else f"{value:.3g}" for value in told)
+    yield Finding(
+        "threshold-unreached",
+        "note",
+        "No held-out completion ever passed, as no score reached the threshold of a pass.",
+        f"eval.pass_threshold {threshold:g}, highest score {highest:.3g}; mean reward {shown} before and now",
+        "Read the mean reward (eval/reward), keep the best model by it (metric_for_best_model=eval_reward), or set "
+        "pass_threshold to the score that counts as a pass.",
+        "the deciding function is eval.pass_reward, or the first",
+    )
+
+
 def no_gradient(case: Case) -> Iterator[Finding]:
     # In its warm-up the critic learns alone, at a rate of 0 for the policy.
     alone = {int(m["step"]) for m in case.run.metrics if m.get("critic_grad_norm") and m.get("learning_rate") == 0}
@@ -354,6 +376,7 @@ LIVE_RULES: dict[str, tuple[Rule, ...]] = {
     "format-only": (format_only, strict_against_lenient, format_gain_held_out),
     "form-ignored": (ignored_form,),
     "reward-hacking": (hacked_reward,),
+    "threshold-unreached": (unreached_threshold,),
     "no-gradient": (no_gradient,),
 }
 

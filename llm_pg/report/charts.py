@@ -36,7 +36,15 @@ CURVES = (
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
     """All panels that have data, in the order of the page."""
-    found = [_pass_rate(runs), _pass_at(runs), *_seeds(runs), _returns(runs), _reward(runs), _parts(runs)]
+    found = [
+        _held_out(runs, *PASSES),
+        _pass_at(runs),
+        _held_out(runs, *REWARDS),
+        *_seeds(runs),
+        _returns(runs),
+        _reward(runs),
+        _parts(runs),
+    ]
     found += [_curve(runs, name, title) for name, title in CURVES]
     found.append(_phases(runs))
     return [chart for chart in found if chart and any(series.points for series in chart.series)]
@@ -46,26 +54,39 @@ def _name(run: Run, runs: Sequence[Run], own: str) -> str:
     return run.name if len(runs) > 1 else own
 
 
-def _pass_rate(runs: Sequence[Run]) -> Chart:
+# Title, unit, ends of the axis; the names of an evaluation in before.json, in the metrics and in the summary.
+PASSES = ("Pass rate", "share", (0.0, 1.0), ("greedy", "eval/greedy", "pass_rate_after_interval"))
+REWARDS = ("Held-out reward", "reward", (None, None), ("reward", "eval/reward", "reward_after"))
+
+
+def _held_out(
+    runs: Sequence[Run],
+    title: str,
+    unit: str,
+    ends: tuple[float | None, float | None],
+    names: tuple[str, str, str],
+) -> Chart:
+    """A mean over the held-out prompts before, during and after the run, with its interval."""
+    in_before, metric, in_summary = names
     series = []
     for place, run in enumerate(runs):
         band: list[tuple[float, float, float]] = []
         points: list[tuple[float, float]] = []
-        before = run.before.get("greedy")
+        before = run.before.get(in_before)
         if before:
             points.append((0, before["mean"]))
             band.append((0, before["low"], before["high"]))
         for m in run.metrics:
-            if m.get("eval/greedy") is not None:
-                points.append((m["step"], m["eval/greedy"]))
-                band.append((m["step"], m["eval/greedy_low"], m["eval/greedy_high"]))
-        after = run.summary.get("pass_rate_after_interval")
+            if m.get(metric) is not None:
+                points.append((m["step"], m[metric]))
+                band.append((m["step"], m[f"{metric}_low"], m[f"{metric}_high"]))
+        after = run.summary.get(in_summary)
         if after:
             points.append((run.summary.get("steps", run.max_steps), after[0]))
             band.append((run.summary.get("steps", run.max_steps), after[1], after[2]))
         series.append(Series(_name(run, runs, "greedy"), points, band, marks=True, style=place))
     caption = "Held-out prompts, greedy. Bars: 95 % intervals over prompts."
-    return Chart("Pass rate", "share", caption, series, 0.0, 1.0)
+    return Chart(title, unit, caption, series, *ends)
 
 
 def _pass_at(runs: Sequence[Run]) -> Chart | None:

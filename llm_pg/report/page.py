@@ -20,6 +20,7 @@ from ..config.schema import Config
 from ..doctor.evidence import Run, read_run
 from ..doctor.finding import by_gravity
 from ..doctor.live import examine
+from ..evaluate import unreached
 from ..metrics import METRICS
 from .charts import charts
 from .completions import encoded, gather
@@ -118,7 +119,7 @@ def linked(text: str) -> Markup:
 
 
 def _outcome(run: Run) -> dict[str, Any]:
-    """Before and after as rows of (what, before, after), each a (mean, low, high) or None."""
+    """Before and after as rows of (what, before, after), each a (mean, low, high) or None: shares, and rewards."""
     summary, before = run.summary, run.before
     after_at = summary.get("pass_at") or {}
     rows = [
@@ -130,9 +131,17 @@ def _outcome(run: Run) -> dict[str, Any]:
         (f"pass@{k}", _triple((before.get("pass_at") or {}).get(k)), _triple(after_at.get(k)))
         for k in sorted({*after_at, *(before.get("pass_at") or {})}, key=int)
     ]
+    rewards = [
+        (f"mean reward, {label}", _triple(before.get(name)), _triple(summary.get(f"{name}_after")))
+        for name, label in (("reward", "greedy"), ("sampled_reward", "sampled"))
+    ]
+    scores = [before.get("highest"), summary.get("highest_score_after"), *run.values("eval/highest_score")]
+    highest = max((score for score in scores if score is not None), default=None)
     seconds = summary.get("seconds_total") or sum(run.values("seconds"))
     return {
         "rows": [row for row in rows if row[1] or row[2]],
+        "rewards": [row for row in rewards if row[1] or row[2]],
+        "unreached": unreached(float(run.setting("eval", "pass_threshold", 1.0)), highest),
         "done": run.done,
         "ended": bool(summary),
         "prompts": summary.get("num_eval_prompts") or before.get("num_prompts") or 0,

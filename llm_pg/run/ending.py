@@ -57,7 +57,7 @@ class Ending(Gathering):
         self.callbacks.grant(self.ranks.gather(self.callbacks.wishes()))
 
     def evaluate(self, title: str = "Evaluation", clock: Clock | None = None) -> Evaluation:
-        """Greedy and sampled pass rates on the held-out prompts, with intervals."""
+        """Greedy and sampled pass rates and mean rewards on the held-out prompts, with intervals."""
         if not self.eval_prompts:
             raise ConfigError("There are no held-out prompts to evaluate on: set data.num_eval_prompts above 0.")
         alone = contextlib.nullcontext() if self.ahead is None else self.ahead.paused()

@@ -25,7 +25,7 @@ from ..config.schema import EvalConfig
 from ..doctor import arithmetic
 from ..environments.rollout import Limits
 from ..environments.writing import TurnWriter
-from ..evaluate import Evaluation, evaluate
+from ..evaluate import Evaluation, Judged, evaluate
 from ..metrics import Clock, read_metrics
 from ..prompts import Prompt, load_prompts
 from ..prompts.sources import read_object
@@ -405,21 +405,22 @@ def collector_of(
 
 
 def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings: EvalConfig) -> Evaluation:
-    """Greedy and sampled pass rates on these prompts, with intervals."""
+    """Greedy and sampled pass rates and mean rewards on these prompts, with intervals."""
 
     def answers(some: Sequence[Prompt], num_samples: int, greedy: bool) -> list[tuple[str, list[int]]]:
         each = max(settings.eval_batch_size // num_samples, 1)
         pieces = [(at, some[at : at + each]) for at in range(0, len(some), each)]
         return [answer for at, piece in pieces for answer in collector.answer(piece, num_samples, greedy, at)]
 
-    def verdicts(some: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]]) -> list[float | None]:
-        parts = collector.score(some, texts, ids).parts
+    def verdicts(some: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]]) -> Judged:
+        scores = collector.score(some, texts, ids)
+        parts = scores.parts
         name = settings.pass_reward or next(iter(parts))
         if name not in parts:
             raise ConfigError(
                 f"eval.pass_reward is {name!r}, which is none of the reward functions: {', '.join(parts)}."
             )
-        return parts[name]
+        return parts[name], scores.reward
 
     return evaluate(
         prompts,

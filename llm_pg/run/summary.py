@@ -32,6 +32,7 @@ def run_summary(
         "sampled_after": after.sampled.mean if after and after.sampled else None,
         **_readings("before", before),
         **_readings("after", after),
+        "pass_threshold": config.eval.pass_threshold,
         "pass_at_before": {str(k): share.as_json() for k, share in before.pass_at.items()} if before else {},
         "pass_at": {str(k): share.as_json() for k, share in after.pass_at.items()} if after else {},
         "num_eval_prompts": after.num_prompts if after else 0,
@@ -44,9 +45,15 @@ def run_summary(
 
 
 def _readings(when: str, evaluation: Evaluation | None) -> dict[str, Any]:
-    """Strict and lenient pass rates with intervals where there are two readings, and the mean length in tokens."""
+    """What has no key of its own above: strict and lenient pass rates where there are two readings, mean rewards, all
+    with intervals; the highest score that decides a pass, and the mean length in tokens."""
     if evaluation is None:
         return {}
-    shares = {"strict": evaluation.strict, "lenient": evaluation.lenient}
+    shares = {
+        "strict": evaluation.strict,
+        "lenient": evaluation.lenient,
+        "reward": evaluation.reward,
+        "sampled_reward": evaluation.sampled_reward,
+    }
     out: dict[str, Any] = {f"{name}_{when}": share.as_json() for name, share in shares.items() if share is not None}
-    return {**out, f"mean_length_{when}": evaluation.mean_length}
+    return {**out, f"highest_score_{when}": evaluation.highest, f"mean_length_{when}": evaluation.mean_length}

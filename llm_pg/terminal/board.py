@@ -26,13 +26,15 @@ PHASES = {
     "eval": "held out",
     "save": "saving",
 }
-PASS_RATE = "pass rate"  # greedy, held out; from before the first step to after the last
+# Greedy, held out; from before the first step to after the last.
+PASS_RATE, HELD_OUT_REWARD = "pass rate", "held-out reward"
 # (metric, label, how its last value is written)
 CURVES = (
     ("reward", "reward", "{:.3f}"),
     ("return_mean", "return", "{:.2f}"),
     ("true_return_mean", "true return", "{:.2f}"),
     (PASS_RATE, "pass rate", "{:.1%}"),
+    (HELD_OUT_REWARD, "held out", "{:.3f} reward"),
     ("kl", "KL", "{:.4f} nats/token"),
     ("entropy", "entropy", "{:.3f} nats/token"),
     ("completion_length", "length", "{:.1f} tokens"),

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
-from .board import PASS_RATE, Board, Running, draw
+from .board import HELD_OUT_REWARD, PASS_RATE, Board, Running, draw
 from .figures import ASCII_LEVELS, LEVELS, phases_of
 from .plain import Plan, Terminal
 
@@ -39,10 +39,10 @@ class LiveTerminal(Terminal):
             return
         board.began -= seconds
         if before is not None:
-            board.note(PASS_RATE, 0, before.greedy.mean)
+            self._note_evaluation(board, 0, before.metrics())
         for values in lines:
             self._note(board, values)
-            board.note(PASS_RATE, int(values["step"]), values.get("eval/greedy"))
+            self._note_evaluation(board, int(values["step"]), values)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -103,7 +103,12 @@ class LiveTerminal(Terminal):
     def evaluation(self, title: str, result: Evaluation) -> None:
         super().evaluation(title, result)
         if self.board is not None:
-            self.board.note(PASS_RATE, self.pace.step, result.greedy.mean)
+            self._note_evaluation(self.board, self.pace.step, result.metrics())
+
+    @staticmethod
+    def _note_evaluation(board: Board, step: int, metrics: dict[str, Any]) -> None:
+        board.note(PASS_RATE, step, metrics.get("eval/greedy"))
+        board.note(HELD_OUT_REWARD, step, metrics.get("eval/reward"))
 
     def _due(self, step: int, before: int) -> bool:
         return False

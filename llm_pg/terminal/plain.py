@@ -135,9 +135,13 @@ class Terminal:
         if self.quiet:
             return
         sampled = f", sampled {result.sampled}" if result.sampled else ""
+        reward = f", reward {result.reward.number()}" if result.reward else ""
         self.console.print(
-            f"[bold]{escape(title)}[/]: greedy {result.greedy}{sampled}  ({result.num_prompts} held-out prompts)"
+            f"[bold]{escape(title)}[/]: pass rate greedy {result.greedy}{sampled}{escape(reward)}  "
+            f"({result.num_prompts} held-out prompts)"
         )
+        if title not in ("Before", "After") and result.unreached():
+            self.console.print(f"[dim]{escape(result.unreached())}[/]")
 
     def summary(
         self, summary: dict[str, Any], before: Evaluation | None, after: Evaluation | None, places: Sequence[str]
@@ -159,6 +163,11 @@ class Terminal:
             table.add_row("pass rate, sampled [95 %]", str(before.sampled) if before else "-", str(after.sampled))
         for k, share in after.pass_at.items():
             table.add_row(f"pass@{k}", str(before.pass_at.get(k, "-")) if before else "-", str(share))
+        for name, label in (("reward", "greedy"), ("sampled_reward", "sampled")):
+            means = [getattr(each, name) if each else None for each in (before, after)]
+            if means[1] is not None:
+                cells = (escape(mean.number()) if mean else "-" for mean in means)
+                table.add_row(f"mean reward, {label} [95 %]", *cells)
         for name, form in (("strict", "the answer in its form"), ("lenient", "in any form")):
             shares = [getattr(each, name) if each else None for each in (before, after)]
             if shares[1] is not None:
@@ -166,6 +175,8 @@ class Terminal:
         lengths = [f"{each.mean_length:.1f}" if each else "-" for each in (before, after)]
         table.add_row("mean length, tokens", *lengths)
         self.console.print(table)
+        if after.unreached():
+            self.console.print(escape(after.unreached()))
         if before:
             self._examples(before, after)
 

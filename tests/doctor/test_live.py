@@ -78,6 +78,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "form-ignored": ({"eval/strict": constant(0.1)}, {"eval/strict": constant(0.55)}),  # 0.6 pass at the end
     "reward-hacking": ({}, {}),
+    "threshold-unreached": ({"eval/highest_score": constant(0.7)}, {"eval/highest_score": constant(1.0)}),
     "no-gradient": ({"grad_norm": constant(0.0)}, {"grad_norm": constant(1e-4)}),
 }
 SUMMARIES = {"reward-hacking": ({"pass_rate_after": 0.2}, {"pass_rate_after": 0.36})}

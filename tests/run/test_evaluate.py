@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from llm_pg.cli import main
-from llm_pg.evaluate import bootstrap, pass_at_k, summarise, wilson
+from llm_pg.evaluate import bootstrap, evaluate, pass_at_k, summarise, wilson
 
 
 @pytest.mark.parametrize("n, c", [(5, 0), (5, 1), (5, 3), (6, 6)])
@@ -64,6 +65,36 @@ def test_sampled_pass_at_1_is_the_mean_and_pass_at_k_grows() -> None:
     assert result.mean_length == 4
 
 
+@pytest.mark.faults
+def test_a_dense_reward_has_a_mean_beside_a_pass_rate_of_zero_and_the_threshold_is_explained() -> None:
+    """-|20 - length| never reaches the threshold 1; its mean is told, and that the pass rate says nothing."""
+    lengths = [5, 10, 20, 25]
+    answers = [("x" * n, [1] * n) for n in lengths]
+    prompts = [SimpleNamespace(text="p") for _ in lengths]
+
+    def scores(some: Any, texts: Any, ids: Any) -> Any:
+        dense = [-abs(20.0 - len(text)) for text in texts]
+        return dense, [2 * value for value in dense]
+
+    result = evaluate(prompts, lambda *_: answers, scores, num_samples=0, threshold=1.0)
+    assert result.greedy.mean == 0.0
+    assert result.reward is not None
+    assert result.reward.mean == 2 * -(15 + 10 + 0 + 5) / 4
+    assert -30 <= result.reward.low < result.reward.mean < result.reward.high <= 0
+    assert result.metrics()["eval/reward"] == -15.0
+    assert result.metrics()["eval/highest_score"] == 0.0
+    assert "pass_threshold 1 (the highest score is 0)" in result.unreached()
+    reached = evaluate(prompts, lambda *_: answers, scores, num_samples=0, threshold=-5.0)
+    assert (reached.greedy.mean, reached.unreached()) == (0.5, "")
+
+
+def test_a_verdict_of_right_or_wrong_that_is_never_right_is_a_pass_rate_of_zero_as_it_seems() -> None:
+    prompts, answers = [SimpleNamespace(text="p")] * 3, [("x", [1])] * 3
+    result = evaluate(prompts, lambda *_: answers, lambda *_: ([0.0] * 3, [0.0] * 3), num_samples=0, threshold=1.0)
+    assert result.unreached() == ""
+    assert result.reward == result.greedy
+
+
 def test_the_eval_command_scores_every_row_of_a_file(
     make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,5 +119,5 @@ def test_the_eval_command_scores_every_row_of_a_file(
     ]
     assert main([*command, *settings]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert result["eval/greedy"] == 0.5
+    assert result["eval/greedy"] == result["eval/reward"] == 0.5
     assert result["eval/length"] == 3

@@ -45,7 +45,7 @@ def test_strict_and_lenient_are_shares_of_the_greedy_answers() -> None:
     result = evaluate(
         [Row("a"), Row("b"), Row("c"), Row("d")],
         answers(["x", "yy", "", "zzz"]),
-        lambda some, texts, ids: [1.0, 0.0, None, 0.0],
+        lambda some, texts, ids: ([1.0, 0.0, None, 0.0], [2.0, -1.0, None, 0.5]),
         num_samples=0,
         threshold=1.0,
         readings=lambda some, texts, ids, deciding: {"strict": deciding, "lenient": [1.0, 1.0, None, 0.5]},
@@ -53,9 +53,11 @@ def test_strict_and_lenient_are_shares_of_the_greedy_answers() -> None:
     assert result.strict == result.greedy
     assert result.lenient is not None
     assert (result.greedy.mean, result.lenient.mean, result.mean_length) == (0.25, 0.5, 1.5)
+    assert result.reward is not None
+    assert result.reward.mean == 0.5  # of the three that could be scored
     told = result.metrics()
     assert (told["eval/strict"], told["eval/lenient"], told["eval/length"]) == (0.25, 0.5, 1.5)
-    plain = evaluate([Row("a")], answers(["x"]), lambda *_: [1.0], num_samples=0, threshold=1.0)
+    plain = evaluate([Row("a")], answers(["x"]), lambda *_: ([1.0], [1.0]), num_samples=0, threshold=1.0)
     assert not {"eval/strict", "eval/lenient"} & set(plain.metrics())
 
 
@@ -65,7 +67,7 @@ def test_an_evaluation_comes_back_from_json_with_its_readings() -> None:
     result = evaluate(
         [Row("a"), Row("b")],
         answers(["x", "y"]),
-        lambda some, texts, ids: [float(i % 3 == 0) for i in range(len(texts))],
+        lambda some, texts, ids: ([float(i % 3 == 0) for i in range(len(texts))], [0.1 * i for i in range(len(texts))]),
         num_samples=3,
         threshold=1.0,
         readings=lambda some, texts, ids, deciding: {"strict": deciding, "lenient": [1.0, 1.0]},

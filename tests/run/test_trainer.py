@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_pg import GRPOConfig, GRPOTrainer, ReinforceConfig, ReinforceTrainer, RLOOConfig, RLOOTrainer
 from llm_pg.config import Config, ConfigError
+from llm_pg.doctor import examine_run
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
@@ -86,6 +87,38 @@ def test_each_trainer_learns_to_begin_with_a_digit(kind: Any, config: Any, train
     )
     assert trainer.summary["sampled_before"] < 0.3
     assert trainer.summary["sampled_after"] > 0.9
+
+
+def short_of_five(completion: str, **row: Any) -> float:
+    """Dense, and never a pass at the threshold 1."""
+    return -abs(5.0 - sum(c.isdigit() for c in completion))
+
+
+@pytest.mark.faults
+def test_a_dense_reward_is_told_held_out_everywhere_and_chooses_the_best_model(
+    train: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"eval_steps": 1, "metric_for_best_model": "eval_reward", "max_completion_length": 6, "max_steps": 8}
+    trainer = train(reward=short_of_five, **given)
+    folder, summary = trainer.folder.path, trainer.summary
+    assert summary["pass_rate_after"] == 0.0
+    mean, low, high = summary["reward_after"]
+    assert low <= mean <= high < 0
+    assert summary["sampled_reward_after"][0] > summary["sampled_reward_before"][0]
+    best = json.loads((trainer.folder.best / "best.json").read_text())
+    told = {
+        line["step"]: line["eval/reward"] for line in read_metrics(folder / "metrics.jsonl") if "eval/reward" in line
+    }
+    assert best["metric"] == "eval/reward"
+    assert best["value"] == max([*told.values(), summary["reward_before"][0], mean])
+    page = (folder / "report.html").read_text()
+    assert "mean reward, greedy" in page
+    assert "Held-out reward" in page
+    assert "No completion reaches eval.pass_threshold 1" in page
+    assert [f.rule for f in examine_run(folder)].count("threshold-unreached") == 1
+    shown = capsys.readouterr().out
+    assert "mean reward, greedy" in shown
+    assert "No completion reaches eval.pass_threshold 1" in shown
 
 
 def test_two_runs_with_the_same_seed_are_equal_and_another_seed_differs(train: Callable[..., Any]) -> None:

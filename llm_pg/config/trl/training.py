@@ -117,7 +117,7 @@ EVALUATION: dict[str, Word] = {
     "include_for_metrics": refused([], _COMPUTE),
     "batch_eval_metrics": refused(False, _COMPUTE),
     "load_best_model_at_end": same(False),
-    "metric_for_best_model": same(None, "a name of our evaluation, such as `eval/greedy`"),
+    "metric_for_best_model": same(None, "a name of our evaluation: `eval_reward`, or `eval/greedy`, the pass rate"),
     "greater_is_better": same(None, "None = True"),
 }
 SAVING: dict[str, Word] = {
