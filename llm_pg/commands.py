@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,8 +215,10 @@ def merge(path: Path, target: Path | None) -> Path:
     """The adapter that a run saved, merged into its model and saved as one model; returns where it is.
 
     path: a run's folder, whose config says which model it was trained on, or an adapter's own folder.
+
+    Raises ConfigError where the merged model does not compute what the adapter does; no file of it is then at `target`.
     """
-    from .training.adapters import save_merged
+    from .training.merging import save_merged
 
     adapter = path / "model" if (path / "model").exists() else path
     if not (adapter / "adapter_config.json").exists():
@@ -226,7 +229,11 @@ def merge(path: Path, target: Path | None) -> Path:
     config = load_config(path / "config.yaml") if (path / "config.yaml").exists() else Config()
     config.model = config.model.model_copy(update={"load_in_4bit": False})
     folder = target or path / "merged"
-    save_merged(*load_saved(config, adapter), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merging-") as place:
+        save_merged(*load_saved(config, adapter), Path(place))
+        for file in Path(place).iterdir():
+            file.replace(folder / file.name)
     return folder
 
 

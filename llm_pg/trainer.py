@@ -116,7 +116,8 @@ class PolicyGradientTrainer(Ending):
 
     def _rehearse_end(self) -> None:
         if self.ranks.is_main:
-            rehearse_end(self.model, self.tokenizer, self.folder.path)
+            merges = self.config.run.merge_adapter
+            rehearse_end(self.model, self.tokenizer, self.folder.path, merges=merges, prompts=self._compared())
 
     def _steps(self, start: int) -> None:
         last, self.saving = self.config.train.max_steps, Clock(self.terminal.phase)

@@ -369,8 +369,9 @@ class RunConfig(Section):
     )
     merge_adapter: bool = Field(
         False,
-        description="At the end also save the model with its adapter merged in, to merged/; it needs memory for a "
-        "second model for a moment (llm-pg merge RUN does it from the files).",
+        description="At the end also save the model with its adapter merged in, to merged/, if its logits on held-out "
+        "prompts are those that were trained; tried before the first step too. It needs memory for a second model for "
+        "a moment (llm-pg merge RUN does it from the files).",
     )
     save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")
     metric_for_best_model: str | None = Field(

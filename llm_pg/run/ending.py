@@ -12,7 +12,7 @@ from ..config import ConfigError
 from ..evaluate import Evaluation
 from ..metrics import Clock, MetricsFile
 from ..report import leave_report
-from ..training.adapters import save_merged
+from ..training.merging import PROMPTS, save_merged
 from ..training.shards import collect
 from . import checkpoint
 from .best import Best, load_weights
@@ -173,8 +173,20 @@ class Ending(Gathering):
         )
 
     def _save_merged(self) -> None:
-        if self.config.run.merge_adapter and self.ranks.is_main:
-            save_merged(self.model, self.tokenizer, self.folder.merged)
+        """The merged model, only where it computes what was trained; the adapter is kept in any case."""
+        if not (self.config.run.merge_adapter and self.ranks.is_main):
+            return
+        try:
+            with replaced(self.folder.merged) as folder:
+                said = save_merged(self.model, self.tokenizer, folder, self._compared())
+        except ConfigError as error:
+            self.terminal.warn(f"{self.folder.merged} was not written. {error} The adapter is in {self.folder.model}.")
+        else:
+            self.terminal.say(said)
+
+    def _compared(self) -> list[tuple[int, ...]]:
+        """Prompts on which a merged model is compared with the trained one: held-out ones, where there are any."""
+        return [prompt.ids for prompt in (self.eval_prompts or self.train_prompts)[:PROMPTS]]
 
     def save_checkpoint(self) -> bool:
         """Write `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""

@@ -33,8 +33,9 @@ from ..rewards.scorer import Scorer
 from ..sampling.protocol import Sampler, SamplingParams
 from ..terminal import Terminal, make_terminal
 from ..terminal.plain import Plan
-from ..training.adapters import check_merge, check_passes, check_repeatable, check_trainable, has_adapter
+from ..training.adapters import check_passes, check_repeatable, check_trainable, has_adapter
 from ..training.critic import HEAD_LEARNING_RATE, Critic
+from ..training.merging import check_merge
 from ..training.optimiser import make_optimizer, make_scheduler
 from ..training.policy import Policy
 from ..training.precision import compute_in, hold_trained_in_float32

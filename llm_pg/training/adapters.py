@@ -1,4 +1,4 @@
-"""Adapters (peft): what is added to a model, what is refused, weights in 4 bits, and the merged model.
+"""Adapters (peft): what is added to a model, what is refused, and weights in 4 bits.
 
 The reference of the KL is the policy as it was before step 1. Where a trial shows that this is the model with its
 adapter switched off, it is switched off for the reference. Else (an adapter that was trained before or begins as a part
@@ -9,16 +9,15 @@ reference. In neither case is there a second model in memory.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import Config, ConfigError
+from ..config import ConfigError
 from ..config.schema import ModelConfig
 from ..model.attention import core_of, eval_mode
 
@@ -106,6 +105,26 @@ def check_trainable(model: Any) -> None:
             "No weight of the model has requires_grad, so there is nothing to train. An adapter of your own is loaded "
             "for training by PeftModel.from_pretrained(model, folder, is_trainable=True)."
         )
+    for name, other in _overlapping(model):
+        raise ConfigError(
+            f"The trained weights {other} and {name} stand in the same memory without being one weight, so that a step "
+            "would move them twice, and no file could hold both. LoraConfig(ensure_weight_tying=True) on a model "
+            "whose input and output embeddings are one does this: leave it out, or leave lm_head and embed_tokens out "
+            "of target_modules."
+        )
+
+
+def _overlapping(model: Any) -> Iterator[tuple[str, str]]:
+    """Pairs of trained parameters that overlap in memory."""
+    spans = []
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.numel() and p.device.type != "meta":
+            numbers = 1 + sum((size - 1) * step for size, step in zip(p.shape, p.stride(), strict=True))
+            spans.append((p.data_ptr(), p.data_ptr() + numbers * p.element_size(), name))
+    spans.sort()
+    for (_, end, other), (begin, _, name) in itertools.pairwise(spans):
+        if begin < end:
+            yield name, other
 
 
 def in_four_bits(config: ModelConfig) -> dict[str, Any]:
@@ -199,7 +218,7 @@ def starts_switched_off(model: Any, autocast: Autocast = contextlib.nullcontext)
     now = _logits(model, autocast)
     with switched_off(model):
         before = _logits(model, autocast)
-    with _moved(model).in_place(), switched_off(model):
+    with moved(model).in_place(), switched_off(model):
         after = _logits(model, autocast)
     return _equal(before, now) and _equal(before, after)
 
@@ -213,7 +232,14 @@ def check_passes(model: Any, autocast: Autocast = contextlib.nullcontext) -> Non
     """
     kind = type(model.active_peft_config).__name__
     start = _logits(model, autocast)
-    with _moved(model).in_place():
+    if not bool(torch.isfinite(start).all()):
+        raise ConfigError(
+            f"The model with {kind} gives logits that are no finite numbers, before anything is trained. use_dora on a "
+            "weight with a row of zeros does this, such as the padding row of embeddings that are the output layer "
+            "too: leave lm_head and embed_tokens out of target_modules, or set use_dora=false. Else look for NaN in "
+            "the model's weights."
+        )
+    with moved(model).in_place():
         inside, outside = _logits(model, autocast), _logits(model, autocast, through_wrapper=True)
     if _equal(inside, start):
         raise ConfigError(
@@ -228,10 +254,10 @@ def check_passes(model: Any, autocast: Autocast = contextlib.nullcontext) -> Non
 def check_repeatable(model: Any, autocast: Autocast = contextlib.nullcontext) -> None:
     """ConfigError where a pass in training is not the pass that sampling makes, as with dropout: tried on a few tokens,
     with other values in an adapter, as most begin by changing nothing."""
-    moved = _moved(model).in_place() if has_adapter(model) else contextlib.nullcontext()
+    other = moved(model).in_place() if has_adapter(model) else contextlib.nullcontext()
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    with moved, torch.random.fork_rng(devices=devices, device_type="cuda"):
+    with other, torch.random.fork_rng(devices=devices, device_type="cuda"):
         sampling, training = _logits(model, autocast), _logits(model, autocast, training=True)
     if not _equal(training, sampling):
         name = type(core_of(model)).__name__
@@ -244,20 +270,20 @@ def check_repeatable(model: Any, autocast: Autocast = contextlib.nullcontext) ->
         )
 
 
-_TRIED = (5, 11, 7, 23, 3)  # token ids of a trial
+TRIED = (5, 11, 7, 23, 3)  # token ids of a trial
 
 
 def _logits(model: Any, autocast: Autocast, *, through_wrapper: bool = False, training: bool = False) -> Tensor:
     core = core_of(model)
     vocabulary, device = core.get_input_embeddings().weight.shape[0], next(model.parameters()).device
-    ids = torch.tensor([_TRIED], device=device) % vocabulary
+    ids = torch.tensor([TRIED], device=device) % vocabulary
     with eval_mode(model), autocast():
         model.train(training)
         logits: Tensor = (model if through_wrapper else core)(input_ids=ids, use_cache=False).logits
     return logits.float()
 
 
-def _moved(model: Any) -> Exchanged:
+def moved(model: Any) -> Exchanged:
     """Other values for everything that is trained: a fixed pattern, as no generator of the run may be drawn from."""
 
     def value(parameter: torch.nn.Parameter) -> Tensor:
@@ -269,31 +295,3 @@ def _moved(model: Any) -> Exchanged:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max())
-
-
-def check_merge(config: Config, model: Any, *, sharded: bool) -> None:
-    """ConfigError where `run.merge_adapter` cannot be done at the end."""
-    if not config.run.merge_adapter:
-        return
-    if not has_adapter(model):
-        raise ConfigError("merge_adapter is true and the model has no adapter. Set use_peft=true, or leave it out.")
-    if sharded or config.model.load_in_4bit:
-        why = "its weights are cut over the ranks" if sharded else "its weights are held in 4 bits"
-        raise ConfigError(
-            f"merge_adapter is true and the model cannot be merged where it is: {why}. Leave it out, and after the run "
-            "call llm-pg merge RUN, which reads the whole weights."
-        )
-
-
-def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
-    """The model with its active adapter in its weights, as `AutoModelForCausalLM.from_pretrained` reads it.
-
-    The model given stays as it is; a copy is merged, which needs memory for a second one.
-    """
-    try:
-        merged = copy.deepcopy(model).merge_and_unload()
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        kind = type(model.active_peft_config).__name__
-        raise ConfigError(f"An adapter by {kind} cannot be merged into its model ({error}); use it as it is.") from None
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -312,6 +312,6 @@ def test_a_tokenizer_that_cannot_be_saved_and_a_disk_without_room_are_found_befo
     with pytest.raises(ConfigError, match=r"its tokenizer refuses .NotImplementedError: this tokenizer has no files"):
         trainer.train()
     trainer = make({"out": str(tmp_path), "name": "r", "changes": SHORT})
-    monkeypatch.setattr(rehearsal, "model_bytes", lambda model: 10**18)
+    monkeypatch.setattr(rehearsal, "model_bytes", lambda model, merges: 10**18)
     with pytest.raises(ConfigError, match=r"no room for the trained model: it needs 1,000,000,000,000,000,000 bytes"):
         trainer.train()
