@@ -14,8 +14,8 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ..processes.guard import end_with
 from ..rewards.frames import HEADER, encode, read, write
-from ..rewards.worker import end_with
 from ..sampling.native import NativeSampler
 from ..sampling.protocol import SamplingParams
 from .slots import Slots

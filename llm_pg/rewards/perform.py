@@ -11,6 +11,7 @@ from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llm_pg.rewards.contract import BadValueError, Signature, read_batch, read_plain, shown
+from llm_pg.rewards.forks import OneProcess
 
 if TYPE_CHECKING:
     from llm_pg.rewards.asynchronous import Loop
@@ -70,7 +71,8 @@ class Performer:
             self._prepare(index)
             call = _Call(loaded, item, job["state"])
             try:
-                answer = call.answer(loaded.function(**call.arguments))
+                with OneProcess():
+                    answer = call.answer(loaded.function(**call.arguments))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - reported, counted by name, and limited
                 answer = failure(error)
             send({"index": index, **answer})
@@ -81,7 +83,8 @@ class Performer:
                 self._prepare(index)
                 call = _Call(loaded, item, job["state"])
                 try:
-                    return call.answer(await loaded.function(**call.arguments))
+                    with OneProcess():
+                        return call.answer(await loaded.function(**call.arguments))
                 except SystemExit as error:  # beyond this frame asyncio would end the loop with it
                     return failure(error)
 
@@ -99,9 +102,10 @@ class Performer:
         self._prepare(job["indices"][0])
         call = _Call(loaded, job["arguments"], job["state"])
         try:
-            result = loaded.function(**call.arguments)
-            if inspect.isawaitable(result):
-                result = self._open_loop().result_of(result)
+            with OneProcess():
+                result = loaded.function(**call.arguments)
+                if inspect.isawaitable(result):
+                    result = self._open_loop().result_of(result)
             rewards = read_batch(result, count)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
             send(failure(error))
@@ -148,7 +152,7 @@ class _Call:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """The answer for a call that raised: the exception's name as the cause, and its traceback from the user's frame.
+    """The answer for a call that raised: the exception's name as the cause, and its traceback from the user's frame on.
 
     A BadValueError is raised again: it is a mistake in the function, which ends the job.
     """
@@ -157,7 +161,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     own: TracebackType | None = error.__traceback__
     while own is not None and own.tb_frame.f_globals.get("__package__") == __package__:
         own = own.tb_next
-    text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__, chain=False))
+    text = "".join(traceback.format_exception(type(error), error, own, chain=False))
     if len(text) > MAX_TRACE:
         text = f"{text[: MAX_TRACE // 2]}\n...\n{text[-MAX_TRACE // 2 :]}"
     return {"cause": type(error).__name__, "trace": text}

@@ -13,15 +13,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from llm_pg.processes.descendants import KILL_S
+from llm_pg.processes.guard import GRACE_S
 from llm_pg.rewards.frames import BrokenFrameError, Inbox, encode
 from llm_pg.rewards.jobs import Job, Ledger
 
 START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llm_pg.rewards.worker import main; main(int(sys.argv[2]))"
+    "from llm_pg.processes.guard import stand_guard; stand_guard(int(sys.argv[2])); "
+    "from llm_pg.rewards.worker import main; main()"
 )
 START_DEADLINE = 30.0  # seconds until a worker must have begun a job; the job's own clock starts then
 TICK = 0.2  # seconds between looks at processes that may have died without closing their pipe
+PATIENCE = GRACE_S + 1.0  # seconds for a guard to tell how its worker ended: first it ends what that left behind
+GUARD_DEADLINE = GRACE_S + KILL_S + 5.0  # seconds after which a guard is killed that was asked to end all
 MAX_DEATHS = 5  # workers in a row that are lost before they begin a job, after which the pool gives up
 
 
@@ -38,7 +43,10 @@ class PoolError(Exception):
 
 
 class Worker:
-    """One process, seen from the parent. It loads first, then takes one job at a time."""
+    """One process and its guard, seen from the trainer. It loads first, then takes one job at a time.
+
+    `process` is the guard, which ends as the worker does, and after everything that the worker has started.
+    """
 
     def __init__(self, setup: bytes, output: IO[bytes] | None, load_deadline: float) -> None:
         path = json.dumps([str(entry) or os.getcwd() for entry in sys.path] + [os.getcwd()])
@@ -48,7 +56,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=output,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C in the terminal is the trainer's to handle; killpg reaches grandchildren
+            start_new_session=True,  # Ctrl-C in the terminal is the trainer's to handle
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -89,17 +97,23 @@ class Worker:
     def is_late(self) -> bool:
         return self.state != "idle" and time.monotonic() > self.deadline
 
+    def ask_to_end(self) -> None:
+        """Have the guard end the worker and all it started; returns at once."""
+        self.process.terminate()
+        self.process.send_signal(signal.SIGCONT)  # a stopped process handles no signal but this one
+
     def kill(self, patience: float = 0.0) -> str:
-        """End the process and all in its session, after `patience` seconds in which it may end by itself; says how."""
+        """End the worker and all it started, after `patience` seconds in which it may end by itself; says how."""
         try:
             code: int | None = self.process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             code = None
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            self.process.kill()
-        self.process.wait()
+            self.ask_to_end()
+            try:
+                self.process.wait(timeout=GUARD_DEADLINE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # the kernel ends the worker with it
+                self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
@@ -113,7 +127,7 @@ class Pool:
 
     functions: for each {"name", "target", "options"}. load_deadline: seconds a worker may take to load them.
     memory_bytes: address space of a worker, or None. output: where what functions print goes, or None for the standard
-    error of this process. The system ends a worker with the thread that started it.
+    error of this process.
     """
 
     def __init__(
@@ -166,7 +180,9 @@ class Pool:
                 worker.deadline = time.monotonic() + self._load_deadline
 
     def close(self) -> None:
-        """End all workers. The pool cannot be used again."""
+        """End all workers, and what they started. The pool cannot be used again."""
+        for worker in self._workers:
+            worker.ask_to_end()
         for worker in list(self._workers):
             self._remove(worker)
         self._selector.close()
@@ -240,7 +256,8 @@ class Pool:
             self._signatures, worker.state = message["ready"], "idle"
             return
         job = worker.job
-        assert job is not None
+        if job is None or ("index" in message and message["index"] not in job.indices):
+            raise BrokenFrameError("an answer that nobody waits for")
         assert ledger is not None
         if "begun" in message:
             self._deaths, worker.has_begun = 0, True
@@ -258,7 +275,7 @@ class Pool:
     def _lose(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None, cause: str | None) -> None:
         """Replace a worker; what it was doing failed by `cause`, or by the way in which it died."""
         state, job, has_begun = worker.state, worker.job, worker.has_begun
-        death = self._remove(worker, patience=0.0 if cause else 0.5)
+        death = self._remove(worker, patience=0.0 if cause else PATIENCE)
         if state == "loading" and cause == "deadline":
             raise PoolError(f"Reward functions took over {self._load_deadline:g} s to load; import less, or later.")
         if not has_begun:

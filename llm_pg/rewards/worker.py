@@ -4,27 +4,23 @@ The protocol is on what were descriptors 0 and 1. Before any user code is loaded
 empty and output joins the standard error, so that a function that prints cannot break a message.
 """
 
-import ctypes
 import os
 import random
 import resource
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llm_pg.rewards.contract import read_signature
+from llm_pg.rewards.forks import OneProcess
 from llm_pg.rewards.frames import encode, read, write
 from llm_pg.rewards.loading import LoadError, Target, load
 from llm_pg.rewards.perform import Loaded, Performer, failure
 
-PR_SET_PDEATHSIG = 1
 
-
-def main(parent: int) -> None:
-    """Serve the process `parent` until it closes the pipe or ends."""
-    end_with(parent)
+def main() -> None:
+    """Serve the trainer until it closes the pipe; the guard ends this process with the trainer."""
     try:
         _run()
     except BrokenPipeError:
@@ -44,7 +40,8 @@ def _run() -> None:
     functions = []
     for place, entry in enumerate(setup["functions"]):
         try:
-            functions.append(_load(entry))
+            with OneProcess():
+                functions.append(_load(entry))
         except LoadError as error:
             write(answers, encode({"unloaded": place, "kind": error.kind, "text": str(error), "near": error.near}))
             return
@@ -83,14 +80,6 @@ def _load(entry: dict[str, Any]) -> Loaded:
     except ValueError as error:
         raise LoadError("signature", str(error), []) from error
     return Loaded(entry["name"], function, signature, entry["options"])
-
-
-def end_with(parent: int) -> None:
-    """Have the kernel end this process with its parent, even while a function holds the interpreter lock."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(0)
 
 
 def _limit(memory_bytes: int | None) -> None:

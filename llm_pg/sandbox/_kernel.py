@@ -20,11 +20,9 @@ _CLONE_NEW = {"mount": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10
 _CLONE_NEWNET = 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 1 << 18
 _MNT_DETACH = 2
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
-_PR_SET_SECUREBITS, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 28, 36, 38
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 4, 22, 24, 28, 38
 _NO_ROOT_PRIVILEGE = 0b11  # SECBIT_NOROOT and its lock
 _SECCOMP_FILTER = 2
-_SIGKILL = 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,11 +42,6 @@ def _prctl(option: int, value: int, what: str, pointer: ctypes.Structure | None 
 def landlock_abi() -> int:
     """The kernel's Landlock ABI; 0 when it has none or it is switched off."""
     return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
-
-
-def become_subreaper() -> None:
-    """Orphans among the descendants become children of this process, however they daemonised."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1, "subreaper")
 
 
 def become_user(uid: int) -> None:
@@ -75,11 +68,6 @@ def enter_namespaces(folder: str, size_mb: int, files: int) -> None:
 def leave_mount(folder: str) -> None:
     """Take the private file system off `folder`."""
     _check(_libc.umount2(os.fsencode(folder), _MNT_DETACH), "unmount")
-
-
-def die_with_parent() -> None:
-    """Be killed when the process that forked this one ends."""
-    _prctl(_PR_SET_PDEATHSIG, _SIGKILL, "death signal")
 
 
 def drop_privileges() -> None:

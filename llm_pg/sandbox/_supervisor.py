@@ -7,6 +7,7 @@ stays open as a lifeline: when it closes, the trainer is gone, and the run is en
 
 from __future__ import annotations
 
+import _signal  # built in; `signal` imports enum, which takes longer than all the rest
 import fcntl
 import marshal
 import os
@@ -16,23 +17,26 @@ import time
 
 import _cleanup  # type: ignore[import-not-found]  # beside this file: the package itself is not imported here
 import _kernel  # type: ignore[import-not-found]
+import descendants  # type: ignore[import-not-found]  # of llm_pg/processes
 
 TYPE_CHECKING = False  # `typing` itself would take as long to import as all of this takes to run
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-_SIGKILL, _SIGSTOP = 9, 19
+_SIGKILL, _SIGTERM = 9, 15
 _LOOK_S = 0.02
 _SLACK_TASKS = 256  # the trainer may start threads of its own under the same user id during the run
-_KILL_S = 5.0
 _OPEN_FILES = 64
 _STACK = 8 << 20
 _HIGH = 100  # the program's descriptors are gathered up here before they become 0, 1, 2 and 3
 _CHUNK = 1 << 16
 
+_asked_to_stop: list[int] = []  # by SIGTERM, from what ends the trainer's reward workers: as when the lifeline closes
+
 
 def main() -> None:
     """Serve the one request."""
+    _signal.signal(_SIGTERM, lambda number, frame: _asked_to_stop.append(number))
     request = marshal.loads(_read_frame(0))
     try:
         report = _serve(request)
@@ -61,7 +65,7 @@ def _read_frame(fd: int) -> bytes:
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
     level, limits, folder = request["level"], request["limits"], request["folder"]
     if level["linux"]:
-        _kernel.become_subreaper()
+        descendants.become_subreaper()
     if level["uid"] is not None:
         uid = level["uid"] + os.getpid()
         os.chown(folder, uid, uid)
@@ -118,7 +122,7 @@ class _Run:
         _kill_group(self.pid)
         _, status, usage = self.end or os.wait4(self.pid, 0)
         if self.level["linux"]:
-            _kill_descendants()
+            descendants.kill()  # whatever left the process group, which only code without a filter can
         for fd in self.kept:
             os.set_blocking(fd, False)
             while ended_by is None and (more := self._read(fd)) is not None:
@@ -160,7 +164,7 @@ class _Run:
                     if more is False:
                         return "output"
                     poller.unregister(fd)
-            if 0 in ready:
+            if 0 in ready or _asked_to_stop:
                 return "stopped"
             if end in ready or (end < 0 and self._reap()):
                 return None
@@ -190,7 +194,7 @@ class _Run:
         """The limits that the kernel does not keep for us at every level."""
         if not self.level["linux"]:
             return None
-        pids = [self.pid, *(_descendants(self.pid) if self.limits["fork"] else ())]
+        pids = [self.pid, *(descendants.of(self.pid) if self.limits["fork"] else ())]
         if sum(_num_threads(pid) for pid in pids) > self.limits["tasks"]:
             return "tasks"
         if self.level["namespaces"]:
@@ -217,7 +221,7 @@ def _become_program(request: dict[str, Any], descriptors: list[int], status: int
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write("1000")  # when memory runs out, this goes before the trainer
             _kernel.drop_privileges()
-            _kernel.die_with_parent()
+            descendants.die_with_parent()
         if level["landlock"]:
             _kernel.landlock(level["landlock"], request["read"], request["execute"], request["write"])
         if level["seccomp"]:
@@ -292,54 +296,8 @@ def _num_threads(pid: int) -> int:
         return 0
 
 
-def _descendants(root: int) -> list[int]:
-    """Every process below `root`, zombies too, from one look at /proc."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            children.setdefault(parent, []).append(int(name))
-    found, queue = [], [root]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def _kill_descendants() -> None:
-    """Whatever left the process group, which only code without a filter can. All are stopped before any is killed: a
-    stopped fork bomb cannot fill the places of its dead."""
-    deadline = time.monotonic() + _KILL_S
-    stopped: set[int] = set()
-    while _has_children():
-        found = set(_descendants(os.getpid()))
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(found)} processes of a run could not be killed within {_KILL_S} s")
-        for pid in found:
-            try:
-                os.kill(pid, _SIGKILL if found <= stopped else _SIGSTOP)
-            except ProcessLookupError:
-                continue
-        stopped |= found
-
-
 def _kill_group(leader: int) -> None:
     try:
         os.killpg(leader, _SIGKILL)
     except (PermissionError, ProcessLookupError):
         return  # nobody is left in it, or dead ones only
-
-
-def _has_children() -> bool:
-    """Whether any child, own or adopted, is left after reaping the dead ones."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return False
-    return True

@@ -18,12 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llm_pg.processes import descendants
 from llm_pg.sandbox import _cleanup
 from llm_pg.sandbox.spec import Job, Level, Limits, Result, SandboxError
 from llm_pg.sandbox.syscalls import architecture, filter_program
 
 _HERE = str(Path(__file__).parent)
-_START = "import sys; sys.path.append(sys.argv[1]); import _supervisor; _supervisor.main()"
+_SHARED = str(Path(descendants.__file__).parent)
+_START = "import sys; sys.path += sys.argv[1:]; import _supervisor; _supervisor.main()"
 _PROGRAM = "main.py"
 _LIBRARY_PATH = "LD_LIBRARY_PATH"
 _GRACE_S = 30.0  # for starting and cleaning up on a machine that is busy training
@@ -128,7 +130,7 @@ class Running:
 
 def _start_supervisor(link: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [interpreter(), "-I", "-S", "-E", "-c", _START, _HERE],
+        [interpreter(), "-I", "-S", "-E", "-c", _START, _HERE, _SHARED],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,10 +2,13 @@
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -131,6 +134,77 @@ def leaves_a_child(completion, pid_file):
         child = subprocess.Popen(["sleep", "1000"])
         Path(pid_file).write_text(str(child.pid))
         os._exit(1)
+    return 1.0
+
+
+def forks_and_returns(completion):
+    if completion == BAD:
+        os.fork()
+    return 1.0
+
+
+def batch_forks_and_returns(completions, **kwargs):
+    return [forks_and_returns(completion) for completion in completions]
+
+
+async def async_forks_and_returns(completion):
+    await asyncio.sleep(0)
+    return forks_and_returns(completion)
+
+
+def forks_and_raises(completion):
+    if completion == BAD and os.fork() == 0:
+        raise ValueError("in the child")
+    return 1.0
+
+
+def forks_and_returns_late(completion):
+    if completion == BAD and os.fork() == 0:
+        time.sleep(1.0)
+    return 1.0
+
+
+def forks_in_order(completion):
+    """A child that ends by sys.exit, and one of multiprocessing: neither comes back."""
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    os.waitpid(child, 0)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return float(pool.apply(len, (completion,)))
+
+
+SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+
+
+def leaves(completion, way, hangs=False):
+    """Leaves a process behind in one of the ways there are."""
+    {
+        "fork": lambda: os.fork() or time.sleep(600),
+        "setsid": lambda: os.fork() or (os.setsid(), time.sleep(600)),
+        "double fork": lambda: os.fork() or (os.setsid(), os.fork() and os._exit(0), time.sleep(600)),
+        "popen": lambda: subprocess.Popen(SLEEP),
+        "popen in a session": lambda: subprocess.Popen(SLEEP, start_new_session=True),
+        "no SIGTERM": lambda: subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600; sleep 600"]),
+        "stopped": lambda: os.kill(subprocess.Popen(SLEEP, start_new_session=True).pid, signal.SIGSTOP),
+        "thread": lambda: threading.Thread(target=subprocess.run, args=(SLEEP,)).start(),
+        "multiprocessing": lambda: multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,)).start(),
+    }[way]()
+    time.sleep(1e6 if hangs else 0.3)
+    return 1.0
+
+
+async def async_leaves(completion, way, hangs=False):
+    await asyncio.create_subprocess_exec(*SLEEP, start_new_session=True)
+    time.sleep(1e6 if hangs else 0.3)
+    return 1.0
+
+
+def runs_endless_code(completion):
+    from llm_pg import sandbox
+
+    if completion == BAD:
+        sandbox.run("while True: pass", limits=sandbox.Limits(wall_s=60, cpu_s=60))
     return 1.0
 
 

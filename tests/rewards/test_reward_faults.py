@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import reward_specimens as specimens
+from reward_processes import is_alive, worker_pids
 
 from llm_pg.rewards import RewardError, Scorer
 
@@ -439,27 +440,6 @@ def test_logging_says_everything_under_one_name(caplog):
     with caplog.at_level(logging.WARNING, logger="llm_pg.rewards"), scorer_of("raises") as scorer:
         score(scorer)
     assert {record.name.rpartition(".")[0] for record in caplog.records} == {"llm_pg.rewards"}
-
-
-def worker_pids(parent):
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (entry / "cmdline").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if ppid == parent and "llm_pg.rewards.worker" in command:
-                found.append(int(entry.name))
-    return found
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.faults
