@@ -15,6 +15,8 @@ class Ledger(Protocol):
 
     def broken(self, function: int, text: str) -> None: ...
 
+    def noticed(self, function: int, facts: dict[str, Any]) -> None: ...
+
 
 @dataclass
 class Job:

@@ -262,8 +262,10 @@ class Pool:
         if "begun" in message:
             self._deaths, worker.has_begun = 0, True
             worker.deadline = time.monotonic() + job.allowance
+            ledger.noticed(job.function, message)
             return
         if "done" in message:
+            ledger.noticed(job.function, message)
             worker.state, worker.job = "idle", None
             job.seconds = time.monotonic() - worker.started
             jobs.extendleft(reversed(job.rest(ledger)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_pg.rewards.contract import MAX_REWARD
+from llm_pg.rewards.globals import told
 from llm_pg.rewards.specs import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Tally:
         share: float = 1.0,
     ) -> None:
         self._names = [function.name for function in functions]
+        self._functions = [function.function for function in functions]
         self._size, self._strict, self._shown = size, strict, shown
         self._most_unscorable = max_unscorable * size / share
         self._limit = f"over the limit max_unscorable={max_unscorable:g}"
@@ -113,6 +115,10 @@ class Tally:
 
     def broken(self, function: int, text: str) -> None:
         raise RewardError(f"Reward function {self._names[function]} {text}")
+
+    def noticed(self, function: int, facts: dict[str, Any]) -> None:
+        for cause, what in told(self._functions[function], facts):
+            self._show(function, cause, "", what)
 
     def scores(self, weights: Sequence[float]) -> Scores:
         """The batch added up. RewardError when too many completions have no score, or a sum is out of range."""

@@ -15,6 +15,7 @@ from typing import Any
 from llm_pg.rewards.contract import read_signature
 from llm_pg.rewards.forks import OneProcess
 from llm_pg.rewards.frames import encode, read, write
+from llm_pg.rewards.globals import Watch, reads, unlogged
 from llm_pg.rewards.loading import LoadError, Target, load
 from llm_pg.rewards.perform import Loaded, Performer, failure
 
@@ -65,12 +66,17 @@ def _serve(functions: list[Loaded], jobs: int, answers: int) -> None:
             sys.modules["numpy"].random.seed(random.getrandbits(32))
 
     performer = Performer(prepare)
+    watches: dict[int, Watch] = {}
     while (job := read(jobs)) is not None:
-        write(answers, encode({"begun": True}))
-        seed = job["seed"]
-        performer.perform(functions[job["function"]], job, lambda answer: write(answers, encode(answer)))
+        number, seed = job["function"], job["seed"]
+        loaded, facts = functions[number], {}
+        if number not in watches:
+            watches[number] = Watch(loaded.function)
+            facts = {"reads": reads(loaded.function), "unlogged": unlogged(loaded.function)}
+        write(answers, encode({"begun": True, **facts}))
+        performer.perform(loaded, job, lambda answer: write(answers, encode(answer)))
         sys.stdout.flush()
-        write(answers, encode({"done": True}))
+        write(answers, encode({"done": True, "state": watches[number].state()}))
 
 
 def _load(entry: dict[str, Any]) -> Loaded:
