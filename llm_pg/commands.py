@@ -165,8 +165,9 @@ def _saved_by_run(path: Path) -> tuple[Path | None, Path | None]:
 def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) -> Evaluation:
     """Pass rates on held-out prompts of a model as it is: that of the config, or what a run saved in `folder`."""
     from .prompts import load_held_out
+    from .run.build import make_collector, make_scorer
+    from .run.evaluator import evaluate_held_out
     from .run.models import load_model, load_tokenizer
-    from .run.parts import evaluate_held_out, make_collector, make_scorer
 
     if folder is None:
         tokenizer = load_tokenizer(config.model)

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,13 +108,19 @@ def described(name: str) -> bool:
 
 
 class Clock:
-    """Seconds by phase. watch: hears (phase, True) where one begins and (phase, False) where it ends."""
+    """Seconds by phase, in total and since the last `lap`.
+
+    Args:
+        watch: called with (phase, True) where a phase begins and (phase, False) where it ends.
+        seconds: by phase, of before.
+    """
 
     def __init__(
         self, watch: Callable[[str, bool], None] | None = None, seconds: dict[str, float] | None = None
     ) -> None:
         self.seconds = dict(seconds or {})
         self.watch = watch
+        self._lap: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -124,13 +130,28 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+            self.add({phase: time.perf_counter() - begin})
             if self.watch is not None:
                 self.watch(phase, False)
 
-    def add(self, other: Clock) -> None:
-        for phase, seconds in other.seconds.items():
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds by phase that were measured elsewhere."""
+        for phase, more in seconds.items():
+            for total in (self.seconds, self._lap):
+                total[phase] = total.get(phase, 0.0) + more
+
+    def state_dict(self) -> dict[str, float]:
+        """The totals, for a checkpoint."""
+        return dict(self.seconds)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Add the totals of the process that this one goes on from."""
+        self.add(state)
+
+    def lap(self) -> dict[str, float]:
+        """Returns the seconds by phase since the last call of `lap`, and begins a new lap."""
+        lap, self._lap = self._lap, {}
+        return lap
 
 
 def as_line(values: dict[str, Any]) -> str:
@@ -170,10 +191,11 @@ class MetricsFile:
         with self.path.open("a") as file:
             file.write(as_line(values) + "\n")
 
-    def sync(self) -> None:
-        """Onto the disk: a checkpoint must not outlive the lines of its steps."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+
+def sync(path: Path) -> None:
+    """Bring a file onto the disk: a checkpoint must not outlive the lines of its steps."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 _SUMS_OF_A_PASS = (

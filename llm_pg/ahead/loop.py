@@ -12,15 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from ..collect.collector import Experience
+from ..collect.source import Batches
 from ..metrics import Clock
 from ..prompts import Prompt
 from . import shares
 from .engines import Engine
 from .flight import pack
 from .shares import Told
-
-# (batch, its prompts, clock) -> experience; called in the background.
-Collect = Callable[[int, list[Prompt], Clock], Experience]
 
 
 @dataclass
@@ -40,21 +38,23 @@ class Ahead:
     one caller at a time; an evaluation asks for them with `paused`.
 
     Args:
-        engine: keeps versions. collect: samples with it and scores. prompts_of: of a batch; called by the trainer.
-        max_staleness: k >= 1. last: batch of the run.
+        engine: keeps versions. source: samples with it and scores, in the background.
+        prompts_of: batch -> its prompts; called by the trainer.
+        max_staleness: k >= 1. last: batch of the run. clock: seconds by phase of the run.
     """
 
     def __init__(
         self,
         engine: Engine,
-        collect: Collect,
+        source: Batches,
         prompts_of: Callable[[int], list[Prompt]],
         *,
         max_staleness: int,
         last: int,
+        clock: Clock,
     ) -> None:
-        self.engine, self.collect, self.prompts_of = engine, collect, prompts_of
-        self.max_staleness, self.last = max_staleness, last
+        self.engine, self.source, self.prompts_of = engine, source, prompts_of
+        self.max_staleness, self.last, self.clock = max_staleness, last, clock
         self.watch: Callable[[int, str, bool], None] | None = None  # told batch, phase, and whether it begins
         self._flights: dict[int, Future[Landed]] = {}
         self._busy = threading.Lock()
@@ -71,6 +71,11 @@ class Ahead:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._open.close()
 
+    def collect(self, step: int) -> Experience:
+        """Returns the batch of this step, as soon as it is there, while those that may be are sampled behind it."""
+        self.begin(step)
+        return self.take(step)
+
     def begin(self, step: int) -> None:
         """Let all be sampled that may be, now that the update before `step` is done."""
         self._flights = {batch: flight for batch, flight in self._flights.items() if batch >= step}
@@ -81,11 +86,11 @@ class Ahead:
         for batch in missing:
             self._flights[batch] = self._thread.submit(self._fly, batch, step - 1, self.prompts_of(batch))
 
-    def take(self, step: int, clock: Clock) -> Experience:
+    def take(self, step: int) -> Experience:
         """The batch of this step, as soon as it is there; what its making raised is raised here."""
-        with clock("wait"):
+        with self.clock("wait"):
             landed = self._flights[step].result()
-        clock.add(landed.clock)
+        self.clock.add(landed.clock.seconds)
         landed.experience.staleness = step - 1 - landed.version
         return landed.experience
 
@@ -100,7 +105,7 @@ class Ahead:
         clock = Clock(None if self.watch is None else lambda phase, begins: self._note(batch, phase, begins))
         with self._busy:
             self.engine.use(version)
-            return Landed(self.collect(batch, prompts, clock), version, clock)
+            return Landed(self.source.batch(batch, prompts, clock), version, clock)
 
     def _note(self, batch: int, phase: str, begins: bool) -> None:
         if self.watch is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,6 +213,15 @@ class Collector:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    @contextlib.contextmanager
+    def part_of_a_step(self, share: float) -> Iterator[None]:
+        """Inside the block the completions are this share of a step, whose failures are counted over the whole."""
+        self.scorer.share = share
+        try:
+            yield
+        finally:
+            self.scorer.share = 1.0
 
     def collect(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -42,9 +42,18 @@ class Callbacks:
     Args:
         callbacks: TrainerCallback objects or classes. args: the run's config, whose settings are read by TRL's names.
         model, processing_class: handed to every event, as are optimizer and lr_scheduler from `begin` on.
+        gather: a rank's words -> those of all ranks; None = there is one rank.
     """
 
-    def __init__(self, callbacks: Sequence[Any] | None, args: Any, model: Any, processing_class: Any) -> None:
+    def __init__(
+        self,
+        callbacks: Sequence[Any] | None,
+        args: Any,
+        model: Any,
+        processing_class: Any,
+        gather: Callable[[list[str]], list[list[str]]] | None = None,
+    ) -> None:
+        self.gather = gather or (lambda words: [words])
         self.args, self.state, self.control = args, TrainerState(log_history=[]), TrainerControl()
         self.offered: dict[str, Any] = {"model": model, "processing_class": processing_class}
         self.offered.update(optimizer=None, lr_scheduler=None, train_dataloader=None, eval_dataloader=None)
@@ -113,8 +122,8 @@ class Callbacks:
         control.should_save = control.should_evaluate = control.should_log = False
         self.fire("on_step_begin")
 
-    def step_end(self, step: int) -> None:
-        """After the updates of a step, before its evaluation, its line of metrics and its checkpoint."""
+    def after_update(self, step: int) -> None:
+        """After the update of a step, before its evaluation, its line of metrics and its checkpoint."""
         before, self.state.global_step = int(self.state.epoch), step
         self.state.epoch = step / self.steps_per_epoch
         self.fire("on_step_end")
@@ -122,6 +131,7 @@ class Callbacks:
             self.fire("on_epoch_end")
             if step < self.state.max_steps:
                 self.fire("on_epoch_begin")
+        self.agree()
 
     def log(self, values: Mapping[str, Any]) -> None:
         """A step's line of metrics, where it is a step to log or a callback asked for it."""
@@ -149,13 +159,10 @@ class Callbacks:
         """Whether to `evaluate` or `save` after this step: by the config's count, or because a callback asked."""
         return bool((every and step % every == 0) or getattr(self.control, f"should_{what}"))
 
-    def wishes(self) -> list[str]:
-        """What is asked for at present."""
-        return [name for name in _WISHES if getattr(self.control, name)]
-
-    def grant(self, wishes: Iterable[Iterable[str]]) -> None:
-        """Ask for what any rank asks for."""
-        for name in {name for of_rank in wishes for name in of_rank}:
+    def agree(self) -> None:
+        """What a callback of one rank asks for is done by all: evaluations and steps are work of all together."""
+        own = [name for name in _WISHES if getattr(self.control, name)]
+        for name in {name for of_rank in self.gather(own) for name in of_rank}:
             setattr(self.control, name, True)
 
     @property

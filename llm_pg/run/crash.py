@@ -4,59 +4,55 @@ from. `<run>/crash/step-000007/` holds error.txt, completions.jsonl and batch.sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
-from ..algorithms.algorithm import Batch
-from ..collect.collector import Experience
+from ..training.learner import Learner
 from . import checkpoint
+from .checkpointer import Checkpointer
+from .context import RunContext
 from .guard import RunStopped
-from .ranks import Ranks
-from .redact import Redactor
-from .resume import Saver
 
 
-class Keeper:
+class CrashKeeper:
     """Remembers what a step begins from.
 
     The weights are not copied. Where the step fails before its first optimiser step they still are those of the step
     before, which are saved; where it fails later, a resume repeats the steps from the newest checkpoint, bit for bit.
 
     Args:
-        root: folder of the crash bundles. saver: of the run. optimizer: torch's, whose steps are watched.
-        clean: hides secrets. say: prints one line.
+        context: of the run. checkpointer: saves the state. learner: whose optimiser's steps are watched, and which
+            knows the batch it works on.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        saver: Saver,
-        optimizer: torch.optim.Optimizer,
-        ranks: Ranks,
-        clean: Redactor,
-        say: Callable[[str], None],
-    ) -> None:
-        self.root, self.saver, self.ranks, self.clean, self.say = root, saver, ranks, clean, say
-        self.step = 0
-        self.experience: Experience | None = None
-        self.batch: Batch | None = None
+    def __init__(self, context: RunContext, checkpointer: Checkpointer, learner: Learner) -> None:
+        self.context, self.checkpointer, self.learner = context, checkpointer, learner
+        self.root, self.ranks, self.clean = context.folder.crash, context.ranks, context.redactor
+        self.say = context.terminal.warn
+        self.step: int | None = None  # that goes on now
         self._numbers: dict[str, Any] = {}
         self._moved = False
-        optimizer.register_step_pre_hook(self._note_move)
+        learner.optimizer.optimizer.register_step_pre_hook(self._note_move)
 
     def _note_move(self, *_: Any) -> None:
         self._moved = True
 
     def begin(self, step: int) -> None:
-        self.step, self.experience, self.batch, self._moved = step, None, None, False
-        self._numbers = self.saver.numbers()
+        self.step, self._moved = step, False
+        self.learner.experience = self.learner.batch = None
+        self._numbers = self.checkpointer.numbers()
+
+    def end(self) -> None:
+        """The step is over; what fails from here on is not its fault."""
+        self.step = None
 
     def keep(self, error: Exception) -> None:
-        """Write the bundle, and the state before the step. What cannot be written is said: `error` goes on anyway."""
+        """Write the bundle of a step that goes on, and the state before it. What cannot be written is reported: `error`
+        goes on anyway."""
+        if self.step is None:
+            return
         folder = self.root / f"step-{self.step:06d}"
         try:
             self._write_bundle(folder, error)
@@ -64,11 +60,11 @@ class Keeper:
         except OSError as problem:
             self.say(f"Step {self.step} failed, and {folder} could not be written: {problem}.")
         if self.ranks.is_main:
-            self.say(self._keep_state())
+            self.say(self._keep_state(self.step))
 
     def keep_evaluation(self, error: Exception, step: int, model: Path) -> None:
         """The same for the evaluation after the last step, when the model is already saved."""
-        folder, self.experience, self.batch = self.root / f"after-step-{step:06d}", None, None
+        folder, self.learner.experience = self.root / f"after-step-{step:06d}", None
         try:
             self._write_bundle(folder, error)
             where = f"the error is in {folder}"
@@ -79,16 +75,16 @@ class Keeper:
             "again."
         )
 
-    def _keep_state(self) -> str:
-        before, newest = self.step - 1, self.saver.newest_step()
+    def _keep_state(self, step: int) -> str:
+        before, newest = step - 1, self.checkpointer.newest_step()
         if self._moved and newest is None:
             return "Its weights had moved already and no checkpoint was written before (run.save_steps is 0 or larger)."
-        if self.saver.sharded:  # whoever failed alone, the others are not here to bring their parts
+        if self.checkpointer.sharded:  # whoever failed alone, the others are not here to bring their parts
             return f"Its state stands in parts over the ranks: --resume repeats the steps from checkpoint {newest}."
         if self._moved:
             return f"Its weights had moved already: --resume repeats the steps from the checkpoint of step {newest}."
         try:
-            self.saver.save(before, self._numbers, alone=True)
+            self.checkpointer.save(before, self._numbers, alone=True)
         except checkpoint.CheckpointError as problem:
             return str(problem)
         return f"The state after step {before} is saved; --resume goes on from it."
@@ -98,11 +94,12 @@ class Keeper:
         rank = f"-rank{self.ranks.number}" if self.ranks.count > 1 else ""
         text = str(error) if isinstance(error, RunStopped) else self.clean.traceback(error)
         (folder / f"error{rank}.txt").write_text(self.clean.text(text) + "\n")
-        if self.experience is None:
+        experience, batch = self.learner.experience, self.learner.batch
+        if experience is None:
             return
-        rollouts = self.experience.rollouts
-        weight_BT = rollouts.reward_BT if self.batch is None else self.batch.weight_BT
-        rows = self.clean.tree(self.experience.readable(weight_BT, len(self.experience.prompts)))
+        rollouts = experience.rollouts
+        weight_BT = rollouts.reward_BT if batch is None else batch.weight_BT
+        rows = self.clean.tree(experience.readable(weight_BT, len(experience.prompts)))
         with (folder / f"completions{rank}.jsonl").open("w") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         tensors = {"mask": rollouts.mask_BT, "logp": rollouts.logp_BT, "reward": rollouts.reward_BT}
@@ -110,7 +107,7 @@ class Keeper:
             tensors["tokens"] = rollouts.tokens_BT
         if rollouts.ref_logp_BT is not None:
             tensors["ref_logp"] = rollouts.ref_logp_BT
-        if self.batch is not None:
-            tensors |= {"weight": self.batch.weight_BT, "scale": self.batch.scale_BT}
+        if batch is not None:
+            tensors |= {"weight": batch.weight_BT, "scale": batch.scale_BT}
         contiguous = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
         save_file(contiguous, folder / f"batch{rank}.safetensors")

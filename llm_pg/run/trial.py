@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..config import Config
+from ..doctor import arithmetic
 from ..doctor.sizes import Sizes, training_bytes
+from ..prompts import Prompt
 from ..rollouts import TextRollouts
+from ..training.learner import Learner
 from ..training.policy import Policy
 from ..training.shards import shape_of
+from .context import RunContext
 from .guard import RunStopped
 from .throughput import wait
 
@@ -66,6 +71,46 @@ def wanted(setting: bool | None, policy: Policy) -> bool:
     return device.type != "cpu" or sum(p.numel() for p in policy.model.parameters()) >= LARGE
 
 
+def try_longest_batch(context: RunContext, learner: Learner, prompts: Sequence[Prompt]) -> Trial | None:
+    """Whether the longest batch of a run fits, before anything depends on it; None where it is not tried.
+
+    Prints the arithmetic of the batch and the memory it takes. prompts: to train on.
+    """
+    config, plan, terminal, policy = context.config, context.plan, context.terminal, learner.policy
+    terminal.say(f"{arithmetic(config, context.ranks.count)}\n{memory_text(config, policy, plan.micro_rows)}")
+    if context.shards is not None:
+        terminal.say(
+            f"FSDP2: weights, gradients and moments in shards over {context.ranks.count} ranks, each with its part of "
+            "the memory above; each rank has whole weights while it samples. The longest batch is not tried."
+        )
+        return None
+    if learner.updater.zero is not None:
+        terminal.say(
+            f"DeepSpeed: {learner.updater.zero.told} in parts over {context.ranks.count} ranks. The longest batch is "
+            "not tried."
+        )
+        return None
+    if not wanted(config.run.try_longest_batch, policy):
+        return None
+    trial = try_longest(
+        policy,
+        prompt_length=max(len(prompt.ids) for prompt in prompts),
+        completion_length=config.rollout.max_completion_length,
+        num_groups=plan.rows_per_rank // plan.num_generations,
+        num_generations=plan.num_generations,
+        micro_rows=plan.micro_rows,
+        entropy_grad=bool(context.spec.entropy_coef),
+        moments=not learner.optimizer.state,
+    )
+    terminal.say(str(trial))
+    if trial.rows < trial.asked:
+        terminal.warn(
+            f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: passes "
+            f"are kept to as many tokens as those have, {policy.most_tokens:,}, with the same gradient."
+        )
+    return trial
+
+
 def try_longest(
     policy: Policy,
     *,
@@ -96,7 +141,7 @@ def try_longest(
     index = max(cuts, key=len)
     asked, on_gpu = len(index), device.type == "cuda"
     modes = {module: module.training for module in (model, policy.critic) if module is not None}
-    trained = [*policy.trainable(), *([] if policy.critic is None else policy.critic.trainable())]
+    trained = [*policy.parameters(), *([] if policy.critic is None else policy.critic.trainable())]
     with torch.random.fork_rng(devices=[device] if on_gpu else [], device_type="cuda"):
         ballast = [torch.empty_like(p) for p in trained for _ in range(2)] if moments else []
         try:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,11 +62,11 @@ class Policy:
     """A causal LM as π_θ.
 
     Args:
-        model: the model in training. The reference is what it is now (of a PEFT model: the adapter switched off where
-            that is the same, else a copy of what is trained).
+        model: the model in training, a transformers model or a PEFT model.
         params: the distribution that is sampled; its temperature and support enter the trained log-probability.
-        pad_id: filler of unused positions, never attended.
-        with_reference: keep a frozen reference (needed where beta > 0).
+        pad_id: filler of unused positions, never attended; None = the tokenizer's.
+        tokenizer: saved with the model, where it is given.
+        with_reference: keep a frozen reference (needed where beta > 0); see `freeze_reference`.
         autocast: context in which forwards run (mixed precision).
         packing: shared_prefix (no padding, each prompt once for all its completions), padded (a row a completion), or
             auto: shared_prefix where a trial shows that it computes the same.
@@ -84,7 +85,8 @@ class Policy:
         model: Any,
         *,
         params: SamplingParams,
-        pad_id: int,
+        pad_id: int | None = None,
+        tokenizer: Any = None,
         with_reference: bool = False,
         autocast: Any = contextlib.nullcontext,
         packing: str = "auto",
@@ -94,15 +96,14 @@ class Policy:
         self.shards: Shards | None = None
         self.most_tokens: int | None = None
         one_of("packing", packing, ("auto", "padded", "shared_prefix"))
-        self.model, self.params, self.pad_id, self.autocast = model, params, pad_id, autocast
+        self.model, self.params, self.tokenizer, self.autocast = model, params, tokenizer, autocast
+        self.pad_id = int(tokenizer.pad_token_id) if pad_id is None else pad_id
         self.has_adapter = has_adapter(model)
         self.reference = None
         self.start: StartingAdapter | None = None
-        if with_reference and self.has_adapter and not starts_switched_off(model, autocast):
-            self.start = StartingAdapter(model)
-        if with_reference and not self.has_adapter:
-            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
-        self.with_reference = with_reference
+        self.has_reference = False
+        if with_reference:
+            self.freeze_reference()
         with autocast() if mixes_types(model) else contextlib.nullcontext():
             self._splits = head_is_separate(model)
             self.way = exact_way(model, autocast) if packing != "padded" and self._splits else None
@@ -113,6 +114,30 @@ class Policy:
                 "state). Use train.packing: auto, which takes the padded layout for such a model."
             )
 
+    def freeze_reference(self) -> None:
+        """Make the reference: the policy as it is now. Of a PEFT model that is the adapter switched off where this is
+        the same, else a copy of what is trained; of another model a copy of it."""
+        self.has_reference = True
+        if not self.has_adapter:
+            self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+        elif not starts_switched_off(self.model, self.autocast):
+            self.start = StartingAdapter(self.model)
+
+    def add_critic(self, kind: str = "head", *, trunk_gradient: bool = False, path: str | None = None) -> Critic:
+        """Make the critic from the policy as it is now; before an optimiser is made of `parameters`.
+
+        Args:
+            kind: head or model. trunk_gradient: whether its loss reaches the policy's body. See `Critic`.
+            path: folder in which a run left a critic to begin with; None = a new one, whose values are 0.
+
+        Raises:
+            ValueError: the folder holds no such critic, or the model shows no hidden states.
+        """
+        self.critic = Critic(self.model, kind=kind, trunk_gradient=trunk_gradient)
+        if path is not None:
+            self.critic.load(path)
+        return self.critic
+
     def shard(self, shards: Shards) -> None:
         """Cut the weights, those of reference and critic too, over the ranks. Before an optimiser is made of them."""
         self.check_cut()
@@ -122,6 +147,22 @@ class Policy:
                 shards.cut(model)
         if self.critic is not None:
             shards.cut_critic(self.critic)
+
+    def save_pretrained(
+        self, folder: str | Path, *, weights: dict[str, Tensor] | None = None, writes: bool = True
+    ) -> None:
+        """Writes model (of a PEFT model the adapter), tokenizer and critic, as `from_pretrained` reads them.
+
+        Args:
+            folder: made where it is not there. weights: gathered from shards; None = the model's own.
+            writes: False on ranks that only bring their shards.
+        """
+        if writes:
+            self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+        if self.critic is not None and (writes or self.shards is not None):
+            self.critic.save(folder, writes=writes)
 
     def check_cut(self) -> None:
         """ValueError where weights in parts would leave no reference."""
@@ -137,7 +178,8 @@ class Policy:
         """The whole weights (of the policy) inside the block, where they stand in shards: every rank must enter it."""
         return contextlib.nullcontext() if self.shards is None else self.shards.gathered(model or self.model)
 
-    def trainable(self) -> list[torch.nn.Parameter]:
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those of the model that are trained; the critic's are `critic.trainable()`."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def score(
@@ -186,8 +228,8 @@ class Policy:
     @torch.no_grad()
     def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
         """Log-probabilities under the frozen reference."""
-        if not self.with_reference:
-            raise ValueError("This policy was made without a reference (beta is 0).")
+        if not self.has_reference:
+            raise ValueError("This policy has no reference (beta is 0): call freeze_reference() before training.")
         if self.reference is not None:
             return self._in_pieces(self.reference, rollouts, micro_rows, Ask()).logp_BT
         with switched_off(self.model) if self.start is None else self.start.in_place():

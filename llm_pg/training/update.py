@@ -236,11 +236,11 @@ class Updater:
         return [alive[~odd], alive[odd]]
 
     def _gradients(self) -> list[Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.policy.trainable()]
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.policy.parameters()]
 
     def _noise(self, batch: Batch, first: list[Tensor]) -> GradientNoise:
         num_groups = len(torch.unique(batch.rollouts.group_B))
-        whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable()]
+        whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.parameters()]
         one, other, both = (float(x) for x in half_square_norms(first, whole))
         return gradient_noise([one, other], both, [num_groups - num_groups // 2, num_groups // 2])
 
@@ -274,7 +274,7 @@ class Updater:
         alive = self.algorithm.contributes_B(batch).sum().to(self.accelerator.device)
         if not int(self.accelerator.reduce(alive, reduction="sum")):
             return
-        for parameter in [*([] if self.critic_only else self.policy.trainable()), *self._critic_parameters()]:
+        for parameter in [*([] if self.critic_only else self.policy.parameters()), *self._critic_parameters()]:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum")
@@ -283,13 +283,13 @@ class Updater:
         return [] if self.policy.critic is None else self.policy.critic.trainable()
 
     def _has_gradient(self) -> bool:
-        return any(p.grad is not None for p in [*self.policy.trainable(), *self._critic_parameters()])
+        return any(p.grad is not None for p in [*self.policy.parameters(), *self._critic_parameters()])
 
     def _clip(self) -> tuple[float, float | None]:
         """Gradient norms before clipping, of policy and critic; each is held to the limit on its own, so that a large
         error of the critic does not shorten the policy's step."""
         limit = self.max_grad_norm or float("inf")
-        own = [p for p in self.policy.trainable() if p.grad is not None]
+        own = [p for p in self.policy.parameters() if p.grad is not None]
         critic = [p for p in self._critic_parameters() if p.grad is not None]
         norm, critic_norm = 0.0, None if self.policy.critic is None else 0.0
         if own:  # this also takes the loss scale out of every gradient, the critic's too

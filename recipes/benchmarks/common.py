@@ -117,7 +117,7 @@ class Ours:
             model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast
         )
         self.algorithm = Algorithm(TABLE["grpo"], completion)
-        optimizer = torch.optim.AdamW(self.policy.trainable(), lr=LEARNING_RATE, fused=True)
+        optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, fused=True)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         self.updater = Updater(self.policy, self.algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows)
         self.seconds: dict[str, float] = defaultdict(float)

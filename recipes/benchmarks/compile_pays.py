@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def gradient(side: Ours) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in side.policy.trainable() if p.grad is not None])
+    return torch.cat([p.grad.flatten() for p in side.policy.parameters() if p.grad is not None])
 
 
 if __name__ == "__main__":

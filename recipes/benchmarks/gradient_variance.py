@@ -93,7 +93,7 @@ def gradients(trainer: PolicyGradientTrainer, rollouts: TextRollouts, algorithms
         logp_BT = policy.score(rollouts.rows(index)).logp_BT
         for name, algorithm in algorithms.items():
             loss, _ = algorithm.loss(logp_BT, batches[name].rows(index), measure=False)
-            parts = torch.autograd.grad(loss, policy.trainable(), retain_graph=True)
+            parts = torch.autograd.grad(loss, policy.parameters(), retain_graph=True)
             flat = torch.cat([part.reshape(-1) for part in parts])
             sums[name] = sums[name] + flat if name in sums else flat
     return sums

@@ -57,7 +57,7 @@ def measure(name: str, layers: int, steps: int) -> dict[str, float]:
     moments = sum(x.nbytes for entry in optimizer.state.values() for x in entry.values())
     own = sum(p.nbytes for p in policy.model.parameters())
     reference = sum(p.nbytes for p in policy.reference.parameters()) if policy.reference is not None else 0
-    trained = sum(p.nbytes for p in policy.trainable())
+    trained = sum(p.nbytes for p in policy.parameters())
     peak = peak_memory_mb()
     return {
         "parameters": own / 4e6,

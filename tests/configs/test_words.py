@@ -26,7 +26,7 @@ from llm_pg.control.settings import ControlSettings
 from llm_pg.estimators.ratios import importance_ratio, sampler_correction
 from llm_pg.plan import Job, Model, memory
 from llm_pg.prove.worlds import Spec
-from llm_pg.run.parts import make_scorer
+from llm_pg.run.build import make_scorer
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.training.critic import Critic
 from llm_pg.training.policy import Policy

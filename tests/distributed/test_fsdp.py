@@ -239,7 +239,7 @@ def test_a_weight_that_a_server_kept_is_named_under_shards_too(
                     sampler.sample([(4, 5, 6), (7, 8)], 2, params, torch.arange(4))
                 assert skipped or sampler.last_gap < 1e-6  # type: ignore[operator]
                 with torch.no_grad():
-                    for p in policy.trainable():
+                    for p in policy.parameters():
                         p.mul_(1.5)
     finally:
         server.stop()

@@ -35,7 +35,7 @@ def updater_of(model: Any, micro_rows: int = 8, scaler: torch.amp.GradScaler | N
     policy = Policy(model, params=SamplingParams(), pad_id=0)
     accelerator = Accelerator(cpu=True)
     accelerator.scaler, accelerator.native_amp = scaler, scaler is not None
-    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(policy.trainable(), lr=1e-2))
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(policy.parameters(), lr=1e-2))
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer.optimizer, factor=1.0)
     algorithm = Algorithm(TABLE["rloo"])
     return Updater(policy, algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows, max_grad_norm=0)
@@ -44,7 +44,7 @@ def updater_of(model: Any, micro_rows: int = 8, scaler: torch.amp.GradScaler | N
 def gradients(updater: Updater) -> list[torch.Tensor]:
     """Of one update; the optimiser leaves them in place."""
     updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))
-    return [p.grad.clone() for p in updater.policy.trainable() if p.grad is not None]
+    return [p.grad.clone() for p in updater.policy.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -75,7 +75,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_gives_the_same_gradi
     assert stats.stepped
     assert stats.splits == (3 if room == 1 else 2)
     assert rows[-1] <= room
-    cut = [p.grad for p in updater.policy.trainable() if p.grad is not None]
+    cut = [p.grad for p in updater.policy.parameters() if p.grad is not None]
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
@@ -122,17 +122,17 @@ def test_under_a_loss_scaler_a_loss_that_is_no_number_moves_nothing_either(
         value, stats = loss(*given, **named)
         return spoil(value), {**stats, "policy_loss": spoil(value).detach()}
 
-    before = [p.detach().clone() for p in hurt.policy.trainable()]
+    before = [p.detach().clone() for p in hurt.policy.parameters()]
     with monkeypatch.context() as patch:
         patch.setattr(hurt.algorithm, "loss", spoilt)
         stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert not stats.stepped
-    assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.trainable(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.parameters(), strict=True))
     assert scaler.get_scale() == (128.0 if overflows else 256.0)
     stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
     gradients(clean)
     assert stats.stepped
-    for a, b in zip(hurt.policy.trainable(), clean.policy.trainable(), strict=True):
+    for a, b in zip(hurt.policy.parameters(), clean.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
@@ -156,13 +156,13 @@ def test_a_loss_that_is_no_number_steps_nothing_and_the_next_step_is_as_without_
         value, stats = loss(*given, **named)
         return spoil(value), {**stats, "policy_loss": spoil(value).detach()}
 
-    before = [p.detach().clone() for p in hurt.policy.trainable()]
+    before = [p.detach().clone() for p in hurt.policy.parameters()]
     with monkeypatch.context() as patch:
         patch.setattr(hurt.algorithm, "loss", spoilt)
         stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert not stats.stepped
     assert stats.grad_norm != stats.grad_norm
-    assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.trainable(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.parameters(), strict=True))
     gradients(clean)
     gradients(hurt)
-    assert all(torch.equal(a, b) for a, b in zip(clean.policy.trainable(), hurt.policy.trainable(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(clean.policy.parameters(), hurt.policy.parameters(), strict=True))

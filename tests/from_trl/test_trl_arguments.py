@@ -17,7 +17,7 @@ from llm_pg.config.check import plan_batch, resolve_row
 from llm_pg.config.flat import FlatConfig
 from llm_pg.config.schema import LEAVES
 from llm_pg.config.trl import TRAINER, WORDS
-from llm_pg.run.drop_in import check_arguments
+from llm_pg.trainer import check_trainer_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATORS = ROOT / "docs" / "generators"
@@ -330,11 +330,11 @@ def test_a_supported_setting_of_a_made_config_is_set_and_checked_and_a_mapped_on
 
 @pytest.mark.parametrize("name", [name for name, word in TRAINER.items() if word.kind == "refused"])
 def test_an_argument_of_the_trainer_that_is_refused_says_what_to_do(name: str) -> None:
-    check_arguments({name: TRAINER[name].default})
+    check_trainer_arguments({name: TRAINER[name].default})
     with pytest.raises(ConfigError, match=f"TRL's argument {name}=.* is refused: "):
-        check_arguments({name: [object()]})
+        check_trainer_arguments({name: [object()]})
 
 
 def test_an_unknown_argument_of_the_trainer_gets_the_nearest_known_one() -> None:
     with pytest.raises(ConfigError, match=r"no argument 'peft_conf'.*Did you mean 'peft_config'"):
-        check_arguments({"peft_conf": None})
+        check_trainer_arguments({"peft_conf": None})

@@ -32,7 +32,7 @@ def gradient(policy: Policy, batch: TextRollouts, *, entropy_coef: float = 0.0, 
     for index in policy.cuts(batch, micro_rows):
         scores = policy.score(batch.rows(index), entropy_grad=bool(entropy_coef))
         ((scores.logp_BT + entropy_coef * scores.entropy_BT) * weight_BT[index]).sum().backward()
-    return torch.cat([p.grad.reshape(-1) for p in policy.trainable() if p.grad is not None])
+    return torch.cat([p.grad.reshape(-1) for p in policy.parameters() if p.grad is not None])
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

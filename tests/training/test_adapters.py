@@ -197,7 +197,7 @@ def test_with_an_adapter_no_second_model_stands_in_memory(
         held[name] = held_bytes(trainer.model, trainer.policy.reference)
         adapter = sum(p.numel() * p.element_size() for n, p in trainer.model.named_parameters() if "lora_" in n)
         moments = sum(t.nbytes for s in trainer.optimizer.state.values() for t in s.values() if t.dim())
-        weights = sum(p.nbytes for p in trainer.policy.trainable())
+        weights = sum(p.nbytes for p in trainer.policy.parameters())
         assert moments == 2 * weights
     assert held["full"] == 2 * model
     assert held["lora"] == model + adapter

@@ -140,12 +140,12 @@ def gradients(
     assert seen.value_BT is not None
     assert policy.critic is not None
     weighted = algorithm.weigh(with_values(batch, seen.value_BT, seen.after_B))
-    optimizer = torch.optim.SGD([*policy.trainable(), *policy.critic.trainable()], lr=0.0)
+    optimizer = torch.optim.SGD([*policy.parameters(), *policy.critic.trainable()], lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     accelerator = Accelerator(cpu=True)
     updater = Updater(policy, algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows, max_grad_norm=0.0)
     updater.update(weighted, torch.arange(len(batch.mask_BT)).unsqueeze(0))
-    parts = (policy.trainable(), policy.critic.trainable())
+    parts = (policy.parameters(), policy.critic.trainable())
     own, critic = (torch.cat([p.grad.reshape(-1) for p in part if p.grad is not None]) for part in parts)
     return own.clone(), critic.clone()
 
@@ -221,7 +221,7 @@ def test_a_model_critic_is_a_copy_that_does_not_follow_the_policy(make_model: Ca
     shared = with_critic(model).observe(batch, 6, with_logp=False, after=False).value_BT
     torch.testing.assert_close(before, shared)
     with torch.no_grad():
-        for p in policy.trainable():
+        for p in policy.parameters():
             p.add_(0.05)
     torch.testing.assert_close(policy.observe(batch, 6, with_logp=False, after=False).value_BT, before, rtol=0, atol=0)
 

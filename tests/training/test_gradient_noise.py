@@ -18,7 +18,7 @@ from tests.training.test_policy import rollouts
 
 def updater_of(model: Any, micro_rows: int = 64) -> Updater:
     policy = Policy(model, params=SamplingParams(), pad_id=0)
-    optimizer = torch.optim.SGD(policy.trainable(), lr=0.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     return Updater(
         policy, Algorithm(TABLE["rloo"]), optimizer, scheduler, Accelerator(cpu=True), micro_rows=micro_rows,
@@ -29,7 +29,7 @@ def updater_of(model: Any, micro_rows: int = 64) -> Updater:
 def measured(updater: Updater, batch: Any) -> tuple[GradientNoise | None, torch.Tensor]:
     rows = torch.arange(len(batch.mask_BT)).unsqueeze(0)
     stats = updater.update(updater.algorithm.weigh(batch), rows, measure_noise=True)[0]
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in updater.policy.trainable()]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in updater.policy.parameters()]
     return stats.noise, torch.cat([g.reshape(-1) for g in grads])
 
 
@@ -52,7 +52,7 @@ def test_measuring_leaves_the_gradient(make_model: Callable[..., Any]) -> None:
     updater = updater_of(model, micro_rows=4)
     _, with_noise = measured(updater, batch)
     updater.update(updater.algorithm.weigh(batch), torch.arange(18).unsqueeze(0))
-    without = torch.cat([p.grad.reshape(-1) for p in updater.policy.trainable() if p.grad is not None])
+    without = torch.cat([p.grad.reshape(-1) for p in updater.policy.parameters() if p.grad is not None])
     torch.testing.assert_close(with_noise, without, rtol=1e-5, atol=1e-7)
 
 

@@ -73,13 +73,13 @@ def gradient(
     algorithm = Algorithm(row, 7)
     batch = dataclasses.replace(batch, ref_logp_BT=batch.logp_BT - 0.1)
     weighted = algorithm.weigh(batch if order is None else batch.rows(order))
-    optimizer = torch.optim.SGD(policy.trainable(), lr=0.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     updater = Updater(
         policy, algorithm, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), Accelerator(cpu=True),
         micro_rows=micro_rows, max_grad_norm=0.0,
     )  # fmt: skip
     updater.update(weighted, torch.arange(len(weighted.mask_BT)).unsqueeze(0))
-    return torch.cat([p.grad.reshape(-1) for p in policy.trainable() if p.grad is not None])
+    return torch.cat([p.grad.reshape(-1) for p in policy.parameters() if p.grad is not None])
 
 
 def in_double(batch: TextRollouts) -> TextRollouts:
@@ -157,7 +157,7 @@ def test_the_reference_is_frozen_and_does_not_follow_the_policy(make_model: Call
     policy = policy_of(model, with_reference=True)
     before = policy.ref_logp(batch, 4)
     with torch.no_grad():
-        for p in policy.trainable():
+        for p in policy.parameters():
             p.add_(0.05)
     torch.testing.assert_close(policy.ref_logp(batch, 4), before, rtol=0, atol=0)
     assert not torch.allclose(policy.logp(batch, 4), before)
@@ -177,7 +177,7 @@ def test_with_an_adapter_the_reference_is_the_policy_as_it_was(begins: str, make
     start = policy.logp(batch, 4)
     assert torch.allclose(start, plain, rtol=1e-6, atol=1e-6) == none
     with torch.no_grad():
-        for p in policy.trainable():
+        for p in policy.parameters():
             p.add_(0.05)
     torch.testing.assert_close(policy.ref_logp(batch, 4), start, rtol=0, atol=0)
     assert (policy.logp(batch, 4) - start).abs().max() > 1e-3
@@ -205,22 +205,22 @@ def test_log_probabilities_are_float32_under_bfloat16_weights(make_model: Callab
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(make_model: Callable[..., Any]) -> None:
     model, batch = make_model("llama"), rollouts()
     policy, algorithm = policy_of(model), Algorithm(TABLE["rloo"])
-    optimizer = torch.optim.AdamW(policy.trainable(), lr=0.1)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     updater = Updater(policy, algorithm, optimizer, scheduler, Accelerator(cpu=True), micro_rows=6)
     weighted = algorithm.weigh(batch)
     weighted.weight_BT[0, 0] = torch.nan
-    before = [p.clone() for p in policy.trainable()]
+    before = [p.clone() for p in policy.parameters()]
     stats = updater.update(weighted, torch.arange(6).unsqueeze(0))
     assert not stats[0].stepped
-    assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 
 def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Callable[..., Any]) -> None:
     """With two passes the second sees a ratio away from 1; its reference point is the policy before the first."""
     model, batch = make_model("llama"), rollouts()
     policy, algorithm = policy_of(model), Algorithm(TABLE["grpo"])
-    optimizer = torch.optim.SGD(policy.trainable(), lr=0.5)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     updater = Updater(
         policy,
@@ -255,7 +255,7 @@ def test_minibatches_are_steps_of_the_size_of_the_whole_batch(name: str, make_mo
     batch, found = rollouts(num_prompts=6), {}
     for number in (1, 3):
         policy, algorithm = policy_of(make_model("llama")), Algorithm(TABLE[name])
-        optimizer = torch.optim.SGD(policy.trainable(), lr=0.0)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
         gradients: list[torch.Tensor] = []
         optimizer.register_step_pre_hook(
             lambda *_, into=gradients, of=policy: into.append(torch.cat([p.grad.reshape(-1) for p in of.trainable()]))

@@ -75,7 +75,7 @@ def test_twenty_steps_of_a_small_rate_move_nearly_every_trained_weight(
     # Tied, as the head's gradient reaches the rows of all tokens.
     trainer = run(change(make_model("qwen2")), tokenizer, tmp_path, peft_config)
     assert trainer.moved > 0.9
-    assert {p.dtype for p in trainer.policy.trainable()} == {torch.float32}
+    assert {p.dtype for p in trainer.policy.parameters()} == {torch.float32}
     assert trainer.config.train.bf16 == (kind != "float16 object")
     if "lora on" not in kind:  # where peft has made the adapter in float32 by itself
         assert any("trained weights are held in float32" in line for line in trainer.said)

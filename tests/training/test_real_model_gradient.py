@@ -75,7 +75,7 @@ def rollouts_of(rows: list[tuple[int, ...]], group: int, logp_BT: torch.Tensor |
 
 
 def flat_gradient(policy: Policy) -> torch.Tensor:
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in policy.trainable()])
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in policy.parameters()])
 
 
 def exact_gradient(model: Any, params: SamplingParams) -> torch.Tensor:
@@ -104,7 +104,7 @@ def sampled_gradients(model: Any, name: str, params: SamplingParams, batches: in
     sampler = NativeSampler(model, tokenizer, [EOS])
     row = dataclasses.replace(TABLE[name], surrogate="clip")
     algorithm = Algorithm(row, LONGEST)
-    optimizer = torch.optim.SGD(policy.trainable(), lr=0.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     rows = GROUPS * GROUP
     updater = Updater(

@@ -21,7 +21,7 @@ from tests.training.test_policy import rollouts
 
 def updater_of(model: Any, accelerator: Any = None, **options: Any) -> Updater:
     policy = Policy(model, params=SamplingParams(), pad_id=0)
-    optimizer = torch.optim.SGD(policy.trainable(), lr=0.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     accelerator = accelerator or Accelerator(cpu=True)
     return Updater(policy, Algorithm(TABLE["grpo"]), optimizer, scheduler, accelerator, micro_rows=4, **options)

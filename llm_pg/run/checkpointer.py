@@ -1,25 +1,28 @@
-"""What of a run is saved to go on with, and the refusal to go on with something else."""
+"""The checkpoints of a run: what is saved to go on with, when, and the refusal to go on with something else."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 
 from .. import __version__
-from ..config import Config, ConfigError
+from ..config import ConfigError
 from ..config.rollout import RolloutConfig
-from ..metrics import Clock
+from ..metrics import sync
 from ..prompts import PromptStream
+from ..training.learner import Learner
 from ..training.shards import collect, like, put, shape_of
-from ..training.update import Updater
 from . import checkpoint
-from .ranks import Ranks
-from .redact import Redactor
+from .callbacks import Callbacks
+from .context import RunContext
+
+# What JSON holds of batches that were sampled ahead, and their tensors.
+InFlight = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
 
 # Sections that may differ when a run goes on: where it writes, how it is watched, how functions are bounded.
 _FREE = ("run", "eval", "reward")
@@ -30,40 +33,70 @@ _FREE_LEAVES = {
 }
 
 
-class Saver:
-    """Saves and restores the moving parts of a run: trainable weights, optimiser, schedule, the algorithm's state.
+class Stateful(Protocol):
+    """What a checkpoint holds of an object, as JSON."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Checkpointer:
+    """Saves and restores the moving parts of a run: trainable weights, the optimiser's moments, and the state of every
+    registered object.
 
     Args:
-        root: folder of the checkpoints. clean: hides secrets of the config, which stands in every manifest.
+        context: of the run. learner: whose policy and optimizer are saved.
+        prompts: of the run; those that learn have a state.
         facts: what beside the config must be the same to go on: data fingerprint, reward functions, batch.
-        ranks: of the run. Where `joint` they save together; else the first alone.
-        stream: of the run's prompts; one that learns has a state.
-        clock: seconds by phase of the run, which those of a process that goes on are added to.
+        callbacks: may ask for a checkpoint, and hear of it.
+
+    Attributes:
+        parts: name -> object with `state_dict` and `load_state_dict` (JSON); see `register`.
+        saved: step of the checkpoint that was written or restored last.
+        extension: what becomes of the schedules, where a run goes on to another number of steps.
+        in_flight: set where completions are sampled ahead: step -> what all ranks hold of later batches.
+        landed: the batches in flight of the checkpoint that was restored.
     """
 
     def __init__(
         self,
-        root: Path,
-        config: Config,
-        updater: Updater,
-        clean: Redactor,
+        context: RunContext,
+        learner: Learner,
+        prompts: PromptStream,
         facts: dict[str, Any],
-        ranks: Ranks,
-        stream: PromptStream,
-        clock: Clock,
+        callbacks: Callbacks,
     ) -> None:
-        self.ranks, self.stream, self.clock = ranks, stream, clock
-        self.root, self.config, self.updater, self.clean, self.facts = root, config, updater, clean, facts
+        self.context, self.learner, self.prompts, self.facts = context, learner, prompts, facts
+        self.callbacks, self.policy = callbacks, learner.policy
+        self.root, self.config, self.ranks = context.folder.checkpoints, context.config, context.ranks
+        self.zero = learner.updater.zero
+        self.parts: dict[str, Stateful] = {}
+        scaler = context.accelerator.scaler
+        if scaler is not None:
+            self.register("scaler", scaler)
+        self.register("scheduler", Schedule(learner.scheduler, learner.optimizer))
+        self.register("algorithm", learner.algorithm)
+        self.register("prompts", prompts)
+        self.register("seconds", context.clock)
         self.saved: int | None = None
-        self.extension = ""  # what becomes of the schedules, where a run goes on to another number of steps
-        # Set where completions are sampled ahead; see `ahead.shares.of_all`. All ranks must call it.
-        self.in_flight: Callable[[int], tuple[list[dict[str, Any]], dict[str, torch.Tensor]]] | None = None
-        self.landed: tuple[list[dict[str, Any]], dict[str, torch.Tensor]] = ([], {})  # of the checkpoint restored
+        self.extension = ""
+        self.in_flight: Callable[[int], InFlight] | None = None
+        self.landed: InFlight = ([], {})
+
+    def register(self, name: str, part: Stateful) -> None:
+        """From now on checkpoints hold this object's state too, and a resume restores it.
+
+        Raises ValueError where the name is taken.
+        """
+        if name in self.parts:
+            raise ValueError(f"Checkpoints already hold something called {name!r}; give this one another name.")
+        self.parts[name] = part
 
     @property
     def sharded(self) -> bool:
-        """Whether weights or moments stand in parts over the ranks."""
-        return self.updater.policy.shards is not None or self.updater.zero is not None
+        """Whether weights or moments are in parts over the ranks."""
+        return self.policy.shards is not None or self.zero is not None
 
     @property
     def joint(self) -> bool:
@@ -76,39 +109,32 @@ class Saver:
         for section, leaves in _FREE_LEAVES.items():
             settings[section] = {k: v for k, v in settings[section].items() if k not in leaves}
         settings["run"] = {"seed": self.config.run.seed}
-        if self.stream.learns:  # then verdicts decide what is trained on
+        if self.prompts.learns:  # then verdicts decide what is trained on
             settings["eval"] = {k: getattr(self.config.eval, k) for k in ("pass_reward", "pass_threshold")}
         versions = {"llm_pg": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-        return self.clean.tree({"config": settings, **self.facts, "versions": versions})
+        return self.context.redactor.tree({"config": settings, **self.facts, "versions": versions})
 
     def numbers(self) -> dict[str, Any]:
-        """What of the state is small: numbers of the schedule, the algorithm, the curriculum and the loss scaler."""
-        updater, scaler = self.updater, self.updater.accelerator.scaler
-        return {
-            **({} if scaler is None else {"scaler": scaler.state_dict()}),
-            "scheduler": _plain(updater.scheduler.state_dict()),
-            "algorithm": updater.algorithm.state_dict(),
-            "prompts": self.stream.state_dict(),
-            "seconds": dict(self.clock.seconds),
-        }
+        """What of the state is small: that of every registered object."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """What changes in training, by name: the policy's own, a moving reference's and the critic's with prefixes."""
-        policy = self.updater.policy
+        policy = self.policy
         own: dict[str, torch.Tensor] = {**self._trained()}
         if self.config.algorithm.sync_ref_model and policy.reference is not None:
             own.update({f"reference.{name}": p for name, p in policy.reference.named_parameters()})
         return own if policy.critic is None else {**own, **policy.critic.weights()}
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
-        return {n: p for n, p in self.updater.policy.model.named_parameters() if p.requires_grad}
+        return {n: p for n, p in self.policy.model.named_parameters() if p.requires_grad}
 
     def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.State:
-        weights, zero = self._weights(), self.updater.zero
-        if zero is None:
-            optimizer = checkpoint.optimizer_tensors(self.updater.optimizer.optimizer, weights)
+        weights = self._weights()
+        if self.zero is None:
+            optimizer = checkpoint.optimizer_tensors(self.learner.optimizer.optimizer, weights)
         else:
-            optimizer = zero.moments(self._trained(), self.ranks.is_main)
+            optimizer = self.zero.moments(self._trained(), self.ranks.is_main)
         if self.sharded:
             weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
         told = self.numbers() if numbers is None else numbers
@@ -181,7 +207,7 @@ class Saver:
         text = f"max_steps was {then} and is {train.max_steps} now."
         moving = []
         if not train.lr_scheduler_type.startswith("constant"):
-            before, now = numbers["scheduler"]["_last_lr"][0], self.updater.scheduler.get_last_lr()[0]
+            before, now = numbers["scheduler"]["_last_lr"][0], self.learner.scheduler.get_last_lr()[0]
             moving.append(
                 f"The schedule {train.lr_scheduler_type} is spread over the new length: the learning rate goes on at "
                 f"{now:.3g} where it was {before:.3g}"
@@ -204,37 +230,67 @@ class Saver:
             )
         for name, value in state.weights.items():
             put(value, parameters[name])
-        if self.updater.zero is not None:
-            self.updater.zero.restore(self._trained(), state.optimizer)
+        if self.zero is not None:
+            self.zero.restore(self._trained(), state.optimizer)
             return
         moments = {
             name: value if value.dim() == 0 else like(value, parameters[name.rsplit(".", 1)[0]])
             for name, value in state.optimizer.items()
         }
-        checkpoint.restore_optimizer(self.updater.optimizer.optimizer, parameters, moments)
+        checkpoint.restore_optimizer(self.learner.optimizer.optimizer, parameters, moments)
 
     def _restore_numbers(self, numbers: dict[str, Any]) -> None:
-        # Base rates and functions of the schedule come from the config, so that an overridden rate takes effect.
-        scheduler = self.updater.scheduler
+        for name, part in self.parts.items():
+            if name in numbers:
+                part.load_state_dict(numbers[name])
+
+    # --- in the loop
+
+    def after_step(self, step: int) -> None:
+        """Writes the checkpoint of this step, where one is due by the config's count or by a callback's wish."""
+        if not self.callbacks.due("save", step, self.config.run.save_steps):
+            return
+        with self.context.clock("save"):
+            saved = self.try_to_save(step)
+        if saved:
+            self.callbacks.fire("on_save")
+        self.callbacks.agree()
+
+    def try_to_save(self, step: int) -> bool:
+        """Writes `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
+        if not self.ranks.is_main and not self.joint:
+            return True
+        try:
+            if self.ranks.is_main:
+                sync(self.context.folder.metrics)
+            self.save(step)
+        except checkpoint.CheckpointError as error:
+            self.context.terminal.warn(str(error))
+            return False
+        return True
+
+
+class Schedule:
+    """The state of a learning rate schedule. Base rates and functions come from the config, so that an overridden rate
+    takes effect."""
+
+    def __init__(self, scheduler: Any, optimizer: Any) -> None:
+        self.scheduler, self.optimizer = scheduler, optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in self.scheduler.state_dict().items() if key != "lr_lambdas"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        scheduler = self.scheduler
         own = {k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "lr_lambdas")}
-        scheduler.load_state_dict({**numbers["scheduler"], **own})
+        scheduler.load_state_dict({**state, **own})
         rates = [
             base * factor(scheduler.last_epoch)
             for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         ]
         scheduler._last_lr = rates
-        for group, rate in zip(self.updater.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        if self.updater.accelerator.scaler is not None and "scaler" in numbers:
-            self.updater.accelerator.scaler.load_state_dict(numbers["scaler"])
-        self.updater.algorithm.load_state_dict(numbers["algorithm"])
-        self.stream.load_state_dict(numbers.get("prompts", {}))
-        self.clock.add(Clock(seconds=numbers.get("seconds", {})))
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's numbers; its functions come back from the config."""
-    return {key: value for key, value in state.items() if key != "lr_lambdas"}
 
 
 def difference(saved: Any, present: Any, path: str = "") -> list[tuple[str, str, str]]:

@@ -1,0 +1,90 @@
+"""Objects made from a config: the distribution that is sampled, the reward functions, sampler and scorer as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..collect.collector import Collector
+from ..collect.episodes import EpisodeCollector
+from ..collect.twins import make_twins
+from ..config import Config, ConfigError
+from ..environments.rollout import Limits
+from ..environments.writing import TurnWriter
+from ..rewards.scorer import Scorer
+from ..sampling.protocol import Sampler, SamplingParams
+from ..words import choices
+from .engines import make_sampler
+from .models import end_token_ids
+from .preflight import task_rewards
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """The distribution that is sampled and trained."""
+    rollout = config.rollout
+    return SamplingParams(
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+        max_completion_length=rollout.max_completion_length,
+        stop=tuple(rollout.stop),
+    )
+
+
+def make_scorer(config: Config, reward_funcs: Any, rows: Sequence[Mapping[str, Any]]) -> Scorer:
+    """The reward functions given, else those of the config or the task; each finds its columns in `rows` and can grade
+    every one of them."""
+    settings = config.reward
+    if reward_funcs is None:
+        funcs = task_rewards(config)
+    elif config.rollout.environment is not None:
+        raise ConfigError("reward_funcs are given and rollout.environment names what gives the rewards; give one.")
+    else:
+        funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    scorer = Scorer(
+        funcs,
+        settings.reward_weights,
+        workers=settings.reward_workers,
+        deadline=settings.reward_timeout,
+        in_process=settings.reward_in_process,
+        # A turn of few episodes may fail in all of them; episodes are counted over the batch.
+        max_unscorable=settings.max_unscorable if config.rollout.environment is None else 1.0,
+        strict=settings.strict,
+    )
+    scorer.check_columns(sorted(rows[0]))
+    scorer.check_rows(rows)
+    decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
+    if decides is not None and decides.split("/")[0] not in known:  # after the slash stands a part of its answer
+        raise ConfigError(f"eval.pass_reward cannot be {decides!r}; {choices(decides, known)}")
+    return scorer
+
+
+def make_collector(config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0) -> Collector:
+    """Sampler and scorer as one, outside a run."""
+    sampler = make_sampler(config, model, tokenizer)
+    return collector_of(config, sampler, model, tokenizer, scorer, device=model.device, gamma=gamma)
+
+
+def collector_of(
+    config: Config, sampler: Sampler, model: Any, tokenizer: Any, scorer: Scorer, *, device: torch.device, gamma: float
+) -> Collector:
+    """Sampler and scorer as one: single completions, or episodes where the config names an environment."""
+    params, seed, rollout = sampling_params(config), config.run.seed, config.rollout
+    if rollout.environment is None:
+        twins = make_twins(config, scorer.functions)
+        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins)
+    return EpisodeCollector(
+        sampler,
+        scorer,
+        tokenizer,
+        params,
+        seed=seed,
+        gamma=gamma,
+        writer=TurnWriter(tokenizer, end_token_ids(model, tokenizer), config.data.chat_template_kwargs),
+        limits=Limits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length),
+        max_unscorable=config.reward.max_unscorable,
+        device=device,
+    )

@@ -1,0 +1,110 @@
+"""What never changes while a run goes on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
+
+from ..algorithms.table import Row
+from ..config import Config
+from ..config.check import BatchPlan, plan_batch, resolve_row
+from ..metrics import Clock
+from ..terminal import Terminal, make_terminal
+from ..training.precision import compute_in
+from .folder import RunFolder
+from .launch import (
+    check_ahead,
+    check_backend,
+    check_count,
+    cpu_asked,
+    make_shards,
+    parent_command,
+    scales_losses,
+    without_deepspeed,
+    zero_in_parts,
+)
+from .models import incoming_half
+from .ranks import Ranks
+from .redact import Redactor
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Of one run in this process.
+
+    Attributes:
+        config: the settings. spec: the algorithm's row, with the changes of the config.
+        plan: how a step is cut. folder: where the run writes. ranks: its processes.
+        accelerator: accelerate's, for mixed precision and sums over ranks.
+        shards: what cuts weights over the ranks (FSDP2); None = it was not asked for.
+        terminal: where progress is printed; silent on all ranks but the first.
+        redactor: hides secrets. clock: seconds by phase.
+    """
+
+    config: Config
+    spec: Row
+    plan: BatchPlan
+    folder: RunFolder
+    ranks: Ranks
+    accelerator: Any
+    shards: Any
+    terminal: Terminal
+    redactor: Redactor
+    clock: Clock
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether each rank holds a part of every weight."""
+        return self.shards is not None or zero_in_parts()
+
+    @property
+    def critic_only_steps(self) -> int:
+        """First steps of the run in which only the critic learns."""
+        return self.config.critic.critic_warmup_steps if self.spec.needs_critic else 0
+
+
+def make_context(
+    config: Config, model: Any, *, terminal: Terminal | None = None, clock: Clock | None = None
+) -> RunContext:
+    """Starts accelerate as config and launcher say. Raises ConfigError where they ask for what cannot be had.
+
+    Args:
+        config: checked settings; those that the launcher decides are filled in.
+        model: as it is given to a trainer; its type decides what is computed in.
+        terminal: None = one that fits standard output. clock: with phases that ended before.
+    """
+    config.train.use_cpu = config.train.use_cpu or cpu_asked(os.environ, parent_command())
+    spec = resolve_row(config)
+    compute_in(config, incoming_half(model, config.model), scales_losses=scales_losses(config))
+    check_backend(config, needs_critic=spec.needs_critic)
+    # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
+    AcceleratorState._reset_state()
+    with without_deepspeed():
+        accelerator = Accelerator(
+            mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",
+            cpu=config.train.use_cpu,
+            # Given, as a launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide gradients; sums are ours.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=list(config.run.report_to) or None,
+            project_dir=config.run.output_dir,
+        )
+    check_count(accelerator.num_processes)
+    check_ahead(config, accelerator.num_processes)
+    ranks = Ranks(accelerator)
+    return RunContext(
+        config=config,
+        spec=spec,
+        plan=plan_batch(config, ranks.count),
+        folder=RunFolder(config),
+        ranks=ranks,
+        accelerator=accelerator,
+        shards=make_shards(accelerator),
+        terminal=(terminal or make_terminal()) if ranks.is_main else Terminal.silent(),
+        redactor=Redactor(config.model_dump(mode="json")),
+        clock=clock or Clock(),
+    )

@@ -1,0 +1,112 @@
+"""The model, the tokenizer and the prompts of a run, from what a trainer is given and from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config, ConfigError, flat
+from ..prompts import Prompt, load_prompts
+from ..prompts.sources import read_object
+from ..training.adapters import check_passes, check_repeatable, check_trainable, has_adapter
+from ..training.merging import check_merge
+from ..training.precision import hold_trained_in_float32
+from .context import RunContext
+from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
+
+
+def fit_to_dataset(config: Config, train_dataset: Any, eval_dataset: Any) -> Any:
+    """Fits the defaults of a flat config, as TRL's users know them, to the number of rows. Returns the dataset, read
+    where it is a stream, whose length nobody knows before."""
+    if not isinstance(config, flat.FlatConfig) or train_dataset is None or isinstance(train_dataset, dict):
+        return train_dataset
+    if not isinstance(train_dataset, Sized):
+        cap = config.data.num_train_prompts + (config.data.num_eval_prompts if eval_dataset is None else 0)
+        train_dataset = list(read_object(train_dataset, "train_dataset", config, cap).rows)
+    config.fit(len(train_dataset), holds_out=eval_dataset is None)
+    return train_dataset
+
+
+def load_model_and_tokenizer(context: RunContext, model: Any, tokenizer: Any, peft_config: Any) -> tuple[Any, Any]:
+    """The model in training and its tokenizer, checked and on its device.
+
+    Args:
+        model: hub id, local folder, or a transformers model; None = what the config says.
+        tokenizer: None = the model's own. peft_config: of a new adapter; None = the config's.
+
+    Raises:
+        ConfigError: what cannot be trained as it is, before anything expensive.
+    """
+    config = context.config
+    # An adapter draws its first weights from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        if isinstance(model, (str, Path)):
+            _name(config, str(model))
+            model = None
+        tokenizer = prepare_tokenizer(tokenizer) if tokenizer is not None else _own_tokenizer(config, model)
+        if model is None:
+            model = load_model(config.model, tokenizer, seed=config.run.seed, peft_config=peft_config)
+        else:
+            model = prepare_model(model, tokenizer, config.model, peft_config)
+    check_trainable(model)
+    held = hold_trained_in_float32(model, autocast=config.train.bf16 or config.train.fp16)
+    if held is not None:
+        context.terminal.say(held)
+    _check_model(context, model)
+    if context.shards is None and not config.model.load_in_4bit:  # else each layer goes to its device when it is cut
+        model.to(context.accelerator.device)
+    if config.train.gradient_checkpointing:
+        # transformers 5.23 renamed it; older ones know the second name alone.
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()
+    return model, tokenizer
+
+
+def load_run_prompts(
+    context: RunContext, model: Any, tokenizer: Any, train_dataset: Any, eval_dataset: Any
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those that are held out."""
+    config, longest = context.config, getattr(model.config, "max_position_embeddings", None)
+    train, held_out = load_prompts(
+        config, tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset, context_length=longest
+    )
+    if isinstance(config, flat.FlatConfig):
+        config.settle(len(train), context.plan.prompts)
+    return train, held_out
+
+
+def _check_model(context: RunContext, model: Any) -> None:
+    config, autocast = context.config, context.accelerator.autocast
+    if has_adapter(model):
+        check_passes(model, autocast)
+    if config.model.disable_dropout:
+        check_repeatable(model, autocast)
+    check_merge(config, model, sharded=context.in_parts)
+    if config.algorithm.sync_ref_model and has_adapter(model):
+        raise ConfigError(
+            "sync_ref_model is true and the model has an adapter: its reference is the same weights with the "
+            "adapter off, which cannot move by themselves. Set sync_ref_model=false, or train without the adapter."
+        )
+
+
+def _own_tokenizer(config: Config, model: Any) -> Any:
+    if model is not None:
+        name = getattr(model.config, "_name_or_path", "")
+        if not name:
+            raise ConfigError(
+                "The model was given as an object without a name: give its tokenizer as processing_class."
+            )
+        _name(config, name)
+    return load_tokenizer(config.model)
+
+
+def _name(config: Config, name: str) -> None:
+    config.model.model_name_or_path = name
+    config.model.make = None

@@ -1,0 +1,163 @@
+"""Who follows a run: its metrics file, the terminal, the trackers, the doctor, the page and TRL's callbacks.
+
+All but the callbacks work on the first rank, and none of those can end the run; doctor and page together take about a
+hundredth of its time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..collect.collector import Experience
+from ..doctor.watch import Watch
+from ..evaluate import Evaluation
+from ..metrics import MetricsFile, peak_memory_mb, read_metrics
+from ..prompts import PromptStream
+from ..report import LivePage, leave_report
+from ..training.learner import Learner, Update
+from .callbacks import Callbacks
+from .context import RunContext
+from .folder import full_disks_named
+from .guard import Signals
+from .ranks import merge_metrics
+from .throughput import Work, matmul_rate, tokens_to_train
+from .trackers import Trackers
+
+
+class Observers:
+    """Tells all who follow the run of its steps.
+
+    Args:
+        context: of the run. learner: what is trained, of which the work of a step is counted.
+        prompts: of the run; a curriculum's metrics are logged.
+        callbacks: TRL's. signals: which this process has received.
+        settings: of the run, without secrets. resume_step: step that the run goes on from; None = it begins.
+
+    Attributes:
+        received: number of a signal that any rank has received; None = there was none.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        learner: Learner,
+        prompts: PromptStream,
+        callbacks: Callbacks,
+        signals: Signals,
+        settings: dict[str, Any],
+        resume_step: int | None,
+    ) -> None:
+        self.context, self.learner, self.prompts = context, learner, prompts
+        self.callbacks, self.signals = callbacks, signals
+        self.received: int | None = None
+        config, device = context.config, context.accelerator.device
+        dtype = torch.bfloat16 if config.train.bf16 else learner.policy.model.dtype
+        self.work = Work(learner.policy.model, matmul_rate(device, dtype))
+        self.trackers = Trackers(
+            context.accelerator, list(config.run.report_to), context.terminal.warn, context.redactor
+        )
+        self.trackers.start(config.run.project, settings)
+        folder = context.folder
+        self.metrics = MetricsFile(folder.metrics, resume_step) if context.ranks.is_main else None
+        earlier = read_metrics(folder.metrics) if self.metrics is not None else []
+        self.watch = Watch(folder.path, settings, earlier)
+        self.page = LivePage(folder.path, context.terminal.warn, seconds=config.run.report_seconds)
+        self._step_began = self._last = time.perf_counter()
+
+    def begin_steps(self) -> None:
+        """The first step begins now."""
+        self._last = time.perf_counter()
+        self.context.clock.lap()
+
+    def begin_step(self) -> None:
+        self.callbacks.step_begin()
+        self._step_began = time.perf_counter()
+
+    def after_step(self, step: int, experience: Experience, update: Update, evaluation: Evaluation | None) -> None:
+        """A step is over but for its checkpoint, which must not outlive the line of metrics that is written here."""
+        readable = self._readable(step, experience, update)
+        values: dict[str, Any] = {"step": step, **experience.metrics(), **self.prompts.metrics(), **update.metrics}
+        evaluated = {} if evaluation is None else evaluation.metrics()
+        values.update(evaluated)
+        values.update(self._pace(values["tokens"], experience, update))
+        self._write(values, experience, readable)
+        if evaluated:
+            self.callbacks.evaluated(evaluated)
+        self.callbacks.agree()
+
+    def _readable(self, step: int, experience: Experience, update: Update) -> list[dict[str, Any]]:
+        """The first groups as a person can read them, also written to the run's folder."""
+        count = self.context.config.run.log_completions
+        if not count or not self.context.ranks.is_main:
+            return []
+        numbers = update.seen.numbers(experience.rollouts.logp_BT)
+        readable = experience.readable(update.batch.weight_BT, count, numbers)
+        try:
+            self.context.folder.write_completions(step, readable)
+        except OSError as error:  # a run is worth more than its completions
+            self.context.terminal.warn(f"The completions of step {step} are not written: {error}.")
+        return readable
+
+    def _pace(self, sampled: int, experience: Experience, update: Update) -> dict[str, float]:
+        """Seconds of the step by phase, and what was done in them. sampled: tokens."""
+        clock = self.context.clock.lap()
+        sampling, updating = clock.get("sample", 0.0), clock["update"]
+        rows = self.learner.algorithm.contributes_B(update.batch).nonzero().squeeze(1)
+        kept = experience.rollouts.rows(rows)  # the others were dropped before any pass
+        trained = tokens_to_train(kept.prompt_ids_B, int(kept.context_length_B.sum()))
+        passes = self.learner.updater.num_iterations
+        memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
+        return {
+            "seconds": time.perf_counter() - self._step_began,
+            "tokens_per_second": sampled / max(sampling, 1e-9),
+            "train_tokens_per_second": trained / max(updating, 1e-9),
+            "mfu": self.work.utilisation(passes * trained, updating),
+            "memory": memory,
+            **{f"seconds/{phase}": seconds for phase, seconds in clock.items()},
+        }
+
+    def _write(self, values: dict[str, Any], experience: Experience, readable: list[dict[str, Any]]) -> None:
+        """The step's line, from all ranks."""
+        ranks, plan = self.context.ranks, self.context.plan
+        from_ranks = ranks.gather((values, experience.scores.problems, self.signals.received))
+        rows = [plan.num_generations * len(plan.share(rank, len(from_ranks))) for rank in range(len(from_ranks))]
+        values = merge_metrics([each[0] for each in from_ranks], rows)
+        self.callbacks.log(values)
+        if self.metrics is not None:
+            self.metrics.write(values)
+            self._follow(values, readable)
+        for rank, (_, problems, _) in enumerate(from_ranks):
+            for function, causes in problems.items():
+                where = f" (rank {rank})" if rank else ""
+                self.context.terminal.warn(f"Reward function {function}{where}: {causes}")
+        self.received = next((number for _, _, number in from_ranks if number is not None), None)
+
+    def _follow(self, values: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        terminal, step, now = self.context.terminal, int(values["step"]), time.perf_counter()
+        self.trackers.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step)
+        if rows and step % self.context.config.run.logging_steps == 0:
+            self.trackers.table(rows, step)
+        terminal.step(values, now - self._last)
+        if rows:
+            terminal.sample(step, rows)
+        for finding in self.watch.observe(values):
+            terminal.finding(finding)
+        self.page.refresh(step)
+        self._last = now
+
+    def finish(self, summary: dict[str, Any], before: Evaluation | None, after: Evaluation | None) -> None:
+        """The run has come to its end: its summary, and the findings that only the whole run shows."""
+        self.trackers.finish()
+        folder, terminal = self.context.folder, self.context.terminal
+        if self.metrics is None:
+            return
+        with full_disks_named(folder.path):
+            folder.write_summary(summary)
+        for finding in self.watch.finish():
+            terminal.finding(finding)
+        places = [f"Model:   {folder.model}", f"Metrics: {folder.metrics}", *leave_report(folder.path, terminal.warn)]
+        terminal.summary(summary, before, after, places)

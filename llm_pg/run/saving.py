@@ -1,0 +1,92 @@
+"""The model of a run on the disk: checked before it is written, replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ConfigError
+from ..training.merging import PROMPTS, save_merged
+from ..prompts import Prompt
+from ..training.policy import Policy
+from ..training.shards import collect
+from .checkpoint import CheckpointError
+from .context import RunContext
+from .folder import replaced
+
+
+class ModelWriter:
+    """Saves the policy as `AutoModelForCausalLM.from_pretrained` reads it (a PEFT model: its adapter).
+
+    Args:
+        context: of the run. policy: whose weights. tokenizer: saved beside them.
+        prompts: held out, or else to train on: the first of them are where a merged model is compared.
+        newest_checkpoint: step of the newest whole one, for the message where weights are lost; None = there is none.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        policy: Policy,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        newest_checkpoint: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.context, self.policy, self.tokenizer = context, policy, tokenizer
+        self.newest_checkpoint = newest_checkpoint
+        self.compared = [prompt.ids for prompt in prompts[:PROMPTS]]
+
+    def save(self, path: str | Path | None = None) -> None:
+        """Every rank must call it where weights are in shards.
+
+        Args:
+            path: a folder; None = `model/` in the run's folder. A critic is saved beside the model, in
+                `critic.safetensors`.
+
+        Raises:
+            CheckpointError: on every rank, where a weight is NaN or inf; what was saved before stays.
+        """
+        folder, writes = self.context.folder, self.context.ranks.is_main
+        collected = None
+        if self.policy.shards is not None:
+            collected = collect(self.policy.model.state_dict(keep_vars=True), writes)
+        self._check_finite(collected)
+        if path is None or Path(path) == folder.model:
+            place: Any = replaced(folder.model, writes=writes)
+        else:
+            place = contextlib.nullcontext(Path(path))
+        with place as target:
+            self.policy.save_pretrained(target, weights=collected, writes=writes)
+
+    def save_merged(self) -> None:
+        """Where the config asks for it, the adapter merged into its model, in `merged/`: only where that computes what
+        was trained. The adapter is kept in any case."""
+        folder, terminal = self.context.folder, self.context.terminal
+        if not (self.context.config.run.merge_adapter and self.context.ranks.is_main):
+            return
+        try:
+            with replaced(folder.merged) as target:
+                done = save_merged(self.policy.model, self.tokenizer, target, self.compared)
+        except ConfigError as error:
+            terminal.warn(f"{folder.merged} was not written. {error} The adapter is in {folder.model}.")
+        else:
+            terminal.say(done)
+
+    def _check_finite(self, collected: Mapping[str, Any] | None) -> None:
+        """collected: weights gathered from shards, which the first rank has."""
+        weights = dict(self.policy.model.named_parameters()) if collected is None else collected
+        bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+        if collected is not None:
+            bad = self.context.ranks.gather(bad)[0]
+        if not bad:
+            return
+        good, checkpoints = self.newest_checkpoint(), self.context.folder.checkpoints
+        kept = "" if good is None else f" The last good weights are those of checkpoint {good} in {checkpoints}."
+        raise CheckpointError(
+            f"The model was not saved: {len(bad)} of {len(weights)} weights hold NaN or inf ({bad[0]} first).{kept} "
+            "Lower train.learning_rate, or look for the step in metrics.jsonl where grad_norm grew."
+        )

@@ -1,0 +1,126 @@
+"""The source of a run's rollouts: what its config asks for, around one another, on every rank."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..ahead.engines import make_engine
+from ..ahead.loop import Ahead
+from ..ahead.shares import of_all
+from ..algorithms.algorithm import Algorithm
+from ..collect.collector import Collector, Experience
+from ..collect.curriculum import attempts
+from ..collect.source import DirectSource, DynamicSampling, RolloutSource
+from ..config.schema import EvalConfig
+from ..prompts import PromptStream
+from ..training.policy import Policy
+from .context import RunContext
+from .guard import RunStopped
+from .ranks import Ranks
+
+InFlight = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
+
+
+class AllRanks:
+    """A source on every rank: a batch on each, or an error on each.
+
+    Whole weights are on every rank while a batch is collected: to sample with, or to be copied for whoever samples
+    ahead. The curriculum is told the verdicts of all ranks.
+
+    Args:
+        source: of this rank. algorithm: checks what rewards mean to it. settings: what decides a pass.
+    """
+
+    def __init__(
+        self,
+        source: RolloutSource,
+        policy: Policy,
+        algorithm: Algorithm,
+        prompts: PromptStream,
+        ranks: Ranks,
+        settings: EvalConfig,
+    ) -> None:
+        self.source, self.policy, self.algorithm = source, policy, algorithm
+        self.prompts, self.ranks, self.settings = prompts, ranks, settings
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """What samples ahead; None where batches are sampled at their step."""
+        return self.source if isinstance(self.source, Ahead) else None
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block nothing is sampled or scored in the background."""
+        return contextlib.nullcontext() if self.ahead is None else self.ahead.paused()
+
+    def collect(self, step: int) -> Experience:
+        """Raises RunStopped on the ranks that could go on where another could not."""
+        with self.policy.gathered():
+            experience = self.ranks.together(lambda: self._own(step))
+        self._check_ages(step, experience)
+        if self.prompts.learns:
+            own = attempts(experience, self.settings.pass_reward, self.settings.pass_threshold)
+            self.prompts.observe([each for of_rank in self.ranks.gather(own) for each in of_rank])
+        return experience
+
+    def _own(self, step: int) -> Experience:
+        experience = self.source.collect(step)
+        self.algorithm.check_rewards(experience.rollouts)
+        return experience
+
+    def _check_ages(self, step: int, experience: Experience) -> None:
+        ages = self.ranks.gather(experience.staleness) if self.ahead is not None else []
+        if len(set(ages)) > 1:
+            raise RunStopped(
+                f"At step {step} the ranks hold completions of different ages ({', '.join(map(str, ages))} "
+                "updates, rank by rank), so that one gradient would be of two policies. Let all machines see one "
+                "run.output_dir; --resume goes on from the newest checkpoint there."
+            )
+
+
+def make_source(context: RunContext, collector: Collector, prompts: PromptStream) -> DirectSource | DynamicSampling:
+    """This rank's source of batches that are sampled at their step."""
+    spec, plan, ranks = context.spec, context.plan, context.ranks
+    source = DirectSource(
+        collector,
+        prompts,
+        plan.num_generations,
+        share=plan.share(ranks.number, ranks.count),
+        greedy=spec.baseline == "greedy",
+        clock=context.clock,
+    )
+    rounds = context.config.algorithm.dynamic_sampling_max_rounds
+    return DynamicSampling(source, rounds, spec) if rounds else source
+
+
+def make_ahead(context: RunContext, policy: Policy, collector: Collector, prompts: PromptStream) -> Ahead:
+    """A source whose batches are sampled in the background. Every rank has an engine of its own for this, and samples
+    its own prompts. It is a context manager: enter it, then `put_back` what a checkpoint held."""
+    config, ranks = context.config, context.ranks
+    rank = f"-rank{ranks.number}" if ranks.count > 1 else ""
+    log, staleness = context.folder.path / f"ahead{rank}.log", config.rollout.max_staleness
+    beside = copy.copy(collector)
+    beside.sampler = engine = make_engine(
+        collector.sampler, policy.model, collector.tokenizer, max_staleness=staleness, log=log
+    )
+    source = make_source(context, beside, prompts)
+    direct = source.source if isinstance(source, DynamicSampling) else source
+    steps = config.train.max_steps
+    return Ahead(engine, source, direct.prompts_of, max_staleness=staleness, last=steps, clock=context.clock)
+
+
+def put_back(context: RunContext, ahead: Ahead, landed: InFlight, prompts: PromptStream, collector: Collector) -> None:
+    """The batches in flight of the checkpoint that was restored. landed: `Checkpointer.landed`."""
+    by_index = {prompt.index: prompt for prompt in prompts.prompts}
+    place = context.ranks.number, context.ranks.count
+    batches, tensors = landed
+    ahead.restore(batches, tensors, by_index, collector.pieces, context.accelerator.device, place)
+
+
+def in_flight(ahead: Ahead, ranks: Ranks) -> Callable[[int], InFlight]:
+    """What all ranks hold of the batches after a step, for a checkpoint. All ranks must call it."""
+    return lambda step: of_all(ranks.gather(ahead.state(step)))

@@ -1,0 +1,142 @@
+"""How a run starts: the policy as it is before step 1, its optimiser, and whether all ranks start with the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithms.algorithm import Algorithm
+from ..config import ConfigError
+from ..prompts import Prompt, fingerprint
+from ..training.critic import HEAD_LEARNING_RATE
+from ..training.learner import Learner
+from ..training.optimiser import make_optimizer, make_scheduler
+from ..training.policy import Policy
+from .best import load_weights
+from .context import RunContext
+from .launch import make_zero, whole_models
+from .ranks import Ranks
+from .warm_start import warm_start
+
+_SAMPLED = 64  # values of each tensor whose order counts too
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def start_policy(context: RunContext, policy: Policy, *, resumes: bool, held_out: Sequence[Prompt]) -> None:
+    """Makes the policy what it is before step 1: warm start, then reference and critic as it is then, then the cut over
+    the ranks.
+
+    Args:
+        resumes: whether a checkpoint is restored into it next, which holds the weights of the warm start.
+        held_out: prompts whose demonstrations are left out of the warm start.
+    """
+    folder, spec, ranks = context.folder, context.spec, context.ranks
+    if not resumes and context.config.warm_start.warm_start_steps:
+        _warm_start(context, policy, held_out)
+        if ranks.is_main and spec.beta:  # of an adapter, the adapter: the reference of a resumed run
+            policy.model.save_pretrained(folder.start, max_shard_size="1000GB")
+    elif resumes and spec.beta and folder.start.exists():
+        load_weights(policy.model, folder.start)
+    if spec.beta:
+        policy.freeze_reference()
+    if spec.needs_critic:
+        critic = context.config.critic
+        try:
+            policy.add_critic(critic.critic_kind, trunk_gradient=critic.critic_trunk_gradient, path=critic.critic_path)
+        except ValueError as error:
+            if critic.critic_path is None:
+                raise
+            raise ConfigError(f"critic_path: {error}") from None
+    if context.shards is not None:
+        policy.shard(context.shards)
+
+
+def _warm_start(context: RunContext, policy: Policy, held_out: Sequence[Prompt]) -> None:
+    settings, clock = context.config.warm_start, context.clock
+    context.terminal.say(f"Warm start: {settings.warm_start_steps} supervised steps (trl SFTTrainer) ...")
+    with clock("warm_start"), whole_models():  # the weights are cut after it
+        loss = warm_start(policy.model, policy.tokenizer, context.config, {prompt.text for prompt in held_out})
+    seconds = clock.seconds["warm_start"]
+    context.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {seconds:.1f} s.")
+
+
+def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm) -> Learner:
+    """The learner of a run, with its optimiser and schedule; after `start_policy`."""
+    config, train = context.config, context.config.train
+    critic = [] if policy.critic is None else policy.critic.trainable()
+    optimizer = make_optimizer(train, policy.parameters(), critic, _critic_rate(context))
+    scheduler = make_scheduler(config, optimizer, train.max_steps - context.critic_only_steps)
+    zero = make_zero(context.accelerator, policy, optimizer, train.max_grad_norm)
+    moves = config.algorithm.sync_ref_model
+    return Learner(
+        policy,
+        algorithm,
+        context.accelerator.prepare_optimizer(optimizer) if zero is None else zero,
+        scheduler,
+        accelerator=context.accelerator,
+        micro_rows=context.plan.micro_rows,
+        num_iterations=config.algorithm.num_iterations,
+        num_minibatches=config.algorithm.steps_per_generation,
+        max_grad_norm=train.max_grad_norm,
+        num_steps=train.max_steps,
+        critic_only_steps=context.critic_only_steps,
+        noise_steps=config.run.noise_steps,
+        reference_steps=config.algorithm.ref_model_sync_steps if moves else 0,
+        reference_share=config.algorithm.ref_model_mixup_alpha,
+        seed=config.run.seed,
+        clock=context.clock,
+    )
+
+
+def _critic_rate(context: RunContext) -> float:
+    settings = context.config.critic
+    if settings.critic_learning_rate is not None:
+        return settings.critic_learning_rate
+    return HEAD_LEARNING_RATE if settings.critic_kind == "head" else 2 * context.config.train.learning_rate
+
+
+def check_same_start(model: Any, prompts: Sequence[Prompt], ranks: Ranks) -> None:
+    """ConfigError, on every rank, where one begins with other weights or prompts than the first. All must call it."""
+    if ranks.count == 1:
+        return
+    _compare(weight_digests(model), ranks, "weights", "tensors", "set one seed before the model is made, or load it")
+    _compare({"": fingerprint(prompts)}, ranks, "training prompts", "sets", "give all ranks one dataset, in one order")
+
+
+def _compare(own: dict[str, str], ranks: Ranks, what: str, of: str, advice: str) -> None:
+    summary = hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()
+    told = ranks.gather(summary)
+    if len(set(told)) == 1:
+        return
+    first, *others = ranks.gather(own)
+    lines = []
+    for rank, theirs in enumerate(others, 1):
+        odd = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+        if odd:
+            lines.append(f"rank {rank} ({len(odd)} of {len(first)} {of} differ{f', {odd[0]} first' if odd[0] else ''})")
+    raise ConfigError(
+        f"The ranks do not begin with the same {what}: other than those of rank 0 are those of {', '.join(lines)}. "
+        f"Each would train on its own, on a sum of gradients of all. On every rank: {advice}."
+    )
+
+
+@torch.no_grad()
+def weight_digests(model: Any) -> dict[str, str]:
+    """A digest of every parameter and buffer by name: type, shape, the sum of its bits as integers, some of its values.
+
+    Sums of integers are exact, so that they do not depend on threads or devices, and any single change shows in them.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: _digest(x) for name, x in tensors.items() if not x.is_meta}
+
+
+def _digest(x: Tensor) -> str:
+    bits = x.detach().view(_INTEGERS[x.element_size()])
+    total = int(bits.sum(dtype=torch.int64))
+    flat = bits.reshape(-1)
+    some = flat[:: max(len(flat) // _SAMPLED, 1)].tolist()
+    return hashlib.sha256(repr((str(x.dtype), tuple(x.shape), total, some)).encode()).hexdigest()

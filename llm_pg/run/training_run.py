@@ -1,0 +1,348 @@
+"""A run that is going on: its folder and lock, its workers and engine, and the objects that the loop is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..algorithms.algorithm import Algorithm
+from ..collect.collector import Collector
+from ..config import ConfigError
+from ..evaluate import Evaluation
+from ..metrics import read_metrics
+from ..prompts import PromptStream, fingerprint
+from ..sampling.random import stream_key
+from ..terminal.plain import Plan
+from ..training.learner import Learner
+from ..training.policy import Policy
+from . import checkpoint
+from .auditing import audit_run
+from .callbacks import Callbacks
+from .checkpointer import Checkpointer
+from .context import RunContext
+from .crash import CrashKeeper
+from .evaluator import Evaluator
+from .folder import full_disks_named
+from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
+from .lock import FolderLock
+from .observers import Observers
+from .profiling import Profiler
+from .rehearsal import rehearse_end
+from .saving import ModelWriter
+from .sources import AllRanks, in_flight, make_ahead, make_source, put_back
+from .start import check_same_start, make_learner, start_policy
+from .summary import run_summary
+from .trial import expected_seconds, try_longest_batch
+
+STEP_STREAM = 4
+
+
+class TrainingRun:
+    """What the loop of `trainer.train` is made of; `open_run` makes one.
+
+    Attributes:
+        source: step -> scored rollouts. learner: rollouts -> one update. evaluator, observers, checkpointer: what
+            follows a step. callbacks: TRL's. crash: keeps what a step that fails began from.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        learner: Learner,
+        collector: Collector,
+        prompts: PromptStream,
+        evaluator: Evaluator,
+        callbacks: Callbacks,
+        found: Path | None,
+        *,
+        override: bool,
+        inner: contextlib.ExitStack,
+    ) -> None:
+        self.context, self.learner, self.evaluator, self.callbacks = context, learner, evaluator, callbacks
+        self.prompts, self._inner = prompts, inner
+        config, folder, ranks = context.config, context.folder, context.ranks
+        self.checkpointer = Checkpointer(context, learner, prompts, _facts(context, collector, prompts), callbacks)
+        self.crash = CrashKeeper(context, self.checkpointer, learner)
+        scaled = context.accelerator.scaler is not None
+        self.finite = FiniteCheck(NON_FINITE_LIMIT_SCALED if scaled else NON_FINITE_LIMIT)
+        self.profiler = Profiler(folder.path / "profile", config.run.profile_steps * ranks.is_main)
+        settings = context.redactor.tree(config.model_dump(mode="json"))
+        self.start = self.step = learner.step = 0 if found is None else self._restore(found, override, settings)
+        evaluator.writer.newest_checkpoint = self.checkpointer.newest_step
+        if found is not None:
+            evaluator.resume(self.start)
+        self.source = self._make_source(collector)
+        evaluator.paused = self.source.paused
+        if config.run.save_steps and ranks.is_main:
+            self.checkpointer.check_room()
+        self.trial = ranks.together(lambda: try_longest_batch(context, learner, prompts.prompts))
+        self.signals = Signals()
+        resume_step = self.start if found is not None else None
+        self.observers = Observers(context, learner, prompts, callbacks, self.signals, settings, resume_step)
+        self._introduce(collector)
+
+    def _restore(self, found: Path, override: bool, settings: dict[str, Any]) -> int:
+        context, checkpointer = self.context, self.checkpointer
+        done, overridden = checkpointer.restore(found, override=override)
+        if checkpointer.extension:
+            context.terminal.say(checkpointer.extension)
+        context.accelerator.wait_for_everyone()  # another rank may still be reading
+        if context.ranks.is_main:
+            for place in checkpoint.set_aside(context.folder.checkpoints, done):
+                context.terminal.warn(f"A checkpoint of a step that is done again is kept as {place}.")
+            context.folder.write_config(settings)  # a run may go on to more steps
+        for line in overridden:
+            context.terminal.warn(f"Overridden: {line}.")
+        context.terminal.say(f"Going on from {found}: {done} steps are done.")
+        return done
+
+    def _make_source(self, collector: Collector) -> AllRanks:
+        context, policy = self.context, self.learner.policy
+        source: Any = make_source(context, collector, self.prompts)
+        if context.config.rollout.max_staleness:
+            with policy.gathered():
+                source = context.ranks.together(
+                    lambda: self._inner.enter_context(make_ahead(context, policy, collector, self.prompts))
+                )
+                put_back(context, source, self.checkpointer.landed, self.prompts, collector)
+            self.checkpointer.in_flight = in_flight(source, context.ranks)
+        algorithm, settings = self.learner.algorithm, context.config.eval
+        return AllRanks(source, policy, algorithm, self.prompts, context.ranks, settings)
+
+    def _introduce(self, collector: Collector) -> None:
+        """Terminal and callbacks hear what the steps will be, and what an earlier process did of them."""
+        context, terminal = self.context, self.context.terminal
+        terminal.begin(plan_of_run(context, bool(self.evaluator.prompts)))
+        self.learner.updater.progress = terminal.trained
+        if hasattr(collector.sampler, "progress"):
+            collector.sampler.progress = terminal.sampled
+        context.clock.watch = terminal.phase
+        self.callbacks.best = self.evaluator.best
+        is_main, max_steps = context.ranks.is_main, context.config.train.max_steps
+        earlier = read_metrics(context.folder.metrics) if self.start and is_main else []
+        collector.max_steps = max_steps
+        self.callbacks.begin(
+            self.start,
+            max_steps,
+            len(self.prompts.prompts) / context.plan.prompts,
+            self.learner.optimizer.optimizer,
+            self.learner.scheduler,
+            is_main=is_main,
+            earlier=earlier,
+        )
+        if self.start and is_main:
+            terminal.recall(earlier, self.evaluator.before, sum(context.clock.seconds.values()))
+        context.accelerator.wait_for_everyone()
+
+    # --- the loop
+
+    def evaluate_before(self) -> None:
+        """The evaluation of the model as it begins, where it does begin, and what it says of the time to come."""
+        before = None if self.start else self.evaluator.before_training()
+        if before is None:
+            return
+        terminal, config, seconds = self.context.terminal, self.context.config, self.context.clock.seconds["eval"]
+        terminal.pace.spend("eval", seconds)
+        if self.trial is None:
+            return
+        tokens = before.num_prompts * (1 + config.eval.eval_num_samples) * before.mean_length
+        rate, passes, rows = tokens / seconds, config.algorithm.num_iterations, self.context.plan.rows_per_rank
+        terminal.predict(*expected_seconds(self.trial, config.train.max_steps, passes, rows, rate, before.mean_length))
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps to do, from 1; it ends with the last, or where a callback asks for it.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; the step was finished and its state saved.
+            RunStopped: too many updates in a row were skipped.
+        """
+        last, ranks, seed = self.context.config.train.max_steps, self.context.ranks, self.context.config.run.seed
+        self._inner.enter_context(self.signals)
+        self.observers.begin_steps()
+        for step in range(self.start + 1, last + 1):
+            self.step = step
+            self.crash.begin(step)
+            with self.profiler.step():
+                self.observers.begin_step()
+                key = stream_key(seed, STEP_STREAM, step, torch.tensor(ranks.number))
+                torch.manual_seed(int(key) % 2**63)
+                yield step
+            self.crash.end()
+            if self.observers.received is not None and step < last:
+                self._interrupt(self.observers.received)
+            if self.callbacks.stops:
+                break
+        self.profiler.finish()
+
+    def _interrupt(self, number: int) -> None:
+        """End in order after the step that a signal came in."""
+        saved = self.checkpointer.try_to_save(self.step)
+        where = "its state is saved, --resume goes on from it" if saved else "its state could not be saved"
+        text = f"{name_of(number)}: ended after step {self.step} of {self.context.config.train.max_steps}; {where}."
+        self.observers.trackers.finish()
+        self.context.accelerator.end_training()
+        self.context.terminal.warn(text)
+        raise Interrupted(number, text)
+
+    def finish(self) -> dict[str, Any]:
+        """After the last step: its checkpoint and the model, then the last evaluation, then the summary, which is
+        returned. Whatever ends the evaluation, checkpoint and model are there."""
+        context = self.context
+        after = self._leave()
+        self._inner.close()
+        summary = run_summary(
+            context.config,
+            self.evaluator.before,
+            after,
+            algorithm=context.spec.name,
+            steps=self.step,
+            seconds=context.clock.seconds,
+            model=str(context.folder.model),
+            versions=self.checkpointer.identity()["versions"],
+        )
+        self.observers.finish(summary, self.evaluator.before, after)
+        context.accelerator.end_training()
+        return summary
+
+    def _leave(self) -> Evaluation | None:
+        clock, writer = self.context.clock, self.evaluator.writer
+        with clock("save"):
+            if self.context.config.run.save_at_end:
+                self.checkpointer.try_to_save(self.step)
+            writer.save()
+        try:
+            after = self.evaluator.after_training(self.step)
+        except Exception as error:
+            self.crash.keep_evaluation(error, self.step, self.context.folder.model)
+            raise
+        best = self.evaluator.restore_best(self.step)
+        with clock("save"):
+            if best is not None:
+                writer.save()
+            writer.save_merged()
+        return best or after
+
+
+@contextlib.contextmanager
+def open_run(
+    context: RunContext,
+    policy: Policy,
+    algorithm: Algorithm,
+    prompts: PromptStream,
+    collector: Collector,
+    evaluator: Evaluator,
+    callbacks: Callbacks,
+    *,
+    resume: bool | str | Path = False,
+    override: bool = False,
+) -> Iterator[TrainingRun]:
+    """A run from its folder's lock to its end; what goes wrong in a step is kept before it is raised.
+
+    Args:
+        resume: True = go on from the newest whole checkpoint of the run's folder; a path = from that one.
+        override: go on although the checkpoint belongs to other settings.
+    """
+    folder, ranks = context.folder, context.ranks
+    with full_disks_named(folder.path), contextlib.ExitStack() as outer:
+        ranks.together(lambda: _take_folder(context, outer, bool(resume)))
+        ranks.together(lambda: _rehearse(context, evaluator.writer))
+        check_same_start(policy.model, prompts.prompts, ranks)
+        collector.scorer.write_output_to(folder.path / "rewards.log")
+        with contextlib.ExitStack() as inner:
+            inner.enter_context(collector.scorer)
+            inner.enter_context(collector)
+            found = find_checkpoint(context, resume) if resume else None
+            if found is None and ranks.is_main:
+                folder.begin(context.redactor.tree(context.config.model_dump(mode="json")))
+            start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
+            run = TrainingRun(
+                context,
+                make_learner(context, policy, algorithm),
+                collector,
+                prompts,
+                evaluator,
+                callbacks,
+                found,
+                override=override,
+                inner=inner,
+            )
+            if not run.start:
+                ranks.together(lambda: _audit(context, collector, prompts))
+            with context.terminal.running():
+                try:
+                    yield run
+                except Exception as error:
+                    run.crash.keep(error)
+                    raise
+    callbacks.fire("on_train_end")
+
+
+def _take_folder(context: RunContext, stack: contextlib.ExitStack, resumes: bool) -> None:
+    """The run's folder, for this process alone until the run ends."""
+    if context.ranks.is_main:
+        context.folder.check(context.config, resume=resumes)
+        stack.enter_context(FolderLock(context.folder.path))
+
+
+def _rehearse(context: RunContext, writer: ModelWriter) -> None:
+    if context.ranks.is_main:
+        merges, model = context.config.run.merge_adapter, writer.policy.model
+        rehearse_end(model, writer.tokenizer, context.folder.path, merges=merges, prompts=writer.compared)
+
+
+def _audit(context: RunContext, collector: Collector, prompts: PromptStream) -> None:
+    if context.ranks.is_main:
+        audit_run(context.config, collector.scorer, prompts.prompts, context.terminal.warn)
+
+
+def find_checkpoint(context: RunContext, resume: bool | str | Path) -> Path | None:
+    """The checkpoint to go on from. One that was named is taken or refused, never replaced by another."""
+    if not isinstance(resume, bool):
+        why = checkpoint.problem(Path(resume))
+        if why is not None:
+            raise ConfigError(
+                f"Checkpoint {resume} cannot be used: {why}. Without a path, --resume takes the newest whole one."
+            )
+        return Path(resume)
+    found, warnings = checkpoint.newest(context.folder.checkpoints)
+    for warning in warnings:
+        context.terminal.warn(warning)
+    if found is None:
+        context.terminal.warn(f"No whole checkpoint in {context.folder.checkpoints}: starting from the beginning.")
+    return found
+
+
+def _facts(context: RunContext, collector: Collector, prompts: PromptStream) -> dict[str, Any]:
+    """What beside the config must be the same to go on."""
+    config, scorer = context.config, collector.scorer
+    facts: dict[str, Any] = {
+        "data": fingerprint(prompts.prompts),
+        "reward_funcs": [function.name for function in scorer.functions],
+        "reward_weights": scorer.weights,
+        "prompts_per_step": context.plan.prompts,
+    }
+    # A minibatch holds the same share of every rank; transformers' generate draws for a rank's whole batch.
+    if config.algorithm.steps_per_generation > 1 or config.rollout.engine == "transformers":
+        facts["ranks"] = context.ranks.count
+    return facts
+
+
+def plan_of_run(context: RunContext, evaluates: bool) -> Plan:
+    """What the terminal knows of the steps before the first."""
+    config, plan = context.config, context.plan
+    return Plan(
+        name=context.folder.path.name,
+        algorithm=context.spec.name,
+        max_steps=config.train.max_steps,
+        groups=plan.prompts,
+        rows=plan.rows_per_rank,
+        passes=config.algorithm.num_iterations,
+        logging_steps=config.run.logging_steps,
+        samples=config.run.num_completions_to_print,
+        every=(("eval", config.eval.eval_steps), ("save", config.run.save_steps)),
+        at_end=(*(("eval",) if evaluates else ()), *(("save",) if config.run.save_at_end else ())),
+    )
