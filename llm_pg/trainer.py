@@ -18,6 +18,7 @@ from .run.callbacks import Callbacks
 from .run.context import make_context
 from .run.engines import make_sampler
 from .run.evaluator import Evaluator
+from .run.folder import RunFolder
 from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prompts
 from .run.saving import ModelWriter
 from .run.training_run import TrainingRun, open_run
@@ -173,6 +174,11 @@ class PolicyGradientTrainer:
         path: a folder; None = `model/` in the run's folder. A critic is saved beside them, in `critic.safetensors`.
         """
         self.evaluator.writer.save(path)
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run writes."""
+        return self.context.folder
 
     # --- names of TRL's trainers
 

@@ -118,8 +118,8 @@ def main() -> None:
         explained = [line["explained_variance"] for line in tail if "explained_variance" in line]
         with trainer.scorer:
             for step in range(1000, 1000 + args.batches):
-                prompts = trainer.stream.take(step)
-                got = trainer.collector.collect(prompts, step, trainer.plan.num_generations, Clock())
+                prompts = trainer.prompts.take(step)
+                got = trainer.collector.collect(prompts, step, trainer.context.plan.num_generations, Clock())
                 for name, gradient in gradients(trainer, got.rollouts, algorithms).items():
                     moments[name].add(gradient)
     print(f"{args.batches} batches, mean reward {tail[-1]['reward']:.2f}, explained variance of the critic "

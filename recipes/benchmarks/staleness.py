@@ -22,9 +22,9 @@ from typing import Any
 
 from learning_table import PASS, finished, spread
 from rich.console import Console
+from transformers import TrainerCallback
 
 from llm_pg import shipped
-from llm_pg.ahead import Ahead
 from llm_pg.config import load_config
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
@@ -50,15 +50,19 @@ class Recorder(Terminal):
             self.spans.append((lane, step, phase, self.began.pop((lane, phase)), time.perf_counter()))
 
 
-class Timed(PolicyGradientTrainer):
-    """Tells its terminal of the background's phases too."""
+class BackgroundPhases(TrainerCallback):
+    """Tells the recorder of the background's phases too."""
 
-    def _make_ahead(self) -> Ahead:
-        ahead = super()._make_ahead()
-        assert isinstance(self.terminal, Recorder)
-        note = self.terminal.note
-        ahead.watch = lambda step, phase, begins: note(BACKGROUND, step, phase, begins)
-        return ahead
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.trainer: PolicyGradientTrainer | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        assert self.trainer.run is not None
+        ahead = self.trainer.run.source.ahead
+        if ahead is not None:
+            ahead.watch = lambda step, phase, begins: self.recorder.note(BACKGROUND, step, phase, begins)
 
 
 def own_seconds(line: dict[str, Any]) -> float:
@@ -83,8 +87,14 @@ def train(lag: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     settings = [f"max_staleness={lag}", f"seed={seed}", f"output_dir={options.out}", f"run_name={name}"]
     settings += ["overwrite=true", f"eval_steps={options.eval_steps}", "eval_num_samples=0", "save_steps=0"]
     settings += ["log_completions=0", "noise_steps=0", "try_longest_batch=false", *options.settings]
-    run = Timed(args=load_config(shipped.find(options.config), settings), terminal=recorder)
-    recorder.phase = lambda phase, begins: recorder.note(TRAINER, run.step, phase, begins)  # type: ignore[method-assign]
+    background = BackgroundPhases(recorder)
+    run = PolicyGradientTrainer(
+        args=load_config(shipped.find(options.config), settings), terminal=recorder, callbacks=[background]
+    )
+    background.trainer = run
+    recorder.phase = lambda phase, begins: recorder.note(  # type: ignore[method-assign]
+        TRAINER, run.state.global_step + 1, phase, begins
+    )
     summary = run.train()
     lines = read_metrics(run.folder.metrics)
     step, seconds = reached(lines, summary["pass_rate_after"])

@@ -21,7 +21,8 @@ from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.vllm import EngineError
 from tests.faults import conftest
 from tests.faults.conftest import lines, weights
-from tests.faults.tiny_run import make
+from tests.faults.tiny_run import ahead_by_nothing, make
+from tests.seams import Steps, raising
 
 tiny = conftest.tiny
 NATIVE = {"engine": "native", "reward_in_process": True, "log_completions": 4}
@@ -54,18 +55,11 @@ def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
     """The same machinery, told to run ahead by 0: same metrics, same weights."""
     trainer("synchronous").train()
     ahead = trainer("ahead")
-    begin = ahead._begin
-
-    def begins_ahead(resume: bool, override: bool) -> int:
-        done = begin(resume, override)
-        ahead.ahead = ahead._make_ahead()
-        return int(done)
-
-    ahead._begin = begins_ahead
-    ahead.train()
+    with ahead_by_nothing():
+        ahead.train()
     told = lines(tmp_path / "ahead")
     assert [line.pop("staleness") for line in told] == [0] * 6
-    assert ahead.ahead.engine.process.returncode is not None  # no process stays behind
+    assert ahead.run.source.ahead.engine.process.returncode is not None  # no process stays behind
     assert told == lines(tmp_path / "synchronous")
     assert weights(tmp_path / "ahead") == weights(tmp_path / "synchronous")
 
@@ -73,7 +67,7 @@ def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
 def test_without_the_setting_nothing_runs_ahead(trainer: Callable[..., Any]) -> None:
     run = trainer("k0", max_staleness=0, max_steps=2)
     run.train()
-    assert run.ahead is None
+    assert run.run.source.ahead is None
     assert not any("staleness" in line or "seconds/wait" in line for line in read_metrics(run.folder.metrics))
 
 
@@ -84,25 +78,19 @@ def test_batch_t_is_sampled_with_the_weights_after_update_t_minus_1_minus_k(
     """Sampled again here from weights that were put aside after every update."""
     run = trainer("r", max_staleness=k, inside=True)
     versions = [copy.deepcopy(run.model.state_dict())]
-    step = run._one_step
-
-    def noted() -> None:
-        step()
-        versions.append(copy.deepcopy(run.model.state_dict()))
-
-    run._one_step = noted
+    run.add_callback(Steps(after=lambda _: versions.append(copy.deepcopy(run.model.state_dict()))))
     run.train()
     told = read_metrics(run.folder.metrics)
     assert [line["staleness"] for line in told] == [min(t - 1, k) for t in range(1, 7)]
     twin, collector, differs = copy.deepcopy(run.model), run.collector, 0
     for t in range(1, 7):
-        prompts = [prompt.ids for prompt in run._prompts(t)]
+        prompts = [prompt.ids for prompt in run.prompts.take(t - 1)]
         keys_B = collector.keys(4, 4, 1, t)
         drawn = []
         for version in (max(t - 1 - k, 0), t - 1):
             twin.load_state_dict(versions[version])
             done = NativeSampler(twin, run.tokenizer, [run.tokenizer.eos_token_id]).sample(
-                prompts, 4, run.params, keys_B
+                prompts, 4, run.policy.params, keys_B
             )
             drawn.append([row[mask].tolist() for row, mask in zip(done.tokens_BT, done.mask_BT, strict=True)])
         assert ids_of(tmp_path / "r", t) == drawn[0]
@@ -120,13 +108,7 @@ def test_what_is_slow_changes_no_number(trainer: Callable[..., Any], tmp_path: P
     slow_reward.__name__ = "digit"
     trainer("slow rewards", slow_reward, max_staleness=2, inside=True).train()
     other = trainer("slow updates", max_staleness=2, inside=True)
-    update = other._one_step
-
-    def slowly() -> None:
-        time.sleep(0.2)
-        update()
-
-    other._one_step = slowly
+    other.add_callback(Steps(before=lambda _: time.sleep(0.2)))
     other.train()
     assert lines(tmp_path / "slow rewards") == lines(tmp_path / "slow updates")
     assert weights(tmp_path / "slow rewards") == weights(tmp_path / "slow updates")
@@ -229,14 +211,12 @@ def test_a_reward_that_fails_in_the_background_ends_the_run_and_a_resume_makes_i
 @pytest.mark.faults
 def test_the_death_of_the_process_that_samples_is_told_and_survived(trainer: Callable[..., Any]) -> None:
     run = trainer("r", max_staleness=1)
-    step = run._one_step
 
-    def shot() -> None:
-        step()
-        if run.step == 2:
-            os.kill(run.ahead.engine.process.pid, signal.SIGKILL)
+    def shot(step: int) -> None:
+        if step == 2:
+            os.kill(run.run.source.ahead.engine.process.pid, signal.SIGKILL)
 
-    run._one_step = shot
+    run.add_callback(Steps(after=shot))
     with pytest.raises(
         EngineError, match=r"The process that samples ahead was killed by signal 9\. Its log .*ahead.log"
     ):
@@ -250,22 +230,21 @@ def test_no_process_stays_behind_an_error_while_a_batch_is_in_flight(trainer: Ca
     run.algorithm.weigh = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
         run.train()
-    assert run.ahead.engine.process.returncode is not None
+    assert run.run.source.ahead.engine.process.returncode is not None
 
 
 def test_an_adapter_is_sampled_as_it_is_trained(trainer: Callable[..., Any]) -> None:
     """With dropout off, log-probabilities of batch 1 agree with the trainer's; later ones are of older weights."""
     run = trainer("r", lora=True, max_staleness=1, max_steps=4, num_eval_prompts=0)
     gaps = []
-    sample = run._experience
+    weigh = run.algorithm.weigh
 
-    def compared(clock: Any) -> Any:
-        experience = sample(clock)
-        own_BT = run.policy.logp(experience.rollouts, 16)
-        gaps.append(float((own_BT - experience.rollouts.logp_BT).abs().max()))
-        return experience
+    def compared(rollouts: Any, **named: Any) -> Any:
+        own_BT = run.policy.logp(rollouts, 16)
+        gaps.append(float((own_BT - rollouts.logp_BT).abs().max()))
+        return weigh(rollouts, **named)
 
-    run._experience = compared
+    run.algorithm.weigh = compared
     run.train()
     assert gaps[0] < 1e-5 < min(gaps[1:])
 
@@ -275,14 +254,7 @@ def test_completions_of_a_longer_lag_are_dropped_when_a_run_goes_on_with_a_short
 ) -> None:
     """At step 4 of a run with k = 2, batches 5 and 6 are in flight, sampled with versions 2 and 3: ages 2 and 2."""
     first = trainer("r", max_staleness=2, save_steps=4, inside=True)
-    step = first._one_step
-
-    def stops() -> None:
-        step()
-        if first.step == 4:
-            raise InterruptedError
-
-    first._one_step = stops
+    first.add_callback(Steps(before=raising(InterruptedError, 5)))
     with pytest.raises(InterruptedError):
         first.train()
     shorter = trainer("r", max_staleness=1, inside=True)
@@ -294,21 +266,14 @@ def test_completions_in_flight_are_sampled_again_when_a_run_goes_on_with_other_g
     trainer: Callable[..., Any],
 ) -> None:
     first = trainer("r", max_staleness=2, save_steps=4, inside=True)
-    step = first._one_step
-
-    def stops() -> None:
-        step()
-        if first.step == 4:
-            raise InterruptedError
-
-    first._one_step = stops
+    first.add_callback(Steps(before=raising(InterruptedError, 5)))
     with pytest.raises(InterruptedError):
         first.train()
     other = trainer("r", max_staleness=2, num_generations=2, log_completions=8, inside=True)
     other.train(resume=True, override=True)
     assert [line["staleness"] for line in read_metrics(other.folder.metrics)][4:] == [0, 1]
     rows = (other.folder.path / "completions" / "step-000005.jsonl").read_text().splitlines()
-    assert len(rows) == other.plan.rows
+    assert len(rows) == other.context.plan.rows
 
 
 def test_the_correction_is_on_unless_it_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The engines that keep weights of their own: a process for the native one, a copy of the model for vllm."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
 from tests.conftest import FAMILIES
 from tests.faults.conftest import lines
+from tests.faults.tiny_run import ahead_by_nothing
 from tests.sampling.fake_vllm import FakeVllm
 
 
@@ -66,16 +68,8 @@ def vllm_run(folder: Path, model: Any, tokenizer: Any, ahead_by: int | None, **c
         processing_class=tokenizer,
         terminal=Terminal(quiet=True),
     )
-    begin = run._begin
-
-    def begins_ahead(resume: bool, override: bool) -> int:
-        done = begin(resume, override)
-        run.ahead = run._make_ahead()
-        return int(done)
-
-    if ahead_by == 0:
-        run._begin = begins_ahead  # type: ignore[method-assign]
-    run.train()
+    with ahead_by_nothing() if ahead_by == 0 else contextlib.nullcontext():
+        run.train()
     server.stop()
     return run
 

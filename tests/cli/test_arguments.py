@@ -159,5 +159,5 @@ def test_a_stream_of_few_rows_shrinks_the_held_out_set_as_a_list_does(model: str
     for data in (listed, stream, (row for row in listed)):
         args = GRPOConfig(str(tmp_path), num_generations=2, max_completion_length=4, use_cpu=True)
         trainer = GRPOTrainer(model, "number_match", args, data)
-        sizes.append((len(trainer.train_prompts), len(trainer.eval_prompts), trainer.plan.prompts))
+        sizes.append((len(trainer.train_prompts), len(trainer.eval_prompts), trainer.context.plan.prompts))
     assert sizes == [(12, 4, 8)] * 3

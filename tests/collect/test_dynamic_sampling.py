@@ -22,6 +22,7 @@ from llm_pg.rewards.tally import Scores
 from llm_pg.rollouts import TextRollouts
 from llm_pg.run.ranks import merge_metrics
 from llm_pg.terminal import Terminal
+from tests.seams import Steps, raising
 
 REWARD_PS = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
 UNKNOWN = float("nan")
@@ -228,7 +229,7 @@ def begins_with_a_digit(completion: str, **row: Any) -> float:
 
 @pytest.fixture
 def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
-    def run(resume: bool = False, **changes: Any) -> Any:
+    def run(resume: bool = False, dies_at: int = 0, **changes: Any) -> Any:
         settings = {
             **{"max_steps": 6, "prompts_per_step": 4, "num_generations": 3, "max_completion_length": 3},
             **{"num_eval_prompts": 4, "eval_num_samples": 0, "learning_rate": 1e-2, "use_cpu": True},
@@ -241,6 +242,7 @@ def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Cal
             train_dataset=ROWS,
             processing_class=tokenizer,
             terminal=Terminal(quiet=True),
+            callbacks=[Steps(after=raising(KeyboardInterrupt, dies_at))],
         )
         trainer.train(resume=resume)
         return trainer
@@ -267,28 +269,19 @@ def test_fewer_groups_of_a_batch_are_equal_with_refills(train: Callable[..., Any
 @pytest.mark.parametrize("curriculum", ["none", "pass_rate"])
 @pytest.mark.parametrize("engine", ["native", "transformers"])
 def test_a_run_with_refills_that_was_cut_goes_on_bit_for_bit(
-    curriculum: str, engine: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    curriculum: str, engine: str, train: Callable[..., Any]
 ) -> None:
     """Killed after step 4 of 6 with a checkpoint at step 3."""
     changes = {"curriculum": curriculum, "engine": engine, "save_steps": 3}
     whole = train(run_name="whole", **changes)
-    original = GRPOTrainer._one_step
-
-    def dies(self: Any) -> None:
-        original(self)
-        if self.step == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GRPOTrainer, "_one_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            train(run_name="cut", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_name="cut", dies_at=4, **changes)
     resumed = train(run_name="cut", resume=True, **changes)
     assert untimed(whole) == untimed(resumed)
     assert sum(line.get("groups_dropped", 0) for line in untimed(whole)[3:]) > 0
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert whole.stream.state_dict() == resumed.stream.state_dict()
+    assert whole.prompts.state_dict() == resumed.prompts.state_dict()
 
 
 def test_an_algorithm_for_which_equal_groups_are_not_silent_refuses_to_drop_them() -> None:

@@ -140,12 +140,12 @@ def test_ranks_with_completions_of_different_ages_do_not_train_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make({"out": str(tmp_path), "name": "r", "changes": {**CHANGES, "max_steps": 2}, "inside": True})
-    gather = run.ranks.gather
+    gather = run.context.ranks.gather
 
     def other_is_behind(value: Any) -> list[Any]:
-        return [1, 0] if isinstance(value, int) and run.step == 2 else gather(value)
+        return [1, 0] if isinstance(value, int) and run.run.step == 2 else gather(value)
 
-    monkeypatch.setattr(run.ranks, "gather", other_is_behind)
+    monkeypatch.setattr(run.context.ranks, "gather", other_is_behind)
     with pytest.raises(RunStopped, match=r"At step 2 the ranks hold completions of different ages \(1, 0 updates"):
         run.train()
     assert [line["step"] for line in read_metrics(run.folder.metrics)] == [1]
@@ -154,7 +154,7 @@ def test_ranks_with_completions_of_different_ages_do_not_train_on_them(
 def test_a_checkpoint_holds_the_batches_that_every_rank_has(tmp_path: Path) -> None:
     """The second rank's third batch failed; each takes its own part back, whole groups, in order."""
     run = make({"out": str(tmp_path), "name": "r", "changes": {**CHANGES, "max_staleness": 0}})
-    prompts, by_index = run.stream.take(0), {prompt.index: prompt for prompt in run.train_prompts}
+    prompts, by_index = run.prompts.take(0), {prompt.index: prompt for prompt in run.train_prompts}
 
     def told(rank: int, batches: list[int]) -> shares.Told:
         entries, tensors = [], {}

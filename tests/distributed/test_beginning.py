@@ -9,8 +9,8 @@ import torch
 
 from llm_pg.config import ConfigError
 from llm_pg.prompts import Prompt
-from llm_pg.run.start import check_same_start, weight_digests
 from llm_pg.run.ranks import Ranks
+from llm_pg.run.start import check_same_start, weight_digests
 from tests.conftest import FAMILIES
 
 

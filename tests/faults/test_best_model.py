@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
+from llm_pg.config.load import check_values
 from llm_pg.evaluate import Evaluation, Interval
 from llm_pg.run.best import Best, load_weights
-from llm_pg.run.ending import Ending
+from llm_pg.run.evaluator import Evaluator
+from llm_pg.run.folder import RunFolder
 from tests.faults import tiny_run
 
 CHANGES = {"eval_steps": 1, "metric_for_best_model": "eval/length", "greater_is_better": False, "save_steps": 2}
@@ -106,14 +108,15 @@ def test_all_ranks_judge_by_the_evaluation_of_the_first() -> None:
     """A reward that is late on one rank alone must not make that one alone save: shards are saved by all together."""
     seen: list[Evaluation] = []
     ranks = SimpleNamespace(together=lambda work: work(), gather=lambda value: [of(0.9), value])
-    second_rank = SimpleNamespace(
-        policy=SimpleNamespace(gathered=contextlib.nullcontext),
-        ranks=ranks,
-        evaluate=lambda *_: of(0.1),
-        best=SimpleNamespace(observe=lambda _, result: seen.append(result), problem=""),
-        step=1,
-    )
-    assert Ending._evaluate_together(second_rank, "After").greedy.mean == 0.9  # type: ignore[arg-type]
+    config = check_values({"num_eval_prompts": 1})
+    context: Any = SimpleNamespace(ranks=ranks, config=config, folder=RunFolder(config))
+    policy: Any = SimpleNamespace(gathered=contextlib.nullcontext)
+    second_rank = Evaluator(context, None, [None], policy, None, None)  # type: ignore[arg-type, list-item]
+    second_rank.evaluate = lambda title="": of(0.1)  # type: ignore[method-assign]
+    second_rank.best = SimpleNamespace(observe=lambda _, result: seen.append(result), problem="")  # type: ignore[assignment]
+    result = second_rank.after_training(1)
+    assert result is not None
+    assert result.greedy.mean == 0.9
     assert seen == [of(0.9)]
 
 
@@ -125,17 +128,17 @@ def test_a_run_ends_with_its_best_model(algorithm: str, lora: bool, tmp_path: Pa
     given = {"out": str(tmp_path), "name": "r", "changes": changes, "lora": lora, "algorithm": algorithm}
     trainer = tiny_run.make(given)
     kept: dict[str, torch.Tensor] = {}
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluator.evaluate
 
-    def noted(*given: Any) -> Evaluation:
+    def noted(title: str) -> Evaluation:
         """Step 2 is made the best, whatever the model says."""
-        result = evaluate(*given)
-        result.greedy = Interval(0.99, 0.9, 1.0) if trainer.step == 2 else Interval(0.1, 0.0, 0.2)
-        if trainer.step == 2:
+        result = evaluate(title)
+        result.greedy = Interval(0.99, 0.9, 1.0) if title == "Step 2" else Interval(0.1, 0.0, 0.2)
+        if title == "Step 2":
             kept.update({n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad})
         return result
 
-    trainer.evaluate = noted  # type: ignore[method-assign]
+    trainer.evaluator.evaluate = noted  # type: ignore[method-assign]
     summary = trainer.train()
     assert json.loads((trainer.folder.best / "best.json").read_text())["step"] == 2
     assert summary["pass_rate_after"] == 0.99
@@ -189,15 +192,15 @@ def test_a_finished_run_that_is_resumed_still_has_its_steps_and_its_best_model(t
         changes = {"eval_steps": 1, "eval_on_start": True, "load_best_model_at_end": True, "save_steps": 2}
         given = {"out": str(tmp_path), "name": "r", "changes": {**changes, "max_steps": 2}}
         trainer = tiny_run.make(given)
-        evaluate = trainer.evaluate
+        evaluate = trainer.evaluator.evaluate
 
-        def noted(title: str, *others: Any) -> Evaluation:
+        def noted(title: str) -> Evaluation:
             """The model that was not trained at all is made the best."""
-            result = evaluate(title, *others)
+            result = evaluate(title)
             result.greedy = Interval(0.99, 0.9, 1.0) if title == "Before" else Interval(0.1, 0.0, 0.2)
             return result
 
-        trainer.evaluate = noted  # type: ignore[method-assign]
+        trainer.evaluator.evaluate = noted  # type: ignore[method-assign]
         return trainer.train(resume=resume), weights(trainer.folder.model)
 
     (first, kept), (second, again) = ended(False), ended(True)

@@ -48,7 +48,7 @@ def judged(folder: Path, **changes: Any) -> Any:
         {"out": str(folder), "name": "r", "changes": given, "rows": trained, "reward": f"{folder}/judge.py:judge"}
     )
     prompts = trainer.train_prompts[:3]
-    trainer.eval_prompts = [type(p)(p.index, p.text, p.messages, p.ids, {**p.row, "held": 1}) for p in prompts]
+    trainer.evaluator.prompts = [type(p)(p.index, p.text, p.messages, p.ids, {**p.row, "held": 1}) for p in prompts]
     return trainer
 
 

@@ -17,6 +17,7 @@ from llm_pg.run import checkpoint
 from llm_pg.terminal import LiveTerminal
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import NUM_TRAINED, inject, make
+from tests.seams import Steps, raising
 
 pytestmark = pytest.mark.faults
 
@@ -74,13 +75,11 @@ def test_a_resumed_run_goes_on_with_the_loss_scale_that_was_found(tmp_path: Path
         changes = {"max_steps": 4, "save_steps": 3, "reward_in_process": True, "max_grad_norm": 0}
         trainer = make({"out": str(tmp_path), "name": "r", "changes": changes})
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
-        step = trainer._one_step
 
-        def ends() -> None:
-            step()
-            trainer.callbacks.control.should_training_stop = trainer.step == steps
+        def ends(step: int) -> None:
+            trainer.callbacks.control.should_training_stop = step == steps
 
-        trainer._one_step = ends  # type: ignore[method-assign]
+        trainer.add_callback(Steps(after=ends))
         trainer.train(resume=resume)
         return float(trainer.accelerator.scaler.get_scale())
 
@@ -97,14 +96,7 @@ def test_a_resume_in_the_third_epoch_sees_each_prompt_once_an_epoch(tmp_path: Pa
     def run(name: str, resume: bool = False, stop: int = 0) -> None:
         changes = {"max_steps": 16, "save_steps": 5, "reward_in_process": True, "log_completions": 4}
         trainer = make({"out": str(tmp_path), "name": name, "changes": changes})
-        step = trainer._one_step
-
-        def dies() -> None:
-            step()
-            if trainer.step == stop:
-                raise Killed
-
-        trainer._one_step = dies  # type: ignore[method-assign]
+        trainer.add_callback(Steps(after=raising(Killed, stop)))
         trainer.train(resume=resume)
 
     run("whole")
@@ -132,14 +124,7 @@ def test_going_on_from_an_older_checkpoint_keeps_what_is_saved_from_there(named:
     def run(resume: bool | Path = False, stop: int = 0, limit: int | None = 1) -> None:
         changes = {"save_steps": 1, "save_total_limit": limit, "reward_in_process": True}
         trainer = make({"out": str(tmp_path), "name": "r", "changes": changes})
-        step = trainer._one_step
-
-        def dies() -> None:
-            if trainer.step == stop:
-                raise Killed
-            step()
-
-        trainer._one_step = dies  # type: ignore[method-assign]
+        trainer.add_callback(Steps(before=raising(Killed, stop)))
         trainer.train(resume=resume)
 
     run(limit=None)

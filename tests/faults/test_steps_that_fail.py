@@ -15,6 +15,7 @@ from llm_pg.run import checkpoint
 from llm_pg.run.guard import FiniteCheck, RunStopped
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import inject, make
+from tests.seams import Steps
 
 pytestmark = pytest.mark.faults
 IN_PROCESS = {"reward_in_process": True}
@@ -70,13 +71,11 @@ def test_a_loss_that_stays_nan_stops_the_run_after_five_steps_and_is_logged_as_n
     trainer = make({"out": str(tmp_path), "name": "r", "changes": {**IN_PROCESS, "max_steps": 12, "beta": 0.05}})
     inject(trainer, "nan", 3)
     before: dict[int, Any] = {}
-    step = trainer._one_step
 
-    def watched() -> None:
-        before[trainer.step] = [p.detach().clone() for p in trainer.model.parameters()]
-        step()
+    def watched(step: int) -> None:
+        before[step] = [p.detach().clone() for p in trainer.model.parameters()]
 
-    trainer._one_step = watched  # type: ignore[method-assign]
+    trainer.add_callback(Steps(before=watched))
     with pytest.raises(RunStopped, match="5 optimiser steps in a row were skipped, the last in step 7"):
         trainer.train()
     found = lines(tmp_path / "r")
@@ -145,13 +144,8 @@ def test_an_overridden_setting_leaves_each_weight_its_own_moments(
     first.train()
     saved = moments(first)
     second = make({**given, "changes": {**IN_PROCESS, "max_steps": 3, **now}})
-    step, found = second._one_step, {}
-
-    def seen() -> None:
-        found.update(moments(second))
-        step()
-
-    second._one_step = seen  # type: ignore[method-assign]
+    found: dict[str, Any] = {}
+    second.add_callback(Steps(before=lambda _: found.update(moments(second))))
     second.train(resume=True, override=True)
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name], value) for name, value in saved.items())

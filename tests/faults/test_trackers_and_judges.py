@@ -16,6 +16,7 @@ from llm_pg.run.redact import Redactor
 from llm_pg.run.trackers import Trackers
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, make
+from tests.seams import Steps
 
 pytestmark = pytest.mark.faults
 
@@ -130,15 +131,13 @@ def test_a_judge_that_goes_down_gives_no_score_and_never_a_zero(
     monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}")
     changes = {"max_steps": 3, "max_unscorable": 1.0, "reward_in_process": True}
     trainer = make({"out": str(tmp_path), "name": "r", "changes": changes, "reward": f"{LIGHT}:judge"})
-    step = trainer._one_step
 
-    def closing() -> None:
-        if trainer.step == 3:
+    def closes(step: int) -> None:
+        if step == 3:
             server.shutdown()
             server.server_close()
-        step()
 
-    trainer._one_step = closing  # type: ignore[method-assign]
+    trainer.add_callback(Steps(before=closes))
     trainer.train()
     assert [line["unscorable"] for line in lines(tmp_path / "r")] == [0.0, 0.0, 1.0]
     assert [line["reward"] for line in lines(tmp_path / "r")] == [0.5, 0.5, None]

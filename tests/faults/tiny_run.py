@@ -5,11 +5,13 @@ sizes of the model, and inside: what is sampled ahead is sampled in a thread of 
 has, which is ready at once.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from llm_pg.ahead.engines import Frozen
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
-from llm_pg.run import gathering
+from llm_pg.run import sources
 from llm_pg.run.models import character_tokenizer, load_model
+from llm_pg.run.training_run import TrainingRun
 from llm_pg.trainer import PolicyGradientTrainer
+from tests.seams import Steps
 
 LIGHT = Path(__file__).with_name("light_rewards.py")
 SIZES = {
@@ -52,37 +56,38 @@ NUM_TRAINED = 16
 
 def inject(trainer: Any, fault: str, at: int) -> None:
     """Break step `at`."""
-    step, loss = trainer._one_step, trainer.algorithm.loss
+    loss, number = trainer.algorithm.loss, trainer.context.ranks.number
 
-    def faulty_step() -> None:
-        if trainer.step == at and fault in ("sigterm", "sigint"):
+    def before(step: int) -> None:
+        if step == at and fault in ("sigterm", "sigint"):
             os.kill(os.getpid(), signal.SIGTERM if fault == "sigterm" else signal.SIGINT)
-        if trainer.step == at and fault == "kill wandb":
+        if step == at and fault == "kill wandb":
             kill_wandb()
         if fault == "slow steps":
             time.sleep(0.5)
-        step()
-        if trainer.step == at and fault == "kill the second rank's sampler" and trainer.ranks.number == 1:
-            os.kill(trainer.ahead.engine.process.pid, signal.SIGKILL)
-        if trainer.step == at and fault == "kill":
+        if step == at + 1 and fault == "kill the second rank's sampler" and number == 1:
+            os.kill(trainer.run.source.ahead.engine.process.pid, signal.SIGKILL)
+        if step == at + 1 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 
     def faulty_loss(*given: Any, **named: Any) -> Any:
         value, stats = loss(*given, **named)
-        if trainer.step == at and fault == "raise":
+        step = trainer.run.step
+        if step == at and fault == "raise":
             raise RuntimeError("injected: the loss is broken")
-        if trainer.step == at and fault == "twice":  # two signals while the step lasts
+        if step == at and fault == "twice":  # two signals while the step lasts
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
-        one_rank = fault == "nan on the second rank once" and trainer.ranks.number == 1 and trainer.step == at
-        if one_rank or (fault == "nan" and trainer.step >= at):
+        one_rank = fault == "nan on the second rank once" and number == 1 and step == at
+        if one_rank or (fault == "nan" and step >= at):
             value = value * float("nan")
             stats["policy_loss"] = value.detach()
         return value, stats
 
-    trainer._one_step, trainer.algorithm.loss = faulty_step, faulty_loss
+    trainer.add_callback(Steps(before=before))
+    trainer.algorithm.loss = faulty_loss
 
 
 def kill_wandb() -> None:
@@ -97,14 +102,31 @@ def kill_wandb() -> None:
 
 def sample_inside(trainer: Any) -> None:
     """Sampling ahead without a process of its own."""
+    train = trainer.train
 
-    def made(*given: Any, **named: Any) -> Any:
-        with mock.patch.object(
-            gathering, "make_engine", lambda sampler, *_, max_staleness, **__: Frozen(sampler, max_staleness + 1)
-        ):
-            return make_ahead(*given, **named)
+    def frozen(sampler: Any, *_: Any, max_staleness: int, **__: Any) -> Frozen:
+        return Frozen(sampler, max_staleness + 1)
 
-    make_ahead, trainer._make_ahead = trainer._make_ahead, made
+    def trains(*given: Any, **named: Any) -> Any:
+        with mock.patch.object(sources, "make_engine", frozen):
+            return train(*given, **named)
+
+    trainer.train = trains
+
+
+@contextlib.contextmanager
+def ahead_by_nothing() -> Iterator[None]:
+    """Inside the block runs use the machinery of sampling ahead, without a lag."""
+    plain = TrainingRun._make_source
+
+    def made(self: TrainingRun, collector: Any) -> Any:
+        source = plain(self, collector)
+        ahead = sources.make_ahead(self.context, self.learner.policy, collector, self.prompts)
+        source.source = self._inner.enter_context(ahead)
+        return source
+
+    with mock.patch.object(TrainingRun, "_make_source", made):
+        yield
 
 
 def make(options: dict[str, Any]) -> PolicyGradientTrainer:

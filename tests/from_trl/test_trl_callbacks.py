@@ -173,8 +173,8 @@ def test_a_run_that_its_evaluation_ends_is_evaluated_once(trainer: Callable[...,
             control.should_training_stop = True
 
     made = trainer([Enough()], eval_strategy="steps", eval_steps=2, num_eval_prompts=4, eval_num_samples=1)
-    evaluate, titles = made.evaluate, []
-    made.evaluate = lambda title, clock=None: (titles.append(title), evaluate(title, clock))[1]
+    evaluate, titles = made.evaluator.evaluate, []
+    made.evaluator.evaluate = lambda title: (titles.append(title), evaluate(title))[1]
     summary = made.train()
     assert titles == ["Before", "Step 2"]
     assert summary["pass_rate_after"] == read_metrics(made.folder.metrics)[1]["eval/greedy"]
@@ -187,15 +187,15 @@ def test_early_stopping_ends_a_run_whose_evaluations_do_not_rise(
     """Patience 2; the model before the first step reads 0.25."""
     evaluating = {"eval_strategy": "steps", "eval_steps": 1, "num_eval_prompts": 4, "eval_num_samples": 1}
     made = trainer([EarlyStoppingCallback(2)], **evaluating, metric_for_best_model="eval/greedy")
-    evaluate = made.evaluate
+    evaluate = made.evaluator.evaluate
 
-    def read(title: str, clock: Any = None) -> Any:
-        result = evaluate(title, clock)
-        value = [0.25, *readings][made.step]
+    def read(title: str) -> Any:
+        result = evaluate(title)
+        value = [0.25, *readings][made.run.step]
         result.greedy = Interval(value, value, value)
         return result
 
-    made.evaluate = read
+    made.evaluator.evaluate = read
     assert made.train()["steps"] == steps
     assert made.state.best_metric == 0.5
 

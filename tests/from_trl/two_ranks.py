@@ -62,9 +62,9 @@ def main(folder: Path) -> None:
         callbacks=[seen],
     )
     summary = trainer.train()
-    told = {"events": seen.events, "steps": summary["steps"], "rows": trainer.plan.rows}
+    told = {"events": seen.events, "steps": summary["steps"], "rows": trainer.context.plan.rows}
     told["is_first"] = trainer.state.is_world_process_zero
-    (folder / f"rank{trainer.ranks.number}.json").write_text(json.dumps(told))
+    (folder / f"rank{trainer.context.ranks.number}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

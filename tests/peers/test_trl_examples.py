@@ -158,7 +158,7 @@ def test_a_dataset_of_four_rows_runs_without_arguments(model_id: str) -> None:
         train_dataset=MIXED,
         callbacks=[TwoSteps],
     )
-    assert len(trainer.train_prompts) == trainer.plan.prompts == 3  # one of the four is held out
+    assert len(trainer.train_prompts) == trainer.context.plan.prompts == 3  # one of the four is held out
     trained(trainer)
 
 

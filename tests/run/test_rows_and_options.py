@@ -12,6 +12,7 @@ from llm_pg.config.load import check_values
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
+from tests.seams import Steps
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]
 SMALL = {
@@ -129,15 +130,14 @@ def test_the_reference_moves_by_its_share_when_its_steps_are_over(trainer: Calla
     settings = {"sync_ref_model": True, "ref_model_mixup_alpha": 0.25, "ref_model_sync_steps": 2}
     made = trainer(max_steps=4, beta=0.05, **settings)
     first = [p.detach().clone() for p in made.model.parameters()]
-    expected, step = [first], made._one_step
+    expected = [first]
 
-    def watched() -> None:
-        step()
-        if made.step % 2 == 0:
+    def watched(step: int) -> None:
+        if step % 2 == 0:
             pairs = zip(expected[-1], made.model.parameters(), strict=True)
             expected.append([0.75 * old + 0.25 * new.detach() for old, new in pairs])
 
-    made._one_step = watched
+    made.add_callback(Steps(after=watched))
     made.train()
     for found, wanted in zip(made.policy.reference.parameters(), expected[2], strict=True):
         assert torch.allclose(found, wanted, atol=1e-7)

@@ -15,6 +15,7 @@ from llm_pg.doctor import examine_run
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
+from tests.seams import Steps, raising
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]
 SMALL = {
@@ -39,6 +40,10 @@ def begins_with_a_digit(completion: str, **row: Any) -> float:
     return float(completion[:1].isdigit())
 
 
+class Killed(Exception):
+    pass
+
+
 @pytest.fixture
 def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
     def run(
@@ -46,6 +51,7 @@ def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Cal
         config: Any = GRPOConfig,
         reward: Any = first_digit,
         resume: bool = False,
+        dies_at: int = 0,
         **changes: Any,
     ) -> Any:
         trainer = kind(
@@ -55,6 +61,7 @@ def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Cal
             train_dataset=ROWS,
             processing_class=tokenizer,
             terminal=Terminal(quiet=True),
+            callbacks=[Steps(after=raising(Killed, dies_at))],
         )
         trainer.summary = trainer.train(resume=resume)
         return trainer
@@ -144,20 +151,8 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(
         changes["baseline"] = "running_mean"
     whole = train(kind, config, run_name="whole", **changes)
 
-    class Killed(Exception):
-        pass
-
-    original = kind._one_step
-
-    def dies(self: Any) -> None:
-        original(self)
-        if self.step == 4:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "_one_step", dies)
-        with pytest.raises(Killed):
-            train(kind, config, run_name="cut", save_steps=3, **changes)
+    with pytest.raises(Killed):
+        train(kind, config, run_name="cut", save_steps=3, dies_at=4, **changes)
     resumed = train(kind, config, run_name="cut", save_steps=3, resume=True, **changes)
 
     timed = ("seconds", "tokens_per_second", "train_tokens_per_second", "mfu", "memory")

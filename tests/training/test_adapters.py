@@ -21,6 +21,7 @@ from llm_pg.sampling.vllm.weights import tensors
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
 from llm_pg.training.adapters import in_four_bits
+from tests.seams import Steps, raising
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
 SMALL = {
@@ -259,24 +260,17 @@ def test_a_run_with_an_adapter_that_was_cut_goes_on_bit_for_bit(
     rows.write_text("".join(json.dumps({"prompt": f"{n}+1=", "completion": str(n + 1)}) + "\n" for n in range(8)))
     warm = {"warm_start_steps": 2, "warm_start_data_files": str(rows)} if given == "warm start" else {}
 
-    def run(name: str, resume: bool = False) -> Any:
+    def run(name: str, resume: bool = False, dies_at: int = 0) -> Any:
         model = several(make_model, "other") if given == "its own" else None
         kind = None if model else KINDS["lora" if warm else given]
         trainer = make(kind, model=model, run_name=name, max_steps=4, save_steps=2, **warm)
+        trainer.add_callback(Steps(after=raising(KeyboardInterrupt, dies_at)))
         trainer.train(resume=resume)
         return trainer
 
-    whole, original = run("whole"), GRPOTrainer._one_step
-
-    def dies(self: Any) -> None:
-        original(self)
-        if self.step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GRPOTrainer, "_one_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut")
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", dies_at=3)
     resumed = run("cut", resume=True)
     kl = [[line["kl"] for line in read_metrics(trainer.folder.metrics)] for trainer in (whole, resumed)]
     assert kl[0] == kl[1]

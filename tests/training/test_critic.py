@@ -24,6 +24,7 @@ from llm_pg.training.update import Updater
 from tests.conftest import FAMILIES
 from tests.faults.tiny_run import ROWS as ROWS_OF_TEXT
 from tests.faults.tiny_run import make
+from tests.seams import Steps
 from tests.training.test_policy import doubled, in_double, policy_of, rollouts
 
 ROWS = ("a2c", "ppo")
@@ -331,15 +332,13 @@ def run(
     options = {"out": str(tmp_path), "name": name, "algorithm": "ppo", "lora": lora, "rows": rows, "changes": changes}
     trainer = make({**options, **({} if reward is None else {"reward": reward})})
     seen: list[dict[str, torch.Tensor]] = []
-    step = trainer._one_step
 
-    def noted() -> None:
-        step()
+    def noted(_: int) -> None:
         weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
         assert trainer.policy.critic is not None
         seen.append({**weights, **{n: p.detach().clone() for n, p in trainer.policy.critic.weights().items()}})
 
-    trainer._one_step = noted  # type: ignore[method-assign]
+    trainer.add_callback(Steps(after=noted))
     start = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
     return trainer, start, seen
@@ -390,14 +389,13 @@ def test_a_run_begins_with_the_critic_that_it_is_given(kind: str, tmp_path: Path
     first = of("first")
     first.train()
     second = of("second", critic_path=str(first.folder.model))
-    step, begun = second._one_step, {}
+    begun: dict[str, torch.Tensor] = {}
 
-    def seen() -> None:
-        if second.step == 1:
+    def seen(step: int) -> None:
+        if step == 1:
             begun.update({name: p.detach().clone() for name, p in second.policy.critic.weights().items()})
-        step()
 
-    second._one_step = seen
+    second.add_callback(Steps(before=seen))
     second.train()
     learned = load_file(first.folder.model / "critic.safetensors")
     assert begun.keys() == {f"critic.{name}" for name in learned}

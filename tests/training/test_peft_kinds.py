@@ -14,6 +14,7 @@ from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
+from tests.seams import Steps
 from tests.training.test_policy import rollouts
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
@@ -149,15 +150,13 @@ def test_every_kind_of_the_installed_peft_is_trained_or_refused_here() -> None:
 @pytest.mark.parametrize("kind", TRAINED)
 def test_the_reference_is_the_policy_before_step_one_and_never_moves(kind: str, make: Callable[..., Any]) -> None:
     trainer = make(TRAINED[kind](), "qwen2" if "bias" in kind else "llama")  # the first has biases
-    batch, begin = rollouts(), trainer._begin
-    start: list[torch.Tensor] = []
+    batch, start = rollouts(), []  # type: Any, list[torch.Tensor]
 
-    def begins(*given: Any) -> int:
-        step: int = begin(*given)
-        start.extend((trainer.policy.logp(batch, 4), trainer.policy.ref_logp(batch, 4)))
-        return step
+    def begins(step: int) -> None:
+        if step == 1:
+            start.extend((trainer.policy.logp(batch, 4), trainer.policy.ref_logp(batch, 4)))
 
-    trainer._begin = begins
+    trainer.add_callback(Steps(before=begins))
     trainer.train()
     lines = read_metrics(trainer.folder.metrics)
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-10)

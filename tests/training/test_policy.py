@@ -258,7 +258,7 @@ def test_minibatches_are_steps_of_the_size_of_the_whole_batch(name: str, make_mo
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
         gradients: list[torch.Tensor] = []
         optimizer.register_step_pre_hook(
-            lambda *_, into=gradients, of=policy: into.append(torch.cat([p.grad.reshape(-1) for p in of.trainable()]))
+            lambda *_, into=gradients, of=policy: into.append(torch.cat([p.grad.reshape(-1) for p in of.parameters()]))
         )
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
         updater = Updater(
