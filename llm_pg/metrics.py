@@ -8,13 +8,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .training.update import UpdateStats
+from typing import Any
 
 # name -> (unit, meaning). A name that ends in "/" stands for all names that begin with it.
 METRICS: dict[str, tuple[str, str]] = {
@@ -196,31 +193,6 @@ def sync(path: Path) -> None:
     """Bring a file onto the disk: a checkpoint must not outlive the lines of its steps."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-_SUMS_OF_A_PASS = (
-    *("policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl", "sampler_gap"),
-    *("off_policy_masked", "correction_bounded"),
-)
-
-
-def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, Any]:
-    """Of the optimiser steps of one batch: means over them, where sums over a pass stay sums; NaN stays NaN.
-
-    per_pass: minibatches of a pass.
-    """
-    out: dict[str, Any] = {"skipped_updates": sum(not update.stepped for update in updates)}
-    for name in dict.fromkeys(name for update in updates for name in update.values):
-        share = per_pass if name in _SUMS_OF_A_PASS else 1
-        out[name] = sum(update.values.get(name, 0.0) for update in updates) / len(updates) * share
-    out["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
-    critic = [update.critic_grad_norm for update in updates if update.critic_grad_norm is not None]
-    if critic:
-        out["critic_grad_norm"] = sum(critic) / len(critic)
-    for noise in (update.noise for update in updates if update.noise is not None):
-        out.update({"gradient_signal": noise.signal, "gradient_noise": noise.noise})
-    splits = sum(update.splits for update in updates)
-    return {**out, "oom_splits": splits} if splits else out
 
 
 def peak_memory_mb() -> float:

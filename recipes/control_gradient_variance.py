@@ -18,7 +18,7 @@ import torch
 from figures import COLOURS, figure, save
 from torch import Tensor
 
-from llm_pg.control.learner import Learner
+from llm_pg.control.learner import ControlLearner
 from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import ROWS, resolve
 from llm_pg.control.tabular import build, exact_gradient
@@ -34,7 +34,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def half_trained(num_episodes: int) -> tuple[Any, Learner]:
+def half_trained(num_episodes: int) -> tuple[Any, ControlLearner]:
     """A collector and a learner whose policy and critic saw some episodes."""
     settings = resolve("gridworld", "reinforce", baseline="value", learning_rate=0.1)
     _, collector, learner = prepare(settings)
@@ -43,10 +43,10 @@ def half_trained(num_episodes: int) -> tuple[Any, Learner]:
     return collector, learner
 
 
-def gradients(changes: dict[str, Any], collector: Any, learner: Learner, num_batches: int) -> Tensor:
+def gradients(changes: dict[str, Any], collector: Any, learner: ControlLearner, num_batches: int) -> Tensor:
     """One gradient of the return an episode, of the policy's parameters only: (N, parameters)."""
     row = dataclasses.replace(ROWS["reinforce"], **changes)
-    other = Learner(
+    other = ControlLearner(
         dataclasses.replace(learner.settings, row=row), learner.policy, collector.policy.interface.horizon, False
     )
     num_actor = sum(p.numel() for p in learner.policy.actor.parameters())

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from .collect import Episodes
-from .learner import Learner
+from .learner import ControlLearner
 from .prepare import begin_run, make_collector, one_thread
 from .record import ControlRun, CurveRecorder, Point
 from .settings import ControlSettings
@@ -76,7 +76,7 @@ def work(settings: ControlSettings, number: int, shared: SharedParameters, messa
         run = begin_run(settings)
         policy = run.policy
         assert policy is not None
-        learner = Learner(settings, policy, run.interface.horizon, optimize=False)
+        learner = ControlLearner(settings, policy, run.interface.horizon, optimize=False)
         collector = make_collector(run, settings.seed * 1009 + number)
         while not shared.stop.is_set():
             version, progress = shared.read(policy.theta.numpy())
@@ -105,7 +105,7 @@ def train_asynchronously(settings: ControlSettings, *, on_point: Callable[[Point
     run = begin_run(settings)
     policy = run.policy
     assert policy is not None
-    learner = Learner(settings, policy, run.interface.horizon)
+    learner = ControlLearner(settings, policy, run.interface.horizon)
     recorder = CurveRecorder(run, Episodes(0, settings.window), on_point)
     # A forked child would inherit torch's threads in a state that nobody defines.
     context = multiprocessing.get_context("spawn")
@@ -133,7 +133,7 @@ def train_asynchronously(settings: ControlSettings, *, on_point: Callable[[Point
 
 def _serve(
     run: ControlRun,
-    learner: Learner,
+    learner: ControlLearner,
     recorder: CurveRecorder,
     shared: SharedParameters,
     messages: Any,

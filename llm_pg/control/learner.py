@@ -53,7 +53,7 @@ def _grad(theta: Tensor) -> Tensor:
 OPTIMIZERS: dict[str, Callable[[Tensor], Move]] = {"adam": _adam, "rmsprop": _rmsprop, "sgd": _sgd}
 
 
-class Learner:
+class ControlLearner:
     """Holds the policy's optimiser and the algorithm's state.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from .adviser import check
 from .collect import ControlCollector, Scaler
 from .environments import inspect, make_rows, reward_threshold
-from .learner import Learner
+from .learner import ControlLearner
 from .policies import ControlPolicy
 from .record import ControlRun
 from .settings import ControlSettings
@@ -29,11 +29,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def prepare(settings: ControlSettings) -> tuple[ControlRun, ControlCollector, Learner]:
+def prepare(settings: ControlSettings) -> tuple[ControlRun, ControlCollector, ControlLearner]:
     """Everything a run needs, checked; the same seed makes the same run."""
     run = begin_run(settings)
     assert run.policy is not None
-    return run, make_collector(run, settings.seed), Learner(settings, run.policy, run.interface.horizon)
+    return run, make_collector(run, settings.seed), ControlLearner(settings, run.policy, run.interface.horizon)
 
 
 def begin_run(settings: ControlSettings) -> ControlRun:

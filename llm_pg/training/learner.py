@@ -12,12 +12,12 @@ from torch import Tensor
 from ..algorithms.algorithm import Algorithm, Batch
 from ..estimators.kl import k3
 from ..estimators.masked import masked_mean
-from ..metrics import Clock, update_metrics
+from ..metrics import Clock
 from ..rollouts import TextRollouts
 from ..sampling.random import stream_key, uniform
 from .critic import with_values
 from .policy import Policy
-from .update import SeenTokens, Updater, UpdateStats
+from .update import SeenTokens, Updater, UpdateStats, update_metrics
 
 ORDER_STREAM = 3
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.control.collect import ControlCollector, Stretch
-from llm_pg.control.learner import Learner
+from llm_pg.control.learner import ControlLearner
 from llm_pg.control.mdp import FiniteMDP, bandit, gridworld
 from llm_pg.control.prepare import prepare
 from llm_pg.control.settings import ROWS, resolve
@@ -284,7 +284,7 @@ def test_a_collector_counts_the_steps_of_the_policy_alone() -> None:
 
 def test_asking_for_a_gradient_moves_nothing() -> None:
     _, collector, learner = prepare(resolve("cartpole", "a2c"))
-    assert isinstance(learner, Learner)
+    assert isinstance(learner, ControlLearner)
     before = learner.policy.theta.clone()
     gradient, _ = learner.gradient(collector.collect(), 0.0)
     assert torch.equal(learner.policy.theta, before)

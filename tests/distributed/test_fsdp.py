@@ -120,7 +120,7 @@ def test_ranks_without_a_row_that_counts_have_no_gradient_as_one_process_has_non
     accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda x, reduction: x)
     updater = Updater.__new__(Updater)
     updater.accelerator, updater.critic_only = accelerator, False
-    updater.policy = SimpleNamespace(shards=None, critic=None, trainable=lambda: [parameter])  # type: ignore[assignment]
+    updater.policy = SimpleNamespace(shards=None, critic=None, parameters=lambda: [parameter])  # type: ignore[assignment]
     updater.algorithm = SimpleNamespace(contributes_B=lambda batch: torch.tensor(alive) > 0)  # type: ignore[assignment]
     updater._sum_gradients(None)  # type: ignore[arg-type]
     assert (None if parameter.grad is None else parameter.grad.tolist()) == expected

@@ -19,6 +19,7 @@ from llm_pg.evaluate import Evaluation, Interval
 from llm_pg.run.best import Best, load_weights
 from llm_pg.run.evaluator import Evaluator
 from llm_pg.run.folder import RunFolder
+from llm_pg.terminal import Terminal
 from tests.faults import tiny_run
 
 CHANGES = {"eval_steps": 1, "metric_for_best_model": "eval/length", "greater_is_better": False, "save_steps": 2}
@@ -109,7 +110,7 @@ def test_all_ranks_judge_by_the_evaluation_of_the_first() -> None:
     seen: list[Evaluation] = []
     ranks = SimpleNamespace(together=lambda work: work(), gather=lambda value: [of(0.9), value])
     config = check_values({"num_eval_prompts": 1})
-    context: Any = SimpleNamespace(ranks=ranks, config=config, folder=RunFolder(config))
+    context: Any = SimpleNamespace(ranks=ranks, config=config, folder=RunFolder(config), terminal=Terminal.silent())
     policy: Any = SimpleNamespace(gathered=contextlib.nullcontext)
     second_rank = Evaluator(context, None, [None], policy, None, None)  # type: ignore[arg-type, list-item]
     second_rank.evaluate = lambda title="": of(0.1)  # type: ignore[method-assign]

@@ -149,14 +149,14 @@ def test_a_run_that_goes_on_reports_seconds_curves_and_the_first_pass_rate_of_th
     folder = tmp_path / "r"
     before = json.loads((folder / "before.json").read_text())["greedy"]["mean"]
     out = io.StringIO()
-    again = make(options)
-    again.terminal = live = LiveTerminal(console=Console(file=out, force_terminal=True, width=100, height=50))
+    live = LiveTerminal(console=Console(file=out, force_terminal=True, width=100, height=50))
+    again = make(options, terminal=live)
     summary = again.train(resume=True)
 
     seconds, steps = summary["seconds_by_phase"], read_metrics(folder / "metrics.jsonl")
     for phase in ("sample", "update"):
         assert seconds[phase] == pytest.approx(sum(line[f"seconds/{phase}"] for line in steps), abs=0.01)
-    own = again.clock.seconds["load"] - first.clock.seconds["load"]
+    own = again.context.clock.seconds["load"] - first.context.clock.seconds["load"]
     assert 0 < own < seconds["load"]
     assert live.board is not None
     assert [step for step, _ in live.board.history["reward"]] == [1, 2, 3, 4]

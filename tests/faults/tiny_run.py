@@ -129,7 +129,7 @@ def ahead_by_nothing() -> Iterator[None]:
         yield
 
 
-def make(options: dict[str, Any]) -> PolicyGradientTrainer:
+def make(options: dict[str, Any], **more: Any) -> PolicyGradientTrainer:
     algorithm = options.get("algorithm", "grpo")
     values = {**SMALL, "name": algorithm, "output_dir": options["out"], "run_name": options["name"]}
     config = check_values({**values, **options.get("changes", {})})
@@ -149,6 +149,7 @@ def make(options: dict[str, Any]) -> PolicyGradientTrainer:
         train_dataset=options.get("rows", ROWS),
         processing_class=tokenizer,
         peft_config=peft_config,
+        **more,
     )
     if options.get("inside"):
         sample_inside(made)

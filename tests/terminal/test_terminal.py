@@ -380,4 +380,4 @@ def test_a_live_run_is_the_plain_run_number_for_number(train: Callable[..., Any]
     text = out.getvalue()
     assert "step 6/6" in text
     assert "sampling" in text
-    assert live.terminal.board.history["reward"][-1][0] == 6
+    assert live.context.terminal.board.history["reward"][-1][0] == 6

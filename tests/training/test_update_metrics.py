@@ -11,11 +11,10 @@ from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.metrics import update_metrics
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.training.policy import Policy
-from llm_pg.training.update import Updater
+from llm_pg.training.update import Updater, update_metrics
 from tests.training.test_policy import rollouts
 
 
