@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..config import ConfigError
-from ..training.merging import PROMPTS, save_merged
 from ..prompts import Prompt
+from ..training.merging import PROMPTS, save_merged
 from ..training.policy import Policy
 from ..training.shards import collect
 from .checkpoint import CheckpointError

@@ -16,6 +16,7 @@ from llm_pg.config import ConfigError
 from llm_pg.terminal import Terminal
 from llm_pg.training import merging
 from llm_pg.training.merging import rehearse_merge, save_merged
+from tests.seams import Steps
 from tests.training.test_peft_kinds import TRAINED
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
@@ -89,7 +90,7 @@ def test_what_is_read_back_computes_what_was_trained(
     torch.testing.assert_close(logits(merged), logits(trainer.model), rtol=1e-4, atol=1e-5)
     with trainer.model.disable_adapter():
         assert not torch.allclose(logits(merged), logits(trainer.model), atol=1e-3)
-    assert any("computes what was trained" in line for line in trainer.terminal.said)
+    assert any("computes what was trained" in line for line in trainer.context.terminal.said)
     base = make_model("llama", tie_word_embeddings=family == "tied")
     adapted = peft.PeftModel.from_pretrained(base, trainer.folder.model)
     torch.testing.assert_close(logits(adapted), logits(trainer.model), rtol=1e-4, atol=1e-5)
@@ -151,18 +152,11 @@ def test_a_merged_model_that_computes_something_else_is_not_kept_and_the_adapter
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make("untied", peft.LoraConfig(r=4, target_modules=["q_proj"]))
-    begin = trainer._begin
-
-    def begins(*given: Any) -> int:
-        monkeypatch.setattr(merging, "_merged", unmerged)
-        step: int = begin(*given)
-        return step
-
-    monkeypatch.setattr(trainer, "_begin", begins)
+    trainer.add_callback(Steps(before=lambda _: monkeypatch.setattr(merging, "_merged", unmerged)))
     trainer.train()
     assert not trainer.folder.merged.exists()
     assert (trainer.folder.model / "adapter_model.safetensors").exists()
-    told = [line for line in trainer.terminal.said if "was not written" in line]
+    told = [line for line in trainer.context.terminal.said if "was not written" in line]
     assert len(told) == 1
     assert "is not the one that was trained" in told[0]
     assert str(trainer.folder.model) in told[0]
