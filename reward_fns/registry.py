@@ -49,7 +49,8 @@ class RewardInfo:
     low, high: the closed range of its values.
     floor: the highest score that a completion without work in it can earn, in [low, high].
     checks: "answer" when a right answer is needed for more than the floor; "shape" when only the form is looked at. A
-        shape reward pays junk of the right form, so it belongs beside an answer reward, with a small weight.
+        shape reward pays junk of the right form, so it belongs beside an answer reward, with a small weight. "opinion"
+        when a model decides, of which nothing can be promised.
     requires: modules it imports when first called; a worker imports them before the first deadline starts.
     extra: the extra of this distribution that installs them.
     check_row: raises ValueError for a row that the function could not grade; called with the columns and the fixed
@@ -62,7 +63,7 @@ class RewardInfo:
     low: float
     high: float
     floor: float
-    checks: Literal["answer", "shape"]
+    checks: Literal["answer", "shape", "opinion"]
     requires: tuple[str, ...] = ()
     extra: str | None = None
     check_row: Callable[..., None] | None = None
@@ -72,10 +73,10 @@ class RewardInfo:
     def __post_init__(self) -> None:
         if not self.low <= self.floor <= self.high:
             raise ValueError(f"A floor lies in the range: got low {self.low}, floor {self.floor}, high {self.high}.")
-        if self.checks == "shape" and self.floor != self.high:
+        if self.checks != "answer" and self.floor != self.high:
             raise ValueError(
-                f"A reward that looks only at the form pays junk of that form in full, so its floor is its high end "
-                f"{self.high}; got {self.floor}."
+                f"A reward that looks only at the form pays junk of that form in full, and a judge may, so its floor "
+                f"is its high end {self.high}; got {self.floor}."
             )
 
 
@@ -94,7 +95,7 @@ def reward(
     low: float,
     high: float,
     floor: float,
-    checks: Literal["answer", "shape"],
+    checks: Literal["answer", "shape", "opinion"],
     requires: tuple[str, ...] = (),
     extra: str | None = None,
     check_row: Callable[..., None] | None = None,

@@ -34,6 +34,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "llm_pg.rewards.audit.probes": ("probe_rewards", "probe_texts", "Finding"),
         "llm_pg.rewards.audit.tries": ("audit_rewards",),
         "llm_pg.rewards.audit.tables": ("Audit", "Mistake"),
+        "reward_fns.judge": ("judge", "JudgeError", "JudgeDownError", "NoScoreError"),
         "reward_fns.registry": ("rewards", "tasks", "RewardInfo", "Gold"),
     },
     "Algorithms": {
@@ -68,7 +69,8 @@ V vocabulary.
 """
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$")
 ENTRY = re.compile(r"^    (\S[^:]*): (.*)$")
-Definition = ast.FunctionDef | ast.ClassDef
+Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def markdown() -> str:
@@ -84,7 +86,7 @@ def markdown() -> str:
 def _definitions(module: str, names: Sequence[str]) -> list[Definition]:
     path = ROOT / f"{module.replace('.', '/')}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    found = {node.name: node for node in tree.body if isinstance(node, (*Function, ast.ClassDef))}
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"api_guide.ROOMS names {', '.join(missing)} of {module}, which {path} does not define.")
@@ -92,7 +94,8 @@ def _definitions(module: str, names: Sequence[str]) -> list[Definition]:
 
 
 def _entry(module: str, node: Definition) -> str:
-    lines = [f"### {node.name}\n", f"```text\n{module}.{signature(node)}\n```\n", described(node)]
+    kind = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+    lines = [f"### {node.name}\n", f"```text\n{kind}{module}.{signature(node)}\n```\n", described(node)]
     if isinstance(node, ast.ClassDef):
         for method in node.body:
             if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and ast.get_docstring(method):
@@ -102,7 +105,7 @@ def _entry(module: str, node: Definition) -> str:
 
 def signature(node: Definition) -> str:
     """Name and arguments; of a class those of its `__init__`, or its fields with their defaults."""
-    if isinstance(node, ast.FunctionDef):
+    if not isinstance(node, ast.ClassDef):
         first = node.args.args[:1]
         if first and first[0].arg in ("self", "cls"):
             node.args.args = node.args.args[1:]

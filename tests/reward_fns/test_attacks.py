@@ -35,12 +35,13 @@ SUBJECTS = {
 SHIPPED_HERE = {
     name
     for name, shipped in registry.rewards().items()
-    if not shipped.function.__module__.endswith((".code", ".code_sets", ".reasoning_gym"))
+    if not shipped.function.__module__.endswith((".code", ".code_sets", ".judge", ".reasoning_gym"))
 }
 
 
 def test_every_shipped_function_is_attacked():
-    """`code` and `code_sets` run model text in the sandbox, `reasoning_gym` needs its library: they have their own."""
+    """`code` and `code_sets` run model text in the sandbox, `judge` asks a server, `reasoning_gym` needs its library:
+    they have their own."""
     assert set(SUBJECTS) == SHIPPED_HERE
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_pg.rewards.audit.probes import all_answers
 from reward_fns.reading import numerals
+from reward_fns.reading.final_answer import sentences
 from reward_fns.registry import Gold
 
 
@@ -92,7 +93,7 @@ def cases(gold: Gold, other: Gold | None, prompt: Any, row: Mapping[str, Any], r
     yield Case("nothing", "", False)
     yield Case("white space", " \n\t ", False)
     echo = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
-    if answer not in echo:
+    if not _says(echo, gold):
         yield Case("the prompt", echo, False)
     yield Case("all answers at once", " ".join(all_answers(row, rows)), False)
     if other is not None:
@@ -111,6 +112,15 @@ def _fits(dress: _Dress, gold: Gold) -> bool:
     if "dollars" in dress.name or "LaTeX's" in dress.name:
         return "$" not in gold.text and "\\(" not in gold.text
     return "unit" not in dress.needs or gold.text.lstrip("-").replace(".", "", 1).isdigit()
+
+
+def _says(prompt: str, gold: Gold) -> bool:
+    """Whether a prompt happens to name the answer, so that giving it back is no wrong answer for certain."""
+    if gold.text in prompt:
+        return True
+    value = numerals.only(gold.text) if gold.kind == "number" else None
+    named = (numerals.last([sentence]) for sentence in sentences(prompt)) if value is not None else ()
+    return any(number is not None and value is not None and _equal(number, value, gold) for number in named)
 
 
 def _written_otherwise(gold: Gold) -> Iterator[Case]:
