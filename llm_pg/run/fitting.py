@@ -1,0 +1,48 @@
+"""What of a model is fitted to the prompts of a run, before it is sampled from: where its completions end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import GenerationConfig
+
+from ..config import Config
+from ..model.attention import core_of
+from ..prompts import Prompt
+from ..prompts.template import end_of_turn
+from .models import end_token_ids
+
+LOOKED_AT = 64  # prompts by which it is told whether they are in the form of the chat template
+
+
+def add_end_of_turn(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], config: Config, warn: Callable[[str], None]
+) -> None:
+    """Adds the token that ends a turn of the chat template to the model's generation config, where it is none of
+    `end_token_ids`: completions end there, and so do those of the saved model.
+
+    Only for prompts in the form of the template. warn: told what was added, or that the end of a turn is no token.
+    """
+    end = end_of_turn(tokenizer, config.data.chat_template_kwargs)
+    ends = end_token_ids(model, tokenizer)
+    if end is None or end.token in ends:
+        return
+    if not any(prompt.messages is not None or end.text in prompt.text for prompt in prompts[:LOOKED_AT]):
+        return
+    known = ", ".join(str(tokenizer.convert_ids_to_tokens(number)) for number in ends)
+    if end.token is None:
+        if not any(end.text.startswith(stop) for stop in config.rollout.stop):
+            warn(
+                f"The chat template ends a turn by {end.text!r}, which is no token of its own, and completions end at "
+                f"{known} alone: set rollout.stop to [{end.text!r}], else they run on past their turn."
+            )
+        return
+    core = core_of(model)
+    if getattr(core, "generation_config", None) is None:
+        core.generation_config = GenerationConfig()
+    core.generation_config.eos_token_id = sorted({*ends, end.token})
+    warn(
+        f"The chat template ends a turn by {end.text}, and the model would end at {known} alone and run on past its "
+        f"turn: {end.text} ends completions too, here and in the generation config of the saved model."
+    )
