@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 from .algorithms.algorithm import Algorithm
 from .collect.curriculum import make_stream
+from .collect.reading import say_unread
 from .config import Config, ConfigError, flat, nearest
 from .config.load import checked
 from .config.trl import TRAINER
@@ -108,6 +109,7 @@ class PolicyGradientTrainer:
             device=context.accelerator.device,
             gamma=context.spec.gamma,
         )
+        say_unread(self.collector.reader, self.train_prompts, config, context.terminal.warn)
         self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, context.ranks.gather)
         compared = self.eval_prompts or self.train_prompts
         writer = ModelWriter(context, self.policy, self.tokenizer, compared)

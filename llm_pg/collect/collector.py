@@ -14,6 +14,7 @@ from torch import Tensor
 from ..estimators.kl import k3
 from ..metrics import Clock
 from ..prompts import Prompt
+from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rewards.tally import Scores
 from ..rollouts import TextRollouts
@@ -183,6 +184,7 @@ class Collector:
         sampler: an engine. scorer: the reward functions. tokenizer: to read completions.
         params: the training distribution. seed: of the run. gamma: discount per token.
         twins: other readings of the answers, for evaluations.
+        reader: from ids to the text that functions read; None = without any special token.
     """
 
     def __init__(
@@ -195,12 +197,14 @@ class Collector:
         seed: int,
         gamma: float,
         twins: Twins | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.sampler, self.scorer, self.tokenizer, self.params = sampler, scorer, tokenizer, params
         self.seed, self.gamma = seed, gamma
         self.max_steps = 0  # of the run, for reward functions that shape themselves by its progress
         self.pieces = Pieces(tokenizer)
         self.twins = twins
+        self.reader = reader or Reader(tokenizer)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Collector:
@@ -312,7 +316,7 @@ class Collector:
     def read(self, done: Completions) -> tuple[list[str], list[list[int]]]:
         lengths = done.mask_BT.sum(1).tolist()
         ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True), ids
+        return self.reader(ids), ids
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0) -> Scores:
         """Rewards in TRL's form: conversational prompts get their completions as a list of one message.

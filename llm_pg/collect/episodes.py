@@ -13,6 +13,7 @@ from ..environments.rollout import Conversations, Episode, Limits, as_tensors
 from ..environments.writing import TurnWriter
 from ..metrics import Clock
 from ..prompts import Prompt
+from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rewards.tally import RewardError, Scores
 from ..rollouts import TextRollouts, is_last
@@ -53,9 +54,10 @@ class EpisodeCollector(Collector):
         limits: Limits,
         max_unscorable: float = 0.2,
         device: torch.device | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        super().__init__(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma)
-        self.conversations = Conversations(sampler, scorer, tokenizer, writer, limits)
+        super().__init__(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, reader=reader)
+        self.conversations = Conversations(sampler, scorer, self.reader, writer, limits)
         self.max_unscorable, self.device = max_unscorable, device or torch.device("cpu")
 
     @property

@@ -137,6 +137,12 @@ class RewardConfig(Section):
         description="Before the first step: right answers in many forms, and wrong ones that look like them, to 32 "
         "rows, in at most 2 seconds. Where a wrong one is paid: warn, stop the run, or none = do not try.",
     )
+    skip_special_tokens: bool | None = Field(
+        None,
+        description="Take special tokens out of the completion that functions read. false = leave those in that are "
+        "words of the model, such as <think> added as a special token (begin, end, padding and the tokens around turns "
+        "are taken out in any case); None = false where a shipped function reads tags, else true.",
+    )
 
 
 class AlgorithmConfig(Section):

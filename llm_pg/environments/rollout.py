@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..prompts import Prompt
+from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rollouts import Inserted
 from ..sampling.protocol import Completions, Sampler, SamplingParams
@@ -70,11 +71,11 @@ class Conversations:
 
     Args:
         sampler: an engine. scorer: its one function is the environment (`as_reward_function`).
-        tokenizer, writer: to read turns, and to write what is said to them.
+        reader, writer: to read turns, and to write what is said to them.
     """
 
-    def __init__(self, sampler: Sampler, scorer: Scorer, tokenizer: Any, writer: TurnWriter, limits: Limits) -> None:
-        self.sampler, self.scorer, self.tokenizer, self.writer = sampler, scorer, tokenizer, writer
+    def __init__(self, sampler: Sampler, scorer: Scorer, reader: Reader, writer: TurnWriter, limits: Limits) -> None:
+        self.sampler, self.scorer, self.reader, self.writer = sampler, scorer, reader, writer
         self.limits = limits
         self._batch = 0
 
@@ -128,7 +129,7 @@ class Conversations:
             episode.ids += tokens[row][:n]
             episode.logp += logps[row][:n]
             episode.ends.append(len(episode.ids) - 1)
-            episode.turns.append(self.tokenizer.decode(tokens[row][:n], skip_special_tokens=True))
+            episode.turns += self.reader([tokens[row][:n]])
         return cut
 
     def _answer(

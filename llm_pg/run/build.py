@@ -9,6 +9,7 @@ import torch
 
 from ..collect.collector import Collector
 from ..collect.episodes import EpisodeCollector
+from ..collect.reading import make_reader
 from ..collect.twins import make_twins
 from ..config import Config, ConfigError
 from ..environments.rollout import Limits
@@ -73,9 +74,11 @@ def collector_of(
 ) -> Collector:
     """Sampler and scorer as one: single completions, or episodes where the config names an environment."""
     params, seed, rollout = sampling_params(config), config.run.seed, config.rollout
+    ends = end_token_ids(model, tokenizer)
+    reader = make_reader(config, tokenizer, ends, scorer.functions)
     if rollout.environment is None:
         twins = make_twins(config, scorer.functions)
-        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins)
+        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins, reader=reader)
     return EpisodeCollector(
         sampler,
         scorer,
@@ -83,8 +86,9 @@ def collector_of(
         params,
         seed=seed,
         gamma=gamma,
-        writer=TurnWriter(tokenizer, end_token_ids(model, tokenizer), config.data.chat_template_kwargs),
+        writer=TurnWriter(tokenizer, ends, config.data.chat_template_kwargs),
         limits=Limits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length),
         max_unscorable=config.reward.max_unscorable,
         device=device,
+        reader=reader,
     )
