@@ -44,10 +44,12 @@ class PolicyGradientTrainer:
     Args:
         model: hub id, local folder, or a transformers model; None = what the config's `model` section says.
         reward_funcs: one or several: functions in TRL's form or the plain form, names of shipped ones,
-            `module:function` or `file.py:function`; None = those of the config, or the task's own.
+            `module:function` or `file.py:function`, reward models (hub id, folder or module); None = those of the
+            config, or the task's own.
         args: `GRPOConfig(...)`, `RLOOConfig(...)`, `ReinforceConfig(...)` or a `Config`.
         train_dataset, eval_dataset: `datasets` objects or lists of rows with a `prompt` column; None = the config's.
         processing_class: the tokenizer; None = the model's own.
+        reward_processing_classes: tokenizers of reward models, one for each of reward_funcs; None = they bring theirs.
         peft_config: a peft config; the reference is then the model with the adapter off.
         callbacks: transformers' TrainerCallbacks, objects or classes.
         terminal: where progress is printed. clock: phases that ended before (imports).
@@ -74,6 +76,7 @@ class PolicyGradientTrainer:
         processing_class: Any = None,
         peft_config: Any = None,
         *,
+        reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
         terminal: Terminal | None = None,
         clock: Clock | None = None,
@@ -91,7 +94,8 @@ class PolicyGradientTrainer:
             )
         self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
         rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
-        self.scorer = make_scorer(config, reward_funcs, rows)
+        device = context.accelerator.device
+        self.scorer = make_scorer(config, reward_funcs, rows, reward_processing_classes, device)
         self.algorithm = Algorithm(context.spec, config.rollout.max_completion_length)
         self.policy = Policy(
             self.model,
@@ -106,7 +110,7 @@ class PolicyGradientTrainer:
             self.model,
             self.tokenizer,
             self.scorer,
-            device=context.accelerator.device,
+            device=device,
             gamma=context.spec.gamma,
         )
         say_unread(self.collector.reader, self.train_prompts, config, context.terminal.warn)

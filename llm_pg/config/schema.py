@@ -124,7 +124,9 @@ class RewardConfig(Section):
     """What a completion is worth, and how the functions that say so are kept in bounds."""
 
     reward_funcs: list[Any] = Field(
-        [], description="Names of shipped functions, module:function, file.py:function; None or [] = the task's own."
+        [],
+        description="Names of shipped functions, module:function, file.py:function, a reward model's hub id or folder; "
+        "None or [] = the task's own.",
     )
     reward_weights: list[float] | None = Field(None, description="One weight per function; None = 1 each.")
     reward_timeout: float = Field(10.0, gt=0, description="Seconds one completion may take before it is unscorable.")

@@ -11,6 +11,7 @@ from typing import Any
 from llm_pg.rewards.batch import Batch
 from llm_pg.rewards.frames import encode
 from llm_pg.rewards.jobs import Job
+from llm_pg.rewards.models import ModelReward
 from llm_pg.rewards.perform import Loaded, Performer
 from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
 from llm_pg.rewards.specs import RewardFunction, Spec, explain, resolve_all
@@ -167,6 +168,12 @@ class Scorer:
             self._pace = paces
         return tally.scores(self.weights)
 
+    def place_models(self, device: Any) -> None:
+        """Load the reward models among the functions and move them to a device. ValueError for what is none."""
+        for function in self.functions:
+            if isinstance(function.function, ModelReward):
+                function.function.place(device)
+
     def runs_here(self, name: str) -> bool:
         """Whether the function of this name runs in this process, and not in a worker."""
         return any(self.functions[place].name == name for place in self._here)
@@ -247,6 +254,8 @@ class Scorer:
     def _warn_of_functions_here(self) -> None:
         for loaded_place in self._here:
             function = self.functions[loaded_place]
+            if isinstance(function.function, ModelReward):
+                continue  # it belongs here
             logger.warning(
                 "Reward function %s runs in this process, without a deadline, because %s. Put it in a file of its own "
                 "to have it in a worker that can be killed.",

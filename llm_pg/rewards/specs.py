@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_pg.rewards.contract import FORMS, RESERVED, Signature, read_signature, shown
 from llm_pg.rewards.loading import Target, load, target_of
+from llm_pg.rewards.models import ModelReward, is_module, names_model
 from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
 from reward_fns.registry import RewardInfo, rewards
 
@@ -98,8 +99,9 @@ def resolve(spec: Spec) -> RewardFunction:
     """The reward function that a spec names.
 
     spec: a function; "module:function"; "path/file.py:function"; the name of a shipped one; `functools.partial` of a
-    function; or a mapping {"function": one of these, name: value, ...} whose other keys are fixed arguments. A module
-    or file is loaded in a worker process, never in this one.
+    function; a reward model, as hub id, folder or torch module; or a mapping {"function": one of these, name: value,
+    ...} whose other keys are fixed arguments. A module or file is loaded in a worker process, never in this one; a
+    reward model in this one, with its first completions.
 
     Raises ValueError, in under a second where the module loads as fast, for what cannot be found (with near names),
     does not load, or has a signature of neither form.
@@ -149,12 +151,10 @@ def _draft(spec: Spec) -> RewardFunction | _Unread:
         spec = spec.func
     if isinstance(spec, RewardFunction):
         return replace(spec, options={**spec.options, **options})
+    if isinstance(spec, ModelReward) or is_model(spec):
+        return _of_model(spec if isinstance(spec, ModelReward) else ModelReward(spec), options)
     if isinstance(spec, str):
         return _draft_of_text(spec, options)
-    if any(f"{kind.__module__}.{kind.__name__}" == "torch.nn.modules.module.Module" for kind in type(spec).__mro__):
-        raise ValueError(
-            f"A {type(spec).__name__} is a model, and models are not taken as such. Load it in a function: {FORMS}."
-        )
     if not callable(spec):
         raise ValueError(f"A reward function is a function, 'module:function' or 'file.py:function'; got {spec!r}.")
     return _of_object(spec, options)
@@ -172,6 +172,43 @@ def _of_object(function: Callable[..., Any], options: dict[str, Any]) -> RewardF
         info=getattr(function, "reward_info", None),
         reason=target if isinstance(target, str) else "",
     )
+
+
+def is_model(spec: Any) -> bool:
+    """Whether a spec is a reward model: a module, or the hub id or folder of one."""
+    if isinstance(spec, str):
+        return ":" not in spec and spec.strip() not in rewards() and names_model(spec.strip())
+    return is_module(spec)
+
+
+def with_processing_classes(
+    specs: Sequence[Spec], classes: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[Spec]:
+    """Specs in which each reward model has its tokenizer, as TRL pairs them.
+
+    classes: one for each spec, None for functions and for models that bring theirs; or the one of a single spec; None =
+    all bring theirs. Raises ValueError where the numbers differ.
+    """
+    given = list(classes) if isinstance(classes, (list, tuple)) else [classes]
+    if classes is None:
+        given = [None] * len(specs)
+    if len(given) != len(specs):
+        raise ValueError(
+            f"reward_processing_classes has {len(given)} entries and reward_funcs {len(specs)}; give one each, None "
+            "for functions."
+        )
+    return [_with_class(spec, each, chat_template_kwargs) for spec, each in zip(specs, given, strict=True)]
+
+
+def _with_class(spec: Spec, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None) -> Spec:
+    if isinstance(spec, Mapping):
+        return {**spec, "function": _with_class(spec["function"], tokenizer, chat_template_kwargs)}
+    return ModelReward(spec, tokenizer, chat_template_kwargs) if is_model(spec) else spec
+
+
+def _of_model(model: ModelReward, options: dict[str, Any]) -> RewardFunction:
+    name = model.__name__
+    return RewardFunction(name, read_signature(model, name), None, model, options, reason="it is a model")
 
 
 def _draft_of_text(spec: str, options: dict[str, Any]) -> RewardFunction | _Unread:
@@ -196,7 +233,7 @@ def _shipped(name: str, options: dict[str, Any]) -> RewardFunction:
     if name not in shipped:
         raise ValueError(
             f"There is no shipped reward function {name!r}.{_near(name, list(shipped), 'shipped')} For your own, write "
-            "'module:function' or 'path/file.py:function'; load a reward model in a function."
+            "'module:function' or 'path/file.py:function'; for a reward model its hub id or folder."
         )
     info = shipped[name].info
     missing = [module for module in info.requires if find_spec(module) is None]

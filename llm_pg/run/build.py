@@ -15,6 +15,7 @@ from ..config import Config, ConfigError
 from ..environments.rollout import Limits
 from ..environments.writing import TurnWriter
 from ..rewards.scorer import Scorer
+from ..rewards.specs import with_processing_classes
 from ..sampling.protocol import Sampler, SamplingParams
 from ..words import choices
 from .engines import make_sampler
@@ -35,9 +36,19 @@ def sampling_params(config: Config) -> SamplingParams:
     )
 
 
-def make_scorer(config: Config, reward_funcs: Any, rows: Sequence[Mapping[str, Any]]) -> Scorer:
+def make_scorer(
+    config: Config,
+    reward_funcs: Any,
+    rows: Sequence[Mapping[str, Any]],
+    processing_classes: Any = None,
+    device: torch.device | None = None,
+) -> Scorer:
     """The reward functions given, else those of the config or the task; each finds its columns in `rows` and can grade
-    every one of them."""
+    every one of them.
+
+    processing_classes: tokenizers of reward models, as TRL pairs them. device: where those run; None = they are loaded
+    with the first completions.
+    """
     settings = config.reward
     if reward_funcs is None:
         funcs = task_rewards(config)
@@ -46,7 +57,7 @@ def make_scorer(config: Config, reward_funcs: Any, rows: Sequence[Mapping[str, A
     else:
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     scorer = Scorer(
-        funcs,
+        with_processing_classes(funcs, processing_classes, config.data.chat_template_kwargs),
         settings.reward_weights,
         workers=settings.reward_workers,
         deadline=settings.reward_timeout,
@@ -60,6 +71,11 @@ def make_scorer(config: Config, reward_funcs: Any, rows: Sequence[Mapping[str, A
     decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
     if decides is not None and decides.split("/")[0] not in known:  # after the slash stands a part of its answer
         raise ConfigError(f"eval.pass_reward cannot be {decides!r}; {choices(decides, known)}")
+    if device is not None:
+        try:
+            scorer.place_models(device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return scorer
 
 

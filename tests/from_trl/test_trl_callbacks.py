@@ -294,14 +294,14 @@ def test_a_column_that_means_something_to_trl_is_refused(
 @pytest.mark.parametrize(
     "reward, words",
     [
-        ("org/reward-model", "load a reward model in a function"),
-        (torch.nn.Linear(1, 1), "models are not taken as such"),
+        ("org/reward-model", "'org/reward-model' cannot be loaded"),
+        (torch.nn.Linear(1, 1), r"Linear has no tokenizer.*reward_processing_classes"),
     ],
 )
-def test_a_reward_model_is_refused(
+def test_a_reward_model_that_is_none_is_refused_before_the_run(
     reward: Any, words: str, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
         GRPOTrainer(
             make_model("llama"), reward, GRPOConfig(str(tmp_path), **SETTINGS), ROWS, processing_class=tokenizer
         )

@@ -171,12 +171,6 @@ class _Callable:
         return 1.0
 
 
-def test_a_reward_model_is_refused_with_what_to_do():
-    torch = pytest.importorskip("torch")
-    with pytest.raises(ValueError, match=r"A Linear is a model.*Load it in a function"):
-        resolve(torch.nn.Linear(1, 1))
-
-
 def test_what_is_no_function_is_refused():
     with pytest.raises(ValueError, match="got 3"):
         resolve(3)

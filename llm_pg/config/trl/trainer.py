@@ -13,9 +13,8 @@ TRAINER: dict[str, Word] = {
     "model": same(..., "a hub id, a folder, a transformers model or a PEFT model"),
     "reward_funcs": mapped(
         None,
-        "functions in TRL's form run unchanged. A string is the name of a shipped function, "
-        "`module:function` or `file.py:function`; the id of a reward model and a module are refused: "
-        "load the model in a function",
+        "functions in TRL's form run unchanged. A string is the name of a shipped function, `module:function`, "
+        "`file.py:function`, or the id or folder of a reward model; a module is taken as one",
     ),
     "args": same(None),
     "train_dataset": mapped(
@@ -28,7 +27,7 @@ TRAINER: dict[str, Word] = {
         "the same; of a DatasetDict the split `dataset_eval_split`; a dict of several is refused: give one of them",
     ),
     "processing_class": same(None, "the tokenizer; a processor of images is refused by the data it would need"),
-    "reward_processing_classes": refused(None, "it belongs to reward models, which are loaded in a function here", []),
+    "reward_processing_classes": same(None, "one for each of reward_funcs, None for functions"),
     "callbacks": same(None, "transformers' TrainerCallbacks; see below"),
     "optimizers": refused(
         (None, None),
