@@ -148,6 +148,7 @@ def _run_commands(commands: Commands) -> None:
         action="store_true",
         help="do the reward functions pay right answers to the data's own rows, and no wrong ones?",
     )
+    check.add_argument("--audit-rows", type=int, default=256, metavar="N", help="rows of that, spread over the data")
     _common(check)
     check.set_defaults(run=_check)
 
@@ -281,7 +282,8 @@ def data_settings(source: str, split: str = "") -> list[str]:
 def _check(arguments: argparse.Namespace) -> int:
     from .commands import check
 
-    return check(_config_of(arguments), probe=arguments.probe_rewards, audit=arguments.audit_rewards)
+    audited = max(arguments.audit_rows, 1) if arguments.audit_rewards else 0
+    return check(_config_of(arguments), probe=arguments.probe_rewards, audited=audited)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation
     from .rewards.audit.probes import Finding
 
-PROBED_ROWS, AUDITED_ROWS = 4, 256
+PROBED_ROWS = 4
 
 
 def verify(path: Path) -> int:
@@ -41,10 +41,11 @@ def verify(path: Path) -> int:
     return int(damaged > 0)
 
 
-def check(config: Config, *, probe: bool = False, audit: bool = False) -> int:
+def check(config: Config, *, probe: bool = False, audited: int = 0) -> int:
     """Everything that can be found wrong before a run; 1 where something is.
 
-    probe: also what the reward functions pay for nothing. audit: also what they pay for right and for wrong answers.
+    probe: also what the reward functions pay for nothing. audited: rows on which it is tried what they pay for right
+    and for wrong answers.
     """
     check_inputs(config, read_hub=True)
     check_room(config)
@@ -53,13 +54,13 @@ def check(config: Config, *, probe: bool = False, audit: bool = False) -> int:
     bad = any(finding.level == "problem" for finding in findings)
     if probe:
         bad = _probe(config) or bad
-    if audit:
-        bad = _audit(config) or bad
+    if audited:
+        bad = _audit(config, audited) or bad
     return int(bad)
 
 
-def _audit(config: Config) -> bool:
-    """Whether a function pays for wrong answers to the config's rows; prints what was tried and what was found."""
+def _audit(config: Config, count: int) -> bool:
+    """Whether a function pays for wrong answers to `count` of the config's rows; prints what was tried and found."""
     from .prompts.rows import draft_prompts
     from .prompts.sources import read_sources
     from .rewards.audit.tries import audit_rewards, spread
@@ -68,7 +69,7 @@ def _audit(config: Config) -> bool:
     if config.rollout.environment is not None:
         print("\nAudit: not made, as an environment gives the rewards itself.")
         return False
-    drafts = spread(draft_prompts(config.data, read_sources(config)[0]), AUDITED_ROWS)
+    drafts = spread(draft_prompts(config.data, read_sources(config)[0]), count)
     settings = config.reward
     with Scorer(task_rewards(config), workers=settings.reward_workers, deadline=settings.reward_timeout) as scorer:
         audits = audit_rewards(scorer, [draft.content for draft in drafts], [draft.row for draft in drafts])

@@ -246,6 +246,8 @@ def test_the_command_ends_with_1_where_a_wrong_answer_is_paid(
 ) -> None:
     assert main(["check", str(config), "--audit-rewards", f"reward_funcs=['{MINE}:{name}']"]) == code
     told = capsys.readouterr().out
+    assert main(["check", str(config), "--audit-rewards", "--audit-rows=3", f"reward_funcs=['{MINE}:{name}']"]) == code
+    assert f"{name}: 3 rows" in capsys.readouterr().out
     assert f"{name}: 16 rows" in told
     assert ("PAID 16 of 16 rows, a minus before it: '-9'" in told) == bool(code)
     assert ("95 % interval" in told) == bool(code)
