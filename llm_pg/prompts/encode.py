@@ -3,7 +3,8 @@
 Ids are those of TRL 1.16's trainers: plain text is encoded with the special tokens that the tokenizer adds by itself
 (for Llama a BOS, for Qwen none), a rendered conversation without more, since the template has written them. One
 departure: where the last message is the assistant's, it is continued, as TRL's dataset functions do; TRL's trainers
-open a new turn after it.
+open a new turn after it. Another: a plain prompt has one beginning and no end, also where its text holds a BOS already
+or the tokenizer puts an EOS behind every text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..config import ConfigError
 from .prompt import Prompt, log
 from .rows import Draft, Messages
 from .table import short
+from .template import Bounds, check_template, control_tokens, say_generation_prompt
 
 
 def encode(
@@ -24,8 +26,14 @@ def encode(
     *,
     chat_template_kwargs: dict[str, Any],
     vocab_size: int | None = None,
+    said: set[str] | None = None,
 ) -> list[Prompt]:
-    """A prompt of every draft, with its place as index. `where` names a draft's row in messages."""
+    """A prompt of every draft, with its place as index.
+
+    Args:
+        where: names a draft's row in messages. said: the warnings that this run has had, which are not repeated.
+    """
+    said = set() if said is None else said
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "The tokenizer has no end-of-sequence token, so a completion could never end. Set tokenizer.eos_token to "
@@ -37,6 +45,7 @@ def encode(
             f"The prompt of {where(0)} is a conversation, and the tokenizer has no chat template. Use an instruct "
             "model, set tokenizer.chat_template, or give plain prompts without system_prompt and chat."
         )
+    _check_template(chat, tokenizer, chat_template_kwargs, said)
     texts = [
         draft.content
         if isinstance(draft.content, str)
@@ -44,11 +53,34 @@ def encode(
         for index, draft in enumerate(drafts)
     ]
     ids_by_row = tokenizer(texts, add_special_tokens=not chat, verbose=False)["input_ids"]
+    bounds = Bounds(tokenizer, said)
+    if chat:
+        control = control_tokens(tokenizer, chat_template_kwargs)
+        for index, draft in enumerate(drafts):
+            bounds.words(control, (str(turn["content"]) for turn in draft.content), where(index))  # type: ignore[index]
+    else:
+        ids_by_row = [bounds.plain(ids, where(index)) for index, ids in enumerate(ids_by_row)]
     _check_ids(ids_by_row, texts, tokenizer, where, vocab_size)
     return [
         Prompt(index, text, None if isinstance(draft.content, str) else draft.content, tuple(ids), draft.row)
         for index, (draft, text, ids) in enumerate(zip(drafts, texts, ids_by_row, strict=True))
     ]
+
+
+def _check_template(chat: bool, tokenizer: Any, chat_template_kwargs: dict[str, Any], said: set[str]) -> None:
+    if chat:
+        check_template(tokenizer, chat_template_kwargs)
+    if "template" in said:
+        return
+    said.add("template")
+    if chat:
+        say_generation_prompt(tokenizer, chat_template_kwargs)
+    elif chat_template_kwargs:
+        log.warning(
+            "data.chat_template_kwargs (%s) changes nothing: the prompts are plain text, to which no chat template is "
+            "applied. Set data.chat=true to apply it.",
+            ", ".join(chat_template_kwargs),
+        )
 
 
 def _rendered(messages: Messages, tokenizer: Any, where: str, chat_template_kwargs: dict[str, Any]) -> str:

@@ -74,8 +74,9 @@ def load_prompts(
     Raises ConfigError, one paragraph, for whatever of this cannot work.
     """
     check_settings(config.data)
+    said: set[str] = set()
     train_rows, held_out_rows = read_sources(config, train_dataset, eval_dataset)
-    train = _prompts_of(train_rows, config, tokenizer, context_length, vocab_size)
+    train = _prompts_of(train_rows, config, tokenizer, context_length, vocab_size, said)
     wanted = config.data.num_eval_prompts
     if not wanted:
         held_out: list[Prompt] = []
@@ -83,7 +84,7 @@ def load_prompts(
         _check_sizes(config, train_rows, None, len(train))
         train, held_out = _hold_out(train, wanted, config.run.seed)
     else:
-        held_out = _spread(_prompts_of(held_out_rows, config, tokenizer, context_length, vocab_size), wanted)
+        held_out = _spread(_prompts_of(held_out_rows, config, tokenizer, context_length, vocab_size, said), wanted)
         given = eval_dataset is not None or config.data.eval_data_files
         _check_overlap(train, held_out, None if given else config.data.task)
     check_enough(len(train), plan_batch(config).prompts)
@@ -113,7 +114,12 @@ def load_held_out(
 
 
 def _prompts_of(
-    table: Table, config: Config, tokenizer: Any, context_length: int | None, vocab_size: int | None
+    table: Table,
+    config: Config,
+    tokenizer: Any,
+    context_length: int | None,
+    vocab_size: int | None,
+    said: set[str] | None = None,
 ) -> list[Prompt]:
     limit, why = _longest_prompt(config, context_length)
     drafts = draft_prompts(config.data, table)
@@ -123,6 +129,7 @@ def _prompts_of(
         table.where,
         chat_template_kwargs=config.data.chat_template_kwargs,
         vocab_size=vocab_size,
+        said=said,
     )
     return _within(prompts, limit, why, config.data.long_prompts, table.where)
 

@@ -4,6 +4,7 @@ begins and ends, and which special tokens a tokenizer puts around a text by itse
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,10 +22,15 @@ _BROUGHT = {"messages", "tools", "documents", "add_generation_prompt", "raise_ex
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """What a chat template writes behind the assistant's words: its text, and its id where it is a token of its own."""
+    """What a chat template writes behind the assistant's words.
+
+    Attributes:
+        text: its first token, or all of it where that is no token of its own.
+        tokens: ids of the tokens of their own that it begins with, such as <|im_end|>; none where it is plain text.
+    """
 
     text: str
-    token: int | None
+    tokens: tuple[int, ...]
 
 
 def end_of_turn(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> EndOfTurn | None:
@@ -34,9 +40,10 @@ def end_of_turn(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> EndOfTu
     rest = rest.strip()
     if not said or not rest:
         return None
-    first = tokenizer(rest, add_special_tokens=False)["input_ids"][0]
-    known = tokenizer.added_tokens_decoder
-    return EndOfTurn(str(known[first]), first) if first in known else EndOfTurn(rest, None)
+    ids, known = tokenizer(rest, add_special_tokens=False)["input_ids"], tokenizer.added_tokens_decoder
+    if ids[0] not in known:
+        return EndOfTurn(rest, ())
+    return EndOfTurn(str(known[ids[0]]), tuple(itertools.takewhile(known.__contains__, ids)))
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -61,10 +68,16 @@ def control_ids(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> set[int
     if asked is None:
         return named
     around = asked.replace(_ASKED, "")
-    header = (opened or "").removeprefix(asked)
+    header = _behind(asked, opened or "")
     end = end_of_turn(tokenizer, chat_template_kwargs)
-    turns = [number for text in (around, end.text if end else "") for number in _special_in(tokenizer, text)]
-    return named | {*turns, *_special_in(tokenizer, header)[:1]}
+    ends = special_ids(tokenizer) & set(end.tokens if end else ())
+    return named | ends | {*_special_in(tokenizer, around), *_special_in(tokenizer, header)[:1]}
+
+
+def _behind(before: str, text: str) -> str:
+    """`text` from the first character in which it differs from `before`."""
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False)))
+    return text[same:]
 
 
 def _special_in(tokenizer: Any, text: str) -> list[int]:
@@ -84,12 +97,11 @@ def added_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def check_template(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> None:
     """Raises ConfigError for an argument that the chat template never reads."""
-    known = _variables(tokenizer, chat_template_kwargs)
+    known, own = _variables(tokenizer, chat_template_kwargs)
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - {"tools", "documents"}
     for name in chat_template_kwargs:
         if known is None or name in known or name in taken:
             continue
-        own = sorted(known - _BROUGHT - set(tokenizer.special_tokens_map))
         near = get_close_matches(name, own, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"It reads {', '.join(own) or 'no argument of its own'}."
         raise ConfigError(
@@ -98,8 +110,9 @@ def check_template(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> None
         )
 
 
-def _variables(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> set[str] | None:
-    """Names that a template reads and does not set; None where it does not say."""
+def _variables(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> tuple[set[str] | None, list[str]]:
+    """Names that a template may read without having set them, and those that it never sets, which are a user's to give.
+    None where it does not say."""
     import jinja2
     from jinja2 import meta, nodes
     from jinja2.ext import Extension, loopcontrols
@@ -119,8 +132,10 @@ def _variables(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> set[str]
         source = tokenizer.get_chat_template(**given)
         parsed = jinja2.Environment(extensions=[Generation, loopcontrols]).parse(source)
     except (jinja2.TemplateError, ValueError):
-        return None  # rendering says what is wrong
-    return meta.find_undeclared_variables(parsed)
+        return None, []  # rendering says what is wrong
+    read = meta.find_undeclared_variables(parsed)
+    set_there = {name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"}
+    return read, sorted(read - set_there - _BROUGHT - set(tokenizer.special_tokens_map))
 
 
 def say_generation_prompt(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> None:

@@ -26,12 +26,12 @@ def add_end_of_turn(
     """
     end = end_of_turn(tokenizer, config.data.chat_template_kwargs)
     ends = end_token_ids(model, tokenizer)
-    if end is None or end.token in ends:
+    if end is None or set(ends) & set(end.tokens):
         return
     if not any(prompt.messages is not None or end.text in prompt.text for prompt in prompts[:LOOKED_AT]):
         return
     known = ", ".join(str(tokenizer.convert_ids_to_tokens(number)) for number in ends)
-    if end.token is None:
+    if not end.tokens:
         if not any(end.text.startswith(stop) for stop in config.rollout.stop):
             warn(
                 f"The chat template ends a turn by {end.text!r}, which is no token of its own, and completions end at "
@@ -41,7 +41,7 @@ def add_end_of_turn(
     core = core_of(model)
     if getattr(core, "generation_config", None) is None:
         core.generation_config = GenerationConfig()
-    core.generation_config.eos_token_id = sorted({*ends, end.token})
+    core.generation_config.eos_token_id = sorted({*ends, end.tokens[0]})
     warn(
         f"The chat template ends a turn by {end.text}, and the model would end at {known} alone and run on past its "
         f"turn: {end.text} ends completions too, here and in the generation config of the saved model."

@@ -97,6 +97,7 @@ def test_a_completion_ends_there(make: Callable[..., Any]) -> None:
         (CHATML, RENDERED, TURNS, True),
         (CHATML, PLAIN, TURNS, False),
         (CHATML.replace("<|im_end|>", "{{ eos_token }}"), CHAT, TURNS, False),
+        (CHATML.replace("<|im_end|>", "<|im_end|>{{ eos_token }}"), CHAT, TURNS, False),
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", CHAT, (), False),
     ],
 )
