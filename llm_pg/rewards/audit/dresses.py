@@ -61,7 +61,8 @@ DRESSES = (
     _dress("with a unit", "The answer is {a} apples.", "said unit", "number"),
     _dress("with a unit in LaTeX", "\\boxed{{a}\\text{ apples}}", "box unit", "number"),
 )
-_BARE = tuple(dress for dress in DRESSES if dress.name in ("alone", "in a sentence", "in a box"))
+_PLAINEST = ("alone", "in a sentence", "in answer tags", "in a box", "after ####")
+_BARE = tuple(dress for dress in DRESSES if dress.name in _PLAINEST)
 # What says another answer, or none, although the right one stands in it. {a} is right, {o} another.
 _DISGUISES = (
     ("another answer after thinking of the right one", "<think>The answer is {a}.</think>\nThe answer is {o}."),
@@ -104,7 +105,8 @@ def cases(gold: Gold, other: Gold | None, prompt: Any, row: Mapping[str, Any], r
             yield Case(name, template.replace("{o}", wrong).replace("{a}", answer), False)
     for name, text in _lookalikes(gold):
         for dress in _BARE:
-            yield Case(name, dress.on(text, wrong), False)
+            if dress.needs <= gold.reads:
+                yield Case(name, dress.on(text, wrong), False)
 
 
 def _fits(dress: _Dress, gold: Gold) -> bool:
