@@ -168,7 +168,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) ->
     from .prompts import load_held_out
     from .run.build import make_collector, make_scorer
     from .run.evaluator import evaluate_held_out
-    from .run.fitting import add_end_of_turn
+    from .run.fitting import fit_to_prompts
     from .run.models import load_model, load_tokenizer
 
     if folder is None:
@@ -180,7 +180,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) ->
         model.to(default_device())
     context = getattr(model.config, "max_position_embeddings", None)
     prompts = load_held_out(config, tokenizer, context_length=context)
-    add_end_of_turn(model, tokenizer, prompts, config, terminal.warn)
+    fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
     with make_scorer(config, None, [prompt.row for prompt in prompts]) as scorer:
         collector = make_collector(config, model, tokenizer, scorer)
         with collector:

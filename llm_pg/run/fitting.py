@@ -1,4 +1,5 @@
-"""What of a model is fitted to the prompts of a run, before it is sampled from: where its completions end."""
+"""What of a model is fitted to the prompts of a run, before it is sampled from: where its completions end, and rotary
+frequencies that would hang on the longest row of a batch."""
 
 from __future__ import annotations
 
@@ -9,11 +10,28 @@ from transformers import GenerationConfig
 
 from ..config import Config
 from ..model.attention import core_of
+from ..model.rotary import fix_frequencies
 from ..prompts import Prompt
 from ..prompts.template import end_of_turn
 from .models import end_token_ids
 
 LOOKED_AT = 64  # prompts by which it is told whether they are in the form of the chat template
+
+
+def fit_to_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], config: Config, warn: Callable[[str], None]
+) -> None:
+    """Fits a model to all prompts of a run, training and held out, in place; `warn` is told what was changed."""
+    add_end_of_turn(model, tokenizer, prompts, config, warn)
+    longest = max(len(prompt.ids) for prompt in prompts) + config.rollout.max_completion_length
+    kinds = fix_frequencies(model, longest)
+    if kinds:
+        warn(
+            f"The model's rotary embedding ({', '.join(kinds)}) has other frequencies for rows past its original "
+            "context, and for all that are computed beside one. They are fixed to those of this run's longest rows "
+            f"({longest} tokens), so that no row depends on its neighbours; vLLM does so too. Shorter prompts and "
+            "completions within the original context keep those of short rows."
+        )
 
 
 def add_end_of_turn(

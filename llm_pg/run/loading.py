@@ -15,7 +15,7 @@ from ..training.adapters import check_passes, check_repeatable, check_trainable,
 from ..training.merging import check_merge
 from ..training.precision import hold_trained_in_float32
 from .context import RunContext
-from .fitting import add_end_of_turn
+from .fitting import fit_to_prompts
 from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
 
 
@@ -78,7 +78,7 @@ def load_run_prompts(
     train, held_out = load_prompts(
         config, tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset, context_length=longest
     )
-    add_end_of_turn(model, tokenizer, train, config, context.terminal.warn)
+    fit_to_prompts(model, tokenizer, [*train, *held_out], config, context.terminal.warn)
     if isinstance(config, flat.FlatConfig):
         config.settle(len(train), context.plan.prompts)
     return train, held_out

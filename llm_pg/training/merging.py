@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ..config import Config, ConfigError
-from ..model.attention import core_of, eval_mode, mixes_types, products_in, tolerance
+from ..model.attention import core_of, eval_mode, mixes_types, products_in
 from .adapters import TRIED, has_adapter, moved
 from .precision import half_type
 
 PROMPTS, LONGEST = 4, 256  # held-out prompts that are compared, and their tokens at most
+# How far logits may lie apart, relative to the largest. In bfloat16 a merged weight is rounded where the adapter's
+# product was not: measured up to 0.036 on 30 layers.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 def check_merge(config: Config, model: Any, *, sharded: bool) -> None:
@@ -64,7 +67,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequ
 
     Raises:
         ConfigError: the adapter cannot be merged, or the logits of what was read back differ from the trained model's
-            by more than `attention.tolerance` of the weights' type, relative to the largest logit.
+            by more than `TOLERANCE` of the weights' type, relative to the largest logit.
     """
     core = core_of(model)
     vocabulary = core.get_input_embeddings().weight.shape[0]
@@ -86,7 +89,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequ
     pairs = list(zip(trained, _logits(again, rows), strict=True))
     gap = max(float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in pairs)
     dtype, largest = half_type(again) or again.dtype, max(float(a.abs().max()) for a in trained)
-    allowed = tolerance(dtype) * largest
+    allowed = TOLERANCE[dtype] * largest
     if not gap <= allowed:  # a NaN is no number that is small enough
         raise ConfigError(
             f"The merged model is not the one that was trained, and is not kept: read back, its logits on {len(rows)} "
