@@ -65,6 +65,7 @@ def _audit(config: Config, count: int) -> bool:
     from .prompts.sources import read_sources
     from .rewards.audit.tries import audit_rewards, spread
     from .rewards.scorer import Scorer
+    from .rewards.tally import RewardError
 
     if config.rollout.environment is not None:
         print("\nAudit: not made, as an environment gives the rewards itself.")
@@ -72,7 +73,11 @@ def _audit(config: Config, count: int) -> bool:
     drafts = spread(draft_prompts(config.data, read_sources(config)[0]), count)
     settings = config.reward
     with Scorer(task_rewards(config), workers=settings.reward_workers, deadline=settings.reward_timeout) as scorer:
-        audits = audit_rewards(scorer, [draft.content for draft in drafts], [draft.row for draft in drafts])
+        try:
+            audits = audit_rewards(scorer, [draft.content for draft in drafts], [draft.row for draft in drafts])
+        except RewardError as error:
+            print(f"\nAudit: {error}")
+            return True
     print("\nAudit: right and wrong answers to rows of the data", *audits, sep="\n")
     return any(audit.paid for audit in audits)
 

@@ -8,6 +8,7 @@ from ..config import Config
 from ..prompts import Prompt
 from ..rewards.audit.tries import audit_rewards, spread
 from ..rewards.scorer import Scorer
+from ..rewards.tally import RewardError
 from .guard import RunStopped
 
 ROWS = 32
@@ -25,8 +26,15 @@ def audit_run(config: Config, scorer: Scorer, prompts: Sequence[Prompt], warn: C
         return
     chosen = spread(prompts, ROWS)
     contents = [prompt.text if prompt.messages is None else prompt.messages for prompt in chosen]
-    for audit in audit_rewards(scorer, contents, [prompt.row for prompt in chosen], seconds=SECONDS):
-        advice = "llm-pg check --audit-rewards tries more rows; reward.audit_rewards=none leaves this out."
+    advice = "llm-pg check --audit-rewards tries more rows; reward.audit_rewards=none leaves this out."
+    try:
+        audits = audit_rewards(scorer, contents, [prompt.row for prompt in chosen], seconds=SECONDS)
+    except RewardError as error:
+        if asked == "stop":
+            raise
+        warn(f"The audit of the reward functions ended early, as a training step would where it meets this: {error}")
+        return
+    for audit in audits:
         if audit.paid and asked == "stop":
             raise RunStopped(f"Reward function {audit}\nreward.audit_rewards is stop. {advice}")
         if audit.paid or audit.lost:

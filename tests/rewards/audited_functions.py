@@ -53,6 +53,10 @@ def raises_often(completion: str, answer: str, **row: Any) -> float:
     return 1.0 if int(completion) == int(answer) else 0.0
 
 
+def infinite(completion: str, answer: str, **row: Any) -> float:
+    return float(completion == answer) if completion.strip() else -float("inf")
+
+
 async def over_the_network(completion: str, answer: str, **row: Any) -> float:
     await asyncio.sleep(0)
     return float(completion.strip() == answer)

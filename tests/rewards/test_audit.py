@@ -276,6 +276,16 @@ def test_a_run_warns_stops_or_says_nothing_before_its_first_step(
     assert bool(metrics.exists() and metrics.read_text()) == (code == 0)
 
 
+def test_a_function_that_breaks_its_contract_on_an_odd_text_is_told_and_does_not_end_the_run(
+    config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    infinite = f"reward_funcs=['{MINE}:infinite']"
+    assert main(["train", str(config), infinite, "max_completion_length=1"]) == 0
+    assert "The audit of the reward functions ended early" in "".join(capfd.readouterr())
+    assert main(["check", str(config), infinite, "--audit-rewards"]) == 1
+    assert "Audit: Reward function infinite must return" in capfd.readouterr().out
+
+
 def gsm8k(name: str) -> list[dict[str, Any]]:
     lines = (DATA / f"{name}.jsonl").read_text().splitlines()
     return [{**json.loads(line), "prompt": json.loads(line)["question"]} for line in lines]

@@ -4,9 +4,10 @@ A wrong answer that is paid becomes the policy's answer, a right one that is los
 rows, before the first step, in the workers and under the deadlines of the run.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -73,6 +74,15 @@ def _left_out(scorer: Scorer, place: int, columns: list[str], *, hurried: bool) 
     return ""
 
 
+def _alternating(cases: Iterable[Case]) -> Iterator[Case]:
+    """A right one, a wrong one, and so on, so that a little time is enough for some of both."""
+    both: tuple[list[Case], list[Case]] = ([], [])
+    for case in cases:
+        both[not case.right].append(case)
+    for pair in itertools.zip_longest(*both):
+        yield from (case for case in pair if case is not None)
+
+
 @dataclass(frozen=True)
 class _Try:
     """A case of one row, and what it earned."""
@@ -116,7 +126,7 @@ class _Auditor:
             else:
                 near = [self.rows[(place + step) % len(self.rows)] for step in range(1, min(5, len(self.rows)))]
                 found = dresses.cases(gold, other, self.prompts[place], self.rows[place], near)
-            yield from (_Try(place, case) for case in found)
+            yield from (_Try(place, case) for case in _alternating(found))
 
     def _other(self, place: int, gold: Gold) -> Gold | None:
         """The answer of the next row whose answer differs."""
