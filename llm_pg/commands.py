@@ -174,7 +174,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) ->
     from .run.build import make_collector, make_scorer
     from .run.evaluator import evaluate_held_out
     from .run.fitting import fit_to_prompts
-    from .run.models import load_model, load_tokenizer
+    from .run.models import context_length, load_model, load_tokenizer
 
     if folder is None:
         tokenizer = load_tokenizer(config.model)
@@ -183,8 +183,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) ->
         model, tokenizer = load_saved(config, folder)
     if not config.train.use_cpu:
         model.to(default_device())
-    context = getattr(model.config, "max_position_embeddings", None)
-    prompts = load_held_out(config, tokenizer, context_length=context)
+    prompts = load_held_out(config, tokenizer, context_length=context_length(model))
     fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
     with make_scorer(config, None, [prompt.row for prompt in prompts]) as scorer:
         collector = make_collector(config, model, tokenizer, scorer)

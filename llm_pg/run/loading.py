@@ -16,7 +16,8 @@ from ..training.merging import check_merge
 from ..training.precision import hold_trained_in_float32
 from .context import RunContext
 from .fitting import fit_to_prompts
-from .models import load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .models import context_length, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from .other_parts import other_parts
 
 
 def fit_to_dataset(config: Config, train_dataset: Any, eval_dataset: Any) -> Any:
@@ -57,6 +58,9 @@ def load_model_and_tokenizer(context: RunContext, model: Any, tokenizer: Any, pe
     held = hold_trained_in_float32(model, autocast=config.train.bf16 or config.train.fp16)
     if held is not None:
         context.terminal.say(held)
+    beside = other_parts(model)
+    if beside is not None:
+        context.terminal.warn(beside.before())
     _check_model(context, model)
     if context.shards is None and not config.model.load_in_4bit:  # else each layer goes to its device when it is cut
         model.to(context.accelerator.device)
@@ -74,7 +78,7 @@ def load_run_prompts(
     context: RunContext, model: Any, tokenizer: Any, train_dataset: Any, eval_dataset: Any
 ) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to train on, and those that are held out."""
-    config, longest = context.config, getattr(model.config, "max_position_embeddings", None)
+    config, longest = context.config, context_length(model)
     train, held_out = load_prompts(
         config, tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset, context_length=longest
     )

@@ -152,6 +152,12 @@ def _silence_all(by_adapter: dict[str, Any]) -> None:
     by_adapter.update({key: 0.0 for key, value in by_adapter.items() if isinstance(value, float)})
 
 
+def context_length(model: Any) -> int | None:
+    """Tokens that the model can read, prompt and completion together; None where it does not say."""
+    longest: int | None = getattr(core_of(model).config.get_text_config(), "max_position_embeddings", None)
+    return longest
+
+
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a completion: the tokenizer's end token and those of the generation config."""
     ids = {int(tokenizer.eos_token_id)}

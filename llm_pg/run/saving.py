@@ -17,6 +17,7 @@ from ..training.shards import collect
 from .checkpoint import CheckpointError
 from .context import RunContext
 from .folder import replaced
+from .other_parts import other_parts
 
 
 class ModelWriter:
@@ -38,6 +39,7 @@ class ModelWriter:
     ) -> None:
         self.context, self.policy, self.tokenizer = context, policy, tokenizer
         self.newest_checkpoint = newest_checkpoint
+        self.beside = other_parts(policy.model)
         self.compared = [prompt.ids for prompt in prompts[:PROMPTS]]
 
     def save(self, path: str | Path | None = None) -> None:
@@ -61,6 +63,9 @@ class ModelWriter:
             place = contextlib.nullcontext(Path(path))
         with place as target:
             self.policy.save_pretrained(target, weights=collected, writes=writes)
+        if self.beside is not None and (path is None or Path(path) == folder.model):
+            self.context.terminal.warn(self.beside.at_the_save(folder.model))
+            self.beside = None
 
     def save_merged(self) -> None:
         """Where the config asks for it, the adapter merged into its model, in `merged/`: only where that computes what
