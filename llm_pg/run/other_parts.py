@@ -28,12 +28,10 @@ class OtherParts:
     def before(self) -> str:
         """Said before the first step."""
         if self.held:
-            return (
-                f"{self.model} reads text and {self._listed}: its text part alone is trained, the rest stays as it is."
-            )
+            return f"{self.model} has parts for text and {self._listed}: that for text is trained, the rest is kept."
         return (
-            f"The checkpoint {self.checkpoint} reads text and {self._listed}: its text part alone ({self.model}) is "
-            f"loaded, trained and saved, and the saved model reads no {self._listed}."
+            f"The checkpoint {self.checkpoint} has parts for text and {self._listed}: that for text alone "
+            f"({self.model}) is loaded, trained and saved; the saved model has no {self._listed}."
         )
 
     def at_the_save(self, folder: Any) -> str:
