@@ -336,7 +336,7 @@ def _heavy_imports() -> tuple[Clock, Callable[..., Any]]:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from .commands import evaluate_model, evaluation_config
-    from .run.preflight import check_model
+    from .config.load import check_model
 
     source = data_settings(arguments.data, "eval_") if arguments.data else []
     config, folder = evaluation_config(

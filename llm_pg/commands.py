@@ -170,11 +170,11 @@ def _saved_by_run(path: Path) -> tuple[Path | None, Path | None]:
 
 def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) -> Evaluation:
     """Pass rates on held-out prompts of a model as it is: that of the config, or what a run saved in `folder`."""
+    from .model.loading import context_length, load_model, load_tokenizer
     from .prompts import load_held_out
     from .run.build import make_collector, make_scorer
     from .run.evaluator import evaluate_held_out
     from .run.fitting import fit_to_prompts
-    from .run.models import context_length, load_model, load_tokenizer
 
     if folder is None:
         tokenizer = load_tokenizer(config.model)
@@ -198,7 +198,7 @@ def load_saved(config: Config, folder: Path) -> tuple[Any, Any]:
 
     config: of the run that saved it. Raises ConfigError where the adapter's model is not known.
     """
-    from .run.models import load_model, load_tokenizer
+    from .model.loading import load_model, load_tokenizer
 
     base = config.model.model_copy(update={"use_peft": False})
     facts = folder / "adapter_config.json"
@@ -226,7 +226,7 @@ def merge(path: Path, target: Path | None) -> Path:
 
     Raises ConfigError where the merged model does not compute what the adapter does; no file of it is then at `target`.
     """
-    from .training.merging import save_merged
+    from .model.merging import save_merged
 
     adapter = path / "model" if (path / "model").exists() else path
     if not (adapter / "adapter_config.json").exists():

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from .algorithms.algorithm import Algorithm
-from .collect.curriculum import make_stream
-from .collect.reading import say_unread
 from .config import Config, ConfigError, flat, nearest
 from .config.load import checked
 from .config.trl import TRAINER
 from .evaluate import Evaluation
 from .metrics import Clock
+from .model.policy import Policy
+from .rollout.curriculum import make_stream
+from .rollout.reading import say_unread
 from .run.build import collector_of, make_scorer, sampling_params
 from .run.callbacks import Callbacks
 from .run.context import make_context
@@ -24,7 +25,6 @@ from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prom
 from .run.saving import ModelWriter
 from .run.training_run import TrainingRun, open_run
 from .terminal import Terminal
-from .training.policy import Policy
 
 
 def check_trainer_arguments(given: dict[str, Any]) -> None:

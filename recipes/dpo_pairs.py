@@ -23,8 +23,8 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from llm_pg import RLOOConfig
+from llm_pg.model.loading import load_model, load_tokenizer
 from llm_pg.rewards import Scorer
-from llm_pg.run.models import load_model, load_tokenizer
 from llm_pg.run.warm_start import warm_start
 from reward_fns.sort_letters import prompts
 

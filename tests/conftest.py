@@ -31,7 +31,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    from llm_pg.run.models import character_tokenizer
+    from llm_pg.model.loading import character_tokenizer
 
     return character_tokenizer()
 
@@ -42,7 +42,7 @@ def make_model(tokenizer: Any) -> Callable[..., Any]:
 
     def make(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
         from llm_pg.config.schema import ModelConfig
-        from llm_pg.run.models import load_model
+        from llm_pg.model.loading import load_model
 
         return load_model(ModelConfig(make={**FAMILIES[family], **changes}), tokenizer, seed=seed)
 

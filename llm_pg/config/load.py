@@ -185,3 +185,22 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     values = nest(read_yaml(path)) if path is not None else {}
     given = nest(dict(parse_override(text) for text in overrides))
     return check_values(merge(values, given))
+
+
+def check_model(config: schema.ModelConfig) -> None:
+    """Is there a model at all? Raises ConfigError."""
+    name = config.model_name_or_path
+    if config.make is not None:
+        if "model_type" not in config.make:
+            raise ConfigError("model.make needs model_type (llama, qwen2, ...) beside the sizes of the model.")
+        return
+    if not name:
+        raise ConfigError(
+            "No model is named: set model.model_name_or_path to a hub id or a local folder, or model.make to make a "
+            "small one."
+        )
+    path = Path(name).expanduser()
+    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not (path / "config.json").is_file():
+        what = "is no folder" if not path.is_dir() else "holds no config.json"
+        raise ConfigError(f"model_name_or_path {name!r} {what}: give a folder written by save_pretrained, or a hub id.")

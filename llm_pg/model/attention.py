@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from ..distributed.shards import core_of
+
 NAME = "llm_pg_layout"
 
 
@@ -68,11 +70,6 @@ def _attention(
 
 
 AttentionInterface.register(NAME, _attention)
-
-
-def core_of(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper; its adapters stand in its layers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextlib.contextmanager

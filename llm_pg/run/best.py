@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import ConfigError
+from ..distributed.shards import like, writable
 from ..evaluate import Evaluation
-from ..training.shards import like, writable
 from .checkpoint import CheckpointError
 from .folder import replaced
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from ..collect.collector import Collector
-from ..collect.episodes import EpisodeCollector
-from ..collect.reading import make_reader
-from ..collect.twins import make_twins
 from ..config import Config, ConfigError
 from ..environments.rollout import Limits
 from ..environments.writing import TurnWriter
+from ..model.loading import end_token_ids
 from ..rewards.scorer import Scorer
 from ..rewards.specs import with_processing_classes
+from ..rollout.collector import Collector
+from ..rollout.episodes import EpisodeCollector
+from ..rollout.reading import make_reader
+from ..rollout.twins import make_twins
 from ..sampling.protocol import Sampler, SamplingParams
 from ..words import choices
 from .engines import make_sampler
-from .models import end_token_ids
 from .preflight import task_rewards
 
 

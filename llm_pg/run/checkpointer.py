@@ -13,10 +13,10 @@ import transformers
 from .. import __version__
 from ..config import ConfigError
 from ..config.rollout import RolloutConfig
+from ..distributed.shards import collect, like, put, shape_of
+from ..learner.learner import Learner
 from ..metrics import sync
 from ..prompts import PromptStream
-from ..training.learner import Learner
-from ..training.shards import collect, like, put, shape_of
 from . import checkpoint
 from .callbacks import Callbacks
 from .context import RunContext

@@ -14,8 +14,9 @@ from ..algorithms.table import Row
 from ..config import Config
 from ..config.check import BatchPlan, plan_batch, resolve_row
 from ..metrics import Clock
+from ..model.loading import incoming_half
+from ..model.precision import compute_in
 from ..terminal import Terminal, make_terminal
-from ..training.precision import compute_in
 from .folder import RunFolder
 from .launch import (
     check_ahead,
@@ -28,7 +29,6 @@ from .launch import (
     without_deepspeed,
     zero_in_parts,
 )
-from .models import incoming_half
 from .ranks import Ranks
 from .redact import Redactor
 

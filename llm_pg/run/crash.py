@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ..training.learner import Learner
+from ..learner.learner import Learner
 from . import checkpoint
 from .checkpointer import Checkpointer
 from .context import RunContext

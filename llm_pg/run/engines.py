@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ..config import Config, ConfigError
+from ..model.loading import end_token_ids
 from ..sampling.generate import GenerateSampler
 from ..sampling.native import NativeSampler
 from ..sampling.protocol import Sampler
 from ..sampling.vllm import VllmSampler
 from ..sampling.vllm.settings import Settings
 from .folder import RunFolder
-from .models import end_token_ids
 from .ranks import Ranks
 
 ENGINES: dict[str, Callable[..., Sampler]] = {

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..collect.collector import Collector
 from ..config import ConfigError
 from ..config.schema import EvalConfig
 from ..evaluate import Evaluation, Judged, evaluate
+from ..model.policy import Policy
 from ..prompts import Prompt
-from ..training.policy import Policy
+from ..rollout.collector import Collector
 from .best import Best, load_weights
 from .callbacks import Callbacks
 from .context import RunContext

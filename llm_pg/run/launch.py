@@ -226,7 +226,7 @@ def make_shards(accelerator: Any) -> Any:
         return None
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    from ..training.shards import Shards
+    from ..distributed.shards import Shards
 
     # On a CPU accelerate runs two ranks as DDP would and leaves its plugin out; the settings are those of its launcher.
     plugin = getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
@@ -244,8 +244,8 @@ def make_zero(accelerator: Any, policy: Any, optimizer: Any, max_grad_norm: floa
     reads its weights by it."""
     if not deepspeed_asked() or accelerator.num_processes == 1:
         return None
-    from ..training.zero import Zero
-    from ..training.zero3 import Zero3
+    from ..distributed.zero import Zero
+    from ..distributed.zero3 import Zero3
 
     given: dict[str, Any] = {"max_grad_norm": max_grad_norm, "num_ranks": accelerator.num_processes}
     try:

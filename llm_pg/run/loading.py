@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from ..config import Config, ConfigError, flat
+from ..model.adapters import check_passes, check_repeatable, check_trainable, has_adapter
+from ..model.loading import context_length, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from ..model.merging import check_merge
+from ..model.precision import hold_trained_in_float32
 from ..prompts import Prompt, load_prompts
 from ..prompts.sources import read_object
-from ..training.adapters import check_passes, check_repeatable, check_trainable, has_adapter
-from ..training.merging import check_merge
-from ..training.precision import hold_trained_in_float32
 from .context import RunContext
 from .fitting import fit_to_prompts
-from .models import context_length, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from .other_parts import other_parts
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from ..collect.collector import Experience
 from ..doctor.watch import Watch
 from ..evaluate import Evaluation
+from ..learner.learner import Learner, Update
 from ..metrics import MetricsFile, peak_memory_mb, read_metrics
 from ..prompts import PromptStream
 from ..report import LivePage, leave_report
-from ..training.learner import Learner, Update
+from ..rollout.collector import Experience
 from .callbacks import Callbacks
 from .context import RunContext
 from .folder import full_disks_named

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from reward_fns.registry import tasks
 
 from ..config import Config, ConfigError
-from ..config.schema import ModelConfig
+from ..config.load import check_model
 from ..config.vllm import check_vllm
 from ..doctor.sizes import checkpoint_bytes
 from ..environments.episode import as_reward_function
@@ -20,25 +19,6 @@ from ..rewards.scorer import Scorer
 from ..rewards.specs import resolve_all
 from ..rewards.tally import RewardError
 from .folder import RunFolder
-
-
-def check_model(config: ModelConfig) -> None:
-    """Is there a model at all? Raises ConfigError."""
-    name = config.model_name_or_path
-    if config.make is not None:
-        if "model_type" not in config.make:
-            raise ConfigError("model.make needs model_type (llama, qwen2, ...) beside the sizes of the model.")
-        return
-    if not name:
-        raise ConfigError(
-            "No model is named: set model.model_name_or_path to a hub id or a local folder, or model.make to make a "
-            "small one."
-        )
-    path = Path(name).expanduser()
-    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not (path / "config.json").is_file():
-        what = "is no folder" if not path.is_dir() else "holds no config.json"
-        raise ConfigError(f"model_name_or_path {name!r} {what}: give a folder written by save_pretrained, or a hub id.")
 
 
 def task_rewards(config: Config) -> list[Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..training.merging import rehearse_merge
-from ..training.shards import shape_of
+from ..distributed.shards import shape_of
+from ..model.merging import rehearse_merge
 
 
 def rehearse_end(

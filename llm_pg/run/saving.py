@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from ..config import ConfigError
+from ..distributed.shards import collect
+from ..model.merging import PROMPTS, save_merged
+from ..model.policy import Policy
 from ..prompts import Prompt
-from ..training.merging import PROMPTS, save_merged
-from ..training.policy import Policy
-from ..training.shards import collect
 from .checkpoint import CheckpointError
 from .context import RunContext
 from .folder import replaced

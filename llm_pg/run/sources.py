@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from ..ahead.engines import make_engine
-from ..ahead.loop import Ahead
-from ..ahead.shares import of_all
 from ..algorithms.algorithm import Algorithm
-from ..collect.collector import Collector, Experience
-from ..collect.curriculum import attempts
-from ..collect.source import DirectSource, DynamicSampling, RolloutSource
 from ..config.schema import EvalConfig
+from ..model.policy import Policy
 from ..prompts import PromptStream
-from ..training.policy import Policy
+from ..rollout.ahead.engines import make_engine
+from ..rollout.ahead.loop import Ahead
+from ..rollout.ahead.shares import of_all
+from ..rollout.collector import Collector, Experience
+from ..rollout.curriculum import attempts
+from ..rollout.source import DirectSource, DynamicSampling, RolloutSource
 from .context import RunContext
 from .guard import RunStopped
 from .ranks import Ranks

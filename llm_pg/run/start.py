@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm
 from ..config import ConfigError
+from ..learner.learner import Learner
+from ..learner.optimizer import make_optimizer, make_scheduler
+from ..model.critic import HEAD_LEARNING_RATE
+from ..model.policy import Policy
 from ..prompts import Prompt, fingerprint
-from ..training.critic import HEAD_LEARNING_RATE
-from ..training.learner import Learner
-from ..training.optimiser import make_optimizer, make_scheduler
-from ..training.policy import Policy
 from .best import load_weights
 from .context import RunContext
 from .launch import make_zero, whole_models

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..distributed.shards import shape_of
 from ..model.attention import core_of
-from ..training.shards import shape_of
 
 SIDE = {"cpu": 1024}  # of the square matrices that are multiplied to measure a device
 SIDE_OTHERWISE = 8192

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from ..algorithms.algorithm import Algorithm
-from ..collect.collector import Collector
 from ..config import ConfigError
 from ..evaluate import Evaluation
+from ..learner.learner import Learner
 from ..metrics import read_metrics
+from ..model.policy import Policy
 from ..prompts import PromptStream, fingerprint
+from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
-from ..training.learner import Learner
-from ..training.policy import Policy
 from . import checkpoint
 from .auditing import audit_run
 from .callbacks import Callbacks

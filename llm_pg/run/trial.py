@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 
 from ..config import Config
+from ..distributed.shards import shape_of
 from ..doctor import arithmetic
 from ..doctor.sizes import Sizes, training_bytes
+from ..learner.learner import Learner
+from ..model.policy import Policy
 from ..prompts import Prompt
 from ..rollouts import TextRollouts
-from ..training.learner import Learner
-from ..training.policy import Policy
-from ..training.shards import shape_of
 from .context import RunContext
 from .guard import RunStopped
 from .throughput import wait

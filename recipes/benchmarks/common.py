@@ -15,14 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
+from llm_pg.learner.update import Updater
 from llm_pg.metrics import peak_memory_mb
+from llm_pg.model.loading import character_tokenizer, disable_dropout
+from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
-from llm_pg.run.models import character_tokenizer, disable_dropout
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
-from llm_pg.training.policy import Policy
-from llm_pg.training.update import Updater
 
 SHAPES = {
     "S": {"hidden_size": 256, "intermediate_size": 683, "num_hidden_layers": 6, "num_attention_heads": 4,

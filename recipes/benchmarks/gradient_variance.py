@@ -22,11 +22,11 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
 from llm_pg.config import load_config
 from llm_pg.metrics import Clock, read_metrics
+from llm_pg.model.critic import with_values
 from llm_pg.rollouts import TextRollouts
 from llm_pg.shipped import find
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
-from llm_pg.training.critic import with_values
 
 ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "reinforce, no baseline": ("reinforce", {}),

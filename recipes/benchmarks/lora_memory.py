@@ -33,7 +33,7 @@ def measure(name: str, layers: int, steps: int) -> dict[str, float]:
     """Train one case here; MB."""
     from llm_pg import GRPOConfig, GRPOTrainer
     from llm_pg.metrics import peak_memory_mb
-    from llm_pg.run.models import character_tokenizer
+    from llm_pg.model.loading import character_tokenizer
     from llm_pg.terminal import Terminal
 
     imports = peak_memory_mb()

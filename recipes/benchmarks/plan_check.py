@@ -47,7 +47,7 @@ def worker(folder: str, job: Job, steps: int, clock: str) -> None:
         time.perf_counter = time.process_time  # before anything reads it
     from llm_pg.config.load import check_values
     from llm_pg.config.schema import ModelConfig
-    from llm_pg.run.models import character_tokenizer, load_model
+    from llm_pg.model.loading import character_tokenizer, load_model
     from llm_pg.trainer import PolicyGradientTrainer
 
     tokenizer = character_tokenizer()

@@ -13,8 +13,8 @@ import yaml
 
 from llm_pg.config import load_config
 from llm_pg.config.check import plan_batch, resolve_row
+from llm_pg.model.loading import character_tokenizer
 from llm_pg.prompts import check_data, load_prompts
-from llm_pg.run.models import character_tokenizer
 from reward_fns import countdown
 from reward_fns.registry import rewards
 

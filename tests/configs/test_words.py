@@ -24,12 +24,12 @@ from llm_pg.config.load import check_values
 from llm_pg.config.schema import LEAVES, AlgorithmConfig
 from llm_pg.control.settings import ControlSettings
 from llm_pg.estimators.ratios import importance_ratio, sampler_correction
+from llm_pg.model.critic import Critic
+from llm_pg.model.policy import Policy
 from llm_pg.plan import Job, Model, memory
 from llm_pg.prove.worlds import Spec
 from llm_pg.run.build import make_scorer
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.training.critic import Critic
-from llm_pg.training.policy import Policy
 from llm_pg.words import annotations_of, words_of
 
 # Texts that are no words of ours: names, paths, addresses, columns, templates.

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 
 from llm_pg.config.schema import ModelConfig
+from llm_pg.distributed.shards import Shards, whole
+from llm_pg.model.loading import character_tokenizer, load_model
+from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
-from llm_pg.run.models import character_tokenizer, load_model
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.training.policy import Policy
-from llm_pg.training.shards import Shards, whole
 from tests.conftest import FAMILIES
 
 PARAMS = SamplingParams(max_completion_length=5, temperature=0.8)

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from llm_pg.ahead import shares
-from llm_pg.ahead.flight import pack
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import Clock, read_metrics
+from llm_pg.model.loading import character_tokenizer, load_model
+from llm_pg.rollout.ahead import shares
+from llm_pg.rollout.ahead.flight import pack
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.launch import check_ahead
-from llm_pg.run.models import character_tokenizer, load_model
 from tests.distributed.sameness import NUMBERS, forget_the_last
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import LIGHT, SIZES, make

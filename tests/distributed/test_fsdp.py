@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llm_pg.config.schema import ModelConfig
-from llm_pg.run.models import character_tokenizer, load_model
+from llm_pg.distributed.shards import Shards
+from llm_pg.learner.update import Updater
+from llm_pg.model.loading import character_tokenizer, load_model
+from llm_pg.model.policy import Policy
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.vllm import EngineError, VllmSampler
 from llm_pg.sampling.vllm.engine import Settings
-from llm_pg.training.policy import Policy
-from llm_pg.training.shards import Shards
-from llm_pg.training.update import Updater
 from tests.distributed.sameness import CHANGES, OF_CRITIC, bits, distance, forget_the_last, same_ends, same_steps
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import SIZES, make

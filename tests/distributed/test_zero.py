@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm_pg.config.schema import ModelConfig
-from llm_pg.run.models import character_tokenizer, load_model
+from llm_pg.model.loading import character_tokenizer, load_model
 from tests.conftest import FAMILIES
 from tests.distributed.sameness import CHANGES, bits, distance, forget_the_last, same_ends, same_steps
 from tests.faults.conftest import lines

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
-from llm_pg.collect.collector import Collector
-from llm_pg.collect.episodes import EpisodeCollector
 from llm_pg.environments import Reply, as_reward_function
 from llm_pg.environments.rollout import Limits
 from llm_pg.environments.writing import TurnWriter
 from llm_pg.metrics import Clock
 from llm_pg.prompts import Prompt
 from llm_pg.rewards import RewardError, Scorer
+from llm_pg.rollout.collector import Collector
+from llm_pg.rollout.episodes import EpisodeCollector
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, SamplingParams
 from tests.environments import partners

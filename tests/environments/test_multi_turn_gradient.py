@@ -11,10 +11,10 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.estimators.returns import reward_to_go
+from llm_pg.model.critic import Critic
 from llm_pg.rollouts import TextRollouts
-from llm_pg.training.critic import Critic
 from tests.model.test_packing import gradient, relative
-from tests.training.test_policy import doubled, in_double, policy_of, rollouts
+from tests.model.test_policy import doubled, in_double, policy_of, rollouts
 
 LAYOUTS = ["shared_prefix", "padded"]
 

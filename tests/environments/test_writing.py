@@ -6,7 +6,7 @@ import pytest
 
 from llm_pg.config import ConfigError
 from llm_pg.environments.writing import TurnWriter
-from llm_pg.run.models import character_tokenizer
+from llm_pg.model.loading import character_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"

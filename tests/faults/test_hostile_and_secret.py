@@ -13,9 +13,9 @@ import torch
 
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
+from llm_pg.model.loading import character_tokenizer, load_model, load_tokenizer
 from llm_pg.run import checkpoint
 from llm_pg.run.checkpoint import CheckpointError, State
-from llm_pg.run.models import character_tokenizer, load_model, load_tokenizer
 from llm_pg.run.redact import HIDDEN, Redactor, is_secret_name
 from tests.faults.tiny_run import LIGHT, SIZES
 

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
+from llm_pg.learner.update import Updater
+from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.training.policy import Policy
-from llm_pg.training.update import Updater
 
 pytestmark = pytest.mark.faults
 LENGTHS = [9, 7, 5, 3, 8, 2, 6, 4]

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config.schema import ModelConfig
-from llm_pg.run.models import character_tokenizer, load_model
+from llm_pg.model.loading import character_tokenizer, load_model
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -24,7 +24,7 @@ from llm_pg.model.segments import MaskedCalls, Segments
 from llm_pg.rollouts import TextRollouts
 from tests.conftest import TINY
 from tests.model.test_packing import gradient, relative
-from tests.training.test_policy import doubled, in_double, policy_of, rollouts
+from tests.model.test_policy import doubled, in_double, policy_of, rollouts
 
 # Here it is meant to run uncompiled.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

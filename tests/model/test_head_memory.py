@@ -12,7 +12,7 @@ from llm_pg.config import Config
 from llm_pg.doctor import sizes
 from llm_pg.model import head
 from llm_pg.sampling.protocol import SamplingParams
-from tests.training.test_policy import policy_of, rollouts
+from tests.model.test_policy import policy_of, rollouts
 
 NUM_TOKENS, HIDDEN, VOCABULARY = 600, 8, 50_000  # 120 MB of logits in float32, in two chunks
 

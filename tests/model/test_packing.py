@@ -15,12 +15,12 @@ from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.model import head, segments
 from llm_pg.model.exact import packs_exactly
 from llm_pg.model.packing import Packed, bins
+from llm_pg.model.policy import Policy
 from llm_pg.model.segments import MaskedCalls
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.training.policy import Policy
 from tests.conftest import FAMILIES
-from tests.training.test_policy import doubled, in_double, policy_of, rollouts
+from tests.model.test_policy import doubled, in_double, policy_of, rollouts
 
 PACKED_FAMILIES = sorted(set(FAMILIES) - {"gemma2"})
 

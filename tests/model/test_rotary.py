@@ -10,14 +10,14 @@ import torch
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
+from llm_pg.model.loading import load_model
+from llm_pg.model.policy import Policy
 from llm_pg.model.rotary import fix_frequencies
 from llm_pg.rollouts import TextRollouts
-from llm_pg.run.models import load_model
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
 from llm_pg.terminal import Terminal
-from llm_pg.training.policy import Policy
 
 ORIGINAL, LONGEST = 16, 40
 SIZES = {

@@ -44,7 +44,7 @@ class TwoSteps(TrainerCallback):
 def model_id(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model and its tokenizer in a folder, which stands for a name on the hub."""
     from llm_pg.config.schema import ModelConfig
-    from llm_pg.run.models import character_tokenizer, load_model
+    from llm_pg.model.loading import character_tokenizer, load_model
 
     folder, tokenizer = tmp_path_factory.mktemp("hub") / "tiny-instruct", character_tokenizer()
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -39,7 +39,7 @@ def no_verdict_on_long_ones(completion_ids: list[list[int]], **_: Any) -> list[f
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
     """A tiny Llama and its tokenizer, saved: TRL loads its reference from there."""
     from llm_pg.config.schema import ModelConfig
-    from llm_pg.run.models import load_model
+    from llm_pg.model.loading import load_model
 
     folder = str(tmp_path_factory.mktemp("trl") / "model")
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from llm_pg.collect.collector import Pieces
 from llm_pg.report.completions import Shared, compact
 from llm_pg.report.svg import number
+from llm_pg.rollout.collector import Pieces
 
 
 class Bytes:

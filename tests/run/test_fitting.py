@@ -9,7 +9,7 @@ import pytest
 from transformers import AddedToken, GenerationConfig
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.run.models import character_tokenizer, end_token_ids
+from llm_pg.model.loading import character_tokenizer, end_token_ids
 from llm_pg.terminal import Terminal
 
 CHATML = (

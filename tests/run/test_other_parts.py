@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
-from llm_pg.run.models import context_length
+from llm_pg.model.loading import context_length
 from llm_pg.terminal import Terminal
 
 TEXT = {

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.collect.twins import make_twins
 from llm_pg.config import Config, ConfigError
 from llm_pg.doctor.evidence import read_run
 from llm_pg.doctor.live import examine_run
@@ -16,6 +15,7 @@ from llm_pg.evaluate import Evaluation, curve, evaluate, pass_at_k, summarise
 from llm_pg.metrics import read_metrics
 from llm_pg.report.charts import charts
 from llm_pg.rewards.specs import resolve_all
+from llm_pg.rollout.twins import make_twins
 from llm_pg.terminal import Terminal
 
 LETTERS = [{"prompt": f"sort: {w}=", "letters": w} for w in ("cab", "bca", "dcb", "ba", "hg", "fe", "ed", "cb")]

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from llm_pg import GRPOConfig, GRPOTrainer
+from llm_pg.model.critic import Critic
+from llm_pg.model.policy import Policy
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.trial import LARGE, Trial, _longest, expected_seconds, try_longest, wanted
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
-from llm_pg.training.critic import Critic
-from llm_pg.training.policy import Policy
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]
 

@@ -9,15 +9,15 @@ import torch
 from llm_pg import shipped
 from llm_pg.config import load_config
 from llm_pg.model.attention import products_in
+from llm_pg.model.loading import end_token_ids
+from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
 from llm_pg.run.engines import make_sampler
-from llm_pg.run.models import end_token_ids
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.lean import LeanDecoder
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, SamplingParams
 from llm_pg.sampling.random import stream_key
-from llm_pg.training.policy import Policy
 from tests.conftest import FAMILIES
 
 PROMPTS = ["ab=", "a longer prompt, and more: ", "x"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_pg.estimators.distributions import token_logp
-from llm_pg.run.models import end_token_ids
+from llm_pg.model.loading import end_token_ids
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, SamplingParams
@@ -67,7 +67,7 @@ def test_the_end_token_is_inside_the_mask_and_nothing_after_it(
 
 
 def test_pad_equal_to_eos_does_not_mask_the_end_token(make_model: Callable[..., Any]) -> None:
-    from llm_pg.run.models import character_tokenizer
+    from llm_pg.model.loading import character_tokenizer
 
     tokenizer = character_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token

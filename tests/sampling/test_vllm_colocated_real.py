@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from llm_pg.config.schema import ModelConfig
-from llm_pg.run.models import load_model
+from llm_pg.model.loading import load_model
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.vllm import EngineError, VllmSampler, colocated
@@ -80,7 +80,7 @@ def test_ranks_that_run_together_have_an_engine_each(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "import torch, torch.distributed as dist\n"
-        "from llm_pg.run.models import character_tokenizer\n"
+        "from llm_pg.model.loading import character_tokenizer\n"
         "from tests.sampling.test_vllm_colocated_real import model_of, sampler_of\n"
         "from tests.sampling.vllm_cases import PROMPTS, G, move\n"
         "from llm_pg.sampling.protocol import SamplingParams\n"

@@ -23,7 +23,7 @@ import torch
 from llm_pg.config.load import load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
-from llm_pg.run.models import load_model
+from llm_pg.model.loading import load_model
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.vllm import EngineError, VllmSampler
@@ -198,7 +198,7 @@ def test_the_server_ends_with_a_trainer_that_is_killed(vllm_python: str, tmp_pat
         "import sys, time\n"
         "from pathlib import Path\n"
         "from llm_pg.config.schema import ModelConfig\n"
-        "from llm_pg.run.models import character_tokenizer, load_model\n"
+        "from llm_pg.model.loading import character_tokenizer, load_model\n"
         "from llm_pg.sampling.vllm.engine import Settings, VllmSampler\n"
         "tokenizer = character_tokenizer()\n"
         f"model = load_model(ModelConfig(make={MODELS['untied']!r}), tokenizer, seed=0)\n"

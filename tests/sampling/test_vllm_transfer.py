@@ -311,7 +311,7 @@ def test_what_another_process_receives_is_the_model(start: Start, tmp_path: Path
         "import sys, time\n"
         "from safetensors.torch import save_file\n"
         "from llm_pg.config.schema import ModelConfig\n"
-        "from llm_pg.run.models import character_tokenizer, load_model\n"
+        "from llm_pg.model.loading import character_tokenizer, load_model\n"
         "from tests.conftest import FAMILIES\n"
         "from tests.sampling.fake_vllm import FakeVllm\n"
         "from tests.sampling.fake_wire import Receiver\n"

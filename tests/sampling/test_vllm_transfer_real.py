@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from llm_pg.config.schema import ModelConfig
-from llm_pg.run.models import load_model
+from llm_pg.model.loading import load_model
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.vllm import VllmSampler, colocated, servers, transfer

@@ -1,0 +1,1 @@
+"""Weights, gradients and moments in parts over the ranks: FSDP2 and DeepSpeed's ZeRO."""

@@ -1,0 +1,208 @@
+"""One update from one batch of scored rollouts: what the algorithm needs beside them, its advantages, the gradient and
+the optimiser's steps, and what follows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..algorithms.algorithm import Algorithm, Batch
+from ..estimators.kl import k3
+from ..estimators.masked import masked_mean
+from ..metrics import Clock
+from ..model.critic import with_values
+from ..model.policy import Policy
+from ..rollouts import TextRollouts
+from ..sampling.random import stream_key, uniform
+from .update import SeenTokens, Updater, UpdateStats, update_metrics
+
+ORDER_STREAM = 3
+
+
+class Scored(Protocol):
+    """Scored completions, as `Scorer.score` and the collectors return them."""
+
+    @property
+    def rollouts(self) -> TextRollouts: ...
+
+
+@dataclass
+class Update:
+    """What one update did.
+
+    Attributes:
+        batch: the rollouts with their advantages, as the loss read them.
+        steps: one entry for each step of the optimiser.
+        seen: entropy and ratio of each token, as the passes met them.
+        metrics: by the names of `metrics.METRICS`.
+    """
+
+    batch: Batch
+    steps: list[UpdateStats]
+    seen: SeenTokens
+    metrics: dict[str, float]
+
+
+class Learner:
+    """Turns scored rollouts into updates of a policy.
+
+    Args:
+        policy: what is trained. Where the algorithm has a KL penalty and the policy no reference yet, the reference is
+            the policy as it is now.
+        algorithm: gives advantages and loss.
+        optimizer: of torch, over `policy.parameters()`, or accelerate's around one.
+        scheduler: of the learning rate, stepped once an update; None = constant.
+        accelerator: accelerate's; None = one of this process alone, without mixed precision.
+        micro_rows: completions in one forward pass; None = all. Any value gives the same gradient.
+        num_iterations: passes over a batch (μ). num_minibatches: optimiser steps in a pass, of equal shares.
+        max_grad_norm: norm that gradients are clipped to; 0 = no clipping.
+        num_steps: updates of the whole run, for coefficients that move over it; None = they stay at their start.
+        critic_only_steps: first updates in which only the critic learns.
+        noise_steps: gradient noise is measured at every so many updates; 0 = never.
+        reference_steps: the reference moves towards the policy every so many updates; 0 = never.
+        reference_share: by this share of the distance, in (0, 1].
+        seed: of the orders in which minibatches are drawn. clock: seconds by phase.
+
+    Raises:
+        ValueError: the algorithm needs a critic and the policy has none.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        optimizer: Any,
+        scheduler: Any = None,
+        *,
+        accelerator: Any = None,
+        micro_rows: int | None = None,
+        num_iterations: int = 1,
+        num_minibatches: int = 1,
+        max_grad_norm: float = 1.0,
+        num_steps: int | None = None,
+        critic_only_steps: int = 0,
+        noise_steps: int = 0,
+        reference_steps: int = 0,
+        reference_share: float = 1.0,
+        seed: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
+        if algorithm.row.needs_critic and policy.critic is None:
+            raise ValueError(
+                f"Algorithm {algorithm.row.name} learns from a critic and the policy has none: call "
+                "policy.add_critic() before its optimizer is made."
+            )
+        if algorithm.row.beta and not policy.has_reference:
+            policy.freeze_reference()
+        self.policy, self.algorithm, self.optimizer = policy, algorithm, optimizer
+        self.accelerator = accelerator or _alone(policy)
+        self.scheduler = scheduler or torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        self.num_steps, self.seed, self.clock = num_steps, seed, clock or Clock()
+        self.critic_only_steps, self.noise_steps = critic_only_steps, noise_steps
+        self.reference_steps, self.reference_share = reference_steps, reference_share
+        self.micro_rows = micro_rows or 10**9
+        self.updater = Updater(
+            policy,
+            algorithm,
+            optimizer,
+            self.scheduler,
+            self.accelerator,
+            micro_rows=self.micro_rows,
+            num_iterations=num_iterations,
+            num_minibatches=num_minibatches,
+            max_grad_norm=max_grad_norm,
+        )
+        self.step = 0  # updates that were begun
+        self.experience: Any = None  # of the newest update, and its batch, for whoever asks after one that failed
+        self.batch: Batch | None = None
+
+    def update(self, experience: Scored) -> Update:
+        """One update; on several ranks all must call it, each with its own rows.
+
+        Raises:
+            torch.OutOfMemoryError: a single row does not fit into memory.
+            ValueError: rewards that mean nothing to the algorithm.
+        """
+        self.step, self.experience, self.batch = self.step + 1, experience, None
+        rollouts, proximal_logp_BT = self._observed(experience.rollouts)
+        critic_only = self.step <= self.critic_only_steps
+        rate = 0.0 if critic_only else float(self.scheduler.get_last_lr()[0])
+        metrics: dict[str, float] = {"learning_rate": rate}
+        with self.clock("update"):
+            progress = (self.step - 1) / self.num_steps if self.num_steps else 0.0
+            batch = self.batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self._all_sum)
+            if proximal_logp_BT is not None:
+                batch.old_logp_BT = proximal_logp_BT
+            noise = bool(self.noise_steps) and self.step % self.noise_steps == 0
+            order = self._order(len(rollouts.mask_BT))
+            steps = self.updater.update(batch, order, measure_noise=noise, critic_only=critic_only)
+        metrics.update(self._metrics(batch, steps))
+        metrics.update(self._follow(steps))
+        # Gradients are dead weight while keys and values of the next batch are held.
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(batch, steps, self.updater.seen, metrics)
+
+    def _observed(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
+        """The passes before the update, each only where the algorithm needs it: reference, entropies, values.
+
+        With them the log-probabilities of before the update, where the critic's pass gave them.
+        """
+        spec, policy = self.algorithm.row, self.policy
+        if spec.beta:
+            with self.clock("reference"):
+                rollouts.ref_logp_BT = policy.ref_logp(rollouts, self.micro_rows)
+        if spec.top_entropy_quantile < 1:
+            with self.clock("update"):
+                rollouts.entropy_BT = policy.entropies(rollouts, self.micro_rows)
+        if not spec.needs_critic:
+            return rollouts, None
+        with self.clock("value"):
+            after, reuses = spec.truncated == "bootstrap", self.updater.reuses
+            seen = policy.observe(rollouts, self.micro_rows, with_logp=reuses, after=after)
+            assert seen.value_BT is not None
+            valued = with_values(rollouts, seen.value_BT, seen.after_B, gamma=spec.gamma)
+            return valued, seen.logp_BT if reuses else None
+
+    def _order(self, num_rows: int) -> Tensor:
+        """The order of the rows in each pass over the batch, a function of (seed, step, pass)."""
+        passes = torch.arange(self.updater.num_iterations)
+        keys = stream_key(self.seed, ORDER_STREAM, self.step, passes)
+        noise = uniform(keys.unsqueeze(1), torch.arange(num_rows).unsqueeze(0))
+        return noise.argsort(1).to(self.accelerator.device)
+
+    def _metrics(self, batch: Batch, steps: list[UpdateStats]) -> dict[str, float]:
+        rollouts = batch.rollouts
+        values: dict[str, float] = {
+            "entropy_coef": batch.entropy_coef,
+            **update_metrics(steps, self.updater.num_minibatches),
+        }
+        if self.algorithm.row.needs_critic:
+            explained = self.algorithm.foretold(rollouts, batch.mask_BT, self._all_sum)
+            values.update({} if explained is None else {"explained_variance": explained})
+        if rollouts.ref_logp_BT is not None:
+            values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
+        return values
+
+    def _follow(self, steps: list[UpdateStats]) -> dict[str, float]:
+        """What follows the steps: the reference may move, the adaptive penalty sees the KL that its last pass met."""
+        if self.reference_steps and self.step % self.reference_steps == 0:
+            self.policy.refresh_reference(self.reference_share)
+        if self.algorithm.kl_penalty is None:
+            return {}
+        last = steps[-self.updater.num_minibatches :]
+        kl = torch.tensor(sum(step.values.get("approx_kl", 0.0) for step in last), device=self.accelerator.device)
+        self.algorithm.observe_kl(float(self._all_sum(kl)))
+        return {"kl_penalty": self.algorithm.kl_penalty.weight}
+
+    def _all_sum(self, x: Tensor) -> Tensor:
+        return x if self.accelerator.num_processes == 1 else self.accelerator.reduce(x, reduction="sum")
+
+
+def _alone(policy: Policy) -> Any:
+    """accelerate's Accelerator for one process, on the device of the policy."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=next(policy.model.parameters()).device.type == "cpu")

@@ -1,0 +1,408 @@
+"""The policy in training: log-probabilities of what was sampled, the frozen reference, and the critic's values."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed.shards import Shards, whole
+from ..estimators.distributions import entropy, token_logp
+from ..rollouts import TextRollouts
+from ..words import one_of
+from .adapters import StartingAdapter, has_adapter, starts_switched_off, switched_off
+from .attention import core_of, eval_mode, mixes_types, recomputes
+from .critic import Critic
+from .distribution import SamplingParams
+from .exact import exact_way
+from .head import head_is_separate, token_scores
+from .packing import bins, packed_hidden
+
+# Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
+# On a CPU that was measured. Elsewhere it is a bound that none should need: there memory ends a pass first, which the
+# trial of the longest batch finds out (`Policy.most_tokens`).
+TOKENS_PER_PASS = {"cpu": 1024}
+TOKENS_PER_PASS_OTHERWISE = 32_768
+
+
+@dataclass
+class Scores:
+    """Of the sampled tokens under some weights: logp_BT and entropy_BT (nats, float32; 0 outside the mask).
+
+    With a critic, value_BT: V(s_t), 0 outside the mask; after_B: the value after the last token of truncated rows,
+    where it was asked for, and 0 for the others.
+    """
+
+    logp_BT: Tensor
+    entropy_BT: Tensor
+    value_BT: Tensor | None = None
+    after_B: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a pass computes beside hidden states: log-probabilities, entropies (with a gradient), the critic's values,
+    those after the last tokens of truncated rows; frozen: no gradient reaches the policy."""
+
+    logp: bool = True
+    entropy: bool = False
+    entropy_grad: bool = False
+    value: bool = False
+    after: bool = False
+    frozen: bool = False
+
+
+class Policy:
+    """A causal LM as π_θ.
+
+    Args:
+        model: the model in training, a transformers model or a PEFT model.
+        params: the distribution that is sampled; its temperature and support enter the trained log-probability.
+        pad_id: filler of unused positions, never attended; None = the tokenizer's.
+        tokenizer: saved with the model, where it is given.
+        with_reference: keep a frozen reference (needed where beta > 0); see `freeze_reference`.
+        autocast: context in which forwards run (mixed precision).
+        packing: shared_prefix (no padding, each prompt once for all its completions), padded (a row a completion), or
+            auto: shared_prefix where a trial shows that it computes the same.
+        critic: whose values `score` and `observe` give; None = the algorithm has none.
+
+    Attributes:
+        way: how packed completions attend; None = rows are padded.
+        most_tokens: tokens of one pass that are known to fit into memory; None = nothing is known.
+
+    Raises:
+        ValueError: packing is shared_prefix and the model's attention is not covered.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        params: SamplingParams,
+        pad_id: int | None = None,
+        tokenizer: Any = None,
+        with_reference: bool = False,
+        autocast: Any = contextlib.nullcontext,
+        packing: str = "auto",
+        critic: Critic | None = None,
+    ) -> None:
+        self.critic = critic
+        self.shards: Shards | None = None
+        self.most_tokens: int | None = None
+        one_of("packing", packing, ("auto", "padded", "shared_prefix"))
+        self.model, self.params, self.tokenizer, self.autocast = model, params, tokenizer, autocast
+        self.pad_id = int(tokenizer.pad_token_id) if pad_id is None else pad_id
+        self.has_adapter = has_adapter(model)
+        self.reference = None
+        self.start: StartingAdapter | None = None
+        self.has_reference = False
+        if with_reference:
+            self.freeze_reference()
+        with autocast() if mixes_types(model) else contextlib.nullcontext():
+            self._splits = head_is_separate(model)
+            self.way = exact_way(model, autocast) if packing != "padded" and self._splits else None
+        if packing == "shared_prefix" and not self._packs_now():
+            raise ValueError(
+                f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "
+                "the hidden states they have alone (sliding windows, soft caps, gradient checkpointing, layers with a "
+                "state). Use train.packing: auto, which takes the padded layout for such a model."
+            )
+
+    def freeze_reference(self) -> None:
+        """Make the reference: the policy as it is now. Of a PEFT model that is the adapter switched off where this is
+        the same, else a copy of what is trained; of another model a copy of it."""
+        self.has_reference = True
+        if not self.has_adapter:
+            self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+        elif not starts_switched_off(self.model, self.autocast):
+            self.start = StartingAdapter(self.model)
+
+    def add_critic(self, kind: str = "head", *, trunk_gradient: bool = False, path: str | None = None) -> Critic:
+        """Make the critic from the policy as it is now; before an optimiser is made of `parameters`.
+
+        Args:
+            kind: head or model. trunk_gradient: whether its loss reaches the policy's body. See `Critic`.
+            path: folder in which a run left a critic to begin with; None = a new one, whose values are 0.
+
+        Raises:
+            ValueError: the folder holds no such critic, or the model shows no hidden states.
+        """
+        self.critic = Critic(self.model, kind=kind, trunk_gradient=trunk_gradient)
+        if path is not None:
+            self.critic.load(path)
+        return self.critic
+
+    def shard(self, shards: Shards) -> None:
+        """Cut the weights, those of reference and critic too, over the ranks. Before an optimiser is made of them."""
+        self.check_cut()
+        self.shards = shards
+        for model in (self.model, self.reference):
+            if model is not None:
+                shards.cut(model)
+        if self.critic is not None:
+            shards.cut_critic(self.critic)
+
+    def save_pretrained(
+        self, folder: str | Path, *, weights: dict[str, Tensor] | None = None, writes: bool = True
+    ) -> None:
+        """Writes model (of a PEFT model the adapter), tokenizer and critic, as `from_pretrained` reads them.
+
+        Args:
+            folder: made where it is not there. weights: gathered from shards; None = the model's own.
+            writes: False on ranks that only bring their shards.
+        """
+        if writes:
+            self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+        if self.critic is not None and (writes or self.shards is not None):
+            self.critic.save(folder, writes=writes)
+
+    def check_cut(self) -> None:
+        """ValueError where weights in parts would leave no reference."""
+        if self.start is not None:
+            raise ValueError(
+                "beta is above 0, the weights are to be cut over the ranks, and the model with its adapter switched "
+                "off is not the policy as it is now (the adapter was trained before, or begins as a part of the "
+                "weights, as with init_lora_weights='pissa'): a copy of it cannot be put in place there. Give a model "
+                "without an adapter and a new one that begins by changing nothing, or set beta=0."
+            )
+
+    def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
+        """The whole weights (of the policy) inside the block, where they stand in shards: every rank must enter it."""
+        return contextlib.nullcontext() if self.shards is None else self.shards.gathered(model or self.model)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those of the model that are trained; the critic's are `critic.trainable()`."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def score(
+        self, rollouts: TextRollouts, *, with_entropy: bool = True, entropy_grad: bool = False, frozen: bool = False
+    ) -> Scores:
+        """Of the sampled tokens under the present weights, with gradient: log-probabilities, entropies, and values
+        where there is a critic. frozen: only values carry a gradient, and none that reaches the policy."""
+        has_critic = self.critic is not None
+        ask = Ask(entropy=with_entropy, entropy_grad=entropy_grad and not frozen, value=has_critic, frozen=frozen)
+        if self.shards is None:
+            return self._score(self.model, rollouts, ask)
+
+        def forward() -> tuple[Tensor, ...]:
+            scores = self._score(self.model, rollouts, ask)
+            return tuple(x for x in (scores.logp_BT, scores.entropy_BT, scores.value_BT) if x is not None)
+
+        return Scores(*self.shards.through(self.model, forward))
+
+    @torch.no_grad()
+    def observe(self, rollouts: TextRollouts, micro_rows: int, *, with_logp: bool, after: bool) -> Scores:
+        """The critic's values at the time of sampling, in one pass with the log-probabilities where those are wanted.
+
+        after: also the value of the state in which each truncated row was cut.
+        """
+        return self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=with_logp, value=True, after=after))
+
+    @torch.no_grad()
+    def logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        """Log-probabilities under the present weights, without a gradient."""
+        return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
+
+    @torch.no_grad()
+    def entropies(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        """Entropy of the distribution that each token was drawn from, nats, without a gradient."""
+        return self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=False, entropy=True)).entropy_BT
+
+    @torch.no_grad()
+    def refresh_reference(self, share: float) -> None:
+        """Move the reference: reference ← share·policy + (1 - share)·reference. Source: TR-DPO, arXiv 2404.09656."""
+        if self.reference is None:
+            raise ValueError("This policy has no reference of its own weights to refresh (beta is 0, or an adapter).")
+        for own, present in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+            value = whole(present) if hasattr(present, "ds_tensor") else present
+            own.lerp_(value.to(own.dtype), share)
+
+    @torch.no_grad()
+    def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
+        """Log-probabilities under the frozen reference."""
+        if not self.has_reference:
+            raise ValueError("This policy has no reference (beta is 0): call freeze_reference() before training.")
+        if self.reference is not None:
+            return self._in_pieces(self.reference, rollouts, micro_rows, Ask()).logp_BT
+        with switched_off(self.model) if self.start is None else self.start.in_place():
+            return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
+
+    def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int, ask: Ask) -> Scores:
+        zeros_BT = torch.zeros_like(rollouts.logp_BT)
+        out = Scores(zeros_BT, torch.zeros_like(zeros_BT))
+        if ask.value:
+            out.value_BT = torch.zeros_like(zeros_BT)
+            out.after_B = torch.zeros_like(zeros_BT[:, 0]) if ask.after else None
+        critic_mode = contextlib.nullcontext() if self.critic is None else eval_mode(self.critic)
+        critic_whole = self.gathered(self.critic) if ask.value else contextlib.nullcontext()
+        with self.gathered(model), critic_whole, eval_mode(model), critic_mode:
+            pieces = self.cuts(rollouts, micro_rows)
+            while pieces:
+                index = pieces.pop(0)
+                try:
+                    piece = self._score(model, rollouts.rows(index), ask)
+                except torch.OutOfMemoryError as error:
+                    pieces[:0] = halves(index, error)
+                    continue
+                for whole, part in (
+                    (out.logp_BT, piece.logp_BT),
+                    (out.entropy_BT, piece.entropy_BT),
+                    (out.value_BT, piece.value_BT),
+                    (out.after_B, piece.after_B),
+                ):
+                    if whole is not None and part is not None:
+                        whole[index] = part.to(whole.dtype)
+        return out
+
+    def cuts(self, rollouts: TextRollouts, micro_rows: int) -> list[Tensor]:
+        """Rows of each forward pass: at most as many tokens as `micro_rows` of the longest rows have.
+
+        Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
+        """
+        lengths, device = rollouts.context_length_B.tolist(), rollouts.mask_BT.device
+        longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
+        if not self._packs_now():
+            fitting = micro_rows if self.most_tokens is None else max(self.most_tokens // longest, 1)
+            return list(micro_batches(rollouts.context_length_B, min(micro_rows, fitting)))
+        most = self.most_tokens or TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
+        passes = bins(rollouts.prompt_ids_B, lengths, min(micro_rows * longest, most))
+        return [torch.tensor(rows, device=device) for rows in passes]
+
+    def num_tokens(self, rollouts: TextRollouts) -> int:
+        """Tokens that one pass over these rows computes: padding too, or, packed, each prompt once."""
+        prompts, lengths = rollouts.prompt_ids_B, rollouts.context_length_B.tolist()
+        if self._packs_now():
+            return sum(len(prompt) for prompt in set(prompts)) + sum(lengths)
+        return len(lengths) * max(len(p) + n for p, n in zip(prompts, lengths, strict=True))
+
+    def _packs_now(self) -> bool:
+        # Gradient checkpointing may be switched on after the policy is made.
+        return self.way is not None and not recomputes(self.model)
+
+    def _score(self, model: Any, rollouts: TextRollouts, ask: Ask) -> Scores:
+        assert rollouts.tokens_BT is not None
+        row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
+        token_M = rollouts.tokens_BT[row_M, step_M]
+        after_B = rollouts.truncated_B if ask.after else None
+        with self.autocast():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not ask.frozen):
+                states, logits_M = self._states(model, rollouts, after_B)
+                logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, ask)
+            value = self._values(rollouts, states, after_B) if ask.value else None
+        scores = Scores(_placed(logp_M, rollouts.mask_BT), _placed(entropy_M, rollouts.mask_BT))
+        if value is not None:
+            scores.value_BT = _placed(value[: len(token_M)], rollouts.mask_BT)
+            if after_B is not None:
+                scores.after_B = _placed(value[len(token_M) :], after_B)
+        return scores
+
+    def _tokens(
+        self, model: Any, hidden_M: Tensor, logits_M: Tensor | None, token_M: Tensor, ask: Ask
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each token."""
+        if not (ask.logp or ask.entropy):
+            none_M = torch.zeros(len(token_M), device=token_M.device)
+            return none_M, none_M
+        if logits_M is None:
+            head = core_of(model).get_output_embeddings()
+            return token_scores(
+                hidden_M, head, token_M, self.params, with_entropy=ask.entropy, entropy_grad=ask.entropy_grad
+            )
+        warped = self.params.warp(logits_M, keep=token_M)
+        logp_M = token_logp(warped, token_M)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and ask.entropy_grad):
+            return logp_M, entropy(warped) if ask.entropy else torch.zeros_like(logp_M)
+
+    def _values(self, rollouts: TextRollouts, states: Tensor, after_B: Tensor | None) -> Tensor:
+        critic = self.critic
+        assert critic is not None
+
+        def forward() -> Tensor:
+            own = states
+            if critic.body is not None:
+                own, _ = self._states(critic.body, rollouts, after_B, with_logits=False)
+            return critic.values(own)
+
+        return forward() if self.shards is None else self.shards.through(critic, lambda: forward().clone())
+
+    def _states(
+        self, model: Any, rollouts: TextRollouts, after_B: Tensor | None, with_logits: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states that predict each completion token, then those after the last tokens of the rows `after_B`;
+        and the logits of the former where the head is not separate."""
+        if self.way is not None and self._packs_now():
+            return packed_hidden(model, rollouts, after_B, self.way), None
+        return self._padded(model, rollouts, after_B, with_logits and not self._splits)
+
+    def _layout(self, rollouts: TextRollouts) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of prompt then what follows it, right-padded: ids, attention mask, and where each prompt ends."""
+        assert rollouts.tokens_BT is not None
+        device = rollouts.tokens_BT.device
+        start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B], device=device)
+        end_B = start_B + rollouts.context_length_B
+        width = int(end_B.max())
+        ids = torch.full((len(start_B), width), self.pad_id, dtype=torch.int64, device=device)
+        column = torch.arange(width, device=device)
+        flat_prompts = torch.tensor([i for p in rollouts.prompt_ids_B for i in p], device=device, dtype=torch.int64)
+        ids[column < start_B.unsqueeze(1)] = flat_prompts
+        inside = (column >= start_B.unsqueeze(1)) & (column < end_B.unsqueeze(1))
+        if rollouts.inserted_B is None:
+            ids[inside] = rollouts.tokens_BT[rollouts.mask_BT]
+        else:
+            ids[inside] = torch.tensor([i for row in rollouts.context_ids() for i in row], device=device)
+        return ids, (column < end_B.unsqueeze(1)).long(), start_B
+
+    def _padded(
+        self, model: Any, rollouts: TextRollouts, after_B: Tensor | None, with_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `_states`; a row a completion."""
+        ids, attention, start_B = self._layout(rollouts)
+        row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
+        place_M = start_B[row_M] - 1 + rollouts.place_BT()[row_M, step_M]
+        num_tokens = len(row_M)
+        if after_B is not None:
+            ends = after_B.nonzero().squeeze(1)
+            row_M = torch.cat([row_M, ends])
+            place_M = torch.cat([place_M, start_B[ends] - 1 + rollouts.context_length_B[ends]])
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
+        core = core_of(model)
+        if not with_logits:
+            hidden: Tensor = core.base_model(**inputs).last_hidden_state
+            return hidden[row_M, place_M], None
+        seen: list[Tensor] = []
+        hook = core.base_model.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state))
+        try:
+            logits: Tensor = model(**inputs).logits
+        finally:
+            hook.remove()
+        return seen[0][row_M, place_M], logits[row_M[:num_tokens], place_M[:num_tokens]]
+
+
+def _placed(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` at the true places of `mask`, in its order; 0 elsewhere."""
+    zeros = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    return zeros.index_put(mask.nonzero(as_tuple=True), values)
+
+
+def micro_batches(length_B: Tensor, micro_rows: int) -> Iterator[Tensor]:
+    """Row indices in pieces of `micro_rows`, longest completions first: the largest piece shows at once if it fits."""
+    order = torch.argsort(length_B, descending=True, stable=True)
+    yield from order.split(micro_rows)
+
+
+def halves(index: Tensor, error: torch.OutOfMemoryError) -> list[Tensor]:
+    """A micro-batch that ran out of memory, in two; the error again where it is a single row."""
+    if len(index) == 1:
+        raise error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return list(index.chunk(2))

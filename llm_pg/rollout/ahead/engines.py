@@ -1,0 +1,89 @@
+"""Engines that keep weights of their own: those of several versions of the policy, by number."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...sampling.native import NativeSampler
+from ...sampling.protocol import Completions, Sampler, SamplingParams
+from ...sampling.vllm import VllmSampler
+from .apart import Apart
+
+
+class Engine(Sampler, contextlib.AbstractContextManager[Any], Protocol):
+    """A sampler that samples with the weights of a version that was kept. `keep` and `use_present` are called by the
+    trainer, the others in the background; `use_present` while nothing is sampled there."""
+
+    def keep(self, version: int) -> None:
+        """Copy the present weights as those of `version`, which rises."""
+
+    def use(self, version: int) -> None:
+        """Sample with those of `version` from now on."""
+
+    def use_present(self) -> None:
+        """Let the run's own sampler have the present weights, for an evaluation."""
+
+    def stop(self) -> None:
+        """Cut short what is being sampled, where that can be done. Called by the trainer."""
+
+
+class Frozen:
+    """The vllm engine, which brings its servers the weights of a copy of the model beside the one in training.
+
+    Args:
+        sampler: of the run; from now on it follows the copy. count: versions that are kept.
+    """
+
+    def __init__(self, sampler: VllmSampler, count: int) -> None:
+        self.sampler, self.live, self.count = sampler, sampler.model, count
+        self._kept: dict[int, dict[str, Tensor]] = {}
+
+    def __enter__(self) -> Frozen:
+        self.sampler.model = copy.deepcopy(self.live).requires_grad_(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sampler.model = self.live
+
+    def keep(self, version: int) -> None:
+        self._kept[version % self.count] = {name: x.detach().clone() for name, x in self._moving()}
+
+    def use(self, version: int) -> None:
+        self._copy(self._kept[version % self.count])
+
+    def use_present(self) -> None:
+        self._copy(dict(self._moving()))
+
+    def stop(self) -> None:
+        """A server ends its batch."""
+
+    def sample(
+        self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
+    ) -> Completions:
+        return self.sampler.sample(prompt_ids, num_generations, params, keys_B)
+
+    def _moving(self) -> list[tuple[str, Tensor]]:
+        return [(name, x) for name, x in self.live.named_parameters() if x.requires_grad]
+
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        parameters = dict(self.sampler.model.named_parameters())
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+
+def make_engine(sampler: Sampler, model: Any, tokenizer: Any, *, max_staleness: int, log: Path) -> Engine:
+    """For the run's own `sampler`. A version is needed until all that was sampled with it is trained on, and the
+    next is kept before that: hence one slot more than the staleness."""
+    count = max_staleness + 1
+    if isinstance(sampler, VllmSampler):
+        return Frozen(sampler, count)
+    assert isinstance(sampler, NativeSampler)
+    return Apart(model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log, dtype=sampler.dtype)
