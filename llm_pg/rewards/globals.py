@@ -218,3 +218,5 @@ def told(function: Callable[..., Any] | None, facts: Mapping[str, Any]) -> Itera
             f"calls {call}, and runs in a worker process, where there is no run to log to. Take `log_metric` as an "
             f"argument, and log_metric(name, value) puts a number into the run's metrics; or {KEEP}",
         )
+    if problem := facts.get("dropped"):
+        yield "output", f"prints, and what is printed in the workers cannot be written and is dropped: {problem}"

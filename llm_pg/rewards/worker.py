@@ -4,6 +4,7 @@ The protocol is on what were descriptors 0 and 1. Before any user code is loaded
 empty and output joins the standard error, so that a function that prints cannot break a message.
 """
 
+import io
 import os
 import random
 import resource
@@ -28,12 +29,31 @@ def main() -> None:
         sys.exit(0)  # the parent has gone; there is nobody to tell
 
 
+class _Output(io.FileIO):
+    """Where functions print. What a full disk does not take is dropped: no score depends on it."""
+
+    problem: str | None = None  # why something was dropped in this job
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            self.problem = self.problem or error.strerror
+            return len(data)
+
+    def as_text(self, *, by_lines: bool) -> io.TextIOWrapper:
+        buffered = io.BufferedWriter(self)
+        return io.TextIOWrapper(buffered, encoding="utf-8", errors="backslashreplace", line_buffering=by_lines)
+
+
 def _run() -> None:
     jobs, answers = os.dup(0), os.dup(1)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.dup2(2, 1)
     os.close(empty)
+    output = _Output(1, "w", closefd=False)
+    sys.stdout, sys.stderr = output.as_text(by_lines=False), output.as_text(by_lines=True)
     setup = read(jobs)
     if setup is None:
         return
@@ -51,10 +71,10 @@ def _run() -> None:
             write(answers, encode({"unloaded": place, "kind": "import", "text": text, "near": []}))
             return
     write(answers, encode({"ready": [asdict(loaded.signature) for loaded in functions]}))
-    _serve(functions, jobs, answers)
+    _serve(functions, jobs, answers, output)
 
 
-def _serve(functions: list[Loaded], jobs: int, answers: int) -> None:
+def _serve(functions: list[Loaded], jobs: int, answers: int, output: _Output) -> None:
     home = os.open(".", os.O_RDONLY)
     seed = ""
 
@@ -76,7 +96,8 @@ def _serve(functions: list[Loaded], jobs: int, answers: int) -> None:
         write(answers, encode({"begun": True, **facts}))
         performer.perform(loaded, job, lambda answer: write(answers, encode(answer)))
         sys.stdout.flush()
-        write(answers, encode({"done": True, "state": watches[number].state()}))
+        write(answers, encode({"done": True, "state": watches[number].state(), "dropped": output.problem}))
+        output.problem = None
 
 
 def _load(entry: dict[str, Any]) -> Loaded:

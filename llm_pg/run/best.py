@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ..config import ConfigError
 from ..distributed.shards import like, writable
 from ..evaluate import Evaluation
 from .checkpoint import CheckpointError
-from .folder import replaced
+from .folder import replaced, said_by_disk
 
 FACTS = "best.json"
 
@@ -82,11 +81,10 @@ class Best:
             return False
         try:
             self._keep(step, value, evaluation)
-        except (
-            OSError,
-            SafetensorError,
-            CheckpointError,
-        ) as error:  # a full disk: the run goes on, with the best before
+        except Exception as error:
+            if said_by_disk(error) is None and not isinstance(error, (OSError, CheckpointError)):
+                raise
+            # The run goes on, with the best before.
             self.problem = getattr(error, "strerror", None) or " ".join(str(error).split())
         if self.gather is not None:  # only the first rank writes, and all must know the same best
             self.problem = self.gather(self.problem)[0]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..learner.learner import Learner
@@ -57,7 +58,7 @@ class CrashKeeper:
         try:
             self._write_bundle(folder, error)
             self.say(f"Step {self.step} failed; its batch and the error are in {folder}.")
-        except OSError as problem:
+        except (OSError, SafetensorError) as problem:
             self.say(f"Step {self.step} failed, and {folder} could not be written: {problem}.")
         if self.ranks.is_main:
             self.say(self._keep_state(self.step))
@@ -68,7 +69,7 @@ class CrashKeeper:
         try:
             self._write_bundle(folder, error)
             where = f"the error is in {folder}"
-        except OSError as problem:
+        except (OSError, SafetensorError) as problem:
             where = f"{folder} could not be written: {problem}"
         self.say(
             f"The evaluation after step {step} failed; {where}. The model is in {model}; --resume makes the evaluation "

@@ -21,7 +21,13 @@ from ..evaluate import Evaluation
 from .guard import RunStopped
 from .lock import check_free
 
-_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+# What a disk says that takes no more, and what a run is told of it.
+_DISKS = {
+    errno.ENOSPC: "no room is left on the disk. Make room there",
+    errno.EDQUOT: "the quota of this user is used up. Make room there",
+    errno.EROFS: "the file system is read-only. Mount it writable",
+    errno.EIO: "the disk reports an error. Look after the disk",
+}
 
 
 def run_name(config: Config) -> str:
@@ -134,21 +140,27 @@ def full_disks_named(what: Path) -> Iterator[None]:
     """Inside the block a disk that is full or cannot be written ends the run with one line instead of a traceback."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None) or _number_in(str(error))
-        if number not in _NO_ROOM:
+    except Exception as error:
+        said = said_by_disk(error)
+        if said is None:
             raise
-        why = {errno.EROFS: "the file system is read-only"}.get(number, "no room is left on the disk")
+        place = getattr(error, "filename", None) or f"{what}, or where standard output goes,"
         raise RunStopped(
-            f"{getattr(error, 'filename', None) or what} cannot be written: {why}. Make room there, or set "
-            "run.output_dir elsewhere; --resume goes on from the newest whole checkpoint."
+            f"{place} cannot be written: {said}, or set run.output_dir elsewhere; --resume goes on from the newest "
+            "whole checkpoint."
         ) from None
 
 
-def _number_in(text: str) -> int | None:
-    """safetensors raises its own error with the system's number in the text."""
-    found = re.search(r"os error (\d+)", text)
-    return int(found[1]) if found else None
+def said_by_disk(error: Exception) -> str | None:
+    """What is wrong with the disk and what to do, where an error is of a disk that takes no more; else None.
+
+    safetensors raises its own error, and tokenizers a bare Exception, with the system's number in the text.
+    """
+    if isinstance(error, OSError):
+        return _DISKS.get(error.errno or 0)
+    found = re.search(r"os error (\d+)", str(error))
+    is_theirs = isinstance(error, SafetensorError) or type(error) is Exception
+    return _DISKS.get(int(found[1])) if found and is_theirs else None
 
 
 def _finite(value: Any) -> Any:

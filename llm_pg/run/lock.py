@@ -31,24 +31,23 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> FolderLock:
         place = self.path.resolve()
         if place in _held:
             raise ConfigError(f"Another run of this process writes {self.path.parent}. Give this one another run_name.")
-        file = self.path.open("a+")
+        file = self.path.open("ab+", buffering=0)  # a buffer that a full disk did not take would fail once more
         try:
             _take(file, self.path)
+            file.truncate(0)
+            own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), **_birth(os.getpid())}
+            file.write(json.dumps(own).encode())
         except BaseException:
             file.close()
             raise
         self._file = file
         _held.add(place)
-        file.seek(0)
-        file.truncate()
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), **_birth(os.getpid())}, file)
-        file.flush()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -68,7 +67,7 @@ def check_free(folder: Path) -> None:
         _take(file, path)
 
 
-def _take(file: IO[str], path: Path) -> None:
+def _take(file: IO[Any], path: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows has no record locks of this kind

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import ConfigError
 from ..distributed.shards import shape_of
 from ..model.merging import rehearse_merge
+from .folder import said_by_disk
 
 
 def rehearse_end(
@@ -59,9 +60,10 @@ def _try(name: str, save: Callable[[str], Any], place: str) -> None:
     }
     try:
         save(place)
-    except OSError:
-        raise  # the disk, of which the caller speaks
-    except Exception as error:  # noqa: BLE001  whatever a library of the model's raises, the run would end with it
+    except Exception as error:
+        if isinstance(error, OSError) or said_by_disk(error) is not None:
+            raise  # the disk, of which the caller speaks
+        # Whatever a library of the model's raises, the run would end with it.
         raise ConfigError(
             f"The model could not be saved at the end of the run: its {name} refuses ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:400]}). {advice.get(name, 'Set what it names before the run.')}"

@@ -9,6 +9,11 @@ def digits(completion: str, answer: str) -> float:
     return float(completion[:1] == answer) + 0.1 * len(completion.strip("abc"))
 
 
+def prints(completion: str, answer: str) -> float:
+    print(completion * 500)
+    return digits(completion, answer)
+
+
 def on_rank_1(completion: str) -> float:
     """RANK is set by torchrun; FAULT by the test."""
     if os.environ.get("RANK") == "1":

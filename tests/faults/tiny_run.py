@@ -27,6 +27,7 @@ from llm_pg.rollout.ahead.engines import Frozen
 from llm_pg.run import sources
 from llm_pg.run.training_run import TrainingRun
 from llm_pg.trainer import PolicyGradientTrainer
+from tests.faults.failing_disk import on_a_small_disk
 from tests.seams import Steps
 
 LIGHT = Path(__file__).with_name("light_rewards.py")
@@ -170,7 +171,10 @@ def logged(given: dict[str, Any], env: dict[str, str], log: str) -> None:
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ.update(env)
-    main(given)
+    if "kilobytes" in given:
+        on_a_small_disk(given, main)
+    else:
+        main(given)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Reward functions that misbehave in every way of the fault list, loaded by the tests as `specimens.py:name`."""
 
 import asyncio
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -213,10 +214,16 @@ def meddles(completion, numbers, **row):
     numbers.append(99)
     row.clear()
     print("noise " * 1000)
-    os.write(1, b"raw noise on descriptor 1\n")
+    with contextlib.suppress(OSError):
+        os.write(1, b"raw noise on descriptor 1\n")
     os.chdir("/")
     random.seed(0)
     return float(sum(numbers))
+
+
+def prints_to_stderr(completion, **row):
+    print("noise " * 1000, file=sys.stderr)
+    return 1.0
 
 
 def batch_meddles(prompts, completions, numbers, **kwargs):

@@ -404,6 +404,20 @@ def test_printing_changing_directory_and_seeding_have_no_effect_on_the_run(tmp_p
     assert "noise" in (tmp_path / "prints.log").read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_a_full_disk_does_not_take_of_prints_is_dropped_and_said_once(caplog):
+    rows = [{"numbers": [1, 2, place]} for place in range(8)]
+    with scorer_of("meddles", "one", "prints_to_stderr", output=Path("/dev/full")) as scorer:
+        first, second = (score(scorer, rows=rows) for _ in range(2))
+    with scorer_of("clean", "one", "one") as scorer:
+        clean = score(scorer, rows=rows)
+    assert first.reward == second.reward == clean.reward
+    assert first.problems == {}
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[2] for text in said] == ["meddles", "prints_to_stderr"]
+    assert all("is dropped: No space left on device" in text for text in said)
+
+
 @pytest.mark.parametrize("name", ["draws", "async_draws"])
 def test_a_function_that_draws_gives_the_same_scores_on_any_number_of_workers(name):
     drawn = []
