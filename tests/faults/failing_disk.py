@@ -20,7 +20,7 @@ _NEW_MOUNTS, _NEW_USER, _PRIVATE, _REMOUNT = 0x20000, 0x10000000, 0x4000 | 1 << 
 SAVERS = (
     "llm_pg.run.checkpoint.save_file",
     "llm_pg.run.crash.save_file",
-    "llm_pg.learner.critic.save_file",
+    "llm_pg.model.critic.save_file",
     "peft.peft_model.safe_save_file",
     "transformers.modeling_utils.safe_save_file",
 )
