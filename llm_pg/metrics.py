@@ -59,6 +59,11 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
     "value_loss": ("reward²", "Of the critic."),
+    "aux_loss": (
+        "",
+        "Load-balancing loss of a mixture of experts, without its coefficient; the number of experts of a token where "
+        "all are used alike.",
+    ),
     "explained_variance": (
         "share",
         "1 - Var[return - value] / Var[return] over tokens, values of before the step; absent where returns are equal.",

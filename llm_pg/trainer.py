@@ -103,6 +103,7 @@ class PolicyGradientTrainer:
             tokenizer=self.tokenizer,
             autocast=context.accelerator.autocast,
             packing=config.train.packing,
+            router_aux_loss_coef=config.train.router_aux_loss_coef,
         )
         self.collector = collector_of(
             config,

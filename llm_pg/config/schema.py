@@ -293,6 +293,13 @@ class TrainConfig(Section):
         description="Layout of a training pass: shared_prefix = no padding and each prompt once for all its "
         "completions, padded = a row a completion; auto = shared_prefix where a trial shows that it is exact.",
     )
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the load-balancing loss of a mixture of experts, over all tokens of an optimiser step "
+        "however it is cut (a pass more without a gradient counts them first); None = that of the model's config, "
+        "0 = none.",
+    )
     use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 
 

@@ -171,6 +171,7 @@ class Updater:
         most, splits = len(batch.mask_BT), 0  # rows in one piece; lowered where memory ends
         alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
         parts = self._halves(batch, alive) if measure_noise else [alive]
+        self._count_choices(batch, alive)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             self.passes = 0  # idle ones too
@@ -195,6 +196,15 @@ class Updater:
                     raise
                 most = len(halves(piece, error)[0])
                 splits += 1
+
+    def _count_choices(self, batch: Batch, alive: Tensor) -> None:
+        """Of the experts, by all tokens of this step on all ranks, before the passes that weigh them."""
+        if self.policy.routers is not None and not self.critic_only:
+            self.policy.count_choices(
+                batch.rollouts.rows(alive) if len(alive) else None,
+                self.micro_rows,
+                lambda x: x if self.accelerator.num_processes == 1 else self.accelerator.reduce(x, reduction="sum"),
+            )
 
     def _pieces(self, batch: Batch, rows: Tensor, most: int) -> list[Tensor]:
         """The rows of each forward pass, at most `most` together."""
@@ -254,11 +264,18 @@ class Updater:
     def _backward(self, part: Batch, rows: Tensor) -> dict[str, float]:
         rollouts = part.rollouts
         assert isinstance(rollouts, TextRollouts)
-        scores = self.policy.score(rollouts, entropy_grad=bool(part.entropy_coef), frozen=self.critic_only)
+        scores = self.policy.score(
+            rollouts, entropy_grad=bool(part.entropy_coef), balance=True, frozen=self.critic_only
+        )
         self.seen.note(rows, scores)
         loss, stats = self.algorithm.loss(scores.logp_BT, part, entropy_BT=scores.entropy_BT, value_BT=scores.value_BT)
         # Each minibatch is an optimiser step of its own, of the size the whole batch would have had.
-        self._back(loss * self.num_minibatches)
+        loss = loss * self.num_minibatches
+        if scores.balance is not None:  # a mean over the step's tokens already
+            assert self.policy.routers is not None
+            loss = loss + self.policy.routers.coef * scores.balance
+            stats["aux_loss"] = scores.balance.detach()
+        self._back(loss)
         return {key: float(value) for key, value in stats.items()}
 
     def _back(self, loss: Tensor) -> None:

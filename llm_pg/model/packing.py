@@ -24,6 +24,8 @@ class Packed:
 
     Attributes:
         ids, positions: int64 (1, N).
+        times_N: int64 (N,), how many rows have each place before a token that they predict: a prompt's as many as share
+            it; 0 = filler.
         place_M: for each sampled token, in row-major order of the mask, the place whose output predicts it; then,
             for each row of `after_B` that is true, that of its last token.
 
@@ -44,24 +46,26 @@ class Packed:
     ) -> None:
         ids: list[int] = []
         positions: list[int] = []
+        times: list[int] = []
         segments = Segments([], [], [], [])
 
-        def lay(run: Sequence[int], position: int, prefix_start: int = 0) -> int:
+        def lay(run: Sequence[int], position: int, num_rows: int = 1, prefix_start: int = 0) -> int:
             begin = len(ids)
             if run:
                 segments.add(begin, len(run), prefix_start, position)
                 ids.extend(run)
                 positions.extend(range(position, position + len(run)))
+                times.extend([num_rows] * len(run))
             return begin
 
         after_B = after_B or [False] * len(prompt_ids_B)
         steps_B: list[list[int]] = [[] for _ in prompt_ids_B]
         for prompt, rows in _members(prompt_ids_B).items():
-            start = lay(prompt, 0)
+            start = lay(prompt, 0, len(rows))
             for row in rows:
                 completion = completions_B[row]
                 n = len(completion)
-                begin = lay(completion[: n if after_B[row] else max(n - 1, 0)], len(prompt), start)
+                begin = lay(completion[: n if after_B[row] else max(n - 1, 0)], len(prompt), prefix_start=start)
                 steps_B[row] = [start + len(prompt) - 1, *range(begin, begin + n)]
         fill = way.filled(len(ids)) - len(ids)
         if fill:
@@ -71,6 +75,7 @@ class Packed:
         ends = [steps[-1] for steps, after in zip(steps_B, after_B, strict=True) if after]
         self.ids = torch.tensor([ids + ids[:1] * fill], device=device)
         self.positions = torch.tensor([positions + [0] * fill], device=device)
+        self.times_N = torch.tensor(times + [0] * fill, device=device)
         self.place_M = torch.tensor(places + ends, device=device)
         self._way = way(segments, device)
         self.special = way.special

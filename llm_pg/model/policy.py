@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .distribution import SamplingParams
 from .exact import exact_way
 from .head import head_is_separate, token_scores
 from .packing import bins, packed_hidden
+from .routers import make_router_loss
 
 # Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
 # On a CPU that was measured. Elsewhere it is a bound that none should need: there memory ends a pass first, which the
@@ -36,25 +37,29 @@ class Scores:
     """Of the sampled tokens under some weights: logp_BT and entropy_BT (nats, float32; 0 outside the mask).
 
     With a critic, value_BT: V(s_t), 0 outside the mask; after_B: the value after the last token of truncated rows,
-    where it was asked for, and 0 for the others.
+    where it was asked for, and 0 for the others. With experts, balance: the pass's part of the batch's load-balancing
+    loss, without its coefficient.
     """
 
     logp_BT: Tensor
     entropy_BT: Tensor
     value_BT: Tensor | None = None
     after_B: Tensor | None = None
+    balance: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Ask:
     """What a pass computes beside hidden states: log-probabilities, entropies (with a gradient), the critic's values,
-    those after the last tokens of truncated rows; frozen: no gradient reaches the policy."""
+    those after the last tokens of truncated rows, the part of the load-balancing loss; frozen: no gradient reaches the
+    policy."""
 
     logp: bool = True
     entropy: bool = False
     entropy_grad: bool = False
     value: bool = False
     after: bool = False
+    balance: bool = False
     frozen: bool = False
 
 
@@ -71,8 +76,11 @@ class Policy:
         packing: shared_prefix (no padding, each prompt once for all its completions), padded (a row a completion), or
             auto: shared_prefix where a trial shows that it computes the same.
         critic: whose values `score` and `observe` give; None = the algorithm has none.
+        router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None = the model's own,
+            0 = none.
 
     Attributes:
+        routers: that loss; None = the model has none, or it cannot be trained (a warning says why).
         way: how packed completions attend; None = rows are padded.
         most_tokens: tokens of one pass that are known to fit into memory; None = nothing is known.
 
@@ -91,6 +99,7 @@ class Policy:
         autocast: Any = contextlib.nullcontext,
         packing: str = "auto",
         critic: Critic | None = None,
+        router_aux_loss_coef: float | None = None,
     ) -> None:
         self.critic = critic
         self.shards: Shards | None = None
@@ -113,6 +122,8 @@ class Policy:
                 "the hidden states they have alone (sliding windows, soft caps, gradient checkpointing, layers with a "
                 "state). Use train.packing: auto, which takes the padded layout for such a model."
             )
+
+        self.routers = make_router_loss(model, router_aux_loss_coef, autocast)
 
     def freeze_reference(self) -> None:
         """Make the reference: the policy as it is now. Of a PEFT model that is the adapter switched off where this is
@@ -183,20 +194,53 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def score(
-        self, rollouts: TextRollouts, *, with_entropy: bool = True, entropy_grad: bool = False, frozen: bool = False
+        self,
+        rollouts: TextRollouts,
+        *,
+        with_entropy: bool = True,
+        entropy_grad: bool = False,
+        balance: bool = False,
+        frozen: bool = False,
     ) -> Scores:
         """Of the sampled tokens under the present weights, with gradient: log-probabilities, entropies, and values
-        where there is a critic. frozen: only values carry a gradient, and none that reaches the policy."""
-        has_critic = self.critic is not None
-        ask = Ask(entropy=with_entropy, entropy_grad=entropy_grad and not frozen, value=has_critic, frozen=frozen)
+        where there is a critic. balance: also their part of the load-balancing loss of the batch that `count_choices`
+        saw last. frozen: only values carry a gradient, and none that reaches the policy."""
+        ask = Ask(
+            entropy=with_entropy,
+            entropy_grad=entropy_grad and not frozen,
+            value=self.critic is not None,
+            balance=balance and self.routers is not None and not frozen,
+            frozen=frozen,
+        )
         if self.shards is None:
             return self._score(self.model, rollouts, ask)
 
+        asked = {"logp_BT": True, "entropy_BT": True, "value_BT": ask.value, "balance": ask.balance}
+        names = [name for name, is_asked in asked.items() if is_asked]
+
         def forward() -> tuple[Tensor, ...]:
             scores = self._score(self.model, rollouts, ask)
-            return tuple(x for x in (scores.logp_BT, scores.entropy_BT, scores.value_BT) if x is not None)
+            return tuple(getattr(scores, name) for name in names)
 
-        return Scores(*self.shards.through(self.model, forward))
+        return Scores(**dict(zip(names, self.shards.through(self.model, forward), strict=True)))
+
+    @torch.no_grad()
+    def count_choices(
+        self, rollouts: TextRollouts | None, micro_rows: int, all_sum: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Counts which experts the tokens of a batch choose, for the load-balancing loss of its passes.
+
+        rollouts: of this rank; None = it has none. all_sum: over the ranks, which must all call this.
+        """
+        if self.routers is None:
+            return
+        with self.routers.counting(self.model):
+            if rollouts is None:
+                with self.gathered(self.model):
+                    pass
+            else:
+                self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=False))
+        self.routers.sum_over(all_sum)
 
     @torch.no_grad()
     def observe(self, rollouts: TextRollouts, micro_rows: int, *, with_logp: bool, after: bool) -> Scores:
@@ -292,12 +336,18 @@ class Policy:
         row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
         token_M = rollouts.tokens_BT[row_M, step_M]
         after_B = rollouts.truncated_B if ask.after else None
+        heard: contextlib.AbstractContextManager[list[Tensor]] = contextlib.nullcontext([])
+        if ask.balance and self.routers is not None:
+            heard = self.routers.weighed(model)
         with self.autocast():
             with torch.set_grad_enabled(torch.is_grad_enabled() and not ask.frozen):
-                states, logits_M = self._states(model, rollouts, after_B)
+                with heard as parts:
+                    states, logits_M = self._states(model, rollouts, after_B)
                 logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, ask)
             value = self._values(rollouts, states, after_B) if ask.value else None
         scores = Scores(_placed(logp_M, rollouts.mask_BT), _placed(entropy_M, rollouts.mask_BT))
+        if parts:
+            scores.balance = torch.stack(parts).sum()
         if value is not None:
             scores.value_BT = _placed(value[: len(token_M)], rollouts.mask_BT)
             if after_B is not None:

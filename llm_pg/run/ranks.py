@@ -19,6 +19,7 @@ _SUMS = (
         "train_tokens_per_second",
         "policy_loss",
         "value_loss",
+        "aux_loss",
         "entropy",
         "clip_fraction",
         "approx_kl",

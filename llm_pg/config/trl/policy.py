@@ -17,8 +17,8 @@ MODEL: dict[str, Word] = {
     "trust_remote_code": refused(
         False, "code of a hub repository is never run; load such a model yourself and give the object as `model`"
     ),
-    "router_aux_loss_coef": refused(
-        None, "there is no auxiliary loss for routers; freeze the router, or train this model with TRL", 0.0
+    "router_aux_loss_coef": same(
+        None, "over all tokens of an optimiser step, where TRL takes each micro-batch by itself"
     ),
     "disable_dropout": same(False, "dropout makes the ratio of an on-policy step differ from 1, so it is off here"),
     "cast_lm_head_to_fp32": refused(
