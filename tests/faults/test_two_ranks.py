@@ -15,7 +15,7 @@ from llm_pg.run import checkpoint
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.ranks import Ranks, merge_metrics
 from tests.faults.conftest import lines
-from tests.faults.tiny_run import LIGHT, make
+from tests.faults.tiny_run import LIGHT, SIZES, make
 
 pytestmark = pytest.mark.faults
 # The native engine draws each completion from a stream of its own; transformers' generate draws for a whole batch.
@@ -60,6 +60,24 @@ def test_two_ranks_train_the_critic_that_one_rank_trains(two_ranks: Callable[...
     assert both.status == 0, both.output
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         for name in ("reward", "grad_norm", "critic_grad_norm", "value_loss", "policy_loss", "explained_variance"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["whole", "shards"])
+@pytest.mark.parametrize("passes", [{}, {"num_iterations": 2, "per_device_train_batch_size": 1}])
+def test_two_ranks_balance_the_experts_that_one_rank_balances(
+    passes: dict[str, int], env: dict[str, str], two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The loss is a product of two means over the step, so that ranks tell each other which experts they chose."""
+    sizes = {**SIZES, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    sizes.update(router_aux_loss_coef=1.0, initializer_range=0.5, num_key_value_heads=2)
+    changes = {**CHANGES, "max_steps": 3, "save_steps": 0, **passes}
+    make({"out": str(tmp_path), "name": "one", "sizes": sizes, "changes": changes}).train()
+    both = two_ranks("two", sizes=sizes, changes=changes, env=env)
+    assert both.status == 0, both.output
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        for name in ("reward", "grad_norm", "aux_loss", "policy_loss"):
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
 
 

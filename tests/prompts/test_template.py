@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,3 +185,34 @@ def test_an_end_of_turn_that_is_no_token_has_no_id() -> None:
     assert (end.text, end.tokens) == ("### End", ())
     assert end_of_turn(chat("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", []), {}) is None
     assert end_of_turn(chat("", []), {}) is None
+
+
+@pytest.mark.parametrize(
+    "name, end, in_turns",
+    [
+        ("qwen3", "<|im_end|>", {"<|im_start|>", "<|im_end|>"}),
+        ("llama3", "<|eot_id|>", {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}),
+        ("gemma3", "<end_of_turn>", {"<start_of_turn>", "<end_of_turn>"}),
+        ("phi3", "<|end|>", {"<|user|>", "<|assistant|>", "<|end|>"}),
+        ("gptoss", "<|return|>", {"<|start|>", "<|message|>", "<|end|>", "<|return|>"}),
+    ],
+)
+def test_templates_as_models_have_them_are_read(
+    name: str, end: str, in_turns: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As TRL ships them, with their special tokens and <think> as one more."""
+    import trl
+
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    tokenizer = chat(template, sorted({*in_turns, "<think>", "</think>"}))
+    found = end_of_turn(tokenizer, {})
+    assert found is not None
+    assert found.text == end
+    control = {tokenizer.convert_ids_to_tokens(number) for number in control_ids(tokenizer, {})}
+    assert control - {"[BOS]", "[EOS]", "[UNK]"} == in_turns
+    load(tokenizer, [{"prompt": USER}])
+    assert not [record for record in caplog.records if "characters that the tokenizer" not in record.getMessage()]
+    if name == "qwen3":
+        load(tokenizer, [{"prompt": USER}], chat_template_kwargs={"enable_thinking": False})
+        with pytest.raises(ConfigError, match=r"Did you mean 'enable_thinking'\?"):
+            load(tokenizer, [{"prompt": USER}], chat_template_kwargs={"enable_thinkng": False})
