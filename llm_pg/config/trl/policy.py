@@ -48,7 +48,7 @@ SAMPLING: dict[str, Word] = {
         "`temperature`, `top_p`, `top_k`, `min_p`, `stop_strings` (`stop`) and `max_new_tokens` become settings; "
         "others are refused, because what is sampled must be what is trained",
     ),
-    "chat_template_kwargs": same(None),
+    "chat_template_kwargs": same(None, "an argument that the chat template never reads is refused"),
     "repetition_penalty": refused(
         1.0,
         "the penalised distribution is sampled and another one trained; punish repetition in a reward function "

@@ -1,0 +1,59 @@
+"""A training batch as a row a completion, padded on the right: for models that packed rows would not compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rollouts import TextRollouts
+from .attention import core_of
+
+
+def padded_states(
+    model: Any, rollouts: TextRollouts, after_B: Tensor | None, pad_id: int, *, with_logits: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask; behind them
+    those after the last tokens of the rows `after_B`. with_logits: also the logits of the former, by the whole model.
+    """
+    ids, attention, start_B = _layout(rollouts, pad_id)
+    row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
+    place_M = start_B[row_M] - 1 + rollouts.place_BT()[row_M, step_M]
+    num_tokens = len(row_M)
+    if after_B is not None:
+        ends = after_B.nonzero().squeeze(1)
+        row_M = torch.cat([row_M, ends])
+        place_M = torch.cat([place_M, start_B[ends] - 1 + rollouts.context_length_B[ends]])
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
+    core = core_of(model)
+    if not with_logits:
+        hidden: Tensor = core.base_model(**inputs).last_hidden_state
+        return hidden[row_M, place_M], None
+    seen: list[Tensor] = []
+    hook = core.base_model.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state))
+    try:
+        logits: Tensor = model(**inputs).logits
+    finally:
+        hook.remove()
+    return seen[0][row_M, place_M], logits[row_M[:num_tokens], place_M[:num_tokens]]
+
+
+def _layout(rollouts: TextRollouts, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of prompt then what follows it, right-padded: ids, attention mask, and where each prompt ends."""
+    assert rollouts.tokens_BT is not None
+    device = rollouts.tokens_BT.device
+    start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B], device=device)
+    end_B = start_B + rollouts.context_length_B
+    width = int(end_B.max())
+    ids = torch.full((len(start_B), width), pad_id, dtype=torch.int64, device=device)
+    column = torch.arange(width, device=device)
+    flat_prompts = torch.tensor([i for p in rollouts.prompt_ids_B for i in p], device=device, dtype=torch.int64)
+    ids[column < start_B.unsqueeze(1)] = flat_prompts
+    inside = (column >= start_B.unsqueeze(1)) & (column < end_B.unsqueeze(1))
+    if rollouts.inserted_B is None:
+        ids[inside] = rollouts.tokens_BT[rollouts.mask_BT]
+    else:
+        ids[inside] = torch.tensor([i for row in rollouts.context_ids() for i in row], device=device)
+    return ids, (column < end_B.unsqueeze(1)).long(), start_B
