@@ -122,8 +122,9 @@ async def judge(
     set that above it. retries: after a refusal for load, a fault of the server or of the network, with growing pauses.
     concurrency: requests at once, of each reward worker. cache: a folder in which answers are kept by the content of
     the request, for all workers and later runs; without one a process remembers its last 16,384.
-    price_in, price_out: of a million tokens. The metrics have judge/prompt_tokens, judge/completion_tokens, judge/cost
-    and judge/cached, each a mean over the completions that got a score; an answer from the cache costs nothing.
+    price_in, price_out: of a million tokens. The metrics have log/judge/prompt_tokens, log/judge/completion_tokens,
+    log/judge/cost and log/judge/cached, each a mean over the completions that got a score; an answer from the cache
+    costs nothing.
 
     Range [0, 1]. Floor 1: what a judge pays for is its opinion, which a text without work may win.
 

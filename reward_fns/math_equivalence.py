@@ -61,6 +61,8 @@ _UNBOUNDED = re.compile(
     r"\\(?:sum|prod|i*nt|oint|lim|[dt]?binom|choose|bigcup|bigcap|[bp]?mod|operatorname)(?![a-z])|!"
 )
 _CHOICE = re.compile(r"\\(?:pm|mp|lor|vee|cup|le|leq|ge|geq|lt|gt|in|ne|neq)(?![a-z])|\b(?:or|and)\b|[,;=<>]")
+_SIDE_BY_SIDE = re.compile(r"\d\s+\d")
+_SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s*\d\s*\d")
 _ASSIGNED = re.compile(r"^\s*([a-zA-Z](?:_\{?\w+\}?)?)\s*(?:=|\\in(?![a-z]))(?!.*=)\s*")
 _EXPONENT = re.compile(r"[-+]?(?:\\?[a-zA-Z]+|[\d.]+)?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -147,7 +149,7 @@ def _whole_formula(text: str) -> str | None:
     """A text that is a formula, or a name of a few words, and nothing else; None for sentences, numbers and lists."""
     text = clean(text).rstrip(".").strip()
     bare = _COMMAND.sub(" ", _TEXT.sub("", text))
-    if not text or "\n" in text or len(text) > MAX_CHARACTERS or _DELIMITED.search(text) or re.search(r"\d\s+\d", bare):
+    if not text or "\n" in text or len(text) > MAX_CHARACTERS or _DELIMITED.search(text) or _SIDE_BY_SIDE.search(bare):
         return None
     if re.search(r"[A-Za-z]{2,}", bare):
         return text if len(text.split()) <= 4 and not re.search(r"\d", text) else None
@@ -210,6 +212,8 @@ def _same(candidate: str, expected: str) -> bool:
         return numerals.equal(numbers[0], numbers[1])
     if not _CHOICE.search(expected) and _CHOICE.search(candidate):
         return False
+    if _SIDE_BY_SIDE.search(_SHORT_FRACTION.sub(" ", candidate)):
+        return False  # 17 3, which the library adds up
     if _BASED.fullmatch(candidate) or _BASED.fullmatch(expected) or _letters(candidate) != _letters(expected):
         return False
     return _equivalent(candidate, expected)

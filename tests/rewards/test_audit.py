@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ def test_every_shipped_function_that_checks_answers_declares_them_and_is_audited
     assert [name for name, info in checking.items() if info.gold is None] == []
 
 
+def test_the_function_of_every_shipped_task_is_audited() -> None:
+    assert {import_module(module).REWARD for module in registry.tasks().values()} <= set(SUBJECTS)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("name, place", PAIRS)
 def test_no_shipped_function_pays_a_wrong_answer_or_loses_a_right_one(name: str, place: int) -> None:
@@ -195,6 +200,18 @@ def test_a_function_that_does_not_look_at_the_answer_is_not_accused(name: str, w
     found = audit(f"{MINE}:{name}", SUMS)
     assert (found.paid, found.lost) == ([], [])
     assert why in found.note
+
+
+def test_what_happens_to_be_right_is_not_tried_as_wrong() -> None:
+    """0 times a root is 0, a prompt may name the answer in another writing, and a decoy must not be the answer."""
+    rows = [
+        {"prompt": "Of $18,000 and 5, which?", "answer": "that is it\n#### 18000"},
+        {"prompt": "What is left?", "answer": "nothing\n#### 0"},
+        {"prompt": "Sixty minutes are how many of them?", "answer": "#### 5"},
+    ]
+    for function in ("number_match", "math_equivalence"):
+        found = audit(function, rows)
+        assert (found.paid, found.lost) == ([], []), str(found)
 
 
 def test_shape_functions_are_left_out() -> None:

@@ -1,5 +1,6 @@
 """Completions of one row for an audit: the right answer in honest dresses, and wrong ones that resemble it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -121,8 +122,11 @@ def _says(prompt: str, gold: Gold) -> bool:
     if gold.text in prompt:
         return True
     value = numerals.only(gold.text) if gold.kind == "number" else None
-    named = (numerals.last([sentence]) for sentence in sentences(prompt)) if value is not None else ()
-    return any(number is not None and value is not None and _equal(number, value, gold) for number in named)
+    if value is None:
+        return False
+    named = [numerals.last([sentence]) for sentence in sentences(prompt)]
+    named += [numerals.only(digits.strip(".,")) for digits in re.findall(r"\d[\d.,]*", prompt)]
+    return any(number is not None and _equal(number, value, gold) for number in named)
 
 
 def _written_otherwise(gold: Gold) -> Iterator[Case]:
@@ -149,7 +153,8 @@ def _lookalikes(gold: Gold) -> Iterator[tuple[str, str]]:
     for name, other in found.items():
         read = numerals.only(other)
         same = read is not None and _equal(read, value, gold)
-        if other and not same and not (name == "in a difference" and abs(value.value) == Fraction(5)):
+        comes_to_it = {"in a difference": Fraction(5), "with a root": Fraction(0)}.get(name) == abs(value.value)
+        if other and not same and not comes_to_it:
             yield name, other
 
 

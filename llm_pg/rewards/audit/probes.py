@@ -4,6 +4,7 @@
 out by the policy sooner or later.
 """
 
+import itertools
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -87,9 +88,9 @@ def probe_texts(prompt: Any, row: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def all_answers(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every short value of these rows, between two that are none of the row's own."""
+    """Every value of these rows, between two that are none of the row's own and stand in none."""
     own, known = _values([row]), _values([row, *rows])
-    decoy = next(number for number in map(str, range(len(own) + 1)) if number not in own)
+    decoy = next(number for number in map(str, itertools.count()) if not any(number in value for value in own))
     return [decoy, *random.Random(0).sample(known, len(known)), decoy]
 
 
