@@ -239,10 +239,19 @@ def merge(path: Path, target: Path | None) -> Path:
     folder = target or path / "merged"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".merging-") as place:
-        save_merged(*load_saved(config, adapter), Path(place))
+        model, tokenizer = load_saved(config, adapter)
+        save_merged(model, tokenizer, Path(place), _prompts_of_run(path, tokenizer))
         for file in Path(place).iterdir():
             file.replace(folder / file.name)
     return folder
+
+
+def _prompts_of_run(path: Path, tokenizer: Any) -> list[list[int]]:
+    """Token ids of the prompts whose completions a run wrote down at its last step; none where it wrote none."""
+    texts: dict[str, None] = {}
+    for file in sorted((path / "completions").glob("step-*.jsonl"))[-1:]:
+        texts.update(dict.fromkeys(json.loads(line)["prompt"] for line in file.read_text().splitlines()))
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def default_device() -> str:

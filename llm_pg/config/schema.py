@@ -297,8 +297,8 @@ class TrainConfig(Section):
         None,
         ge=0,
         description="Weight of the load-balancing loss of a mixture of experts, over all tokens of an optimiser step "
-        "however it is cut (a pass more without a gradient counts them first); None = that of the model's config, "
-        "0 = none.",
+        "however it is cut (a step of several passes needs further ones, without a gradient, to count choices first); "
+        "None = that of the model's config, 0 = none.",
     )
     use_cpu: bool = Field(False, description="Stay on the CPU even where there is an accelerator.")
 

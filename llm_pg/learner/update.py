@@ -171,7 +171,6 @@ class Updater:
         most, splits = len(batch.mask_BT), 0  # rows in one piece; lowered where memory ends
         alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
         parts = self._halves(batch, alive) if measure_noise else [alive]
-        self._count_choices(batch, alive)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             self.passes = 0  # idle ones too
@@ -179,6 +178,7 @@ class Updater:
             first: list[Tensor] | None = None
             piece = alive
             try:
+                self._count_choices(batch, alive, most, len(parts))
                 for number, part in enumerate(parts):
                     first = self._gradients() if number else None
                     pieces = self._pieces(batch, part, most)
@@ -197,14 +197,20 @@ class Updater:
                 most = len(halves(piece, error)[0])
                 splits += 1
 
-    def _count_choices(self, batch: Batch, alive: Tensor) -> None:
-        """Of the experts, by all tokens of this step on all ranks, before the passes that weigh them."""
-        if self.policy.routers is not None and not self.critic_only:
-            self.policy.count_choices(
-                batch.rollouts.rows(alive) if len(alive) else None,
-                self.micro_rows,
-                lambda x: x if self.accelerator.num_processes == 1 else self.accelerator.reduce(x, reduction="sum"),
-            )
+    def _count_choices(self, batch: Batch, alive: Tensor, most: int, parts: int) -> None:
+        """Of the experts, by all tokens of this step on all ranks, before the passes that weigh them; one pass that is
+        the whole step counts them itself."""
+        routers, alone = self.policy.routers, self.accelerator.num_processes == 1
+        if routers is None or self.critic_only:
+            return
+        if alone and parts == 1 and len(self._pieces(batch, alive, most)) <= 1:
+            routers.forget()
+            return
+        self.policy.count_choices(
+            batch.rollouts.rows(alive) if len(alive) else None,
+            self.micro_rows,
+            lambda x: x if alone else self.accelerator.reduce(x, reduction="sum"),
+        )
 
     def _pieces(self, batch: Batch, rows: Tensor, most: int) -> list[Tensor]:
         """The rows of each forward pass, at most `most` together."""

@@ -1,9 +1,10 @@
 """The load-balancing loss of a mixture of experts in training, the same however a batch is cut.
 
-Which experts the tokens of the whole batch choose is counted first, in passes without a gradient; then each pass of
-the update adds its tokens' part. TRL and transformers take the loss of each micro-batch by itself, which is another
-loss for another cut; with the whole step in one micro-batch both are the same, but for the last token of each
-completion, of which nothing here is predicted, and rows of weight 0, which are not computed.
+Which experts the tokens of the whole batch choose is counted first, in passes without a gradient (one pass that is the
+whole step counts for itself); then each pass of the update adds its tokens' part. TRL and transformers take the loss of
+each micro-batch by itself, which is another loss for another cut; with the whole step in one micro-batch both are the
+same, but for the last token of each completion, of which nothing here is predicted, and rows of weight 0, which are not
+computed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ class RouterLoss:
     def __init__(self, coef: float, top_k: int, num_experts: int) -> None:
         self.coef, self.top_k, self.num_experts = coef, top_k, num_experts
         self.choices_E = torch.zeros(num_experts)
-        self.total = torch.zeros(())
+        self.total: Tensor | None = None
+
+    def forget(self) -> None:
+        """The next passes are each a whole batch, and count for themselves."""
+        self.total = None
 
     def counting(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Inside the block the passes of a batch are counted, from 0."""
@@ -41,13 +46,15 @@ class RouterLoss:
         self.choices_E, self.total = torch.zeros(self.num_experts, device=device), torch.zeros((), device=device)
 
         def hear(router_logits: tuple[Tensor, ...], weight_N: Tensor) -> None:
-            self.choices_E += choices(router_logits, weight_N, self.top_k)
-            self.total += len(router_logits) * weight_N.sum()
+            chosen_E, weight = self._count(router_logits, weight_N)
+            self.choices_E += chosen_E
+            self.total = weight if self.total is None else self.total + weight
 
         return _hearing(model, hear)
 
     def sum_over(self, all_sum: Callable[[Tensor], Tensor]) -> None:
         """Makes the counts those of all ranks, which must all call it."""
+        assert self.total is not None
         self.choices_E, self.total = all_sum(self.choices_E), all_sum(self.total)
 
     @contextlib.contextmanager
@@ -56,10 +63,16 @@ class RouterLoss:
         parts: list[Tensor] = []
 
         def hear(router_logits: tuple[Tensor, ...], weight_N: Tensor) -> None:
-            parts.append(load_balancing(router_logits, weight_N, self.choices_E, self.total))
+            chosen_E, total = self.choices_E, self.total
+            if total is None:
+                chosen_E, total = self._count(router_logits, weight_N)
+            parts.append(load_balancing(router_logits, weight_N, chosen_E, total))
 
         with _hearing(model, hear):
             yield parts
+
+    def _count(self, router_logits: tuple[Tensor, ...], weight_N: Tensor) -> tuple[Tensor, Tensor]:
+        return choices(router_logits, weight_N, self.top_k), (len(router_logits) * weight_N.sum()).float()
 
 
 @contextlib.contextmanager

@@ -101,6 +101,16 @@ def test_the_loss_of_each_piece_by_itself_would_be_another(make: Callable[..., A
     assert abs(float(torch.stack(pieces).mean() - whole_loss(model, batch))) > 1e-3
 
 
+@pytest.mark.parametrize("micro_rows, more", [(6, 0), (2, 3)])
+def test_a_step_of_one_pass_needs_no_other_to_count(micro_rows: int, more: int, make: Callable[..., Any]) -> None:
+    model, calls = make("mixtral"), []
+    model.model.norm.register_forward_hook(lambda *_: calls.append(1))
+    gradient(model, rollouts(), micro_rows, "padded", coef=0.0)
+    without, trial = len(calls), 2
+    gradient(model, rollouts(), micro_rows, "padded")
+    assert len(calls) - without == without + trial + more
+
+
 def test_rows_of_weight_zero_are_in_no_part_of_it(make: Callable[..., Any]) -> None:
     model, batch = make("mixtral"), rollouts()
     batch.reward_BT[batch.group_B == 1] = 0.0  # equal rewards: no advantage
