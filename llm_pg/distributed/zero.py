@@ -114,6 +114,14 @@ class Zero:
                 value = moments[f"{name}.{moment}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, moment)
 
+    def close(self) -> None:
+        """End the engine and all process groups, and what DeepSpeed remembers of them. All ranks must call it."""
+        from deepspeed import comm
+
+        self.engine.destroy()
+        del self.engine
+        comm.destroy_process_group()
+
     def _link(self, parameter: torch.nn.Parameter) -> None:
         """Tell a parameter where its moments stand. DeepSpeed does so once, after the step of the first group, when
         those of the others are not there yet."""

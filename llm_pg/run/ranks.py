@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -69,6 +70,22 @@ class Ranks:
             if cause is not None:
                 raise RunStopped(f"Rank {rank} ended the run: {cause}")
         return result  # type: ignore[return-value]
+
+    def leave(self, close: Callable[[], None]) -> None:
+        """Ends the process groups, on all ranks together, after all that each of them had to do.
+
+        A thread of a group that still holds a tensor of Python's while the interpreter ends aborts the process, and a
+        launcher then ends the other ranks, whatever they are writing. The barrier has no tensors: once it is through,
+        those of all calls before it are let go. What else holds a group is let go before it is destroyed.
+
+        Args:
+            close: ends what has groups of its own.
+        """
+        if self.count > 1:
+            self.accelerator.wait_for_everyone()
+            close()
+            gc.collect()
+        self.accelerator.end_training()
 
 
 def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, Any]:

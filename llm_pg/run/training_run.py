@@ -184,8 +184,8 @@ class TrainingRun:
         where = "its state is saved, --resume goes on from it" if saved else "its state could not be saved"
         text = f"{name_of(number)}: ended after step {self.step} of {self.context.config.train.max_steps}; {where}."
         self.observers.trackers.finish()
-        self.context.accelerator.end_training()
         self.context.terminal.warn(text)
+        self._end_groups()
         raise Interrupted(number, text)
 
     def finish(self) -> dict[str, Any]:
@@ -204,9 +204,14 @@ class TrainingRun:
             model=str(context.folder.model),
             versions=self.checkpointer.identity()["versions"],
         )
-        self.observers.finish(summary, self.evaluator.before, after)
-        context.accelerator.end_training()
+        context.ranks.together(lambda: self.observers.finish(summary, self.evaluator.before, after))
+        self._end_groups()
         return summary
+
+    def _end_groups(self) -> None:
+        """The last that a run does on its ranks, all together: no rank ends while another still writes."""
+        zero = self.learner.updater.zero
+        self.context.ranks.leave(zero.close if zero is not None else lambda: None)
 
     def _leave(self) -> Evaluation | None:
         clock, writer = self.context.clock, self.evaluator.writer

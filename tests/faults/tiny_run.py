@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,7 @@ from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead.engines import Frozen
-from llm_pg.run import sources
+from llm_pg.run import checkpoint, sources
 from llm_pg.run.training_run import TrainingRun
 from llm_pg.trainer import PolicyGradientTrainer
 from tests.faults.failing_disk import on_a_small_disk
@@ -157,11 +157,34 @@ def make(options: dict[str, Any], **more: Any) -> PolicyGradientTrainer:
     return made
 
 
+def write_slowly(trainer: Any) -> None:
+    """The first rank takes its time with checkpoints and the summary, and prints when each was written."""
+
+    def slowly(write: Callable[..., Any]) -> Callable[..., Any]:
+        def written(*given: Any, **named: Any) -> Any:
+            time.sleep(2)
+            done = write(*given, **named)
+            print(f"written at {time.monotonic()}", flush=True)
+            return done
+
+        return written
+
+    if trainer.context.ranks.is_main:
+        trainer.context.folder.write_summary = slowly(trainer.context.folder.write_summary)
+        checkpoint.save = slowly(checkpoint.save)
+
+
 def main(given: dict[str, Any]) -> None:
     made = make(given)
     if "fault" in given:
         inject(made, given["fault"], given["at"])
-    made.train(resume=given.get("resume", False), override=given.get("override", False))
+    if given.get("slow_writes"):
+        write_slowly(made)
+    try:
+        made.train(resume=given.get("resume", False), override=given.get("override", False))
+    finally:
+        if given.get("slow_writes"):
+            print(f"left at {time.monotonic()}", flush=True)
 
 
 def logged(given: dict[str, Any], env: dict[str, str], log: str) -> None:
