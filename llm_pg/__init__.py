@@ -1,5 +1,8 @@
 """Policy-gradient fine-tuning of causal language models on verifiable rewards.
 
+Trainers with configs, as users of TRL write them (`GRPOTrainer`, `GRPOConfig`, ...), and the pieces that they are made
+of, for a loop of your own (`Policy`, `Prompts`, `Sampler`, `Scorer`, `Algorithm`, `Learner`; docs/own-loop.md).
+
 Letters that name axes throughout the package: B rollouts, T completion tokens (or control steps), P prompts,
 G samples per prompt, V vocabulary, H hidden.
 
@@ -7,11 +10,31 @@ The package is lazy: `import llm_pg` imports no torch; a name is loaded from its
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from .algorithms.algorithm import Algorithm as Algorithm
+    from .algorithms.own import register_algorithm as register_algorithm
+    from .config import ActorCriticConfig as ActorCriticConfig
+    from .config import Config as Config
+    from .config import GRPOConfig as GRPOConfig
+    from .config import ReinforceConfig as ReinforceConfig
+    from .config import RLOOConfig as RLOOConfig
+    from .learner.learner import Learner as Learner
+    from .model.policy import Policy as Policy
+    from .prompts import Prompts as Prompts
+    from .rewards import Scorer as Scorer
+    from .rollout.sampler import Sampler as Sampler
+    from .trainer import ActorCriticTrainer as ActorCriticTrainer
+    from .trainer import GRPOTrainer as GRPOTrainer
+    from .trainer import PolicyGradientTrainer as PolicyGradientTrainer
+    from .trainer import ReinforceTrainer as ReinforceTrainer
+    from .trainer import RLOOTrainer as RLOOTrainer
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "PolicyGradientTrainer": "llm_pg.trainer",
     "ReinforceTrainer": "llm_pg.trainer",
     "RLOOTrainer": "llm_pg.trainer",
     "GRPOTrainer": "llm_pg.trainer",
@@ -22,6 +45,12 @@ _ROOMS = {
     "ActorCriticConfig": "llm_pg.config",
     "Config": "llm_pg.config",
     "register_algorithm": "llm_pg.algorithms.own",
+    "Policy": "llm_pg.model.policy",
+    "Prompts": "llm_pg.prompts",
+    "Sampler": "llm_pg.rollout.sampler",
+    "Scorer": "llm_pg.rewards",
+    "Algorithm": "llm_pg.algorithms.algorithm",
+    "Learner": "llm_pg.learner.learner",
 }
 
 __all__ = ["__version__", *_ROOMS]
@@ -31,3 +60,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'llm_pg' has no attribute {name!r}; it has {', '.join(sorted(_ROOMS))}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

@@ -170,7 +170,7 @@ def _saved_by_run(path: Path) -> tuple[Path | None, Path | None]:
 
 def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) -> Evaluation:
     """Pass rates on held-out prompts of a model as it is: that of the config, or what a run saved in `folder`."""
-    from .model.loading import context_length, load_model, load_tokenizer
+    from .model.loading import context_length, default_device, load_model, load_tokenizer
     from .prompts import load_held_out
     from .run.build import make_collector, make_scorer
     from .run.evaluator import evaluate_held_out
@@ -252,10 +252,3 @@ def _prompts_of_run(path: Path, tokenizer: Any) -> list[list[int]]:
     for file in sorted((path / "completions").glob("step-*.jsonl"))[-1:]:
         texts.update(dict.fromkeys(json.loads(line)["prompt"] for line in file.read_text().splitlines()))
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-
-
-def default_device() -> str:
-    """The accelerator where there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -114,7 +114,7 @@ class PolicyGradientTrainer:
             device=device,
             gamma=context.spec.gamma,
         )
-        say_unread(self.collector.reader, self.train_prompts, config, context.terminal.warn)
+        say_unread(self.collector.sampler.reader, self.train_prompts, config, context.terminal.warn)
         self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, context.ranks.gather)
         compared = self.eval_prompts or self.train_prompts
         writer = ModelWriter(context, self.policy, self.tokenizer, compared)

@@ -53,7 +53,7 @@ def check_tests(config: GRPOConfig) -> list[str]:
     problems = []
     with Scorer(["mbpp_tests"], deadline=15.0, max_unscorable=1.0) as scorer:
         for name, texts in (("reference solution", [row["code"] for row in rows]), ("empty answer", [""] * len(rows))):
-            scores = scorer.score([row["text"] for row in rows], texts, [[0]] * len(rows), rows)
+            scores = scorer.grade([row["text"] for row in rows], texts, [[0]] * len(rows), rows)
             for row, score in zip(rows, scores.parts["mbpp_tests"], strict=True):
                 if score != (1.0 if name == "reference solution" else 0.0):
                     earned = "cannot be scored" if score is None else f"earns {score:g}"

@@ -110,7 +110,7 @@ def main(words: list[str] | None = None) -> list[float]:
     with Scorer(["sort_letters"]) as scorer:
 
         def score(asked: list[dict[str, Any]], texts: list[str]) -> list[float | None]:
-            return scorer.score([row["prompt"] for row in asked], texts, [[0]] * len(texts), asked).reward
+            return scorer.grade([row["prompt"] for row in asked], texts, [[0]] * len(texts), asked).reward
 
         def pass_rate() -> float:
             texts = sample(model, tokenizer, [row["prompt"] for row in held_out], greedy=True)

@@ -33,6 +33,7 @@ from ..estimators.ratios import has_left, importance_ratio, sampler_correction
 from ..estimators.returns import gae, reward_to_go, total_return
 from ..rollouts import Rollouts, is_last
 from .batch import Batch
+from .own import find_row
 from .table import Row
 
 __all__ = ["Algorithm", "Batch"]
@@ -47,11 +48,18 @@ class Algorithm:
     `kl_target`, the weight of the penalty that keeps to it.
 
     Args:
-        row: the differences, see `table.Row`.
+        algorithm: a name of the table, `file.py:function` or `module:function`, or a `Row`.
         max_completion_length: the constant of the `dr_grpo` reduction, in tokens.
+        changes: fields of the row that differ, such as beta=0.001, or advantage=a function of one's own.
+
+    Raises:
+        ValueError: an unknown name, field or word, with the nearest that is known.
     """
 
-    def __init__(self, row: Row, max_completion_length: int | None = None) -> None:
+    def __init__(
+        self, algorithm: str | Row = "reinforce", max_completion_length: int | None = None, **changes: Any
+    ) -> None:
+        row = find_row(algorithm, changes)
         if row.loss_type == "dr_grpo" and not max_completion_length:
             raise ValueError("loss_type dr_grpo divides by max_completion_length; give it to Algorithm (> 0).")
         self.row = row

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
+from ..words import one_of
 from .table import TABLE, Row
 
 _ROW = "llm_pg_row"  # attribute of a registered function
@@ -75,6 +76,23 @@ def _is_own(row: Row) -> bool:
 def is_path(name: str) -> bool:
     """Whether an algorithm's name is the address of a function: `file.py:function` or `module:function`."""
     return ":" in name
+
+
+def find_row(algorithm: str | Row, changes: Mapping[str, Any] = MappingProxyType({})) -> Row:
+    """The row of a name of the table or of an address, or the row given; with changed fields.
+
+    Raises:
+        ValueError: an unknown name or field, with the nearest that is known, or a word that is not one of its field's.
+    """
+    if isinstance(algorithm, str) and not is_path(algorithm):
+        one_of("algorithm.name", algorithm, list(TABLE))
+        row = TABLE[algorithm]
+    else:
+        row = load_row(algorithm) if isinstance(algorithm, str) else algorithm
+    known = [field.name for field in dataclasses.fields(Row)]
+    for name in changes:
+        one_of("a field of an algorithm", name, known)
+    return dataclasses.replace(row, **changes) if changes else row
 
 
 def load_row(address: str) -> Row:

@@ -8,8 +8,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ..algorithms import table
-from ..algorithms.own import is_path, load_row
-from ..algorithms.table import TABLE, Row
+from ..algorithms.own import find_row
+from ..algorithms.table import Row
 from ..words import one_of
 from .combinations import check_combinations
 
@@ -22,9 +22,6 @@ DEFAULT_PROMPTS = 8  # of a step
 def resolve_row(config: Config) -> Row:
     """The algorithm's row of the table with the changes of the config."""
     given = config.algorithm
-    own = is_path(given.name)
-    if not own:
-        one_of("algorithm.name", given.name, list(TABLE))
     fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source", "advantage"}
     changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
     if given.mask_truncated_completions:
@@ -36,7 +33,7 @@ def resolve_row(config: Config) -> Row:
         changes["truncated"] = "mask"
     if config.rollout.max_staleness and changes.setdefault("vllm_importance_sampling_correction", True):
         changes.setdefault("vllm_importance_sampling_mode", "token_truncate")
-    return dataclasses.replace(load_row(given.name) if own else TABLE[given.name], **changes)
+    return find_row(given.name, changes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
@@ -24,6 +25,17 @@ class FlatConfig(Config):
     _algorithm: ClassVar[str] = "grpo"
     _schedule: Schedule = PrivateAttr(default_factory=Schedule)
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """The keywords for `help()` and notebooks; editors and type checkers read flat.pyi."""
+        first = Parameter("output_dir", Parameter.POSITIONAL_OR_KEYWORD, default=None)
+        names = dict.fromkeys([*LEAVES, "algorithm", *WORDS])
+        others = [Parameter(name, Parameter.KEYWORD_ONLY, default=...) for name in names if name != "output_dir"]
+        cls.__signature__ = Signature([first, *others])
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *LEAVES, *WORDS})
 
     def __init__(self, output_dir: str | None = None, **values: Any) -> None:
         if output_dir is not None:

@@ -15,7 +15,7 @@ from ..prompts import Prompt
 from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rollouts import Inserted
-from ..sampling.protocol import Completions, Sampler, SamplingParams
+from ..sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ..sampling.random import stream_key
 from .writing import TurnWriter
 
@@ -70,12 +70,14 @@ class Conversations:
     """Plays episodes.
 
     Args:
-        sampler: an engine. scorer: its one function is the environment (`as_reward_function`).
+        engine: samples. scorer: its one function is the environment (`as_reward_function`).
         reader, writer: to read turns, and to write what is said to them.
     """
 
-    def __init__(self, sampler: Sampler, scorer: Scorer, reader: Reader, writer: TurnWriter, limits: Limits) -> None:
-        self.sampler, self.scorer, self.reader, self.writer = sampler, scorer, reader, writer
+    def __init__(
+        self, engine: SamplingEngine, scorer: Scorer, reader: Reader, writer: TurnWriter, limits: Limits
+    ) -> None:
+        self.engine, self.scorer, self.reader, self.writer = engine, scorer, reader, writer
         self.limits = limits
         self._batch = 0
 
@@ -115,7 +117,7 @@ class Conversations:
     ) -> Completions:
         length = min(room, self.limits.max_turn_length or room)
         turn_params = dataclasses.replace(params, max_completion_length=length)
-        return self.sampler.sample(prompt_ids, num_generations, turn_params, keys)
+        return self.engine.sample(prompt_ids, num_generations, turn_params, keys)
 
     def _hear(self, speaking: Sequence[Episode], done: Completions) -> list[bool]:
         """Take in what was sampled; True where a turn was cut by a limit."""
@@ -136,7 +138,7 @@ class Conversations:
         self, speaking: Sequence[Episode], cut: Sequence[bool], step: int, problems: dict[str, Counter[str]]
     ) -> None:
         """What the environment says to each turn."""
-        scores = self.scorer.score(
+        scores = self.scorer.grade(
             [episode.prompt.messages or episode.prompt.text for episode in speaking],
             [episode.turns[-1] for episode in speaking],
             [episode.ids for episode in speaking],

@@ -202,3 +202,8 @@ def _not_found(config: ModelConfig, error: Exception) -> ConfigError:
         f"Model {config.model_name_or_path!r} could not be loaded: not a local folder, and the hub gave no "
         f"answer that helps ({first}). Check the name and the network, or give a local folder."
     )
+
+
+def default_device() -> str:
+    """The accelerator where there is one."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

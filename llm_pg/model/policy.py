@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.schema import ModelConfig
 from ..distributed.shards import Shards, whole
 from ..estimators.distributions import entropy, token_logp
 from ..rollouts import TextRollouts
@@ -22,6 +24,7 @@ from .critic import Critic
 from .distribution import SamplingParams
 from .exact import exact_way
 from .head import head_is_separate, token_scores
+from .loading import default_device, load_model, load_tokenizer
 from .packing import bins, packed_hidden
 from .padding import padded_states
 from .routers import make_router_loss
@@ -125,6 +128,50 @@ class Policy:
             )
 
         self.routers = make_router_loss(model, router_aux_loss_coef, autocast)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        max_completion_length: int = 256,
+        stop: Sequence[str] = (),
+        peft_config: Any = None,
+        bf16: bool = False,
+        device: str | torch.device | None = None,
+        packing: str = "auto",
+    ) -> Policy:
+        """Loads a policy and its tokenizer, weights in float32, dropout off.
+
+        Args:
+            model: hub id, or a folder written by `save_pretrained`.
+            temperature, top_k (0 = all), top_p, min_p: the distribution that is sampled and trained.
+            max_completion_length: tokens. stop: texts that end a completion.
+            peft_config: of a new adapter, which is then what is trained.
+            bf16: compute in bfloat16 by autocast. device: None = the accelerator where there is one.
+            packing: see `Policy`.
+
+        Raises:
+            ConfigError: no such model.
+        """
+        config = ModelConfig.model_validate({"model_name_or_path": str(model)})
+        tokenizer = load_tokenizer(config)
+        loaded = load_model(config, tokenizer, seed=0, peft_config=peft_config).to(device or default_device())
+        kind = next(loaded.parameters()).device.type
+        autocast = functools.partial(torch.autocast, kind, torch.bfloat16) if bf16 else contextlib.nullcontext
+        params = SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            max_completion_length=max_completion_length,
+            stop=tuple(stop),
+        )
+        return cls(loaded, params=params, tokenizer=tokenizer, autocast=autocast, packing=packing)
 
     def freeze_reference(self) -> None:
         """Make the reference: the policy as it is now. Of a PEFT model that is the adapter switched off where this is

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..config import ConfigError
+from ..config import Config, ConfigError
+from .encode import encode
 from .prompt import Prompt
+from .rows import draft_prompts
+from .sources import read_object
 
 
 @lru_cache(maxsize=4)
@@ -46,22 +49,34 @@ def epoch_order(size: int, seed: int, epoch: int, per_step: int) -> tuple[int, .
     return order
 
 
-class PromptStream:
-    """Step s takes places s·n .. s·n + n-1 of the endless order epoch 0, epoch 1, ...; n = prompts_per_step.
+class Prompts:
+    """Which prompts a step trains on: `prompts[step]`, steps counted from 0.
 
-    Each epoch is a permutation, a function of (seed, epoch, n), so each prompt comes exactly once an epoch; a step may
-    straddle two epochs, and never holds a prompt twice. The number of ranks plays no part; the trainer gives each rank
-    a slice of the step.
+    Step s takes places s·n .. s·n + n-1 of the endless order epoch 0, epoch 1, ...; n = per_step. Each epoch is a
+    permutation, a function of (seed, epoch, n), so each prompt comes exactly once an epoch; a step may straddle two
+    epochs, and never holds a prompt twice. The number of ranks plays no part; each takes a slice of the step.
 
-    Raises ConfigError when there are fewer prompts than one step needs.
+    Args:
+        dataset: rows with a column `prompt`, a text or a list of messages (a `datasets.Dataset`, or dicts), whose other
+            columns reward functions receive; or `Prompt` objects.
+        tokenizer: encodes rows, by its chat template where they are conversations; not needed for `Prompt` objects.
+        per_step: n. seed: of the order. shuffle: False keeps the dataset's order in every epoch.
+
+    Raises:
+        ConfigError: fewer prompts than one step needs, or rows that hold no prompt.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], prompts_per_step: int, seed: int, shuffle: bool = True) -> None:
-        check_enough(len(prompts), prompts_per_step)
-        self.prompts = prompts
-        self.prompts_per_step = prompts_per_step
+    def __init__(
+        self, dataset: Any, tokenizer: Any = None, *, per_step: int, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        self.prompts = _encoded(dataset, tokenizer)
+        check_enough(len(self.prompts), per_step)
+        self.prompts_per_step = per_step
         self.seed = seed
         self.shuffle = shuffle
+
+    def __getitem__(self, step: int) -> list[Prompt]:
+        return self.take(step)
 
     def take(self, step: int) -> list[Prompt]:
         """The prompts of a step, counted from 0."""
@@ -119,6 +134,17 @@ class PromptStream:
     def _order(self, epoch: int) -> Sequence[int]:
         size = len(self.prompts)
         return epoch_order(size, self.seed, epoch, self.prompts_per_step) if self.shuffle else range(size)
+
+
+def _encoded(dataset: Any, tokenizer: Any) -> Sequence[Prompt]:
+    if all(isinstance(each, Prompt) for each in dataset):
+        prompts: Sequence[Prompt] = dataset
+        return prompts
+    if tokenizer is None:
+        raise ConfigError("Prompts got rows and no tokenizer: give that of the policy, Prompts(rows, tokenizer).")
+    config = Config()
+    table = read_object(dataset, "dataset", config, len(dataset))
+    return encode(draft_prompts(config.data, table), tokenizer, table.where, chat_template_kwargs={})
 
 
 def check_enough(found: int, prompts_per_step: int) -> None:

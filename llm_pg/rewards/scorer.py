@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from llm_pg.rewards.batch import Batch
 from llm_pg.rewards.frames import encode
@@ -25,6 +25,18 @@ GRACE = 0.5  # seconds beyond their own deadline before async completions are gi
 PATIENCE = 20.0  # times the slowest pace seen of a batch function, after which its call is given up
 PIECES = 8  # jobs a worker gets of a plain function's batch, so that a slow one does not keep the rest waiting
 LARGEST_PIECE = {"serial": 32, "together": 64}  # completions a job holds at most
+
+
+class Scorable(Protocol):
+    """Completions that wait for their scores."""
+
+    @property
+    def inputs(self) -> tuple[Sequence[Any], Sequence[Any], Sequence[Sequence[int]], Sequence[Mapping[str, Any]]]: ...
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def scored(self, scores: Scores) -> Any: ...
 
 
 class Scorer:
@@ -106,7 +118,7 @@ class Scorer:
         self._output = path
 
     def close(self) -> None:
-        """End the workers. A later `score` starts new ones."""
+        """End the workers. A later call starts new ones."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -122,7 +134,21 @@ class Scorer:
         for function in self.functions:
             function.check_rows(rows)
 
-    def score(
+    def score(self, samples: Scorable) -> Any:
+        """Scores sampled completions.
+
+        Args:
+            samples: of `Sampler.sample`, or one's own with `inputs`, `num_steps` and `scored`.
+
+        Returns:
+            What `samples.scored` makes of the scores: an `Experience`, whose rollouts can be learned from.
+
+        Raises:
+            RewardError: the run should stop; the scorer stays usable.
+        """
+        return samples.scored(self.grade(*samples.inputs, trainer_state={"global_step": samples.num_steps}))
+
+    def grade(
         self,
         prompts: Sequence[Any],
         completions: Sequence[Any],

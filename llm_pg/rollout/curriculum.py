@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from ..config import Config, ConfigError
-from ..prompts import Prompt, PromptStream
+from ..prompts import Prompt, Prompts
 from ..sampling.random import stream_key, uniform
-from .collector import Experience
+from .experience import Experience
 
 _STREAM = 5
 
 
-class CurriculumStream(PromptStream):
+class CurriculumStream(Prompts):
     """A prompt stream that learns from the verdicts of its prompts. Its state is one pair of counts a prompt.
 
     The prompts of a step are a function of (seed, step, state at its beginning): the keys -log(u_i)/w_i of all prompts
@@ -39,7 +39,7 @@ class CurriculumStream(PromptStream):
 
     Args:
         floor: weight of a prompt without any variance; the largest weight is 1 + floor.
-        memory: share of a prompt's counts that is kept when it is tried again, in [0, 1). Others: see `PromptStream`.
+        memory: share of a prompt's counts that is kept when it is tried again, in [0, 1). Others: see `Prompts`.
     """
 
     learns = True
@@ -47,7 +47,7 @@ class CurriculumStream(PromptStream):
     def __init__(
         self, prompts: Sequence[Prompt], prompts_per_step: int, seed: int, *, floor: float = 0.05, memory: float = 0.8
     ) -> None:
-        super().__init__(prompts, prompts_per_step, seed)
+        super().__init__(prompts, per_step=prompts_per_step, seed=seed)
         self.floor, self.memory = floor, memory
         self.passes_N = torch.zeros(len(prompts), dtype=torch.float64)
         self.tries_N = torch.zeros(len(prompts), dtype=torch.float64)
@@ -106,11 +106,11 @@ class CurriculumStream(PromptStream):
         return self._ordered[1]
 
 
-def make_stream(config: Config, prompts: Sequence[Prompt], prompts_per_step: int) -> PromptStream:
+def make_stream(config: Config, prompts: Sequence[Prompt], prompts_per_step: int) -> Prompts:
     """The stream of the config: every prompt once an epoch, or by what is learned of them."""
     data, seed = config.data, config.run.seed
     if data.curriculum == "none":
-        return PromptStream(prompts, prompts_per_step, seed, data.shuffle_dataset)
+        return Prompts(prompts, per_step=prompts_per_step, seed=seed, shuffle=data.shuffle_dataset)
     return CurriculumStream(prompts, prompts_per_step, seed, floor=data.curriculum_floor, memory=data.curriculum_memory)
 
 

@@ -17,8 +17,10 @@ from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rewards.tally import RewardError, Scores
 from ..rollouts import TextRollouts, is_last
-from ..sampling.protocol import Sampler, SamplingParams
-from .collector import EVAL_STREAM, TRAIN_STREAM, Collector, Experience
+from ..sampling.protocol import SamplingEngine, SamplingParams
+from .collector import Collector
+from .experience import Experience
+from .sampler import EVAL_STREAM, TRAIN_STREAM
 
 
 class Transcript(str):
@@ -43,7 +45,7 @@ class EpisodeCollector(Collector):
 
     def __init__(
         self,
-        sampler: Sampler,
+        engine: SamplingEngine,
         scorer: Scorer,
         tokenizer: Any,
         params: SamplingParams,
@@ -56,8 +58,8 @@ class EpisodeCollector(Collector):
         device: torch.device | None = None,
         reader: Reader | None = None,
     ) -> None:
-        super().__init__(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, reader=reader)
-        self.conversations = Conversations(sampler, scorer, self.reader, writer, limits)
+        super().__init__(engine, scorer, tokenizer, params, seed=seed, gamma=gamma, reader=reader)
+        self.conversations = Conversations(engine, scorer, self.sampler.reader, writer, limits)
         self.max_unscorable, self.device = max_unscorable, device or torch.device("cpu")
 
     @property
@@ -97,7 +99,7 @@ class EpisodeCollector(Collector):
             **fields,
         )
         texts, scores = [episode.transcript for episode in episodes], self._scores(episodes, problems)
-        return Experience(list(prompts), rollouts, texts, scores, num_generations, self.pieces)
+        return Experience(list(prompts), rollouts, texts, scores, num_generations, self.sampler.pieces)
 
     def answer(
         self, prompts: Sequence[Prompt], num_samples: int, greedy: bool, first_place: int = 0

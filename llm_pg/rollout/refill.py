@@ -1,7 +1,7 @@
 """Dynamic sampling: groups that say nothing are replaced by groups of further prompts, up to a budget of rounds.
 
 A group whose rewards are all equal has advantage 0 under a group baseline. Its place in the batch is given to the
-first mixed group among those of `PromptStream.further` for that place; where none of the rounds brings one, the group
+first mixed group among those of `Prompts.further` for that place; where none of the rounds brings one, the group
 that came first stays. A place's further prompts are a function of (seed, step, round, place), so no state is kept for
 them, and what a place ends up with does not depend on other places, nor on the number of ranks.
 
@@ -31,7 +31,7 @@ from ..estimators.returns import reward_to_go, total_return
 from ..prompts import Prompt
 from ..rewards.tally import Scores
 from ..rollouts import TextRollouts, is_last
-from .collector import Experience
+from .experience import Experience
 
 Again = Callable[[list[Prompt], Tensor], Experience]
 

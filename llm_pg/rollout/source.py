@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..algorithms.table import Row
 from ..metrics import Clock
-from ..prompts import Prompt, PromptStream
-from .collector import Collector, Experience
+from ..prompts import Prompt, Prompts
+from .collector import Collector
+from .experience import Experience
 from .refill import refill
 
 
@@ -45,7 +46,7 @@ class DirectSource:
     def __init__(
         self,
         collector: Collector,
-        prompts: PromptStream,
+        prompts: Prompts,
         num_generations: int,
         *,
         share: range | None = None,

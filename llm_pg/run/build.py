@@ -17,7 +17,7 @@ from ..rollout.collector import Collector
 from ..rollout.episodes import EpisodeCollector
 from ..rollout.reading import make_reader
 from ..rollout.twins import make_twins
-from ..sampling.protocol import Sampler, SamplingParams
+from ..sampling.protocol import SamplingEngine, SamplingParams
 from ..words import choices
 from .engines import make_sampler
 from .preflight import task_rewards
@@ -81,12 +81,19 @@ def make_scorer(
 
 def make_collector(config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0) -> Collector:
     """Sampler and scorer as one, outside a run."""
-    sampler = make_sampler(config, model, tokenizer)
-    return collector_of(config, sampler, model, tokenizer, scorer, device=model.device, gamma=gamma)
+    engine = make_sampler(config, model, tokenizer)
+    return collector_of(config, engine, model, tokenizer, scorer, device=model.device, gamma=gamma)
 
 
 def collector_of(
-    config: Config, sampler: Sampler, model: Any, tokenizer: Any, scorer: Scorer, *, device: torch.device, gamma: float
+    config: Config,
+    engine: SamplingEngine,
+    model: Any,
+    tokenizer: Any,
+    scorer: Scorer,
+    *,
+    device: torch.device,
+    gamma: float,
 ) -> Collector:
     """Sampler and scorer as one: single completions, or episodes where the config names an environment."""
     params, seed, rollout = sampling_params(config), config.run.seed, config.rollout
@@ -94,9 +101,9 @@ def collector_of(
     reader = make_reader(config, tokenizer, ends, scorer.functions)
     if rollout.environment is None:
         twins = make_twins(config, scorer.functions)
-        return Collector(sampler, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins, reader=reader)
+        return Collector(engine, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins, reader=reader)
     return EpisodeCollector(
-        sampler,
+        engine,
         scorer,
         tokenizer,
         params,

@@ -16,7 +16,7 @@ from ..config.rollout import RolloutConfig
 from ..distributed.shards import collect, like, put, shape_of
 from ..learner.learner import Learner
 from ..metrics import sync
-from ..prompts import PromptStream
+from ..prompts import Prompts
 from . import checkpoint
 from .callbacks import Callbacks
 from .context import RunContext
@@ -63,7 +63,7 @@ class Checkpointer:
         self,
         context: RunContext,
         learner: Learner,
-        prompts: PromptStream,
+        prompts: Prompts,
         facts: dict[str, Any],
         callbacks: Callbacks,
     ) -> None:

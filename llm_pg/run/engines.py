@@ -11,13 +11,13 @@ from ..config import Config, ConfigError
 from ..model.loading import end_token_ids
 from ..sampling.generate import GenerateSampler
 from ..sampling.native import NativeSampler
-from ..sampling.protocol import Sampler
+from ..sampling.protocol import SamplingEngine
 from ..sampling.vllm import VllmSampler
 from ..sampling.vllm.settings import Settings
 from .folder import RunFolder
 from .ranks import Ranks
 
-ENGINES: dict[str, Callable[..., Sampler]] = {
+ENGINES: dict[str, Callable[..., SamplingEngine]] = {
     "native": NativeSampler,
     "transformers": GenerateSampler,
     "vllm": VllmSampler,
@@ -31,7 +31,7 @@ def make_sampler(
     *,
     ranks: Ranks | None = None,
     say: Callable[[str], None] | None = None,
-) -> Sampler:
+) -> SamplingEngine:
     """The engine of the config. With `ranks` it belongs to a run: vLLM's weights and log stand in the run's folder.
 
     Raises ConfigError where it cannot work here.

@@ -16,9 +16,9 @@ from ..doctor.watch import Watch
 from ..evaluate import Evaluation
 from ..learner.learner import Learner, Update
 from ..metrics import MetricsFile, peak_memory_mb, read_metrics
-from ..prompts import PromptStream
+from ..prompts import Prompts
 from ..report import LivePage, leave_report
-from ..rollout.collector import Experience
+from ..rollout.experience import Experience
 from .callbacks import Callbacks
 from .context import RunContext
 from .folder import full_disks_named
@@ -45,7 +45,7 @@ class Observers:
         self,
         context: RunContext,
         learner: Learner,
-        prompts: PromptStream,
+        prompts: Prompts,
         callbacks: Callbacks,
         signals: Signals,
         settings: dict[str, Any],

@@ -84,6 +84,6 @@ def _try_environment(config: Config) -> None:
     """Make the environment once, in a worker."""
     try:
         with Scorer(task_rewards(config), workers=1, strict=True) as scorer:
-            scorer.score([""], [""], [[]], [{}])
+            scorer.grade([""], [""], [[]], [{}])
     except RewardError as error:
         raise ConfigError(f"rollout.environment {config.rollout.environment!r} cannot be made. {error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,13 @@ import torch
 from ..algorithms.algorithm import Algorithm
 from ..config.schema import EvalConfig
 from ..model.policy import Policy
-from ..prompts import PromptStream
+from ..prompts import Prompts
 from ..rollout.ahead.engines import make_engine
 from ..rollout.ahead.loop import Ahead
 from ..rollout.ahead.shares import of_all
-from ..rollout.collector import Collector, Experience
+from ..rollout.collector import Collector
 from ..rollout.curriculum import attempts
+from ..rollout.experience import Experience
 from ..rollout.source import DirectSource, DynamicSampling, RolloutSource
 from .context import RunContext
 from .guard import RunStopped
@@ -41,7 +41,7 @@ class AllRanks:
         source: RolloutSource,
         policy: Policy,
         algorithm: Algorithm,
-        prompts: PromptStream,
+        prompts: Prompts,
         ranks: Ranks,
         settings: EvalConfig,
     ) -> None:
@@ -82,7 +82,7 @@ class AllRanks:
             )
 
 
-def make_source(context: RunContext, collector: Collector, prompts: PromptStream) -> DirectSource | DynamicSampling:
+def make_source(context: RunContext, collector: Collector, prompts: Prompts) -> DirectSource | DynamicSampling:
     """This rank's source of batches that are sampled at their step."""
     spec, plan, ranks = context.spec, context.plan, context.ranks
     source = DirectSource(
@@ -97,28 +97,25 @@ def make_source(context: RunContext, collector: Collector, prompts: PromptStream
     return DynamicSampling(source, rounds, spec) if rounds else source
 
 
-def make_ahead(context: RunContext, policy: Policy, collector: Collector, prompts: PromptStream) -> Ahead:
+def make_ahead(context: RunContext, policy: Policy, collector: Collector, prompts: Prompts) -> Ahead:
     """A source whose batches are sampled in the background. Every rank has an engine of its own for this, and samples
     its own prompts. It is a context manager: enter it, then `put_back` what a checkpoint held."""
     config, ranks = context.config, context.ranks
     rank = f"-rank{ranks.number}" if ranks.count > 1 else ""
     log, staleness = context.folder.path / f"ahead{rank}.log", config.rollout.max_staleness
-    beside = copy.copy(collector)
-    beside.sampler = engine = make_engine(
-        collector.sampler, policy.model, collector.tokenizer, max_staleness=staleness, log=log
-    )
-    source = make_source(context, beside, prompts)
+    engine = make_engine(collector.engine, policy.model, collector.tokenizer, max_staleness=staleness, log=log)
+    source = make_source(context, collector.with_engine(engine), prompts)
     direct = source.source if isinstance(source, DynamicSampling) else source
     steps = config.train.max_steps
     return Ahead(engine, source, direct.prompts_of, max_staleness=staleness, last=steps, clock=context.clock)
 
 
-def put_back(context: RunContext, ahead: Ahead, landed: InFlight, prompts: PromptStream, collector: Collector) -> None:
+def put_back(context: RunContext, ahead: Ahead, landed: InFlight, prompts: Prompts, collector: Collector) -> None:
     """The batches in flight of the checkpoint that was restored. landed: `Checkpointer.landed`."""
     by_index = {prompt.index: prompt for prompt in prompts.prompts}
     place = context.ranks.number, context.ranks.count
     batches, tensors = landed
-    ahead.restore(batches, tensors, by_index, collector.pieces, context.accelerator.device, place)
+    ahead.restore(batches, tensors, by_index, collector.sampler.pieces, context.accelerator.device, place)
 
 
 def in_flight(ahead: Ahead, ranks: Ranks) -> Callable[[int], InFlight]:

@@ -15,7 +15,7 @@ from ..evaluate import Evaluation
 from ..learner.learner import Learner
 from ..metrics import read_metrics
 from ..model.policy import Policy
-from ..prompts import PromptStream, fingerprint
+from ..prompts import Prompts, fingerprint
 from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
@@ -54,7 +54,7 @@ class TrainingRun:
         context: RunContext,
         learner: Learner,
         collector: Collector,
-        prompts: PromptStream,
+        prompts: Prompts,
         evaluator: Evaluator,
         callbacks: Callbacks,
         found: Path | None,
@@ -118,8 +118,8 @@ class TrainingRun:
         context, terminal = self.context, self.context.terminal
         terminal.begin(plan_of_run(context, bool(self.evaluator.prompts)))
         self.learner.updater.progress = terminal.trained
-        if hasattr(collector.sampler, "progress"):
-            collector.sampler.progress = terminal.sampled
+        if hasattr(collector.engine, "progress"):
+            collector.engine.progress = terminal.sampled
         context.clock.watch = terminal.phase
         self.callbacks.best = self.evaluator.best
         is_main, max_steps = context.ranks.is_main, context.config.train.max_steps
@@ -237,7 +237,7 @@ def open_run(
     context: RunContext,
     policy: Policy,
     algorithm: Algorithm,
-    prompts: PromptStream,
+    prompts: Prompts,
     collector: Collector,
     evaluator: Evaluator,
     callbacks: Callbacks,
@@ -299,7 +299,7 @@ def _rehearse(context: RunContext, writer: ModelWriter) -> None:
         rehearse_end(model, writer.tokenizer, context.folder.path, merges=merges, prompts=writer.compared)
 
 
-def _audit(context: RunContext, collector: Collector, prompts: PromptStream) -> None:
+def _audit(context: RunContext, collector: Collector, prompts: Prompts) -> None:
     if context.ranks.is_main:
         audit_run(context.config, collector.scorer, prompts.prompts, context.terminal.warn)
 
@@ -321,7 +321,7 @@ def find_checkpoint(context: RunContext, resume: bool | str | Path) -> Path | No
     return found
 
 
-def _facts(context: RunContext, collector: Collector, prompts: PromptStream) -> dict[str, Any]:
+def _facts(context: RunContext, collector: Collector, prompts: Prompts) -> dict[str, Any]:
     """What beside the config must be the same to go on."""
     config, scorer = context.config, collector.scorer
     facts: dict[str, Any] = {

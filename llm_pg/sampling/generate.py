@@ -38,7 +38,7 @@ class GenerateSampler:
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
-        """See `Sampler.sample`."""
+        """See `SamplingEngine.sample`."""
         rows = [list(ids) for ids in prompt_ids for _ in range(num_generations)]
         each = self.rows_at_once or len(rows)
         core = core_of(self.model)

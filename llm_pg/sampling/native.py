@@ -103,7 +103,7 @@ class NativeSampler:
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
-        """See `Sampler.sample`."""
+        """See `SamplingEngine.sample`."""
         prompts_B = [tuple(ids) for ids in prompt_ids for _ in range(num_generations)]
         at_once = min(self.rows_at_once or len(prompts_B), len(prompts_B))
         self._try_static()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.distribution import SamplingParams
 
-__all__ = ["Completions", "Sampler", "SamplingParams", "joined"]
+__all__ = ["Completions", "SamplingEngine", "SamplingParams", "joined"]
 
 
 @dataclass
@@ -46,7 +46,7 @@ def joined(parts: Sequence[Completions], pad_id: int) -> Completions:
     )
 
 
-class Sampler(Protocol):
+class SamplingEngine(Protocol):
     """An engine. Row i of the answer belongs to prompt i // num_generations.
 
     One that needs more than this process is a context manager too, and is open while it samples.

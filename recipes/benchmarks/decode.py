@@ -34,7 +34,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from llm_pg.sampling import lean as lean_layers
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
-from llm_pg.sampling.protocol import Completions, Sampler, SamplingParams, joined
+from llm_pg.sampling.protocol import Completions, SamplingEngine, SamplingParams, joined
 from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.static.step import Step
 from llm_pg.sampling.vllm import VllmSampler
@@ -62,7 +62,7 @@ def main() -> None:
         shared = NativeSampler(model, tokenizer, ends, lean=False)
         measure(a, tokenizer, {"lean": lean, "shared prompts": shared, "library cache": library, "generate": generate})
         return
-    engines: dict[str, Sampler] = {
+    engines: dict[str, SamplingEngine] = {
         "lean": lean,
         "lean, bf16": NativeSampler(model, tokenizer, ends, dtype=torch.bfloat16),
         "generate": generate,
@@ -161,7 +161,7 @@ class Waves:
         return joined(parts, self.engine.pad_id)
 
 
-def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, Sampler], base: str = "generate") -> None:
+def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, SamplingEngine], base: str = "generate") -> None:
     speed: dict[str, list[float]] = {name: [] for name in engines}
     params = SamplingParams(max_completion_length=a.completion)
     for step in range(a.steps + 1):

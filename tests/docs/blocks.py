@@ -13,7 +13,8 @@ every command is run. Comments right before a block say what differs in the test
     <!-- test: skip pip: reason -->              commands that begin with this word are not run
     <!-- test: skip: reason -->                  the block is not run
 
-`{model}` in a setting is the folder of a tiny model; a Trainer's model="hub/id" is replaced by it. Where a console
+`{model}` in a setting is the folder of a tiny model; a Trainer's model="hub/id" is replaced by it, as is
+that of Policy.from_pretrained. Where a console
 block shows output, each of its lines must be printed, in that order; "..." stands for any lines.
 """
 
@@ -214,6 +215,8 @@ class Smaller(ast.NodeTransformer):
             kept = [word for word in node.keywords if word.arg not in self.settings]
             given = [ast.keyword(key, ast.Constant(yaml.safe_load(text))) for key, text in self.settings.items()]
             node.keywords = kept + given
+        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "Policy.from_pretrained":
+            node.args = [ast.Constant(self.model)]
         if name.endswith("Trainer"):
             for word in node.keywords:
                 if word.arg == "model" and isinstance(word.value, ast.Constant) and "/" in word.value.value:

@@ -90,7 +90,7 @@ def test_trls_accuracy_reward_tells_right_from_wrong_in_our_workers() -> None:
     rows = [{"solution": r"$\frac{1}{3}$"}, {"solution": r"$\frac{1}{3}$"}, {"solution": ""}]
     with Scorer([accuracy_reward], max_unscorable=1.0) as scorer:
         completions = [[{"role": "assistant", "content": text}] for text in answers]
-        assert scorer.score(["1/3?"] * 3, completions, [[1]] * 3, rows).reward == [1.0, 0.0, None]
+        assert scorer.grade(["1/3?"] * 3, completions, [[1]] * 3, rows).reward == [1.0, 0.0, None]
 
 
 def test_the_readmes_reward_for_many_letters_runs(model_id: str) -> None:

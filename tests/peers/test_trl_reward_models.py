@@ -72,7 +72,7 @@ def test_scores_are_those_of_trl(
     finally:
         tokenizer.chat_template = None
     with Scorer([str(folder)]) as scorer:
-        scores = scorer.score(prompts, completions, [[0]] * 4, [{}] * 4)
+        scores = scorer.grade(prompts, completions, [[0]] * 4, [{}] * 4)
     assert scores.reward == pytest.approx(expected, abs=1e-6)
     assert len(set(expected)) == 4
     assert [function.name for function in scorer.functions] == names == ["judge-of-sums"]
@@ -84,7 +84,7 @@ def test_a_score_does_not_depend_on_the_texts_beside_it_nor_on_the_size_of_a_pas
     assert model(PROMPTS, COMPLETIONS, batch_size=1) == pytest.approx(whole, abs=1e-6)
     spec = {"function": str(folder), "batch_size": 3}
     with Scorer([spec]) as scorer:
-        assert scorer.score(PROMPTS, COMPLETIONS, [[0]] * 4, [{}] * 4).reward == pytest.approx(whole, abs=1e-6)
+        assert scorer.grade(PROMPTS, COMPLETIONS, [[0]] * 4, [{}] * 4).reward == pytest.approx(whole, abs=1e-6)
 
 
 def test_a_module_and_its_folder_give_the_same_scores_and_its_tokenizer_may_be_given(
@@ -92,7 +92,7 @@ def test_a_module_and_its_folder_give_the_same_scores_and_its_tokenizer_may_be_g
 ) -> None:
     given = with_processing_classes([reward_model(tokenizer), "exact_match"], [tokenizer, None])
     with Scorer([given[0]]) as scorer:
-        scores = scorer.score(PROMPTS, COMPLETIONS, [[0]] * 4, [{}] * 4)
+        scores = scorer.grade(PROMPTS, COMPLETIONS, [[0]] * 4, [{}] * 4)
     assert scores.reward == pytest.approx(ModelReward(str(folder))(PROMPTS, COMPLETIONS), abs=1e-6)
     assert given[1] == "exact_match"
 

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pg.config import ConfigError
-from llm_pg.prompts import Prompt, PromptStream, permutation
+from llm_pg.prompts import Prompt, Prompts, permutation
 from llm_pg.prompts.stream import epoch_order
 
 
-def stream(size: int, per_step: int, seed: int = 0, shuffle: bool = True) -> PromptStream:
+def stream(size: int, per_step: int, seed: int = 0, shuffle: bool = True) -> Prompts:
     prompts = [Prompt(index, f"p{index}", None, (index,), {}) for index in range(size)]
-    return PromptStream(prompts, per_step, seed, shuffle)
+    return Prompts(prompts, per_step=per_step, seed=seed, shuffle=shuffle)
 
 
-def indices(source: PromptStream, steps: range) -> list[int]:
+def indices(source: Prompts, steps: range) -> list[int]:
     return [prompt.index for step in steps for prompt in source.take(step)]
 
 

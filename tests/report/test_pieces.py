@@ -6,7 +6,7 @@ import pytest
 
 from llm_pg.report.completions import Shared, compact
 from llm_pg.report.svg import number
-from llm_pg.rollout.collector import Pieces
+from llm_pg.rollout.experience import Pieces
 
 
 class Bytes:

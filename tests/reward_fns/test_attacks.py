@@ -61,7 +61,7 @@ def test_no_completion_without_work_earns_above_the_floor_hangs_or_runs(name):
 def test_a_right_completion_earns_the_high_end(name):
     spec, rows, right = SUBJECTS[name]
     with Scorer([spec], workers=1) as scorer:
-        scores = scorer.score([rows[0]["prompt"]], [right], [[1] * 8], [rows[0]])
+        scores = scorer.grade([rows[0]["prompt"]], [right], [[1] * 8], [rows[0]])
     assert scores.reward == [registry.rewards()[name].info.high]
 
 
@@ -107,4 +107,4 @@ def test_the_payloads_do_create_their_file_when_they_are_run(tmp_path):
 
 def test_a_hostile_number_in_a_row_is_an_error_of_the_row_and_not_a_hang():
     with Scorer(["number_match"], workers=1) as scorer, pytest.raises(RewardError, match="ValueError"):
-        scorer.score(["p"], ["5"], [[1]], [{"answer": "no number"}])
+        scorer.grade(["p"], ["5"], [[1]], [{"answer": "no number"}])

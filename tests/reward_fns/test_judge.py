@@ -255,14 +255,14 @@ def test_in_a_run_its_failures_are_counted_by_name_and_its_costs_are_metrics(ser
     }  # fmt: skip
     texts = ["good", "good", "silent", "down"]
     with Scorer([spec, "exact_match"], max_unscorable=0.5) as scorer:
-        scores = scorer.score(["p"] * 4, texts, [[0]] * 4, [{"answer": "good"}] * 4)
+        scores = scorer.grade(["p"] * 4, texts, [[0]] * 4, [{"answer": "good"}] * 4)
         assert scores.reward == [2.0, 2.0, None, None]  # a failed judge is no 0, whatever exact_match says
         assert scores.problems["judge"] == {"NoScoreError": 1, "JudgeDownError": 1}
         assert scores.metrics["judge/prompt_tokens"] == pytest.approx(100 / 2, rel=0.5)
         assert scores.metrics["judge/cost"] == pytest.approx(1e-6 * 300 * 0.5, rel=0.5)
         assert 0.0 < scores.metrics["judge/cached"] < 1.0
         with pytest.raises(RewardError, match="JudgeDownError"):
-            scorer.score(["p"] * 4, ["down"] * 4, [[0]] * 4, [{"answer": "good"}] * 4)
+            scorer.grade(["p"] * 4, ["down"] * 4, [[0]] * 4, [{"answer": "good"}] * 4)
 
 
 def test_what_it_promises_is_an_opinion() -> None:

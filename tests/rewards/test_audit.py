@@ -225,7 +225,7 @@ def test_shape_functions_are_left_out() -> None:
 def test_an_audit_before_a_run_keeps_to_its_time_whatever_a_function_costs() -> None:
     rows = SUMS * 8
     with Scorer([f"{MINE}:slow"]) as scorer:
-        scorer.score(["p"], ["1"], [[0]], rows[:1])
+        scorer.grade(["p"], ["1"], [[0]], rows[:1])
         begin = time.perf_counter()
         found = audit_rewards(scorer, [row["prompt"] for row in rows], rows, seconds=1.0)[0]
     assert time.perf_counter() - begin < 2.0
@@ -249,7 +249,7 @@ def test_an_audit_leaves_the_run_as_it_was() -> None:
     with Scorer([f"{MINE}:raises_often"], max_unscorable=0.0) as scorer:
         found = audit_rewards(scorer, ["p"] * 4, SUMS)[0]
         assert "in bold" in found.unread
-        assert scorer.score(["p"], ["72"], [[0]], SUMS[:1]).reward == [1.0]
+        assert scorer.grade(["p"], ["72"], [[0]], SUMS[:1]).reward == [1.0]
         assert scorer._shown == set()
 
 

@@ -40,7 +40,7 @@ def scorer_of(name, **options):
 
 
 def score(scorer, completions=COMPLETIONS, row=None):
-    return scorer.score(["p"] * len(completions), completions, [[1]] * len(completions), [row or {}] * len(completions))
+    return scorer.grade(["p"] * len(completions), completions, [[1]] * len(completions), [row or {}] * len(completions))
 
 
 def soon(holds):
@@ -80,9 +80,9 @@ TRAINER = """
 import sys, time
 from llm_pg.rewards import Scorer
 with Scorer([sys.argv[1]], workers=2, deadline=600.0) as scorer:
-    scorer.score(["p"] * 2, ["a"] * 2, [[1]] * 2, [{"way": sys.argv[2]}] * 2)
+    scorer.grade(["p"] * 2, ["a"] * 2, [[1]] * 2, [{"way": sys.argv[2]}] * 2)
     print("ready", flush=True)
-    scorer.score(["p"], ["a"], [[1]], [{"way": sys.argv[2], "hangs": len(sys.argv) > 3}])
+    scorer.grade(["p"], ["a"], [[1]], [{"way": sys.argv[2], "hangs": len(sys.argv) > 3}])
     time.sleep(600)
 """
 

@@ -17,7 +17,7 @@ def score(funcs, completions, rows=None, prompts=None, state=None, **options):
     prompts = prompts if prompts is not None else [f"p{i}" for i in range(len(completions))]
     ids = [[i, 7] for i in range(len(completions))]
     with Scorer(funcs, **{"in_process": True, **options}) as scorer:
-        return scorer.score(prompts, completions, ids, rows, state)
+        return scorer.grade(prompts, completions, ids, rows, state)
 
 
 score_in_worker = partial(score, in_process=False, workers=1)
@@ -112,9 +112,9 @@ def test_async_functions_wait_at_the_same_time():
     import time
 
     with Scorer([specimens.judge, specimens.batch_judge]) as scorer:
-        scorer.score(["p"], ["warm"], [[1]], [{}])
+        scorer.grade(["p"], ["warm"], [[1]], [{}])
         start = time.monotonic()
-        scores = scorer.score(["p"] * 40, ["word"] * 40, [[1]] * 40, [{}] * 40)
+        scores = scorer.grade(["p"] * 40, ["word"] * 40, [[1]] * 40, [{}] * 40)
     assert scores.parts == {"judge": [1.0] * 40, "batch_judge": [4.0] * 40}
     assert time.monotonic() - start < 3.0  # one after the other would be 16 s
 
@@ -122,7 +122,7 @@ def test_async_functions_wait_at_the_same_time():
 def test_async_calls_of_one_worker_share_a_loop_so_that_clients_stay_usable():
     with Scorer([specimens.remembers_its_loop], workers=1) as scorer:
         for _ in range(3):
-            scores = scorer.score(["p"] * 2, ["a", "b"], [[1]] * 2, [{}] * 2)
+            scores = scorer.grade(["p"] * 2, ["a", "b"], [[1]] * 2, [{}] * 2)
     assert scores.reward == [1.0, 1.0]
 
 
@@ -158,7 +158,7 @@ def test_an_option_that_would_reach_a_worker_changed_is_refused_and_taken_in_pro
     with pytest.raises(ValueError, match=r"'option' of reward function echo_of_option .* in_process=True"):
         Scorer([spec])
     with Scorer([spec], in_process=True) as scorer:
-        assert scorer.score(["p"], ["c"], [[1]], [{}]).extra == {"option": [str(value)]}
+        assert scorer.grade(["p"], ["c"], [[1]], [{}]).extra == {"option": [str(value)]}
 
 
 def test_a_partial_fixes_an_argument_in_the_worker_too():
@@ -267,7 +267,7 @@ def test_lists_of_different_lengths_are_refused(count):
     given = {"prompts": ["p"] * 2, "completions": ["c"] * 2, "completion_ids": [[1]] * 2, "rows": [{}] * 2}
     given[count] = given[count][:1]
     with Scorer([specimens.one]) as scorer, pytest.raises(ValueError, match=f"2 completions and 1 {count}"):
-        scorer.score(**given)
+        scorer.grade(**given)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def scorer_of(*names, **options):
 
 def score(scorer, completions=COMPLETIONS, rows=None, **options):
     rows = rows if rows is not None else [{} for _ in completions]
-    return scorer.score(["p"] * len(completions), completions, [[1]] * len(completions), rows, **options)
+    return scorer.grade(["p"] * len(completions), completions, [[1]] * len(completions), rows, **options)
 
 
 def timed(scorer, completions=COMPLETIONS, rows=None):
@@ -354,9 +354,9 @@ PARENT = """
 import sys, time
 from llm_pg.rewards import Scorer
 with Scorer([sys.argv[1]]) as scorer:
-    scorer.score(["p"], ["warm"], [[1]], [{}])
+    scorer.grade(["p"], ["warm"], [[1]], [{}])
     print("ready", flush=True)
-    scorer.score(["p"], ["BAD"], [[1]], [{}])
+    scorer.grade(["p"], ["BAD"], [[1]], [{}])
 """
 
 
@@ -461,5 +461,5 @@ def test_a_long_pause_before_the_first_batch_is_not_held_against_the_workers() -
     """The pool is opened, and the caller is busy for longer than loading may take (a warm start, say)."""
     with Scorer(["exact_match"], workers=1, load_deadline=3.0) as scorer:
         time.sleep(3.2)
-        scores = scorer.score(["p"], ["a"], [[1]], [{"answer": "a"}])
+        scores = scorer.grade(["p"], ["a"], [[1]], [{"answer": "a"}])
     assert scores.reward == [1.0]

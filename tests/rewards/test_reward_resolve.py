@@ -119,7 +119,7 @@ def test_a_file_finds_its_neighbours_and_runs_outside_this_process(tmp_path):
         "def f(completion, trainer):\n    return VALUE if os.getpid() != trainer else 0.0\n"
     )
     with Scorer([f"{tmp_path}/mine.py:f"]) as scorer:
-        assert scorer.score(["p"], ["c"], [[1]], [{"trainer": os.getpid()}]).reward == [4.0]
+        assert scorer.grade(["p"], ["c"], [[1]], [{"trainer": os.getpid()}]).reward == [4.0]
     assert "neighbour_of_mine" not in sys.modules
 
 
@@ -127,7 +127,7 @@ def test_a_module_beside_the_working_directory_is_found(tmp_path, monkeypatch):
     (tmp_path / "my_own_rewards.py").write_text("def f(completion):\n    return 6.0\n")
     monkeypatch.chdir(tmp_path)
     with Scorer(["my_own_rewards:f"]) as scorer:
-        assert scorer.score(["p"], ["c"], [[1]], [{}]).reward == [6.0]
+        assert scorer.grade(["p"], ["c"], [[1]], [{}]).reward == [6.0]
 
 
 def test_a_function_of_a_module_goes_to_a_worker():
@@ -135,7 +135,7 @@ def test_a_function_of_a_module_goes_to_a_worker():
     assert function.target is not None
     assert function.target.qualname == "at_module_level"
     with Scorer([function]) as scorer:
-        assert scorer.score(["p"], ["c"], [[1]], [{}]).reward == [7.0]
+        assert scorer.grade(["p"], ["c"], [[1]], [{}]).reward == [7.0]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_function_of_a_module_goes_to_a_worker():
 def test_what_no_worker_can_load_runs_here_with_one_warning(make, reason, caplog):
     with Scorer([make()]) as scorer:
         for _ in range(3):
-            scores = scorer.score(["p"], ["c"], [[1]], [{}])
+            scores = scorer.grade(["p"], ["c"], [[1]], [{}])
     assert scores.reward == [1.0]
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1
@@ -194,7 +194,7 @@ def mine(completion, trainer):
 
 {guard}
     with Scorer([mine]) as scorer:
-        print("SCORES", scorer.score(["p"], ["c"], [[1]], [{{"trainer": os.getpid()}}]).reward)
+        print("SCORES", scorer.grade(["p"], ["c"], [[1]], [{{"trainer": os.getpid()}}]).reward)
 """
 
 

@@ -40,7 +40,7 @@ def score(names, *, batches=3, **options):
     with Scorer(functions, **{"workers": 1, **options}) as scorer:
         for batch in range(batches):
             completions = [f"{batch} {letter}" for letter in "abcd"]
-            scorer.score(["p"] * 4, completions, [[1]] * 4, [{}] * 4)
+            scorer.grade(["p"] * 4, completions, [[1]] * 4, [{}] * 4)
 
 
 def said(caplog):
@@ -91,7 +91,7 @@ def test_a_global_that_the_main_part_of_a_script_makes_is_named_as_not_defined(t
         "from llm_pg.rewards import Scorer\n\ndef bonus(completion):\n    return float(weight)\n\n"
         "if __name__ == '__main__':\n    weight = 2\n"
         "    with Scorer([bonus], workers=1, max_unscorable=1.0) as scorer:\n"
-        "        scorer.score(['p'], ['a'], [[1]], [{}])\n"
+        "        scorer.grade(['p'], ['a'], [[1]], [{}])\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

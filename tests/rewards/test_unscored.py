@@ -26,7 +26,7 @@ def score(functions, completions=COMPLETIONS, rows=None, *, weights=None, **opti
     options = {"workers": 1, "deadline": 1.0, **options}
     with Scorer(functions, weights, **options) as scorer:
         rows = rows or [{} for _ in completions]
-        return scorer.score(["p"] * len(completions), completions, [[1]] * len(completions), rows)
+        return scorer.grade(["p"] * len(completions), completions, [[1]] * len(completions), rows)
 
 
 FAILURES = [

@@ -14,8 +14,8 @@ from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
 from llm_pg.prompts import Prompt
 from llm_pg.rewards.tally import Scores
-from llm_pg.rollout.collector import Experience
 from llm_pg.rollout.curriculum import CurriculumStream, attempts
+from llm_pg.rollout.experience import Experience
 from llm_pg.rollouts import TextRollouts
 from llm_pg.terminal import Terminal
 

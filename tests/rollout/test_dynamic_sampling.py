@@ -15,9 +15,9 @@ from llm_pg.algorithms.table import TABLE
 from llm_pg.config import ConfigError
 from llm_pg.estimators.exact import TabularPolicy, objective, terminal_reward
 from llm_pg.metrics import read_metrics
-from llm_pg.prompts import Prompt, PromptStream
+from llm_pg.prompts import Prompt, Prompts
 from llm_pg.rewards.tally import Scores
-from llm_pg.rollout.collector import Experience
+from llm_pg.rollout.experience import Experience
 from llm_pg.rollout.refill import mixed_groups, refill
 from llm_pg.rollouts import TextRollouts
 from llm_pg.run.ranks import merge_metrics
@@ -149,7 +149,7 @@ def drawn(of: list[Prompt], places: torch.Tensor) -> Experience:
     return experience(of, rewards, tokens)
 
 
-def refilled(stream: PromptStream, step: int, first: int, each: int, rounds: int = 3) -> Experience:
+def refilled(stream: Prompts, step: int, first: int, each: int, rounds: int = 3) -> Experience:
     places = first + torch.arange(each)
     own = drawn(stream.take(step)[first : first + each], places)
     return refill(own, drawn, lambda number: stream.further(step, number), places, rounds=rounds)
@@ -164,7 +164,7 @@ def rows(batch: Experience) -> list[tuple[Any, ...]]:
 
 
 def test_two_ranks_refill_to_the_batch_of_one() -> None:
-    stream = PromptStream(prompts(200), 8, seed=3)
+    stream = Prompts(prompts(200), per_step=8, seed=3)
     replaced = 0
     for step in range(10):
         whole = refilled(stream, step, 0, 8)
@@ -182,7 +182,7 @@ def test_metrics_of_two_ranks_add_groups_and_keep_the_longest_refill() -> None:
 
 
 def test_places_keep_their_mixed_groups_and_an_empty_budget_keeps_the_first() -> None:
-    stream = PromptStream(prompts(200), 8, seed=0)
+    stream = Prompts(prompts(200), per_step=8, seed=0)
     own = drawn(stream.take(0), torch.arange(8))
     mixed = mixed_groups(own)
     assert 0 < int(mixed.sum()) < 8
@@ -209,15 +209,15 @@ def test_pieces_that_an_environment_inserted_follow_their_rows() -> None:
 
 
 def test_further_prompts_never_repeat_within_a_step_and_end_with_the_data() -> None:
-    stream = PromptStream(prompts(30), 8, seed=0)
+    stream = Prompts(prompts(30), per_step=8, seed=0)
     for step in (0, 3, 11):
         rounds = [stream.further(step, number) for number in (1, 2, 3, 4)]
         found = [p.index for r in rounds for p in r if p is not None] + [p.index for p in stream.take(step)]
         assert sorted(found) == list(range(30))
         assert rounds[2][6:] == [None, None]
         assert rounds[3] == [None] * 8
-        assert PromptStream(prompts(30), 8, seed=0).further(step, 2) == rounds[1]
-    assert stream.further(0, 1) != stream.further(1, 1) != PromptStream(prompts(30), 8, seed=1).further(1, 1)
+        assert Prompts(prompts(30), per_step=8, seed=0).further(step, 2) == rounds[1]
+    assert stream.further(0, 1) != stream.further(1, 1) != Prompts(prompts(30), per_step=8, seed=1).further(1, 1)
 
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(10) for b in range(10)]
@@ -303,9 +303,9 @@ def test_a_round_of_few_completions_is_held_to_the_limit_of_its_step(train: Call
     with Scorer([fails_on_x], max_unscorable=0.2, in_process=True) as scorer:
         given = (["p"] * 3, ["x", "a", "a"], [[1]] * 3, [{}] * 3)
         with pytest.raises(RuntimeError, match="max_unscorable"):
-            scorer.score(*given)
+            scorer.grade(*given)
         scorer.share = 0.25
-        assert scorer.score(*given).reward == [None, 0.0, 0.0]
+        assert scorer.grade(*given).reward == [None, 0.0, 0.0]
 
 
 def test_an_experience_without_refills_reports_none() -> None:

@@ -69,7 +69,7 @@ def run(make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monk
             mask[:, -1] = False
             return Completions(tokens, mask, -torch.ones(tokens.shape) * mask, torch.zeros(len(tokens)).bool())
 
-        monkeypatch.setattr(trainer.collector.sampler, "sample", sample)
+        monkeypatch.setattr(trainer.collector.engine, "sample", sample)
         trainer.train()
         trainer.line = json.loads(trainer.folder.metrics.read_text().splitlines()[0])
         return trainer

@@ -66,7 +66,7 @@ def test_a_turn_that_ends_by_another_token_than_eos_ends_completions_and_says_so
     trainer = make(CHATML, CHAT, TURNS)
     end = trainer.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert trainer.tokenizer.eos_token_id != end
-    assert end in trainer.collector.sampler.eos_ids
+    assert end in trainer.collector.engine.eos_ids
     (said,) = trainer.context.terminal.said
     assert "ends a turn by <|im_end|>, and the model would end at <eos> alone" in said
     trainer.train()

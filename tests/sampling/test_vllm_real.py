@@ -260,7 +260,7 @@ def test_the_quickstart_samples_one_update_ahead_with_vllm(vllm_python: str, tmp
     run = PolicyGradientTrainer(
         args=load_config(ROOT / "configs" / "quickstart.yaml", changes), terminal=Terminal(quiet=True)
     )
-    sampler, gaps = run.collector.sampler, []
+    sampler, gaps = run.collector.engine, []
     real = sampler.sample
 
     def noted(*given: Any) -> Any:

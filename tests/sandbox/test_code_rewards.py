@@ -150,7 +150,7 @@ def test_in_reward_workers_a_sandbox_that_is_down_leaves_completions_unscored(tm
     """Row W9, through the pool: None, counted by cause, and never 0."""
     rows = [{"tests": json.dumps(PAIRS)}] * 3
     with Scorer(["code_tests"], max_unscorable=1.0) as scorer:
-        healthy = scorer.score(["?"] * 3, [DOUBLE, "print(1)", "junk"], [[0]] * 3, rows)
+        healthy = scorer.grade(["?"] * 3, [DOUBLE, "print(1)", "junk"], [[0]] * 3, rows)
     assert healthy.reward == [1.0, 0.0, 0.0]
     broken = tmp_path / "broken_sandbox.py"
     broken.write_text(
@@ -161,7 +161,7 @@ def test_in_reward_workers_a_sandbox_that_is_down_leaves_completions_unscored(tm
         "    return inner(completion, tests)\n"
     )
     with Scorer([f"{broken}:score"], max_unscorable=1.0) as scorer:
-        down = scorer.score(["?"] * 3, [DOUBLE, "print(1)", "junk"], [[0]] * 3, rows)
+        down = scorer.grade(["?"] * 3, [DOUBLE, "print(1)", "junk"], [[0]] * 3, rows)
     assert down.reward == [None, None, None]
     assert sum(next(iter(down.problems.values())).values()) == 3
     assert any(cause.startswith("Sandbox") for cause in next(iter(down.problems.values())))

@@ -140,9 +140,9 @@ def test_rows_that_cannot_be_judged_are_named_before_the_run(tmp_path: Path) -> 
 def test_a_worker_scores_the_rows_of_each_set() -> None:
     with Scorer(["humaneval_tests"], workers=1, strict=True) as scorer:
         row = {"test": TEST, "entry_point": "area"}
-        assert scorer.score([PROMPT] * 2, [BODY, "    return 1"], [[0]] * 2, [row] * 2).reward == [1.0, 0.0]
+        assert scorer.grade([PROMPT] * 2, [BODY, "    return 1"], [[0]] * 2, [row] * 2).reward == [1.0, 0.0]
     with Scorer(["mbpp_tests"], workers=1, strict=True) as scorer:
-        assert scorer.score(["?"], ["def total(n): return 0"], [[0]], [MBPP]).reward == [0.0]
+        assert scorer.grade(["?"], ["def total(n): return 0"], [[0]], [MBPP]).reward == [0.0]
 
 
 def check_results(results: list[Judged]) -> None:

@@ -139,7 +139,7 @@ class Apart:
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
-        """See `Sampler.sample`. EngineError where the process fails or has ended."""
+        """See `SamplingEngine.sample`. EngineError where the process fails or has ended."""
         if not self._is_ready:
             self._receive()
             self._folder.cleanup()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ...sampling.native import NativeSampler
-from ...sampling.protocol import Completions, Sampler, SamplingParams
+from ...sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ...sampling.vllm import VllmSampler
 from .apart import Apart
 
 
-class Engine(Sampler, contextlib.AbstractContextManager[Any], Protocol):
+class Engine(SamplingEngine, contextlib.AbstractContextManager[Any], Protocol):
     """A sampler that samples with the weights of a version that was kept. `keep` and `use_present` are called by the
     trainer, the others in the background; `use_present` while nothing is sampled there."""
 
@@ -79,7 +79,7 @@ class Frozen:
             parameters[name].copy_(value)
 
 
-def make_engine(sampler: Sampler, model: Any, tokenizer: Any, *, max_staleness: int, log: Path) -> Engine:
+def make_engine(sampler: SamplingEngine, model: Any, tokenizer: Any, *, max_staleness: int, log: Path) -> Engine:
     """For the run's own `sampler`. A version is needed until all that was sampled with it is trained on, and the
     next is kept before that: hence one slot more than the staleness."""
     count = max_staleness + 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...prompts import Prompt
 from ...rewards.tally import Scores
 from ...rollouts import TextRollouts
-from ..collector import Experience
+from ..experience import Experience
 
 # What a batch has when it is sampled and scored; the rest is computed when it is trained on.
 _TENSORS = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...metrics import Clock
 from ...prompts import Prompt
-from ..collector import Experience
+from ..experience import Experience
 from ..source import Batches
 from . import shares
 from .engines import Engine

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config.check import share
 from ...prompts import Prompt
-from ..collector import Experience
+from ..experience import Experience
 from ..refill import of_groups
 from .flight import unpack
 

@@ -107,7 +107,7 @@ class VllmSampler:
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
-        """See `Sampler.sample`; a row's stream is that of its group's first key and its place in the group.
+        """See `SamplingEngine.sample`; a row's stream is that of its group's first key and its place in the group.
 
         Raises:
             EngineError: no vLLM is left, or one cannot be trained with (other weights, ids or log-probabilities).

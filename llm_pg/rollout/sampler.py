@@ -1,0 +1,169 @@
+"""Completions of prompts by a policy, before any reward function has seen them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..model.loading import end_token_ids
+from ..prompts import Prompt
+from ..prompts.decode import Reader
+from ..rewards.tally import Scores
+from ..rollouts import TextRollouts
+from ..sampling.native import NativeSampler
+from ..sampling.protocol import Completions, SamplingEngine, SamplingParams
+from ..sampling.random import stream_key
+from .experience import Experience, Pieces
+
+TRAIN_STREAM, EVAL_STREAM = 1, 2
+
+
+class Speaks(Protocol):
+    """What is sampled from: a `Policy`."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def params(self) -> SamplingParams: ...
+
+
+@dataclass
+class Samples:
+    """Completions without scores. Row i belongs to prompt i // num_generations.
+
+    Attributes:
+        prompts: of the groups. num_generations: completions of each.
+        completions: token ids, their log-probabilities, and which were cut by the length limit.
+        texts, ids: of each completion, as reward functions get them.
+        num_steps: updates that were done before; functions are told.
+        pieces: splits ids into the text of each token. gamma: discount per token.
+    """
+
+    prompts: list[Prompt]
+    num_generations: int
+    completions: Completions
+    texts: list[str]
+    ids: list[list[int]]
+    num_steps: int
+    pieces: Pieces
+    gamma: float = 1.0
+
+    @property
+    def inputs(self) -> tuple[list[Any], list[Any], list[list[int]], list[Mapping[str, Any]]]:
+        """What `Scorer.grade` takes: prompts, completions, ids and rows, one of each for every completion."""
+        repeated = [prompt for prompt in self.prompts for _ in range(self.num_generations)]
+        given, completions, rows = in_trls_form(repeated, self.texts)
+        return given, completions, self.ids, rows
+
+    def scored(self, scores: Scores, greedy_P: Tensor | None = None) -> Experience:
+        """The rollouts of these completions.
+
+        Args:
+            scores: of each completion; None in `scores.reward` = it could not be scored.
+            greedy_P: float32 (P,), the reward of each prompt's greedy completion; NaN = it could not be scored.
+        """
+        done, group = self.completions, self.num_generations
+        device = done.mask_BT.device
+        others: dict[str, Tensor] = {}
+        if greedy_P is not None:
+            greedy_B = greedy_P.to(device).repeat_interleave(group)
+            others = {"greedy_B": greedy_B.nan_to_num(), "valid_B": ~greedy_B.isnan()}
+        unknown = float("nan")
+        reward_B = torch.tensor([unknown if r is None else r for r in scores.reward], dtype=torch.float32)
+        rollouts = TextRollouts.of_scored_text(
+            mask_BT=done.mask_BT,
+            logp_BT=done.logp_BT,
+            group_B=torch.arange(len(self.prompts), device=device).repeat_interleave(group),
+            reward_B=reward_B.to(device),
+            truncated_B=done.truncated_B,
+            gamma=self.gamma,
+            tokens_BT=done.tokens_BT,
+            prompt_ids_B=[p.ids for p in self.prompts for _ in range(group)],
+            **others,
+        )
+        return Experience(self.prompts, rollouts, self.texts, scores, group, self.pieces)
+
+
+class Sampler:
+    """Samples completions from a policy, by the distribution that it is trained in.
+
+    Args:
+        policy: whose tokenizer, distribution and, without an engine, present weights are used.
+        engine: of `llm_pg.sampling`, or one's own; None = the native one, on the policy's model in place.
+        gamma: discount per token, in (0, 1].
+        reader: from ids to the text that reward functions read; None = without any special token.
+    """
+
+    def __init__(
+        self, policy: Speaks, engine: SamplingEngine | None = None, *, gamma: float = 1.0, reader: Reader | None = None
+    ) -> None:
+        self.tokenizer, self.params, self.gamma = policy.tokenizer, policy.params, gamma
+        self.engine = engine or _native(policy)
+        self.reader = reader or Reader(self.tokenizer)
+        self.pieces = Pieces(self.tokenizer)
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        seed: tuple[int, int] = (0, 0),
+        *,
+        first_place: int | Tensor = 0,
+    ) -> Samples:
+        """`num_generations` completions of each prompt.
+
+        Args:
+            prompts: of one step. num_generations: at least 1.
+            seed: (seed of the run, step), steps counted from 0. A completion is a function of them, of the place of
+                its prompt in the step, and of the weights, whatever else is in the batch.
+            first_place: place of the first prompt in its step, or int64 (P,) the places of all.
+        """
+        number, step = seed
+        keys_B = self.keys(number, TRAIN_STREAM, step + 1, len(prompts), num_generations, first_place)
+        return self.draw(prompts, num_generations, self.params, keys_B, num_steps=step)
+
+    def draw(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        params: SamplingParams,
+        keys_B: Tensor,
+        *,
+        num_steps: int = 0,
+    ) -> Samples:
+        """The same by any distribution, from the random streams `keys_B`, int64 (P·G,)."""
+        done = self.engine.sample([prompt.ids for prompt in prompts], num_generations, params, keys_B)
+        lengths = done.mask_BT.sum(1).tolist()
+        ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
+        texts = self.reader(ids)
+        return Samples(list(prompts), num_generations, done, texts, ids, num_steps, self.pieces, self.gamma)
+
+    @staticmethod
+    def keys(
+        seed: int, stream: int, step: int, num_prompts: int, num_generations: int, first_place: int | Tensor = 0
+    ) -> Tensor:
+        """The random stream of each row, int64 (P·G,). step: counted from 1."""
+        place_P = first_place if isinstance(first_place, Tensor) else first_place + torch.arange(num_prompts)
+        keys_PG = stream_key(seed, stream, step, place_P.unsqueeze(1), torch.arange(num_generations))
+        return keys_PG.reshape(-1)
+
+
+def in_trls_form(prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Prompts, completions and rows as TRL gives them to reward functions: a conversational prompt as its messages, its
+    completion as a list of one message."""
+    given = [prompt.text if prompt.messages is None else prompt.messages for prompt in prompts]
+    completions = [
+        text if prompt.messages is None else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    return given, completions, [prompt.row for prompt in prompts]
+
+
+def _native(policy: Any) -> SamplingEngine:
+    dtype = torch.bfloat16 if getattr(policy, "bf16", False) else None
+    return NativeSampler(policy.model, policy.tokenizer, end_token_ids(policy.model, policy.tokenizer), dtype=dtype)
