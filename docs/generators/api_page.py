@@ -28,8 +28,17 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "llm_pg.config.flat": ("ReinforceConfig", "RLOOConfig", "GRPOConfig", "ActorCriticConfig"),
         "llm_pg.config.load": ("load_config", "ConfigError"),
     },
-    "Rewards": {
+    "A loop of your own": {
+        "llm_pg.model.policy": ("Policy",),
+        "llm_pg.prompts.stream": ("Prompts",),
+        "llm_pg.rollout.sampler": ("Sampler", "Samples"),
         "llm_pg.rewards.scorer": ("Scorer",),
+        "llm_pg.rollout.experience": ("Experience",),
+        "llm_pg.algorithms.algorithm": ("Algorithm",),
+        "llm_pg.learner.learner": ("Learner", "Update"),
+        "llm_pg.sampling.protocol": ("SamplingEngine", "Completions"),
+    },
+    "Rewards": {
         "llm_pg.rewards.tally": ("Scores", "RewardError"),
         "llm_pg.rewards.audit.probes": ("probe_rewards", "probe_texts", "Finding"),
         "llm_pg.rewards.audit.tries": ("audit_rewards",),
@@ -61,8 +70,8 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
 HEAD = """# API reference
 
 Made from docstrings by `python docs/generators/api_page.py docs/api.md`. Settings are not repeated here:
-`llm-pg train --help` lists them all. Trainers, their configs and `register_algorithm` can be imported from `llm_pg`
-itself, everything else from the module named.
+`llm-pg train --help` lists them all. Trainers, their configs, `register_algorithm`, and Policy, Prompts, Sampler, Scorer,
+Algorithm and Learner can be imported from `llm_pg` itself, everything else from the module named.
 
 Letters that name axes: B rollouts, T completion tokens (or control steps), P prompts, G samples per prompt,
 V vocabulary.
