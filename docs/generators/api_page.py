@@ -70,8 +70,8 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
 HEAD = """# API reference
 
 Made from docstrings by `python docs/generators/api_page.py docs/api.md`. Settings are not repeated here:
-`llm-pg train --help` lists them all. Trainers, their configs, `register_algorithm`, and Policy, Prompts, Sampler, Scorer,
-Algorithm and Learner can be imported from `llm_pg` itself, everything else from the module named.
+`llm-pg train --help` lists them all. Trainers, their configs, `register_algorithm`, and the pieces of a loop (Policy,
+Prompts, Sampler, Scorer, Algorithm, Learner) can be imported from `llm_pg` itself, all else from the module named.
 
 Letters that name axes: B rollouts, T completion tokens (or control steps), P prompts, G samples per prompt,
 V vocabulary.
