@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +48,51 @@ def make_model(tokenizer: Any) -> Callable[..., Any]:
         return load_model(ModelConfig(make={**FAMILIES[family], **changes}), tokenizer, seed=seed)
 
     return make
+
+
+# --- the tests that are skipped, against the list of those that may be
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--named-skips", metavar="FILE", help="fail where a test is skipped that this file does not name")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("--named-skips")
+    if file is not None and not hasattr(config, "workerinput"):  # of several processes the first hears of all
+        config.pluginmanager.register(NamedSkips(Path(file).read_text()), "named-skips")
+
+
+class NamedSkips:
+    """Ends a session with a failure where a test was skipped that the list does not name.
+
+    Args:
+        text: lines of "FILE: REASON"; FILE is the beginning of a test's file, REASON a part of why it is skipped.
+    """
+
+    def __init__(self, text: str) -> None:
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        self.named = [tuple(line.split(": ", 1)) for line in lines]
+        self.unnamed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._look(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._look(report)
+
+    def _look(self, report: Any) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            if not any(report.nodeid.startswith(file) and part in reason for file, part in self.named):
+                self.unnamed.append(f"{report.nodeid}: {reason}")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.unnamed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.unnamed:
+            terminalreporter.section("skipped, and not named in the list of those that may be")
+            for line in self.unnamed:
+                terminalreporter.write_line(line)
