@@ -24,6 +24,7 @@ from .run.folder import RunFolder
 from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prompts
 from .run.saving import ModelWriter
 from .run.training_run import TrainingRun, open_run
+from .sampling.protocol import SamplingEngine
 from .terminal import Terminal
 
 
@@ -31,7 +32,7 @@ def check_trainer_arguments(given: dict[str, Any]) -> None:
     """ConfigError for an argument of TRL's trainers that asks for what is not here, or that nobody knows."""
     for name, value in given.items():
         if name not in TRAINER:
-            known = [*TRAINER, "terminal", "clock"]
+            known = [*TRAINER, "sampler", "terminal", "clock"]
             raise ConfigError(f"A trainer has no argument {name!r} (given {value!r}).{nearest(name, known)}")
         word = TRAINER[name]
         if not word.asks_for_nothing(value):
@@ -52,6 +53,8 @@ class PolicyGradientTrainer:
         reward_processing_classes: tokenizers of reward models, one for each of reward_funcs; None = they bring theirs.
         peft_config: a peft config; the reference is then the model with the adapter off.
         callbacks: transformers' TrainerCallbacks, objects or classes.
+        sampler: an engine of your own, with the method of `sampling.protocol.SamplingEngine`; None = the config's
+            `rollout.engine`. Its log-probabilities are compared with the trainer's at every step (`sampler_gap`).
         terminal: where progress is printed. clock: phases that ended before (imports).
 
     Attributes:
@@ -78,6 +81,7 @@ class PolicyGradientTrainer:
         *,
         reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
+        sampler: SamplingEngine | None = None,
         terminal: Terminal | None = None,
         clock: Clock | None = None,
         **of_trl: Any,
@@ -107,7 +111,7 @@ class PolicyGradientTrainer:
         )
         self.collector = collector_of(
             config,
-            make_sampler(config, self.model, self.tokenizer, ranks=context.ranks, say=context.terminal.warn),
+            sampler or make_sampler(config, self.model, self.tokenizer, ranks=context.ranks, say=context.terminal.warn),
             self.model,
             self.tokenizer,
             self.scorer,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...config import ConfigError
 from ...sampling.native import NativeSampler
 from ...sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ...sampling.vllm import VllmSampler
@@ -85,5 +86,9 @@ def make_engine(sampler: SamplingEngine, model: Any, tokenizer: Any, *, max_stal
     count = max_staleness + 1
     if isinstance(sampler, VllmSampler):
         return Frozen(sampler, count)
-    assert isinstance(sampler, NativeSampler)
+    if not isinstance(sampler, NativeSampler):
+        raise ConfigError(
+            f"rollout.max_staleness is {max_staleness}, and {type(sampler).__name__} keeps no older weights to sample "
+            "with. Use rollout.max_staleness=0, or engine native or vllm."
+        )
     return Apart(model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log, dtype=sampler.dtype)
