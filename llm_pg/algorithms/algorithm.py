@@ -7,6 +7,7 @@ over any cut of the batch is a plain sum, and the gradients of the cuts add up t
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -225,7 +226,8 @@ class Algorithm:
         logp_BT = logp_BT.masked_fill(outside_BT, 0.0)
         old_BT = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT.masked_fill(outside_BT, 0.0)
         ratio_BT = importance_ratio(logp_BT, old_BT, mask_BT, row.importance_sampling_level)
-        term_BT = self._surrogate(logp_BT, ratio_BT, batch)
+        own_loss = self._own_loss(logp_BT, old_BT, batch)
+        term_BT = self._surrogate(logp_BT, ratio_BT, batch) if own_loss is None else torch.zeros_like(logp_BT)
         stats = self._ratio_stats(logp_BT, old_BT, ratio_BT, batch) if measure else {}
         term_BT, cut_stats = self._corrected(term_BT, logp_BT, old_BT, batch)
         stats.update(cut_stats)
@@ -238,6 +240,8 @@ class Algorithm:
             # The steps were sampled by the old policy, so k3 with the old one first is an exact KL(old || new).
             term_BT = term_BT + self.kl_penalty.weight * KL_ESTIMATORS["k3"](old_BT, logp_BT)
         loss = masked_sum(term_BT * batch.scale_BT, mask_BT)
+        if own_loss is not None:
+            loss = loss + own_loss
         stats["policy_loss"] = loss.detach()
         if entropy_BT is not None:
             entropy = masked_sum(entropy_BT, mask_BT)
@@ -252,6 +256,19 @@ class Algorithm:
             stats["value_loss"] = value_term.detach()
             loss = loss + row.vf_coef * value_term
         return loss, stats
+
+    def _own_loss(self, logp_BT: Tensor, old_BT: Tensor, batch: Batch) -> Tensor | None:
+        """What the user's function makes of these rows; None where there is none."""
+        if self.row.loss is None:
+            return None
+        loss = self.row.loss(logp_BT, dataclasses.replace(batch, old_logp_BT=old_BT))
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise ValueError(
+                f"The loss function of algorithm {self.row.name} returned {got}; it must return a scalar, the sum over "
+                "its rows of terms times batch.scale_BT. `llm-pg prove --loss FILE:FUNCTION` tries it."
+            )
+        return loss
 
     def _surrogate(self, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
         return _SURROGATES[self.row.surrogate](self.row, logp_BT, ratio_BT, batch)

@@ -92,7 +92,19 @@ def find_row(algorithm: str | Row, changes: Mapping[str, Any] = MappingProxyType
     known = [field.name for field in dataclasses.fields(Row)]
     for name in changes:
         one_of("a field of an algorithm", name, known)
+    changes = dict(changes)
+    if is_path(str(changes.get("surrogate", ""))):
+        changes["loss"] = load_function(changes.pop("surrogate"), "algorithm.surrogate")
     return dataclasses.replace(row, **changes) if changes else row
+
+
+def load_function(address: str, setting: str) -> Callable[..., Any]:
+    """The function at `file.py:function` or `module:function`. ValueError where there is none."""
+    place, _, name = address.rpartition(":")
+    found = getattr(_module(place, address), name, None)
+    if not callable(found):
+        raise ValueError(f"{setting} {address!r}: {place} has no function {name!r}.")
+    return found  # type: ignore[no-any-return]
 
 
 def load_row(address: str) -> Row:

@@ -44,6 +44,8 @@ class Row:
     Attributes:
         advantage: a function from `Rollouts` to weights (B,) or (B, T), in the place of returns and baseline; None =
             the row's own. See `algorithms.own`.
+        loss: a function (logp_BT, batch) -> scalar in the place of surrogate and reduction, the sum over the rows that
+            it is given: what `llm-pg prove --loss` proves. Penalties, bonus and the critic's loss are added to it.
         returns: what a token is credited with: the rewards from it on, or all of the row's.
         baseline: what is subtracted; length_weighted: the group's mean weighted by length (OPO); greedy: the reward of
             the prompt's greedy completion (ReMax); `value` needs a critic and uses GAE(gamma, lam).
@@ -91,6 +93,7 @@ class Row:
     name: str
     source: str
     advantage: Callable[[Any], Any] | None = None
+    loss: Callable[[Any, Any], Any] | None = None
     returns: Returns = "reward_to_go"
     baseline: Baseline = "none"
     baseline_per_step: bool = False
@@ -134,6 +137,13 @@ class Row:
             raise ValueError(
                 f"Row {self.name!r}: baseline_per_step compares the steps of a group, and the baseline is "
                 f"{self.baseline}. Use baseline leave_one_out or group_mean, or leave baseline_per_step out."
+            )
+
+        if self.loss is not None and (self.vllm_importance_sampling_correction or self.off_policy_mask_threshold):
+            raise ValueError(
+                f"Row {self.name!r} has a loss of its own, whose tokens cannot be corrected for the sampler one by "
+                "one. Set vllm_importance_sampling_correction=false and off_policy_mask_threshold=null (with "
+                "max_staleness the loss must correct by itself: batch.rollouts.logp_BT holds the sampler's log-probabilities)."
             )
 
     @property

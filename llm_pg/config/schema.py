@@ -166,7 +166,10 @@ class AlgorithmConfig(Section):
     )
     pass_k: table.Count | None = Field(None, description="Objective: the best of k completions; 0 = the mean reward.")
     normalize_advantages: table.Normalize | None = Field(None, description="none, rollouts or steps.")
-    surrogate: table.Surrogate | None = Field(None, description="reinforce, clip, cispo or sapo.")
+    surrogate: table.Surrogate | str | None = Field(
+        None,
+        description="reinforce, clip, cispo or sapo; or file.py:function, a loss as `llm-pg prove --loss` takes it.",
+    )
     importance_sampling_level: table.Level | None = Field(None, description="token, sequence or sequence_sum.")
     loss_type: table.LossType | None = Field(
         None, description="Reduction: sequence_sum (exact), grpo, dapo, bnpo, dr_grpo."

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from ..words import choices, words_of
 
+TAKES_ADDRESS = {"surrogate"}  # a word, or file.py:function
 MAY_BE_EMPTY = {"system_prompt"}  # an empty one stops a chat template from adding its own
 
 
@@ -24,7 +25,8 @@ class Section(BaseModel):
         value = [value] if isinstance(value, str) and get_origin(annotation) is list else value
         known = words_of(annotation)
         for each in value if isinstance(value, (list, tuple)) else [value]:
-            if known and isinstance(each, str) and each not in known:
+            is_address = name in TAKES_ADDRESS and isinstance(each, str) and ":" in each
+            if known and isinstance(each, str) and each not in known and not is_address:
                 raise ValueError(choices(each, known))
             if each == "" and name not in MAY_BE_EMPTY:
                 raise ValueError("it has a text without a character. Leave the setting out, or fill the text in.")
