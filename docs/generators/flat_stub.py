@@ -13,7 +13,7 @@ from llm_pg.config.schema import LEAVES, Config
 from llm_pg.config.trl import WORDS
 
 HEAD = """# Made by docs/generators/flat_stub.py from the tables of settings; do not edit.
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, Union
 
 from typing_extensions import Unpack
 

@@ -143,7 +143,8 @@ class Row:
             raise ValueError(
                 f"Row {self.name!r} has a loss of its own, whose tokens cannot be corrected for the sampler one by "
                 "one. Set vllm_importance_sampling_correction=false and off_policy_mask_threshold=null (with "
-                "max_staleness the loss must correct by itself: batch.rollouts.logp_BT holds the sampler's log-probabilities)."
+                "max_staleness the loss must correct by itself: batch.rollouts.logp_BT holds the log-probabilities of "
+                "the sampler)."
             )
 
     @property

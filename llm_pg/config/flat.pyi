@@ -1,5 +1,5 @@
 # Made by docs/generators/flat_stub.py from the tables of settings; do not edit.
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, Union
 
 from typing_extensions import Unpack
 
