@@ -36,7 +36,7 @@ def type_text(annotation: Any) -> str:
     text = _METADATA.sub(r"\1", text).replace("pathlib.Path", "Any")
     while (inner := re.search(r"typing\.Optional\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", text)) is not None:
         text = f"{text[: inner.start()]}{inner[1]} | None{text[inner.end() :]}"
-    return text.replace("typing.", "").replace("'", '"')
+    return text.replace("typing.", "").replace("NoneType", "None").replace("'", '"')
 
 
 def arguments() -> dict[str, str]:

@@ -84,7 +84,7 @@ class Settings(TypedDict, total=False):
     scale_rewards: Literal["none", "group", "batch", "group_mean"] | None
     pass_k: int | None
     normalize_advantages: Literal["none", "rollouts", "steps"] | None
-    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, NoneType]
+    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
     beta: float | None
@@ -378,7 +378,7 @@ class Attributes:
     scale_rewards: Literal["none", "group", "batch", "group_mean"] | None
     pass_k: int | None
     normalize_advantages: Literal["none", "rollouts", "steps"] | None
-    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, NoneType]
+    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
     beta: float | None
