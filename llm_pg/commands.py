@@ -13,7 +13,7 @@ from .run.preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
     from .evaluate import Evaluation
-    from .rewards.audit.probes import Finding
+    from .rewards.audit.probes import ProbeFinding
 
 PROBED_ROWS = 4
 
@@ -102,7 +102,7 @@ def _probe(config: Config) -> bool:
     return any(bad)
 
 
-def _report(name: str, found: list[Finding]) -> bool:
+def _report(name: str, found: list[ProbeFinding]) -> bool:
     lowest = min((f.highest for f in found if f.highest is not None), default=None)
     paid = [f for f in found if lowest is not None and f.highest is not None and f.highest > lowest]
     failed = [f for f in found if f.problems]

@@ -42,7 +42,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One step. prompts: of all devices; rows: completions in one pass of training; passes: μ; weight_bytes: 4 where
     weights are float32, as they are under train.bf16."""
 
@@ -101,12 +101,12 @@ def _phase(
     return Phase(name, flops, moved, sent, messages, seconds, "overhead" if overhead > parts[bound] else bound)
 
 
-def tokens(job: Job) -> float:
+def tokens(job: PlannedJob) -> float:
     """Tokens of a step that are computed: each prompt once, as packing does, and every completion."""
     return job.prompts * (job.prompt_length + job.generations * job.completion_length)
 
 
-def memory(model: Model, job: Job, gpus: int, engine: str) -> dict[str, float]:
+def memory(model: Model, job: PlannedJob, gpus: int, engine: str) -> dict[str, float]:
     """Bytes of one training device. Sampling and training come one after the other: the larger of the two counts."""
     one_of("engine", engine, ENGINES)
     cut = _training(gpus, engine) if engine.startswith("fsdp2") else 1
@@ -124,13 +124,13 @@ def _training(gpus: int, engine: str) -> int:
     return gpus // 2 if engine.endswith("vllm") else gpus
 
 
-def _keys(model: Model, job: Job, rows: float) -> float:
+def _keys(model: Model, job: PlannedJob, rows: float) -> float:
     """Bytes of the keys and values of `rows` full completions, each prompt's once."""
     held = rows * (job.completion_length + job.prompt_length / job.generations)
     return held * 2 * model.layers * model.kv * job.weight_bytes
 
 
-def _sampling(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> list[Phase]:
+def _sampling(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: str) -> list[Phase]:
     rows, width, cards = job.prompts * job.generations / gpus, job.weight_bytes, 1
     weights = model.parameters * width
     free = machine.memory - memory(model, job, gpus, engine)["at rest"]
@@ -159,7 +159,7 @@ def _sampling(model: Model, machine: Machine, job: Job, gpus: int, engine: str) 
     ]  # fmt: skip
 
 
-def phases(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> list[Phase]:
+def phases(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: str) -> list[Phase]:
     """The phases of a step, in order, of the busiest device.
 
     Raises:
@@ -192,7 +192,7 @@ def phases(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> 
     return [phase for phase in out if phase.seconds > 0]
 
 
-def choose(model: Model, machine: Machine, job: Job, gpus: int) -> str:
+def choose(model: Model, machine: Machine, job: PlannedJob, gpus: int) -> str:
     """The engine that holds the model in the simplest way. ConfigError where none does."""
     for engine in ("ddp", "fsdp2"):
         if memory(model, job, gpus, engine)["most"] <= machine.memory:
@@ -206,7 +206,7 @@ def choose(model: Model, machine: Machine, job: Job, gpus: int) -> str:
     )
 
 
-def render(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> str:
+def render(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: str) -> str:
     """The plan as text: a table, the step, its bottleneck, and what twice the devices would change."""
     rows = phases(model, machine, job, gpus, engine)
     total = sum(row.seconds for row in rows)
@@ -231,7 +231,7 @@ def render(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    job, machine = Job(), MACHINES["h100"]
+    job, machine = PlannedJob(), MACHINES["h100"]
     parser.add_argument("--model", default="7b", choices=MODELS)
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--device", default="h100", choices=MACHINES)
@@ -250,7 +250,7 @@ def main(given: argparse.Namespace) -> int:
     values = vars(given)
     rates = {k: v for k, v in values.items() if k in Machine.__dataclass_fields__ and v is not None}
     machine, model = replace(MACHINES[given.device], **rates), MODELS[given.model]
-    job = Job(**{name: values[name] for name in Job.__dataclass_fields__})
+    job = PlannedJob(**{name: values[name] for name in PlannedJob.__dataclass_fields__})
     numbers = {**rates, "gpus": given.gpus, **vars(job)}
     low = [name for name, value in numbers.items() if value <= 0 and not isinstance(value, bool)]
     if low:

@@ -17,7 +17,7 @@ from typing import Any
 
 from llm_pg import GRPOConfig
 from llm_pg.config.load import parse_override
-from llm_pg.rewards import Finding, probe_rewards
+from llm_pg.rewards import ProbeFinding, probe_rewards
 
 SETTINGS: dict[str, Any] = {
     "make": {
@@ -54,7 +54,7 @@ def honest(completion: str, answer: str, **row: Any) -> float:
     return float(completion.startswith(answer))
 
 
-def probe() -> list[Finding]:
+def probe() -> list[ProbeFinding]:
     """What each function pays for completions without work; prints those above the function's own least."""
     rows = ROWS[3:65:31]  # answers 3 and 7: where the answer is 1, a probe of ones is a lucky guess
     findings = probe_rewards([flawed, honest], [row["prompt"] for row in rows], rows)

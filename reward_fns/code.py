@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from llm_pg.sandbox import Limits
-from llm_pg.sandbox.judging import Case, IOTest, Terms, judge_calls, judge_output, names_called
+from llm_pg.sandbox.judging import CallCase, IOTest, Terms, judge_calls, judge_output, names_called
 from llm_pg.sandbox.reading import read_test
 from reward_fns.registry import Gold, reward
 
@@ -21,7 +21,7 @@ MAX_CHARACTERS = 100_000  # of a program; nothing longer is run
 FENCE = "```"
 _LANGUAGES = ("", "python", "python3", "py")
 
-Test = str | IOTest | Case
+Test = str | IOTest | CallCase
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Suite:
     def _answers(self, test: Test) -> list[str | None]:
         if isinstance(test, IOTest):
             return ["\n".join(line.rstrip() for line in test.stdout.rstrip().split("\n"))]
-        if isinstance(test, Case):
+        if isinstance(test, CallCase):
             return [json.dumps(test.expected, sort_keys=True)]
         return [unit.answer for unit in read_test(test, self.entry, self.packages).units]
 
@@ -239,7 +239,7 @@ def _parse_one(test: Any) -> Test:
         if isinstance(test.get("input"), str) and isinstance(test.get("output"), str):
             return IOTest(test["input"], test["output"])
         if isinstance(test.get("args"), list) and "expected" in test:
-            return Case(test["args"], test["expected"], dict(test.get("kwargs") or {}))
+            return CallCase(test["args"], test["expected"], dict(test.get("kwargs") or {}))
     raise ValueError(
         f"A test is Python text, or has 'input' and 'output' (texts), or 'args' (a list) and 'expected'; got "
         f"{str(test)[:120]}."

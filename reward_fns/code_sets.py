@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from llm_pg.sandbox import Limits
-from llm_pg.sandbox.judging import Case, IOTest, Terms, names_called
+from llm_pg.sandbox.judging import CallCase, IOTest, Terms, names_called
 from reward_fns.code import FENCE, Suite, extract_code, pairs, program_of, score
 from reward_fns.registry import Gold, reward
 
@@ -255,9 +255,9 @@ def _lines(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _case(given: Any, wanted: Any) -> Case:
+def _case(given: Any, wanted: Any) -> CallCase:
     if isinstance(given, str):
         given = [json.loads(line) for line in given.splitlines()]
     if not isinstance(given, list):
         raise ValueError(f"The inputs of a call are a list of its arguments; got {str(given)[:80]!r}.")
-    return Case(given, wanted, {}, tuple(wanted) if isinstance(wanted, list) and len(wanted) == 1 else ())
+    return CallCase(given, wanted, {}, tuple(wanted) if isinstance(wanted, list) and len(wanted) == 1 else ())

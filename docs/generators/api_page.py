@@ -40,7 +40,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Rewards": {
         "llm_pg.rewards.tally": ("Scores", "RewardError"),
-        "llm_pg.rewards.audit.probes": ("probe_rewards", "probe_texts", "Finding"),
+        "llm_pg.rewards.audit.probes": ("probe_rewards", "probe_texts", "ProbeFinding"),
         "llm_pg.rewards.audit.tries": ("audit_rewards",),
         "llm_pg.rewards.audit.tables": ("Audit", "Mistake"),
         "reward_fns.judge": ("judge", "JudgeError", "JudgeDownError", "NoScoreError"),

@@ -10,7 +10,7 @@ from pydantic import PrivateAttr
 from .check import DEFAULT_PROMPTS
 from .load import ConfigError, check_values, nest
 from .schema import LEAVES, Config
-from .trl import WORDS, Schedule, translate
+from .trl import WORDS, TrlSchedule, translate
 
 
 class FlatConfig(Config):
@@ -23,7 +23,7 @@ class FlatConfig(Config):
     """
 
     _algorithm: ClassVar[str] = "grpo"
-    _schedule: Schedule = PrivateAttr(default_factory=Schedule)
+    _schedule: TrlSchedule = PrivateAttr(default_factory=TrlSchedule)
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @classmethod

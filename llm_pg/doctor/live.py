@@ -25,7 +25,7 @@ FORM_IGNORED = 0.2  # share of the held-out answers that are right, and not in t
 COMPLETION_FILES = 10
 
 
-class Case:
+class RunCase:
     """A run and its last steps."""
 
     def __init__(self, run: Run) -> None:
@@ -79,10 +79,10 @@ class Case:
         return named or (parts[0] if parts else "")
 
 
-Rule = Callable[[Case], Iterator[Finding]]
+Rule = Callable[[RunCase], Iterator[Finding]]
 
 
-def uniform_groups(case: Case) -> Iterator[Finding]:
+def uniform_groups(case: RunCase) -> Iterator[Finding]:
     share = case.recent("uniform_groups")
     row = TABLE.get(case.run.setting("algorithm", "name", ""))
     baseline = case.run.setting("algorithm", "baseline", row.baseline if row else "")
@@ -99,7 +99,7 @@ def uniform_groups(case: Case) -> Iterator[Finding]:
     )
 
 
-def truncation(case: Case) -> Iterator[Finding]:
+def truncation(case: RunCase) -> Iterator[Finding]:
     share = case.recent("truncated")
     if share is None or share < TRUNCATED:
         return
@@ -116,7 +116,7 @@ def truncation(case: Case) -> Iterator[Finding]:
     )
 
 
-def entropy_collapse(case: Case) -> Iterator[Finding]:
+def entropy_collapse(case: RunCase) -> Iterator[Finding]:
     entropy, begin = case.recent("entropy"), case.first("entropy")
     if entropy is None or begin is None or entropy >= COLLAPSED_ENTROPY or case.solved:
         return
@@ -136,7 +136,7 @@ def entropy_collapse(case: Case) -> Iterator[Finding]:
     )
 
 
-def kl_runaway(case: Case) -> Iterator[Finding]:
+def kl_runaway(case: RunCase) -> Iterator[Finding]:
     values, kl = case.run.values("kl"), case.recent("kl")
     if kl is None or kl < RUNAWAY_KL or len(values) < 3 * case.window:
         return
@@ -153,7 +153,7 @@ def kl_runaway(case: Case) -> Iterator[Finding]:
     )
 
 
-def sampler_drift(case: Case) -> Iterator[Finding]:
+def sampler_drift(case: RunCase) -> Iterator[Finding]:
     gap = case.recent("sampler_gap")
     if gap is None or gap < SAMPLER_GAP or case.recent("staleness"):  # old completions are apart by what was learned
         return
@@ -169,7 +169,7 @@ def sampler_drift(case: Case) -> Iterator[Finding]:
     )
 
 
-def clipped_updates(case: Case) -> Iterator[Finding]:
+def clipped_updates(case: RunCase) -> Iterator[Finding]:
     share = case.recent("clip_fraction")
     if share is None or share < CLIPPED or case.run.setting("algorithm", "name") == "gspo":
         return
@@ -183,7 +183,7 @@ def clipped_updates(case: Case) -> Iterator[Finding]:
     )
 
 
-def noisy_gradient(case: Case) -> Iterator[Finding]:
+def noisy_gradient(case: RunCase) -> Iterator[Finding]:
     signal, noise = case.run.values("gradient_signal"), case.run.values("gradient_noise")
     if min(len(signal), len(noise)) < 2 * case.window:
         return
@@ -202,7 +202,7 @@ def noisy_gradient(case: Case) -> Iterator[Finding]:
     )
 
 
-def unscorable(case: Case) -> Iterator[Finding]:
+def unscorable(case: RunCase) -> Iterator[Finding]:
     values = case.run.values("unscorable")
     if not values or fmean(values) < UNSCORABLE:
         return
@@ -217,7 +217,7 @@ def unscorable(case: Case) -> Iterator[Finding]:
     )
 
 
-def skipped_updates(case: Case) -> Iterator[Finding]:
+def skipped_updates(case: RunCase) -> Iterator[Finding]:
     skipped = [(step, n) for step, n in case.run.series("skipped_updates") if n]
     if not skipped:
         return
@@ -232,7 +232,7 @@ def skipped_updates(case: Case) -> Iterator[Finding]:
     )
 
 
-def format_only(case: Case) -> Iterator[Finding]:
+def format_only(case: RunCase) -> Iterator[Finding]:
     deciding = f"reward/{case.deciding}"
     if not case.deciding or case.gain(deciding) > TASK_GAIN or (case.recent(deciding) or 0) >= SOLVED:
         return
@@ -252,7 +252,7 @@ def format_only(case: Case) -> Iterator[Finding]:
         )
 
 
-def strict_against_lenient(case: Case) -> Iterator[Finding]:
+def strict_against_lenient(case: RunCase) -> Iterator[Finding]:
     """A strict score that rises while a lenient one of the same answers does not: only the format was learned."""
     names = {name for m in case.run.metrics for name in m}
     for strict in sorted(name for name in names if "strict" in name):
@@ -269,7 +269,7 @@ def strict_against_lenient(case: Case) -> Iterator[Finding]:
         )
 
 
-def format_gain_held_out(case: Case) -> Iterator[Finding]:
+def format_gain_held_out(case: RunCase) -> Iterator[Finding]:
     """The same of the held-out answers before the run and after it, beyond what chance explains."""
     summary = case.run.summary
     names = ("strict_before", "strict_after", "lenient_before", "lenient_after")
@@ -289,7 +289,7 @@ def format_gain_held_out(case: Case) -> Iterator[Finding]:
     )
 
 
-def ignored_form(case: Case) -> Iterator[Finding]:
+def ignored_form(case: RunCase) -> Iterator[Finding]:
     """Right answers that are not where the prompt asks for them, in the newest evaluation."""
     passed, strict = case.newest("eval/greedy", "pass_rate_after"), case.newest("eval/strict", "strict_after")
     if passed is None or strict is None or passed - strict < FORM_IGNORED:
@@ -306,7 +306,7 @@ def ignored_form(case: Case) -> Iterator[Finding]:
     )
 
 
-def hacked_reward(case: Case) -> Iterator[Finding]:
+def hacked_reward(case: RunCase) -> Iterator[Finding]:
     before = case.run.before.get("greedy") or {}
     after = case.newest("eval/greedy", "pass_rate_after")
     if not before or after is None or case.gain("reward") < HACKED_GAIN or after >= before["low"]:
@@ -324,7 +324,7 @@ def hacked_reward(case: Case) -> Iterator[Finding]:
     )
 
 
-def unreached_threshold(case: Case) -> Iterator[Finding]:
+def unreached_threshold(case: RunCase) -> Iterator[Finding]:
     """A dense reward that never counts as a pass: the pass rate is 0 whatever is learned."""
     run = case.run
     scores = [run.before.get("highest"), run.summary.get("highest_score_after"), *run.values("eval/highest_score")]
@@ -346,7 +346,7 @@ def unreached_threshold(case: Case) -> Iterator[Finding]:
     )
 
 
-def no_gradient(case: Case) -> Iterator[Finding]:
+def no_gradient(case: RunCase) -> Iterator[Finding]:
     # In its warm-up the critic learns alone, at a rate of 0 for the policy.
     alone = {int(m["step"]) for m in case.run.metrics if m.get("critic_grad_norm") and m.get("learning_rate") == 0}
     norms, steps = [norm for step, norm in case.run.series("grad_norm") if step not in alone], case.window
@@ -385,7 +385,7 @@ def examine(run: Run) -> list[Finding]:
     """Findings on a run that was read, those first that it wrote into its summary itself."""
     if not run.metrics:
         return []
-    case = Case(run)
+    case = RunCase(run)
     own = [Finding(**finding) for finding in run.summary.get("findings") or []]
     return own + [finding for rules in LIVE_RULES.values() for rule in rules for finding in rule(case)]
 

@@ -22,7 +22,7 @@ PROVE = "llm-pg prove"
 
 
 @dataclass(frozen=True)
-class Case:
+class ConfigCase:
     """A config with what follows from it. `memory`: bytes there are to train in; None = unknown."""
 
     config: Config
@@ -46,10 +46,10 @@ class Case:
         return self.config.algorithm.num_iterations * self.config.algorithm.steps_per_generation
 
 
-Rule = Callable[[Case], Iterator[Finding]]
+Rule = Callable[[ConfigCase], Iterator[Finding]]
 
 
-def kl_gradient(case: Case) -> Iterator[Finding]:
+def kl_gradient(case: ConfigCase) -> Iterator[Finding]:
     row = case.row
     wrong = {("reward", "k2"), ("reward", "k3"), ("loss", "k3")}
     if not row.beta or (row.kl_placement, row.kl_estimator) not in wrong:
@@ -67,7 +67,7 @@ def kl_gradient(case: Case) -> Iterator[Finding]:
     )
 
 
-def length_bias(case: Case) -> Iterator[Finding]:
+def length_bias(case: ConfigCase) -> Iterator[Finding]:
     row = case.row
     own = TABLE.get(row.name)
     if row.loss_type != "grpo" or own is None or own.loss_type == "grpo":
@@ -83,7 +83,7 @@ def length_bias(case: Case) -> Iterator[Finding]:
     )
 
 
-def moving_support(case: Case) -> Iterator[Finding]:
+def moving_support(case: ConfigCase) -> Iterator[Finding]:
     rollout = case.config.rollout
     cuts = [f"{k}={getattr(rollout, k):g}" for k in ("top_k", "min_p") if getattr(rollout, k)]
     cuts += [f"top_p={rollout.top_p:g}"] if rollout.top_p < 1 else []
@@ -100,7 +100,7 @@ def moving_support(case: Case) -> Iterator[Finding]:
     )
 
 
-def long_without_baseline(case: Case) -> Iterator[Finding]:
+def long_without_baseline(case: ConfigCase) -> Iterator[Finding]:
     row, length = case.row, case.config.rollout.max_completion_length
     centred = row.normalize_advantages != "none" or row.advantage is not None  # the batch's mean, or one of the user's
     if row.baseline != "none" or centred or length <= LONG_HORIZON:
@@ -116,7 +116,7 @@ def long_without_baseline(case: Case) -> Iterator[Finding]:
     )
 
 
-def group_of_two(case: Case) -> Iterator[Finding]:
+def group_of_two(case: ConfigCase) -> Iterator[Finding]:
     if case.row.scale_rewards != "group" or case.plan.num_generations != 2:
         return
     yield Finding(
@@ -130,7 +130,7 @@ def group_of_two(case: Case) -> Iterator[Finding]:
     )
 
 
-def batch_of_one_prompt(case: Case) -> Iterator[Finding]:
+def batch_of_one_prompt(case: ConfigCase) -> Iterator[Finding]:
     plan = case.plan
     if plan.prompts > 2:
         return
@@ -145,7 +145,7 @@ def batch_of_one_prompt(case: Case) -> Iterator[Finding]:
     )
 
 
-def learning_rate(case: Case) -> Iterator[Finding]:
+def learning_rate(case: ConfigCase) -> Iterator[Finding]:
     model, rate = case.config.model, case.config.train.learning_rate
     if not model.model_name_or_path:
         return
@@ -171,7 +171,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         )
 
 
-def memory(case: Case) -> Iterator[Finding]:
+def memory(case: ConfigCase) -> Iterator[Finding]:
     sizes = case.sizes
     if sizes is None or case.memory is None:
         return
@@ -192,7 +192,7 @@ def memory(case: Case) -> Iterator[Finding]:
     )
 
 
-def context(case: Case) -> Iterator[Finding]:
+def context(case: ConfigCase) -> Iterator[Finding]:
     sizes, prompt = case.sizes, case.config.data.max_prompt_length or 1
     length = case.config.rollout.max_completion_length
     if sizes is None or not sizes.context or prompt + length <= sizes.context:
@@ -210,7 +210,7 @@ def context(case: Case) -> Iterator[Finding]:
     )
 
 
-def cold_sampling(case: Case) -> Iterator[Finding]:
+def cold_sampling(case: ConfigCase) -> Iterator[Finding]:
     temperature = case.config.rollout.temperature
     if temperature > LOW_TEMPERATURE:
         return
@@ -246,7 +246,7 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[Row], bool]], ...] = (
 )
 
 
-def _without_effect(case: Case) -> list[str]:
+def _without_effect(case: ConfigCase) -> list[str]:
     """Settings that were given and that only another setting would bring to bear."""
     out = []
     for names, condition, holds in _ONLY_WITH:
@@ -256,7 +256,7 @@ def _without_effect(case: Case) -> list[str]:
     return out
 
 
-def idle_settings(case: Case) -> Iterator[Finding]:
+def idle_settings(case: ConfigCase) -> Iterator[Finding]:
     given, row = case.config.algorithm, case.row
     idle = _without_effect(case)
     if not row.beta and (given.kl_placement or given.kl_estimator or given.use_bias_correction_kl is not None):
@@ -281,7 +281,7 @@ def idle_settings(case: Case) -> Iterator[Finding]:
         )
 
 
-def warmup(case: Case) -> Iterator[Finding]:
+def warmup(case: ConfigCase) -> Iterator[Finding]:
     train = case.config.train
     if train.warmup_steps * 2 <= train.max_steps:
         return
@@ -295,7 +295,7 @@ def warmup(case: Case) -> Iterator[Finding]:
     )
 
 
-def dropout_ratio(case: Case) -> Iterator[Finding]:
+def dropout_ratio(case: ConfigCase) -> Iterator[Finding]:
     if case.config.model.disable_dropout:
         return
     yield Finding(
@@ -309,7 +309,7 @@ def dropout_ratio(case: Case) -> Iterator[Finding]:
     )
 
 
-def small_evaluation(case: Case) -> Iterator[Finding]:
+def small_evaluation(case: ConfigCase) -> Iterator[Finding]:
     number = case.config.data.num_eval_prompts
     if not 0 < number < FEW_EVAL_PROMPTS or case.config.data.eval_data_files:
         return
@@ -323,7 +323,7 @@ def small_evaluation(case: Case) -> Iterator[Finding]:
     )
 
 
-def nothing_saved(case: Case) -> Iterator[Finding]:
+def nothing_saved(case: ConfigCase) -> Iterator[Finding]:
     config = case.config
     if config.run.save_steps or config.train.max_steps < LONG_RUN or not config.model.model_name_or_path:
         return
@@ -363,7 +363,7 @@ def examine_config(config: Config, *, num_ranks: int = 1, memory_bytes: int | No
         num_ranks: processes that will share a step.
         memory_bytes: what one rank has to train in; None = this machine's memory where that can be read.
     """
-    case = Case(config, num_ranks, available_bytes() if memory_bytes is None else memory_bytes)
+    case = ConfigCase(config, num_ranks, available_bytes() if memory_bytes is None else memory_bytes)
     return [finding for rule in STATIC_RULES.values() for finding in rule(case)]
 
 

@@ -14,7 +14,7 @@ from .live import examine, examine_run
 EVERY = 5  # steps between two examinations
 
 
-class Watch:
+class RunWatch:
     """Examines a run every few steps, in at most a hundredth of its time.
 
     Args:

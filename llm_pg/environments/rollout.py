@@ -23,7 +23,7 @@ ENVIRONMENT_STREAM = 7  # apart from the turns of a row, which are numbered from
 
 
 @dataclass(frozen=True)
-class Limits:
+class EpisodeLimits:
     """max_turns: of the model. max_length: tokens after the prompt, the environment's included. max_turn_length: of one
     turn; None = what is left."""
 
@@ -75,7 +75,7 @@ class Conversations:
     """
 
     def __init__(
-        self, engine: SamplingEngine, scorer: Scorer, reader: Reader, writer: TurnWriter, limits: Limits
+        self, engine: SamplingEngine, scorer: Scorer, reader: Reader, writer: TurnWriter, limits: EpisodeLimits
     ) -> None:
         self.engine, self.scorer, self.reader, self.writer = engine, scorer, reader, writer
         self.limits = limits

@@ -22,7 +22,7 @@ MAX_COMPLETIONS = 5_000
 
 
 @dataclass(frozen=True)
-class Completions:
+class EnumeratedCompletions:
     """Every completion of at most `horizon` tokens out of `vocab_size`, where the last token is EOS.
 
     Attributes:
@@ -61,7 +61,7 @@ def num_completions(vocab_size: int, horizon: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def enumerate_completions(vocab_size: int, horizon: int) -> Completions:
+def enumerate_completions(vocab_size: int, horizon: int) -> EnumeratedCompletions:
     """List them, by length and then in the order of the tokens.
 
     Raises:
@@ -91,7 +91,7 @@ def enumerate_completions(vocab_size: int, horizon: int) -> Completions:
     tokens = [list(row) + [eos] * (horizon - len(row)) for row in rows]
     state = [[number[row[:t]] if t < len(row) else 0 for t in range(horizon)] for row in rows]
     child = [[number.get((*prefix, v), -1) if v != eos else -1 for v in range(vocab_size)] for prefix in prefixes]
-    return Completions(
+    return EnumeratedCompletions(
         vocab_size=vocab_size,
         horizon=horizon,
         tokens_ST=torch.tensor(tokens),
@@ -141,7 +141,7 @@ class TabularPolicy:
         return cls(spread * torch.randn(shape, dtype=torch.float64, generator=generator), horizon)
 
     @property
-    def completions(self) -> Completions:
+    def completions(self) -> EnumeratedCompletions:
         return enumerate_completions(self.logits_PNV.shape[2], self.horizon)
 
     @property
@@ -228,7 +228,7 @@ def completion_entropy(policy: TabularPolicy) -> Exact:
     return _differentiated(policy, minus_log_PS)
 
 
-def terminal_reward(completions: Completions, reward_PS: Tensor) -> Tensor:
+def terminal_reward(completions: EnumeratedCompletions, reward_PS: Tensor) -> Tensor:
     """A verdict on each whole completion as a reward_PNV that stands at its last token."""
     num_prompts = reward_PS.shape[0]
     out_PNV = reward_PS.new_zeros(num_prompts, completions.num_prefixes, completions.vocab_size)
@@ -238,7 +238,7 @@ def terminal_reward(completions: Completions, reward_PS: Tensor) -> Tensor:
     return out_PNV
 
 
-def step_values(completions: Completions, table_PNV: Tensor) -> Tensor:
+def step_values(completions: EnumeratedCompletions, table_PNV: Tensor) -> Tensor:
     """A table over (prefix, token) read along each completion, (P, S, T); 0 outside the mask."""
     read_PST = table_PNV[:, completions.prefix_ST, completions.tokens_ST]
     return torch.where(completions.mask_ST, read_PST, torch.zeros_like(read_PST))

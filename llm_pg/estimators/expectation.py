@@ -39,7 +39,7 @@ LossOfGroups = Callable[[Tensor, Groups], Tensor]
 
 
 @dataclass(frozen=True)
-class Update:
+class ExpectedUpdate:
     """Moments of the update -∂loss/∂θ.
 
     Attributes:
@@ -181,7 +181,7 @@ def expected_update(
     num_samples: int | None = None,
     seed: int = 0,
     theta_of: Callable[[Groups], Tensor] | None = None,
-) -> Update:
+) -> ExpectedUpdate:
     """Mean and variance of the update over all batches, or over `num_samples` drawn ones.
 
     Args:
@@ -206,10 +206,10 @@ def expected_update(
         square += float(chunk.weight_M @ update_MD.square().sum(1))
         count += num
     trace = max(square - float(mean_D.square().sum()), 0.0)
-    return Update(mean_D, trace, count, math.sqrt(trace / count) if num_samples is not None else 0.0)
+    return ExpectedUpdate(mean_D, trace, count, math.sqrt(trace / count) if num_samples is not None else 0.0)
 
 
-def compare(update: Update, gradient: Tensor) -> Comparison:
+def compare(update: ExpectedUpdate, gradient: Tensor) -> Comparison:
     """Set an expected update against the gradient (any shape of D numbers), which must not be 0."""
     mean_D, target_D = update.mean_D, gradient.reshape(-1)
     length, norm = float(mean_D.norm()), float(target_D.norm())

@@ -17,7 +17,7 @@ from ..algorithms.algorithm import Algorithm, Batch
 from ..distributed.shards import whole
 from ..distributed.zero import Zero
 from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
-from ..model.policy import Policy, Scores, halves
+from ..model.policy import Policy, PolicyOutput, halves
 from ..rollouts import TextRollouts
 
 # Sums over the batch that are told as means over tokens; shares of clipped and masked tokens are of all tokens.
@@ -48,7 +48,7 @@ class SeenTokens:
         self.entropy_BT = torch.full_like(like_BT, float("nan"), dtype=torch.float32)
         self.logp_BT = self.entropy_BT.clone()
 
-    def note(self, rows: Tensor, scores: Scores) -> None:
+    def note(self, rows: Tensor, scores: PolicyOutput) -> None:
         entropy_BT = self.entropy_BT[rows]
         self.entropy_BT[rows] = torch.where(entropy_BT.isnan(), scores.entropy_BT.detach().float(), entropy_BT)
         self.logp_BT[rows] = scores.logp_BT.detach().float()

@@ -37,7 +37,7 @@ TOKENS_PER_PASS_OTHERWISE = 32_768
 
 
 @dataclass
-class Scores:
+class PolicyOutput:
     """Of the sampled tokens under some weights: logp_BT and entropy_BT (nats, float32; 0 outside the mask).
 
     With a critic, value_BT: V(s_t), 0 outside the mask; after_B: the value after the last token of truncated rows,
@@ -53,7 +53,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Ask:
+class OutputFlags:
     """What a pass computes beside hidden states: log-probabilities, entropies (with a gradient), the critic's values,
     those after the last tokens of truncated rows, the part of the load-balancing loss; frozen: no gradient reaches the
     policy."""
@@ -249,11 +249,11 @@ class Policy:
         entropy_grad: bool = False,
         balance: bool = False,
         frozen: bool = False,
-    ) -> Scores:
+    ) -> PolicyOutput:
         """Of the sampled tokens under the present weights, with gradient: log-probabilities, entropies, and values
         where there is a critic. balance: also their part of the load-balancing loss of the batch that `count_choices`
         saw last. frozen: only values carry a gradient, and none that reaches the policy."""
-        ask = Ask(
+        ask = OutputFlags(
             entropy=with_entropy,
             entropy_grad=entropy_grad and not frozen,
             value=self.critic is not None,
@@ -270,7 +270,7 @@ class Policy:
             scores = self._score(self.model, rollouts, ask)
             return tuple(getattr(scores, name) for name in names)
 
-        return Scores(**dict(zip(names, self.shards.through(self.model, forward), strict=True)))
+        return PolicyOutput(**dict(zip(names, self.shards.through(self.model, forward), strict=True)))
 
     @torch.no_grad()
     def count_choices(
@@ -287,26 +287,26 @@ class Policy:
                 with self.gathered(self.model):
                     pass
             else:
-                self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=False))
+                self._in_pieces(self.model, rollouts, micro_rows, OutputFlags(logp=False))
         self.routers.sum_over(all_sum)
 
     @torch.no_grad()
-    def observe(self, rollouts: TextRollouts, micro_rows: int, *, with_logp: bool, after: bool) -> Scores:
+    def observe(self, rollouts: TextRollouts, micro_rows: int, *, with_logp: bool, after: bool) -> PolicyOutput:
         """The critic's values at the time of sampling, in one pass with the log-probabilities where those are wanted.
 
         after: also the value of the state in which each truncated row was cut.
         """
-        return self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=with_logp, value=True, after=after))
+        return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags(logp=with_logp, value=True, after=after))
 
     @torch.no_grad()
     def logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
         """Log-probabilities under the present weights, without a gradient."""
-        return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
+        return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags()).logp_BT
 
     @torch.no_grad()
     def entropies(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
         """Entropy of the distribution that each token was drawn from, nats, without a gradient."""
-        return self._in_pieces(self.model, rollouts, micro_rows, Ask(logp=False, entropy=True)).entropy_BT
+        return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags(logp=False, entropy=True)).entropy_BT
 
     @torch.no_grad()
     def refresh_reference(self, share: float) -> None:
@@ -323,13 +323,13 @@ class Policy:
         if not self.has_reference:
             raise ValueError("This policy has no reference (beta is 0): call freeze_reference() before training.")
         if self.reference is not None:
-            return self._in_pieces(self.reference, rollouts, micro_rows, Ask()).logp_BT
+            return self._in_pieces(self.reference, rollouts, micro_rows, OutputFlags()).logp_BT
         with switched_off(self.model) if self.start is None else self.start.in_place():
-            return self._in_pieces(self.model, rollouts, micro_rows, Ask()).logp_BT
+            return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags()).logp_BT
 
-    def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int, ask: Ask) -> Scores:
+    def _in_pieces(self, model: Any, rollouts: TextRollouts, micro_rows: int, ask: OutputFlags) -> PolicyOutput:
         zeros_BT = torch.zeros_like(rollouts.logp_BT)
-        out = Scores(zeros_BT, torch.zeros_like(zeros_BT))
+        out = PolicyOutput(zeros_BT, torch.zeros_like(zeros_BT))
         if ask.value:
             out.value_BT = torch.zeros_like(zeros_BT)
             out.after_B = torch.zeros_like(zeros_BT[:, 0]) if ask.after else None
@@ -379,7 +379,7 @@ class Policy:
         # Gradient checkpointing may be switched on after the policy is made.
         return self.way is not None and not recomputes(self.model)
 
-    def _score(self, model: Any, rollouts: TextRollouts, ask: Ask) -> Scores:
+    def _score(self, model: Any, rollouts: TextRollouts, ask: OutputFlags) -> PolicyOutput:
         assert rollouts.tokens_BT is not None
         row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
         token_M = rollouts.tokens_BT[row_M, step_M]
@@ -393,7 +393,7 @@ class Policy:
                     states, logits_M = self._states(model, rollouts, after_B)
                 logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, ask)
             value = self._values(rollouts, states, after_B) if ask.value else None
-        scores = Scores(_placed(logp_M, rollouts.mask_BT), _placed(entropy_M, rollouts.mask_BT))
+        scores = PolicyOutput(_placed(logp_M, rollouts.mask_BT), _placed(entropy_M, rollouts.mask_BT))
         if parts:
             scores.balance = torch.stack(parts).sum()
         if value is not None:
@@ -403,7 +403,7 @@ class Policy:
         return scores
 
     def _tokens(
-        self, model: Any, hidden_M: Tensor, logits_M: Tensor | None, token_M: Tensor, ask: Ask
+        self, model: Any, hidden_M: Tensor, logits_M: Tensor | None, token_M: Tensor, ask: OutputFlags
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each token."""
         if not (ask.logp or ask.entropy):

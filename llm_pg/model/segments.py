@@ -81,7 +81,7 @@ class PackedAttention(Protocol):
         ...
 
 
-class _Call:
+class _SegmentCall:
     """One attention call over segments of like length: where queries and keys come from, and who sees whom."""
 
     def __init__(self, segments: Segments, device: torch.device) -> None:
@@ -150,7 +150,7 @@ class MaskedCalls:
         prompts = [i for i, n in enumerate(segments.prefix_length) if n == 0]
         runs = [i for i, n in enumerate(segments.prefix_length) if n > 0]
         parts = (segments.pick(index) for index in (prompts, runs))
-        self._calls = [_Call(call, device) for part in parts for call in _alike(part)]
+        self._calls = [_SegmentCall(call, device) for part in parts for call in _alike(part)]
         self._query_index = torch.cat([c.query_index.flatten() for c in self._calls])
         self._key_index = torch.cat([c.key_index.flatten() for c in self._calls])
         read = torch.cat([c.read for c in self._calls]).nonzero().squeeze(1)

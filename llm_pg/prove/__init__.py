@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..estimators.expectation import Comparison, compare
 from .cases import all_cases
-from .measure import Case, Line, expect_in, line_of, one_thread
+from .measure import Line, ProofCase, expect_in, line_of, one_thread
 from .render import as_json as _as_json
 from .render import markdown as _markdown
 from .render import text as _text
@@ -23,9 +23,9 @@ from .world import World
 from .worlds import Spec, build
 
 __all__ = [
-    "Case",
     "Comparison",
     "Line",
+    "ProofCase",
     "ProofError",
     "Spec",
     "World",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..algorithms.algorithm import Algorithm, Batch
 from ..algorithms.table import TABLE, Correction, KlEstimator, Row
 from ..estimators.masked import masked_sum
-from .measure import BIASED, DIRECTION, EXACT, NOTHING, Case
+from .measure import BIASED, DIRECTION, EXACT, NOTHING, ProofCase
 from .reasons import NO_CLIP
 from .worlds import Spec, Warp
 
@@ -35,7 +35,7 @@ class SequenceK2(Algorithm):
         return loss + (0.5 * log_ratio_B**2).mean(), stats
 
 
-def _shipped() -> Iterator[Case]:
+def _shipped() -> Iterator[ProofCase]:
     expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k"), EXACT) | {"dr_grpo": DIRECTION}
     for spec, title in (
         (ONE, "As shipped, one prompt a step"),
@@ -45,7 +45,7 @@ def _shipped() -> Iterator[Case]:
             world = spec.replace(critic="exact") if row.needs_critic else spec
             detail = f"exact critic, λ {row.lam:g}" if row.needs_critic else _objective(row, spec)
             verdict = BIASED if name == "maxrl" and spec is GRADED else expect.get(name, BIASED)
-            yield Case(title, name, row, world, verdict, detail, quick=spec is ONE)
+            yield ProofCase(title, name, row, world, verdict, detail, quick=spec is ONE)
 
 
 def _objective(row: Row, spec: Spec) -> str:
@@ -56,98 +56,102 @@ def _objective(row: Row, spec: Spec) -> str:
     return f"of log p, {terms} term{'s' if terms > 1 else ''}" if row.scale_rewards == "group_mean" else ""
 
 
-def _objectives() -> Iterator[Case]:
+def _objectives() -> Iterator[ProofCase]:
     title = "Other objectives than the mean reward"
     best, likely = TABLE["pass_at_k"], TABLE["maxrl"]
     for k in (1, 3):
         row = dataclasses.replace(best, pass_k=k)
-        yield Case(title, "pass_at_k", row, ONE, EXACT, _objective(row, ONE))
+        yield ProofCase(title, "pass_at_k", row, ONE, EXACT, _objective(row, ONE))
     for generations in (2, 3):
         spec = ONE.replace(num_generations=generations)
-        yield Case(title, "maxrl", likely, spec, EXACT, _objective(likely, spec))
+        yield ProofCase(title, "maxrl", likely, spec, EXACT, _objective(likely, spec))
     token_mean = dataclasses.replace(likely, loss_type="dapo")
-    yield Case(title, "maxrl", token_mean, ONE, BIASED, _objective(likely, ONE))
+    yield ProofCase(title, "maxrl", token_mean, ONE, BIASED, _objective(likely, ONE))
 
 
-def _reductions() -> Iterator[Case]:
+def _reductions() -> Iterator[ProofCase]:
     title = "Baseline × reduction, two prompts a step (bnpo = dapo)"
     for baseline in ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out"):
         for reduction in ("sequence_sum", "dr_grpo", "grpo", "dapo"):
             row = dataclasses.replace(PLAIN, baseline=baseline, loss_type=reduction)
             shrunk = baseline in ("batch_mean", "group_mean") or reduction == "dr_grpo"
             expect = BIASED if reduction in ("grpo", "dapo") else DIRECTION if shrunk else EXACT
-            yield Case(title, "reinforce", row, BOTH, expect)
+            yield ProofCase(title, "reinforce", row, BOTH, expect)
 
 
-def _scaling() -> Iterator[Case]:
+def _scaling() -> Iterator[ProofCase]:
     title = "Scaled by a deviation"
     z_score = dataclasses.replace(TOTAL, baseline="group_mean", scale_rewards="group")
     short = Spec(horizon=2)
     for generations in (2, 3, 4, 8):
         expect = DIRECTION if generations <= 3 else BIASED
-        yield Case(title, "z-score", z_score, short.replace(num_generations=generations), expect, f"G = {generations}")
-    yield Case(title, "z-score", z_score, ONE.replace(prompts="one"), DIRECTION, "one prompt", quick=True)
+        yield ProofCase(
+            title, "z-score", z_score, short.replace(num_generations=generations), expect, f"G = {generations}"
+        )
+    yield ProofCase(title, "z-score", z_score, ONE.replace(prompts="one"), DIRECTION, "one prompt", quick=True)
     graded = ONE.replace(prompts="one", rewards="graded")
-    yield Case(title, "z-score", z_score, graded, BIASED, "one prompt, graded rewards")
+    yield ProofCase(title, "z-score", z_score, graded, BIASED, "one prompt, graded rewards")
     batch = dataclasses.replace(RLOO, scale_rewards="batch")
-    yield Case(title, "batch deviation", batch, BOTH, BIASED, quick=True)
+    yield ProofCase(title, "batch deviation", batch, BOTH, BIASED, quick=True)
     for kind in ("rollouts", "steps"):
-        yield Case(title, f"normalised {kind}", dataclasses.replace(TOTAL, normalize_advantages=kind), BOTH, BIASED)
+        yield ProofCase(
+            title, f"normalised {kind}", dataclasses.replace(TOTAL, normalize_advantages=kind), BOTH, BIASED
+        )
 
 
-def _returns() -> Iterator[Case]:
+def _returns() -> Iterator[ProofCase]:
     title = "Credit, dense rewards"
     dense = ONE.replace(rewards="dense")
-    yield Case(title, "total return", TOTAL, dense, EXACT)
-    yield Case(title, "reward-to-go", PLAIN, dense, EXACT)
-    yield Case(title, "rloo", RLOO, dense, EXACT, "to-go less others' return")
+    yield ProofCase(title, "total return", TOTAL, dense, EXACT)
+    yield ProofCase(title, "reward-to-go", PLAIN, dense, EXACT)
+    yield ProofCase(title, "rloo", RLOO, dense, EXACT, "to-go less others' return")
     per_step = dataclasses.replace(RLOO, baseline_per_step=True)
-    yield Case(title, "rloo", per_step, dense, EXACT, "to-go less others' to-go")
-    yield Case(title, "total return", TOTAL, dense.replace(gamma=0.9), EXACT, "γ 0.9")
-    yield Case(title, "reward-to-go", PLAIN, dense.replace(gamma=0.9), BIASED, "γ 0.9")
+    yield ProofCase(title, "rloo", per_step, dense, EXACT, "to-go less others' to-go")
+    yield ProofCase(title, "total return", TOTAL, dense.replace(gamma=0.9), EXACT, "γ 0.9")
+    yield ProofCase(title, "reward-to-go", PLAIN, dense.replace(gamma=0.9), BIASED, "γ 0.9")
 
 
-def _masks() -> Iterator[Case]:
+def _masks() -> Iterator[ProofCase]:
     title = "What is trained"
-    yield Case(title, "reinforce", TOTAL, ONE.replace(train_eos=False), BIASED, "EOS left out", quick=True)
+    yield ProofCase(title, "reinforce", TOTAL, ONE.replace(train_eos=False), BIASED, "EOS left out", quick=True)
     dropped = dataclasses.replace(PLAIN, truncated="mask")
-    yield Case(title, "reinforce", dropped, ONE, BIASED, "truncated dropped", quick=True)
+    yield ProofCase(title, "reinforce", dropped, ONE, BIASED, "truncated dropped", quick=True)
     fined = dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5)
-    yield Case(title, "reinforce", fined, ONE, EXACT, "truncated fined, as objective")
+    yield ProofCase(title, "reinforce", fined, ONE, EXACT, "truncated fined, as objective")
     unscored = ONE.replace(unscored=True, prompts="one")
-    yield Case(title, "rloo", RLOO, unscored, DIRECTION, "unscored dropped, one prompt")
-    yield Case(title, "reinforce", PLAIN, unscored, BIASED, "unscored dropped, one prompt")
+    yield ProofCase(title, "rloo", RLOO, unscored, DIRECTION, "unscored dropped, one prompt")
+    yield ProofCase(title, "reinforce", PLAIN, unscored, BIASED, "unscored dropped, one prompt")
     cool: Warp = (("temperature", 0.6),)
     cut: Warp = (("top_k", 2),)
     nucleus: Warp = (("top_p", 0.7),)
     for warp, name in ((cool, "T 0.6"), (cut, "top-k 2"), (nucleus, "top-p 0.7")):
         wrong, right = ONE.replace(sampler=warp, trained=()), ONE.replace(sampler=warp)
-        yield Case(title, "reinforce", PLAIN, wrong, BIASED, f"sampled {name}, trained T 1", quick=True)
-        yield Case(title, "reinforce", PLAIN, right, EXACT, f"sampled {name}, trained {name}", quick=True)
+        yield ProofCase(title, "reinforce", PLAIN, wrong, BIASED, f"sampled {name}, trained T 1", quick=True)
+        yield ProofCase(title, "reinforce", PLAIN, right, EXACT, f"sampled {name}, trained {name}", quick=True)
 
 
-def _critics() -> Iterator[Case]:
+def _critics() -> Iterator[ProofCase]:
     title = "Critic, GAE"
     for critic in ("exact", "wrong", "zero"):
         for lam in (0.0, 0.5, 0.95, 1.0):
             expect = EXACT if critic == "exact" or lam == 1.0 else BIASED
             row = dataclasses.replace(CRITIC, lam=lam)
-            yield Case(title, "gae", row, ONE.replace(critic=critic), expect, f"{critic} critic, λ {lam:g}")
-    yield Case(title, "a2c", TABLE["a2c"], ONE.replace(critic="wrong"), BIASED, "wrong critic, λ 1")
+            yield ProofCase(title, "gae", row, ONE.replace(critic=critic), expect, f"{critic} critic, λ {lam:g}")
+    yield ProofCase(title, "a2c", TABLE["a2c"], ONE.replace(critic="wrong"), BIASED, "wrong critic, λ 1")
 
 
-def _with_penalty() -> Iterator[Case]:
+def _with_penalty() -> Iterator[ProofCase]:
     title = "With its KL penalty, beta 0.5"
     world = ONE.replace(reference="far")
     for name, expect in (("reinforce", EXACT), ("rloo", EXACT), ("grpo", BIASED), ("dr_grpo", BIASED)):
         row = dataclasses.replace(TABLE[name], beta=0.5)
         detail = f"{row.kl_estimator} in the {row.kl_placement}"
-        yield Case(title, name, row, world, expect, detail)
+        yield ProofCase(title, name, row, world, expect, detail)
     summed = dataclasses.replace(RLOO, beta=0.5, returns="total")
-    yield Case(title, "rloo", summed, world, EXACT, "k1 in the reward, summed")
+    yield ProofCase(title, "rloo", summed, world, EXACT, "k1 in the reward, summed")
 
 
-def _penalties() -> Iterator[Case]:
+def _penalties() -> Iterator[ProofCase]:
     for distance in ("far", "near"):
         title = (
             "KL penalty alone, far from the reference" if distance == "far" else "KL penalty alone, near the reference"
@@ -183,38 +187,38 @@ def _penalty(
     detail: str,
     make: Callable[[Row, int], Algorithm] | None = None,
     kl: str = "",
-) -> Case:
-    return Case(title, "kl", row, world, expect, detail, quick=quick, make=make, kl=kl)
+) -> ProofCase:
+    return ProofCase(title, "kl", row, world, expect, detail, quick=quick, make=make, kl=kl)
 
 
 def _sequence_k2(row: Row, horizon: int) -> Algorithm:
     return SequenceK2(dataclasses.replace(row, beta=0.0), horizon)
 
 
-def _reused() -> Iterator[Case]:
+def _reused() -> Iterator[ProofCase]:
     title = "Data of an older policy"
     old = ONE.replace(reused=True)
-    yield Case(title, "reinforce", PLAIN, old, BIASED, "no ratio", quick=True)
+    yield ProofCase(title, "reinforce", PLAIN, old, BIASED, "no ratio", quick=True)
     free = dataclasses.replace(RLOO, epsilon=NO_CLIP)
-    yield Case(title, "rloo", RLOO, old, BIASED, "completion's ratio", quick=True)
-    yield Case(title, "rloo", free, old, EXACT, "completion's ratio, no clipping", quick=True)
+    yield ProofCase(title, "rloo", RLOO, old, BIASED, "completion's ratio", quick=True)
+    yield ProofCase(title, "rloo", free, old, EXACT, "completion's ratio, no clipping", quick=True)
     token = dataclasses.replace(RLOO, importance_sampling_level="token")
-    yield Case(title, "rloo", token, old, BIASED, "token ratio")
-    yield Case(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
+    yield ProofCase(title, "rloo", token, old, BIASED, "token ratio")
+    yield ProofCase(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
     for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"):
         levels = {"token": "token ratio", "sequence": "geometric ratio"}
-        yield Case(title, name, TABLE[name], old, BIASED, levels[TABLE[name].importance_sampling_level])
-    yield Case(title, "ppo", TABLE["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
+        yield ProofCase(title, name, TABLE[name], old, BIASED, levels[TABLE[name].importance_sampling_level])
+    yield ProofCase(title, "ppo", TABLE["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
     title = "Second pass over a step's own data, after a first one of step size 1"
-    yield Case(title, "rloo", free, ONE, BIASED, "completion's ratio, no clipping", second_pass=True)
-    yield Case(title, "rloo", RLOO, ONE, BIASED, "completion's ratio", second_pass=True)
-    yield Case(title, "grpo", TABLE["grpo"], ONE, BIASED, "token ratio", second_pass=True)
+    yield ProofCase(title, "rloo", free, ONE, BIASED, "completion's ratio, no clipping", second_pass=True)
+    yield ProofCase(title, "rloo", RLOO, ONE, BIASED, "completion's ratio", second_pass=True)
+    yield ProofCase(title, "grpo", TABLE["grpo"], ONE, BIASED, "token ratio", second_pass=True)
 
 
-def _mismatched() -> Iterator[Case]:
+def _mismatched() -> Iterator[ProofCase]:
     title = "A sampler that computes the policy differently"
     world = ONE.replace(mismatch=True)
-    yield Case(title, "rloo", RLOO, world, BIASED, "no correction", quick=True)
+    yield ProofCase(title, "rloo", RLOO, world, BIASED, "no correction", quick=True)
     yield _corrected(title, world, "sequence_truncate", NO_CLIP, EXACT)
     yield _corrected(title, world, "sequence_truncate", 1.2, BIASED)
     yield _corrected(title, world, "sequence_mask", 1.2, BIASED)
@@ -223,13 +227,13 @@ def _mismatched() -> Iterator[Case]:
     yield _corrected(title, world, "token_mask", 3.0, BIASED)
     title = "Tokens and completions left out"
     masked = dataclasses.replace(RLOO, off_policy_mask_threshold=0.05, epsilon=NO_CLIP)
-    yield Case(title, "rloo", masked, ONE, EXACT, "off-policy mask, fresh data")
-    yield Case(title, "rloo", masked, ONE.replace(reused=True), BIASED, "off-policy mask 0.05, older data")
+    yield ProofCase(title, "rloo", masked, ONE, EXACT, "off-policy mask, fresh data")
+    yield ProofCase(title, "rloo", masked, ONE.replace(reused=True), BIASED, "off-policy mask 0.05, older data")
     some = dataclasses.replace(RLOO, top_entropy_quantile=0.2)
-    yield Case(title, "rloo", some, ONE, BIASED, "a fifth of the tokens, by entropy")
+    yield ProofCase(title, "rloo", some, ONE, BIASED, "a fifth of the tokens, by entropy")
 
 
-def _corrected(title: str, world: Spec, mode: Correction, bound: float, expect: str) -> Case:
+def _corrected(title: str, world: Spec, mode: Correction, bound: float, expect: str) -> ProofCase:
     row = dataclasses.replace(
         RLOO,
         vllm_importance_sampling_correction=True,
@@ -237,15 +241,15 @@ def _corrected(title: str, world: Spec, mode: Correction, bound: float, expect: 
         vllm_importance_sampling_clip_max=bound,
     )
     detail = f"{mode}, no bound" if bound == NO_CLIP else f"{mode} {bound:g}"
-    return Case(title, "rloo", row, world, expect, detail, quick=expect == EXACT)
+    return ProofCase(title, "rloo", row, world, expect, detail, quick=expect == EXACT)
 
 
-def _bonus() -> Iterator[Case]:
+def _bonus() -> Iterator[ProofCase]:
     row = dataclasses.replace(PLAIN, entropy_coef=1.0)
-    yield Case("Entropy bonus alone", "entropy", row, ONE.replace(rewards="none"), BIASED, "mean token entropy")
+    yield ProofCase("Entropy bonus alone", "entropy", row, ONE.replace(rewards="none"), BIASED, "mean token entropy")
 
 
-def all_cases() -> list[Case]:
+def all_cases() -> list[ProofCase]:
     """Every line, in the order of the table."""
     parts = (
         _shipped,

@@ -22,8 +22,8 @@ from ..algorithms.table import Row
 from ..estimators.exact import TabularPolicy, completion_entropy
 from ..estimators.expectation import (
     Comparison,
+    ExpectedUpdate,
     Groups,
-    Update,
     compare,
     expected_update,
     updates,
@@ -39,7 +39,7 @@ STEP = 1.0  # size of the first update, where a second one follows on the same d
 
 
 @dataclass(frozen=True)
-class Case:
+class ProofCase:
     """A line to measure. `expect` is the kind of verdict it is known to get; `quick` puts it into the short table; `kl`
     names a penalty that `make` computes, which is none of the table's words."""
 
@@ -136,7 +136,7 @@ def measure(row: Row, spec: Spec) -> tuple[Comparison, int]:
     return compare(update, target(row, world)), update.num_groups
 
 
-def expect_in(world: World, estimator: Estimator, *, side_by_side: bool = True) -> Update:
+def expect_in(world: World, estimator: Estimator, *, side_by_side: bool = True) -> ExpectedUpdate:
     """The exact expected update of any estimator in any enumerable world."""
     return expected_update(
         loss_of_groups(world, estimator, side_by_side=side_by_side),
@@ -210,7 +210,7 @@ def plain(row: Row, spec: Spec) -> tuple[Row, Spec]:
     )
 
 
-def line_of(case: Case) -> Line:
+def line_of(case: ProofCase) -> Line:
     """Measure a case."""
     row, spec = case.row, case.spec
     departures: list[Departure]
@@ -241,7 +241,7 @@ def line_of(case: Case) -> Line:
 
 
 def describe(
-    case: Case,
+    case: ProofCase,
     comparison: Comparison,
     batches: int,
     kind: str,

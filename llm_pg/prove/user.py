@@ -24,7 +24,20 @@ from ..estimators.expectation import Groups, compare, sample_groups, updates
 from ..rewards.loading import LoadError, Target, load
 from ..rollouts import Rollouts
 from .cases import BOTH, ONE
-from .measure import BIASED, DIRECTION, EXACT, NOTHING, Case, Line, describe, expect_in, kind_of, measure, plain, target
+from .measure import (
+    BIASED,
+    DIRECTION,
+    EXACT,
+    NOTHING,
+    Line,
+    ProofCase,
+    describe,
+    expect_in,
+    kind_of,
+    measure,
+    plain,
+    target,
+)
 from .reasons import Departure
 from .world import loss_of_groups
 from .worlds import Spec, build
@@ -124,7 +137,7 @@ def _line(algorithm: OwnAlgorithm, name: str, spec: Spec) -> Line:
     comparison = compare(update, target(row, world))
     kind = kind_of(comparison)
     why = [] if kind == EXACT else [Departure("your function", _ADVICE[kind], _never, _same)]
-    case = Case(section, name, row, spec, expect=kind)
+    case = ProofCase(section, name, row, spec, expect=kind)
     noise = measure(*plain(row, spec))[0].noise
     ratio = comparison.noise / noise if comparison.scale > 0 else None
     line = describe(case, comparison, update.num_groups, kind, why, ratio)

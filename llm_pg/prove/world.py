@@ -14,7 +14,7 @@ from torch import Tensor
 from ..algorithms.algorithm import Batch
 from ..estimators.baselines import RunningMean
 from ..estimators.distributions import entropy, token_logp, warp_logits
-from ..estimators.exact import Completions, TabularPolicy, kl, objective, step_values
+from ..estimators.exact import EnumeratedCompletions, TabularPolicy, kl, objective, step_values
 from ..estimators.expectation import Groups, LossOfGroups
 from ..rollouts import Rollouts
 
@@ -76,7 +76,7 @@ class World:
     ordered: bool = False
 
     @property
-    def completions(self) -> Completions:
+    def completions(self) -> EnumeratedCompletions:
         return self.policy.completions
 
     @property

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_pg.rewards.audit.probes import Finding, probe_rewards
+    from llm_pg.rewards.audit.probes import ProbeFinding, probe_rewards
     from llm_pg.rewards.audit.tables import Audit
     from llm_pg.rewards.audit.tries import audit_rewards
     from llm_pg.rewards.scorer import Scorer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Audit": "audit.tables",
-    "Finding": "audit.probes",
+    "ProbeFinding": "audit.probes",
     "RewardError": "tally",
     "RewardFunction": "specs",
     "Scorer": "scorer",
@@ -32,7 +32,7 @@ _HOMES = {
 
 __all__ = [
     "Audit",
-    "Finding",
+    "ProbeFinding",
     "RewardError",
     "RewardFunction",
     "Scorer",

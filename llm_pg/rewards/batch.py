@@ -11,7 +11,7 @@ from llm_pg.rewards.contract import Signature, text_of
 SCALARS = (str, int, float, bool, type(None))
 
 
-class Batch:
+class RewardBatch:
     """B completions with their prompts, token ids and dataset rows.
 
     prompts, completions: texts, or lists of messages. completion_ids: token ids, unpadded, the end token included.

@@ -28,7 +28,7 @@ Marks = dict[str, Any]
 KEEP = "set reward_in_process=true"
 
 
-class Watch:
+class GlobalsWatch:
     """The globals that one function names, of its module, looked at after every job.
 
     One change is how a lazily made model or table looks; what changes twice is a state.

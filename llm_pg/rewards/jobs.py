@@ -19,7 +19,7 @@ class Ledger(Protocol):
 
 
 @dataclass
-class Job:
+class RewardJob:
     """Some completions for one function.
 
     function: its place in the list of functions. indices: the completions without an answer yet, in the order in which
@@ -57,7 +57,7 @@ class Job:
                 ledger.scored(self.function, index, row)
             self.indices = []
 
-    def rest(self, ledger: Ledger) -> list["Job"]:
+    def rest(self, ledger: Ledger) -> list["RewardJob"]:
         """What is left to run once the worker has finished with this job, or has died with `failure` set.
 
         The first completion without an answer is the one that failed. Completions that ran together are run again one
@@ -68,8 +68,8 @@ class Job:
         cause, trace = self.failure or ("no answer", "")
         if self.together and len(self.indices) > 1:
             ledger.retried(self.function, len(self.indices), cause, trace)
-            return [Job(self.function, [index], True, self.deadline, self.deadline) for index in self.indices]
+            return [RewardJob(self.function, [index], True, self.deadline, self.deadline) for index in self.indices]
         ledger.failed(self.function, self.indices[0], cause, trace)
         if len(self.indices) == 1:
             return []
-        return [Job(self.function, self.indices[1:], False, self.deadline, self.deadline)]
+        return [RewardJob(self.function, self.indices[1:], False, self.deadline, self.deadline)]

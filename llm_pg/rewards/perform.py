@@ -69,7 +69,7 @@ class Performer:
     def _each(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
         for index, item in zip(job["indices"], job["items"], strict=True):
             self._prepare(index)
-            call = _Call(loaded, item, job["state"])
+            call = _RewardCall(loaded, item, job["state"])
             try:
                 with OneProcess():
                     answer = call.answer(loaded.function(**call.arguments))
@@ -81,7 +81,7 @@ class Performer:
         def start(index: int, item: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
             async def call_one() -> dict[str, Any]:
                 self._prepare(index)
-                call = _Call(loaded, item, job["state"])
+                call = _RewardCall(loaded, item, job["state"])
                 try:
                     with OneProcess():
                         return call.answer(await loaded.function(**call.arguments))
@@ -100,7 +100,7 @@ class Performer:
     def _batch(self, loaded: Loaded, job: dict[str, Any], send: Send) -> None:
         count = len(job["indices"])
         self._prepare(job["indices"][0])
-        call = _Call(loaded, job["arguments"], job["state"])
+        call = _RewardCall(loaded, job["arguments"], job["state"])
         try:
             with OneProcess():
                 result = loaded.function(**call.arguments)
@@ -125,7 +125,7 @@ class Performer:
         return self._loop
 
 
-class _Call:
+class _RewardCall:
     """The arguments of one call, and what the function logs while it runs."""
 
     def __init__(self, loaded: Loaded, arguments: dict[str, Any], state: dict[str, Any]) -> None:

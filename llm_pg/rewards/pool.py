@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 from llm_pg.processes.descendants import KILL_S
 from llm_pg.processes.guard import GRACE_S
 from llm_pg.rewards.frames import BrokenFrameError, Inbox, encode
-from llm_pg.rewards.jobs import Job, Ledger
+from llm_pg.rewards.jobs import Ledger, RewardJob
 
 START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -64,14 +64,14 @@ class Worker:
         os.set_blocking(self.stdin, False)
         os.set_blocking(self.stdout, False)
         self.state: Literal["loading", "idle", "busy"] = "loading"
-        self.job: Job | None = None
+        self.job: RewardJob | None = None
         self.started = time.monotonic()
         self.deadline = self.started + load_deadline
         self.has_begun = False
         self.inbox = Inbox()
         self.outbox = memoryview(setup)
 
-    def give(self, job: Job, frame: bytes) -> None:
+    def give(self, job: RewardJob, frame: bytes) -> None:
         self.state, self.job, self.has_begun, self.outbox = "busy", job, False, memoryview(frame)
         self.started = time.monotonic()
         self.deadline = self.started + max(START_DEADLINE, job.allowance)
@@ -122,7 +122,7 @@ class Worker:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-class Pool:
+class WorkerPool:
     """`size` workers that have loaded the same functions. A context manager; `start` returns at once.
 
     functions: for each {"name", "target", "options"}. load_deadline: seconds a worker may take to load them.
@@ -149,7 +149,7 @@ class Pool:
         self._deaths = 0
         self._signatures: list[dict[str, Any]] | None = None
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "WorkerPool":
         self.start()
         return self
 
@@ -196,7 +196,7 @@ class Pool:
             self._turn(deque(), None)
         return self._signatures
 
-    def run(self, jobs: deque[Job], encode_job: Callable[[Job], bytes], ledger: Ledger) -> None:
+    def run(self, jobs: deque[RewardJob], encode_job: Callable[[RewardJob], bytes], ledger: Ledger) -> None:
         """Run all jobs. When this raises, workers in the middle of a job are replaced: the pool can be used again."""
         self._listen()
         try:
@@ -212,7 +212,7 @@ class Pool:
                 self._remove(worker)
             self.start()
 
-    def _turn(self, jobs: deque[Job], ledger: Ledger | None) -> None:
+    def _turn(self, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
         """Wait for the next event and act on it."""
         now = time.monotonic()
         waiting = [worker.deadline for worker in self._workers if worker.state != "idle"]
@@ -230,7 +230,7 @@ class Pool:
             if worker in self._workers:
                 self._look_after(worker, jobs, ledger)
 
-    def _look_after(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None) -> None:
+    def _look_after(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
         """Replace a worker that has died or is late, once what it said before that is taken down."""
         is_dead = worker.process.poll() is not None
         if is_dead or worker.is_late():
@@ -238,7 +238,7 @@ class Pool:
             if worker in self._workers and (is_dead or worker.is_late()):
                 self._lose(worker, jobs, ledger, None if is_dead else "deadline")
 
-    def _read(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None) -> None:
+    def _read(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
         is_open = worker.receive()
         try:
             for message in worker.inbox.messages():
@@ -249,7 +249,7 @@ class Pool:
         if not is_open:
             self._lose(worker, jobs, ledger, None)
 
-    def _handle(self, worker: Worker, message: dict[str, Any], jobs: deque[Job], ledger: Ledger | None) -> None:
+    def _handle(self, worker: Worker, message: dict[str, Any], jobs: deque[RewardJob], ledger: Ledger | None) -> None:
         if "unloaded" in message:
             raise UnloadedError(message["unloaded"], message["kind"], message["text"], message["near"])
         if "ready" in message:
@@ -274,7 +274,7 @@ class Pool:
         if not job.together:
             worker.deadline = time.monotonic() + job.allowance
 
-    def _lose(self, worker: Worker, jobs: deque[Job], ledger: Ledger | None, cause: str | None) -> None:
+    def _lose(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None, cause: str | None) -> None:
         """Replace a worker; what it was doing failed by `cause`, or by the way in which it died."""
         state, job, has_begun = worker.state, worker.job, worker.has_begun
         death = self._remove(worker, patience=0.0 if cause else PATIENCE)

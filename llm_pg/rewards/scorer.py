@@ -8,12 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from llm_pg.rewards.batch import Batch
+from llm_pg.rewards.batch import RewardBatch
 from llm_pg.rewards.frames import encode
-from llm_pg.rewards.jobs import Job
+from llm_pg.rewards.jobs import RewardJob
 from llm_pg.rewards.models import ModelReward
 from llm_pg.rewards.perform import Loaded, Performer
-from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
+from llm_pg.rewards.pool import PoolError, UnloadedError, WorkerPool
 from llm_pg.rewards.specs import RewardFunction, Spec, explain, resolve_all
 from llm_pg.rewards.tally import RewardError, Scores, Tally
 
@@ -100,7 +100,7 @@ class Scorer:
         self._pooled = [place for place in range(len(self.functions)) if place not in self._here]
         for place in self._pooled:
             self.functions[place].check_portable()
-        self._pool: Pool | None = None
+        self._pool: WorkerPool | None = None
         self._performer = Performer(prepare=lambda index: None)
         self._shown: set[tuple[str, str]] = set()
         self._pace: dict[int, float] = {}  # seconds a completion of the slowest call so far, by batch function
@@ -164,7 +164,7 @@ class Scorer:
 
         Raises RewardError when the run should stop; the scorer stays usable.
         """
-        batch = Batch(prompts, completions, completion_ids, rows, trainer_state)
+        batch = RewardBatch(prompts, completions, completion_ids, rows, trainer_state)
         tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share)
         self._run(batch, tally, range(len(self.functions)))
         return tally.scores(self.weights)
@@ -182,7 +182,7 @@ class Scorer:
         Failures are counted in `problems` and neither shown nor limited. RewardError where it breaks its contract.
         """
         place = [function.name for function in self.functions].index(name)
-        batch = Batch(prompts, completions, completion_ids, rows)
+        batch = RewardBatch(prompts, completions, completion_ids, rows)
         tally = Tally(self.functions, batch.size, 1.0, False, set())
         tally.leave_out([other for other in range(len(self.functions)) if other != place])
         paces, level = dict(self._pace), _tally_logger.level
@@ -204,7 +204,7 @@ class Scorer:
         """Whether the function of this name runs in this process, and not in a worker."""
         return any(self.functions[place].name == name for place in self._here)
 
-    def _run(self, batch: Batch, tally: Tally, places: Sequence[int]) -> None:
+    def _run(self, batch: RewardBatch, tally: Tally, places: Sequence[int]) -> None:
         if not batch.size:
             return
         self._run_pooled(batch, tally, [place for place in self._pooled if place in places])
@@ -212,7 +212,7 @@ class Scorer:
             if place in places:
                 self._run_here(place, batch, tally)
 
-    def _run_pooled(self, batch: Batch, tally: Tally, places: Sequence[int]) -> None:
+    def _run_pooled(self, batch: RewardBatch, tally: Tally, places: Sequence[int]) -> None:
         jobs = deque(job for place in places for job in self._jobs(place, batch.size, self._workers))
         if not jobs:
             return
@@ -220,7 +220,7 @@ class Scorer:
         jobs = deque(sorted(jobs, key=lambda job: -len(job.indices)))
         numbers = {place: number for number, place in enumerate(self._pooled)}
 
-        def encoded(job: Job) -> bytes:
+        def encoded(job: RewardJob) -> bytes:
             message = batch.job(self.functions[job.function].signature, job.indices, job.deadline)
             return encode({"function": numbers[job.function], **message})
 
@@ -237,7 +237,7 @@ class Scorer:
             if job.seconds is not None and job.failure is None:
                 self._pace[job.function] = max(self._pace.get(job.function, 0.0), job.seconds / batch.size)
 
-    def _run_here(self, place: int, batch: Batch, tally: Tally) -> None:
+    def _run_here(self, place: int, batch: RewardBatch, tally: Tally) -> None:
         loaded = self._here[place]
         jobs = deque(self._jobs(place, batch.size, 1))
         while jobs:
@@ -249,25 +249,25 @@ class Scorer:
                 job.take(answer, tally)
             jobs.extendleft(reversed(job.rest(tally)))
 
-    def _jobs(self, place: int, size: int, workers: int) -> list[Job]:
+    def _jobs(self, place: int, size: int, workers: int) -> list[RewardJob]:
         signature, deadline = self.functions[place].signature, self._deadline
         if signature.form == "batch":
             longest = min(deadline * size, LONGEST_BATCH_CALL, PATIENCE * self._pace.get(place, math.inf) * size)
             allowance = self._batch_deadline or max(deadline, longest)
-            return [Job(place, list(range(size)), True, deadline, allowance)]
+            return [RewardJob(place, list(range(size)), True, deadline, allowance)]
         if signature.is_async:
             piece, allowance = min(LARGEST_PIECE["together"], math.ceil(size / workers)), deadline + GRACE
         else:
             piece, allowance = min(LARGEST_PIECE["serial"], math.ceil(size / (PIECES * workers))), deadline
         starts = range(0, size, piece)
         return [
-            Job(place, list(range(start, min(start + piece, size))), signature.is_async, deadline, allowance)
+            RewardJob(place, list(range(start, min(start + piece, size))), signature.is_async, deadline, allowance)
             for start in starts
         ]
 
-    def _open(self) -> Pool:
+    def _open(self) -> WorkerPool:
         if self._pool is None:
-            self._pool = Pool(
+            self._pool = WorkerPool(
                 [self.functions[place].for_worker() for place in self._pooled],
                 self._workers,
                 load_deadline=self._load_deadline,

@@ -12,7 +12,7 @@ from typing import Any
 from llm_pg.rewards.contract import FORMS, RESERVED, Signature, read_signature, shown
 from llm_pg.rewards.loading import Target, load, target_of
 from llm_pg.rewards.models import ModelReward, is_module, names_model
-from llm_pg.rewards.pool import Pool, PoolError, UnloadedError
+from llm_pg.rewards.pool import PoolError, UnloadedError, WorkerPool
 from reward_fns.registry import RewardInfo, rewards
 
 LOAD_DEADLINE = 120.0
@@ -250,7 +250,7 @@ def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
         return []
     entries = [{"name": u.name, "target": u.target.to_json(), "options": {}} for u in unread]
     try:
-        with Pool(entries, 1, load_deadline=LOAD_DEADLINE) as pool:
+        with WorkerPool(entries, 1, load_deadline=LOAD_DEADLINE) as pool:
             found = pool.signatures()
     except UnloadedError as error:
         raise ValueError(explain(error, unread[error.place].spec, unread[error.place].target.qualname)) from None

@@ -16,7 +16,7 @@ from typing import Any
 from llm_pg.rewards.contract import read_signature
 from llm_pg.rewards.forks import OneProcess
 from llm_pg.rewards.frames import encode, read, write
-from llm_pg.rewards.globals import Watch, reads, unlogged
+from llm_pg.rewards.globals import GlobalsWatch, reads, unlogged
 from llm_pg.rewards.loading import LoadError, Target, load
 from llm_pg.rewards.perform import Loaded, Performer, failure
 
@@ -86,12 +86,12 @@ def _serve(functions: list[Loaded], jobs: int, answers: int, output: _Output) ->
             sys.modules["numpy"].random.seed(random.getrandbits(32))
 
     performer = Performer(prepare)
-    watches: dict[int, Watch] = {}
+    watches: dict[int, GlobalsWatch] = {}
     while (job := read(jobs)) is not None:
         number, seed = job["function"], job["seed"]
         loaded, facts = functions[number], {}
         if number not in watches:
-            watches[number] = Watch(loaded.function)
+            watches[number] = GlobalsWatch(loaded.function)
             facts = {"reads": reads(loaded.function), "unlogged": unlogged(loaded.function)}
         write(answers, encode({"begun": True, **facts}))
         performer.perform(loaded, job, lambda answer: write(answers, encode(answer)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..environments.rollout import Conversations, Episode, Limits, as_tensors
+from ..environments.rollout import Conversations, Episode, EpisodeLimits, as_tensors
 from ..environments.writing import TurnWriter
 from ..metrics import Clock
 from ..prompts import Prompt
@@ -53,7 +53,7 @@ class EpisodeCollector(Collector):
         seed: int,
         gamma: float,
         writer: TurnWriter,
-        limits: Limits,
+        limits: EpisodeLimits,
         max_unscorable: float = 0.2,
         device: torch.device | None = None,
         reader: Reader | None = None,

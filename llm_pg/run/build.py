@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..config import Config, ConfigError
-from ..environments.rollout import Limits
+from ..environments.rollout import EpisodeLimits
 from ..environments.writing import TurnWriter
 from ..model.loading import end_token_ids
 from ..rewards.scorer import Scorer
@@ -110,7 +110,7 @@ def collector_of(
         seed=seed,
         gamma=gamma,
         writer=TurnWriter(tokenizer, ends, config.data.chat_template_kwargs),
-        limits=Limits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length),
+        limits=EpisodeLimits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length),
         max_unscorable=config.reward.max_unscorable,
         device=device,
         reader=reader,

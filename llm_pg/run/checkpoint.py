@@ -32,7 +32,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass
-class State:
+class RunState:
     """What a run needs to go on: trainable weights by name, optimiser moments, small numbers, and batches that were
     sampled ahead."""
 
@@ -48,7 +48,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def save(
-    root: Path, state: State, identity: dict[str, Any], keep: int | None = None, protected: Collection[int] = ()
+    root: Path, state: RunState, identity: dict[str, Any], keep: int | None = None, protected: Collection[int] = ()
 ) -> Path:
     """Write a checkpoint of `state` under `root` and drop the oldest beyond `keep`.
 
@@ -93,7 +93,7 @@ def save(
     return folder
 
 
-def size(state: State) -> int:
+def size(state: RunState) -> int:
     """Bytes of the tensors of a checkpoint, which are all but a few kilobytes of it."""
     parts = (state.weights, state.optimizer, state.in_flight)
     return sum(t.numel() * t.element_size() for part in parts for t in part.values())
@@ -234,14 +234,14 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
     return None, warnings
 
 
-def load(folder: Path) -> tuple[State, dict[str, Any]]:
+def load(folder: Path) -> tuple[RunState, dict[str, Any]]:
     """The state and identity of a verified checkpoint. Raises CheckpointError with what is wrong."""
     why = problem(folder)
     if why is not None:
         raise CheckpointError(f"Checkpoint {folder} cannot be used: {why}.")
     try:
         numbers = json.loads((folder / "numbers.json").read_text())
-        state = State(
+        state = RunState(
             int(numbers.pop("step")),
             load_file(folder / "weights.safetensors"),
             load_file(folder / "optimizer.safetensors"),

@@ -75,7 +75,7 @@ class Checkpointer:
         scaler = context.accelerator.scaler
         if scaler is not None:
             self.register("scaler", scaler)
-        self.register("scheduler", Schedule(learner.scheduler, learner.optimizer))
+        self.register("scheduler", ScheduleState(learner.scheduler, learner.optimizer))
         self.register("algorithm", learner.algorithm)
         self.register("prompts", prompts)
         self.register("seconds", context.clock)
@@ -129,7 +129,7 @@ class Checkpointer:
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         return {n: p for n, p in self.policy.model.named_parameters() if p.requires_grad}
 
-    def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.State:
+    def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.RunState:
         weights = self._weights()
         if self.zero is None:
             optimizer = checkpoint.optimizer_tensors(self.learner.optimizer.optimizer, weights)
@@ -139,9 +139,9 @@ class Checkpointer:
             weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
         told = self.numbers() if numbers is None else numbers
         if self.in_flight is None or (alone and self.ranks.count > 1):
-            return checkpoint.State(step, weights, optimizer, told)
+            return checkpoint.RunState(step, weights, optimizer, told)
         batches, tensors = self.in_flight(step)
-        return checkpoint.State(step, weights, optimizer, {**told, "in_flight": batches}, tensors)
+        return checkpoint.RunState(step, weights, optimizer, {**told, "in_flight": batches}, tensors)
 
     def save(self, step: int, numbers: dict[str, Any] | None = None, *, alone: bool = False) -> None:
         """Write the checkpoint of a step, once. CheckpointError where it cannot be written.
@@ -218,7 +218,7 @@ class Checkpointer:
             return f"{text} Nothing is spread over the steps, so this is the longer run, bit for bit."
         return f"{text} {'. '.join(moving)}; a run of that length from its first step would have been another."
 
-    def _restore_weights(self, folder: Path, state: checkpoint.State) -> None:
+    def _restore_weights(self, folder: Path, state: checkpoint.RunState) -> None:
         parameters = self._weights()
         odd = sorted(set(parameters) ^ set(state.weights)) or [
             n for n, p in parameters.items() if shape_of(p) != state.weights[n].shape
@@ -270,7 +270,7 @@ class Checkpointer:
         return True
 
 
-class Schedule:
+class ScheduleState:
     """The state of a learning rate schedule. Base rates and functions come from the config, so that an overridden rate
     takes effect."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..doctor.watch import Watch
+from ..doctor.watch import RunWatch
 from ..evaluate import Evaluation
 from ..learner.learner import Learner, Update
 from ..metrics import MetricsFile, peak_memory_mb, read_metrics
@@ -64,7 +64,7 @@ class Observers:
         folder = context.folder
         self.metrics = MetricsFile(folder.metrics, resume_step) if context.ranks.is_main else None
         earlier = read_metrics(folder.metrics) if self.metrics is not None else []
-        self.watch = Watch(folder.path, settings, earlier)
+        self.watch = RunWatch(folder.path, settings, earlier)
         self.page = LivePage(folder.path, context.terminal.warn, seconds=config.run.report_seconds)
         self._step_began = self._last = time.perf_counter()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pg.sandbox.inside import wire
-from llm_pg.sandbox.launch import Running
+from llm_pg.sandbox.launch import RunningSandbox
 from llm_pg.sandbox.reading import ReadTest, free_names, read_test
 from llm_pg.sandbox.runs import choose, num_processors
 from llm_pg.sandbox.spec import Job, Level, Limits, Result, SandboxError
@@ -50,7 +50,7 @@ class IOTest:
 
 
 @dataclass(frozen=True)
-class Case:
+class CallCase:
     """A call of the function under test, and the value it must return: plain data, lists and tuples alike.
 
     or_expected: another value that is right as well, in a tuple of one; empty for none.
@@ -112,7 +112,7 @@ def judge_output(code: str, tests: Sequence[IOTest], terms: Terms | None = None)
         if left < _LEAST_WALL_S:
             return None
         limits = replace(terms.limits, wall_s=min(terms.limits.wall_s, left))
-        return Running(Job(code, test.stdin), limits, level, packages=terms.packages).finish()
+        return RunningSandbox(Job(code, test.stdin), limits, level, packages=terms.packages).finish()
 
     with ThreadPoolExecutor(terms.workers or num_processors()) as pool:
         results = list(pool.map(attempt, tests))
@@ -128,7 +128,7 @@ def judge_output(code: str, tests: Sequence[IOTest], terms: Terms | None = None)
 def judge_calls(
     code: str,
     names: Sequence[str],
-    tests: Sequence[str | Case],
+    tests: Sequence[str | CallCase],
     *,
     setup: str = "",
     method_of: str = "",
@@ -139,9 +139,9 @@ def judge_calls(
 
     names: what the tests may use of the program, and nothing else of it; the first is what cases and `check` call.
     tests: Python text (see `reading.read_test`: assertions, `check(candidate)`, `unittest` classes, `test_` functions,
-    doctests), or a `Case`. setup: trusted source that every text needs; it may use the names too. method_of: a class
-    of the program whose methods the names are where it does not define them itself. tolerance: relative and absolute,
-    where a case's value is a float.
+    doctests), or a `CallCase`. setup: trusted source that every text needs; it may use the names too. method_of: a
+    class of the program whose methods the names are where it does not define them itself. tolerance: relative and
+    absolute, where a case's value is a float.
 
     Plain data crosses in both directions: numbers, text, bytes, lists, tuples, dicts, sets, iterators (taken as
     lists), arrays. Other objects stay with the program; a test can call them and read their attributes but not compare
@@ -185,9 +185,11 @@ def _meet(solution: Job, referee: Job, terms: Terms) -> Result:
     limits = replace(terms.limits, wall_s=terms.seconds)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        answering = Running(solution, limits, level, packages=terms.packages, link=theirs.fileno())
+        answering = RunningSandbox(solution, limits, level, packages=terms.packages, link=theirs.fileno())
         try:
-            asking = Running(referee, replace(limits, fork=False), level, packages=terms.packages, link=ours.fileno())
+            asking = RunningSandbox(
+                referee, replace(limits, fork=False), level, packages=terms.packages, link=ours.fileno()
+            )
             ours.close()
             theirs.close()
             result = asking.finish()
@@ -254,7 +256,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def _encode_case(case: Case) -> list[Any]:
+def _encode_case(case: CallCase) -> list[Any]:
     def refuse(value: Any) -> Any:
         raise ValueError(f"A case holds plain data only; got a {type(value).__name__}.")
 

@@ -32,7 +32,7 @@ _GRACE_S = 30.0  # for starting and cleaning up on a machine that is busy traini
 _FIRST_FULLY_SCOPED_ABI = 6  # Landlock confines signals from here on
 
 
-class Running:
+class RunningSandbox:
     """A started run. Call `finish` exactly once."""
 
     def __init__(self, job: Job, limits: Limits, level: Level, *, packages: bool = False, link: int = -1) -> None:

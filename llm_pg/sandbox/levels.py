@@ -76,7 +76,7 @@ def _try(found: Level) -> str | None:
             file.write("secret")
         os.chmod(secret, 0o666)
         try:
-            result = launch.Running(Job(_TRIAL, f"{secret}\n{os.getpid()}\n"), Limits(), found).finish()
+            result = launch.RunningSandbox(Job(_TRIAL, f"{secret}\n{os.getpid()}\n"), Limits(), found).finish()
         except SandboxError as error:
             return str(error)
     if result.stdout == "contained\n":

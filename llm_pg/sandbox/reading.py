@@ -29,7 +29,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
-class Unit:
+class TestUnit:
     """What is passed or failed as a whole.
 
     label: its source, or its name. answer: the value that it expects of a call, as text that is equal for equal values;
@@ -52,7 +52,7 @@ class ReadTest:
 
     code: bytes
     steps: tuple[tuple[Any, ...], ...]
-    units: tuple[Unit, ...]
+    units: tuple[TestUnit, ...]
     free: tuple[str, ...]
 
 
@@ -147,9 +147,9 @@ def _examples(text: str) -> list[doctest.Example]:
         raise ValueError(f"A doctest cannot be read: {error}. It begins {text[:80]!r}.") from error
 
 
-def _wanted(text: str) -> list[Unit]:
+def _wanted(text: str) -> list[TestUnit]:
     """The examples that say what is expected."""
-    return [Unit(example.source.strip()) for example in _examples(text) if example.want]
+    return [TestUnit(example.source.strip()) for example in _examples(text) if example.want]
 
 
 class _Reader:
@@ -162,7 +162,7 @@ class _Reader:
         self.classes = {n.name: n for n in self.body if isinstance(n, ast.ClassDef)}
         self.defined: dict[str, ast.stmt] = {**self.functions, **self.classes}
         self.assertions = Assertions(tree)
-        self.units: list[Unit] = []
+        self.units: list[TestUnit] = []
         self.steps: list[tuple[Any, ...]] = []
         self.called: list[ast.stmt] = []  # by the steps
 
@@ -234,7 +234,7 @@ class _Reader:
     def _step(self, kind: str, node: ast.stmt, *names: str) -> None:
         self.called.append(node)
         self.steps.append((kind, len(self.units), *names))
-        self.units.append(Unit(".".join(names)))
+        self.units.append(TestUnit(".".join(names)))
 
     def _reached(self, roots: Iterable[ast.AST]) -> set[str]:
         """Functions and classes of the text that the nodes name, directly or through others."""
@@ -278,7 +278,7 @@ class _Reader:
                 unit = ast.Call(
                     ast.Name("__unit__", ast.Load()), [number, ast.Constant(isinstance(node, ast.Assert))], []
                 )
-                self.units.append(Unit(ast.unparse(node)[:200], answer_expected(node)))
+                self.units.append(TestUnit(ast.unparse(node)[:200], answer_expected(node)))
                 node = ast.copy_location(ast.With([ast.withitem(unit)], [node]), node)
             result.append(node)
         return result

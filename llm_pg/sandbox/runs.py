@@ -42,7 +42,7 @@ def run(
     """
     limits = limits or Limits()
     chosen = choose(level, packages=packages, allow_uncontained=allow_uncontained)
-    return launch.Running(Job(code, stdin), limits, chosen, packages=packages).finish()
+    return launch.RunningSandbox(Job(code, stdin), limits, chosen, packages=packages).finish()
 
 
 def run_many(
@@ -64,7 +64,7 @@ def run_many(
 
     def attempt(job: Job) -> Result | None:
         try:
-            return launch.Running(job, limits, chosen, packages=packages).finish()
+            return launch.RunningSandbox(job, limits, chosen, packages=packages).finish()
         except SandboxError as error:
             count_failure(error)
             return None

@@ -47,7 +47,7 @@ LABEL, VALUE = 12, 22
 
 
 @dataclass
-class Running:
+class RunningPhase:
     """A phase that goes on."""
 
     name: str
@@ -67,7 +67,7 @@ class Board:
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
-    running: Running | None = None
+    running: RunningPhase | None = None
     sample: dict[str, Any] | None = None
     sampled_at: tuple[int, float] = (0, -math.inf)
     findings: list[str] = field(default_factory=list)
@@ -147,13 +147,13 @@ def _phases(board: Board, now: float, width: int) -> list[RenderableType]:
     return [grid] if shown else []
 
 
-def _going(going: Running, now: float) -> ProgressBar:
+def _going(going: RunningPhase, now: float) -> ProgressBar:
     if not going.total:
         return ProgressBar(total=None, pulse=True, width=BAR, animation_time=now)
     return ProgressBar(total=going.total, completed=min(going.done, going.total), width=BAR)
 
 
-def _progress(going: Running, now: float) -> str:
+def _progress(going: RunningPhase, now: float) -> str:
     seconds = max(now - going.began, 1e-9)
     told = duration(seconds)
     if going.total:

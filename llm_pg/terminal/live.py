@@ -12,7 +12,7 @@ from rich.live import Live
 
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
-from .board import HELD_OUT_REWARD, PASS_RATE, Board, Running, draw
+from .board import HELD_OUT_REWARD, PASS_RATE, Board, RunningPhase, draw
 from .figures import ASCII_LEVELS, LEVELS, phases_of
 from .plain import Plan, Terminal
 
@@ -60,7 +60,7 @@ class LiveTerminal(Terminal):
             return
         if begins:
             totals = {"sample": board.plan.rows, "update": board.plan.rows * board.plan.passes}
-            board.running = Running(name, self.now(), total=totals.get(name, 0))
+            board.running = RunningPhase(name, self.now(), total=totals.get(name, 0))
         elif board.running is not None and board.running.name == name:
             board.running = None
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm_pg.plan import MACHINES, Job, Machine, Model, phases
+from llm_pg.plan import MACHINES, Machine, Model, PlannedJob, phases
 
 SIZES = {
     "model_type": "llama",
@@ -31,7 +31,7 @@ SIZES = {
 }
 HEADS = {"num_attention_heads": 4, "max_position_embeddings": 512, "tie_word_embeddings": True}
 MODEL = Model(4 * (4 * 256**2 + 3 * 256 * 683) + 4096 * 256, 4, 256, 256)
-FIRST = Job(8, 4, 8, 32, 32, checkpointing=False)  # the rates are read off this one
+FIRST = PlannedJob(8, 4, 8, 32, 32, checkpointing=False)  # the rates are read off this one
 # What is foretold: twice the completions, twice their length, two processes with the first job, two with the second.
 CASES = [(replace(FIRST, generations=8), 1), (replace(FIRST, completion_length=64), 1), (FIRST, 2)]
 CASES.append((replace(FIRST, generations=8), 2))
@@ -42,7 +42,7 @@ def spread(completion_ids: list[list[int]], **_: object) -> list[float]:
     return [zlib.crc32(repr(ids).encode()) / 2**32 for ids in completion_ids]
 
 
-def worker(folder: str, job: Job, steps: int, clock: str) -> None:
+def worker(folder: str, job: PlannedJob, steps: int, clock: str) -> None:
     if clock == "cpu":
         time.perf_counter = time.process_time  # before anything reads it
     from llm_pg.config.load import check_values
@@ -60,7 +60,7 @@ def worker(folder: str, job: Job, steps: int, clock: str) -> None:
     PolicyGradientTrainer(model, spread, check_values(values), rows, processing_class=tokenizer).train()
 
 
-def measure(job: Job, ranks: int, steps: int, clock: str) -> dict[str, float]:
+def measure(job: PlannedJob, ranks: int, steps: int, clock: str) -> dict[str, float]:
     """Median seconds of a step's phases, the first step left out; the slower rank's, as a run writes them."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
@@ -71,13 +71,13 @@ def measure(job: Job, ranks: int, steps: int, clock: str) -> dict[str, float]:
     return {name: statistics.median(line[f"seconds/{name}"] for line in lines) for name in ("sample", "update")}
 
 
-def foretell(machine: Machine, job: Job, ranks: int) -> dict[str, float]:
+def foretell(machine: Machine, job: PlannedJob, ranks: int) -> dict[str, float]:
     seconds = {phase.name: phase.seconds for phase in phases(MODEL, machine, job, ranks, "ddp")}
     sample = seconds.pop("prefill") + seconds.pop("decode")
     return {"sample": sample, "update": sum(seconds.values())}
 
 
-def fitted(machine: Machine, job: Job, seen: dict[str, float]) -> Machine:
+def fitted(machine: Machine, job: PlannedJob, seen: dict[str, float]) -> Machine:
     """The machine whose share of its rate and whose overhead a token give what was seen in one process."""
     update = next(phase for phase in phases(MODEL, machine, job, 1, "ddp") if phase.name == "update")
     machine = replace(machine, used=update.flops / machine.flops / seen["update"], overhead=0.0)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.worker:
         folder, job, steps, clock = json.loads(given.worker)
-        return worker(folder, Job(**job), steps, clock)
+        return worker(folder, PlannedJob(**job), steps, clock)
     for job, ranks in CASES:  # the rates anew before each: other work comes and goes on a shared machine
         machine = fitted(replace(MACHINES["cpu"], devices=2), FIRST, measure(FIRST, 1, given.steps, given.clock))
         print(f"{machine.flops * machine.used:.2e} FLOP/s, {machine.overhead * 1e3:.1f} ms a decoded token")

@@ -205,7 +205,7 @@ def test_checkpoint_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.
     from llm_pg.run import checkpoint
 
     for step in (1, 2):
-        state = checkpoint.State(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})
+        state = checkpoint.RunState(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})
         checkpoint.save(tmp_path / "checkpoints", state, {})
     assert main(["checkpoint", "verify", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("whole") == 2

@@ -26,7 +26,7 @@ from llm_pg.control.settings import ControlSettings
 from llm_pg.estimators.ratios import importance_ratio, sampler_correction
 from llm_pg.model.critic import Critic
 from llm_pg.model.policy import Policy
-from llm_pg.plan import Job, Model, memory
+from llm_pg.plan import Model, PlannedJob, memory
 from llm_pg.prove.worlds import Spec
 from llm_pg.run.build import make_scorer
 from llm_pg.sampling.protocol import SamplingParams
@@ -283,7 +283,7 @@ ZEROS = torch.zeros(1, 1)
         (lambda: Task("token", 16), "actions cannot be 'token'.*Did you mean 'tokens'"),
         (lambda: ControlSettings("cartpole", TABLE["ppo"], head="gausian"), "head cannot be 'gausian'.*'gaussian'"),
         (lambda: ControlSettings("cartpole", TABLE["ppo"], optimizer="adamw"), "optimizer cannot be 'adamw'.*'adam'"),
-        (lambda: memory(Model(1e9, 1, 1, 1), Job(), 1, "fsdp"), "engine cannot be 'fsdp'.*Did you mean 'fsdp2'"),
+        (lambda: memory(Model(1e9, 1, 1, 1), PlannedJob(), 1, "fsdp"), "engine cannot be 'fsdp'.*Did you mean 'fsdp2'"),
     ],
 )
 def test_a_word_given_to_a_function_is_refused_too(call: Callable[[], Any], words: str) -> None:

@@ -6,17 +6,17 @@ import pytest
 
 from llm_pg import cli
 from llm_pg.config import ConfigError
-from llm_pg.plan import ENGINES, MACHINES, MODELS, Job, Machine, Model, choose, memory, phases, tokens
+from llm_pg.plan import ENGINES, MACHINES, MODELS, Machine, Model, PlannedJob, choose, memory, phases, tokens
 
 H100, SEVEN = MACHINES["h100"], MODELS["7b"]
 
 
-def named(model: Model, machine: Machine, job: Job, gpus: int, engine: str) -> dict[str, float]:
+def named(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: str) -> dict[str, float]:
     return {phase.name: phase.seconds for phase in phases(model, machine, job, gpus, engine)}
 
 
 def test_an_update_of_one_device_is_six_flops_a_weight_and_token_at_the_rate_that_is_used() -> None:
-    job = Job(prompts=2, generations=3, prompt_length=5, completion_length=7, checkpointing=False)
+    job = PlannedJob(prompts=2, generations=3, prompt_length=5, completion_length=7, checkpointing=False)
     assert tokens(job) == 2 * (5 + 3 * 7)
     machine = Machine(flops=1e3, used=0.5, bandwidth=1e30, memory=1e30, link=1e30, wire=1e30)
     assert named(Model(100, 1, 1, 1), machine, job, 1, "ddp")["update"] == pytest.approx(6 * 100 * 52 / 500)
@@ -24,7 +24,7 @@ def test_an_update_of_one_device_is_six_flops_a_weight_and_token_at_the_rate_tha
 
 def test_an_all_reduce_sends_twice_the_weights_less_one_share_over_the_slower_wire_between_machines() -> None:
     inside, across = (
-        next(p for p in phases(SEVEN, H100, Job(), gpus, "ddp") if p.name == "all-reduce") for gpus in (8, 16)
+        next(p for p in phases(SEVEN, H100, PlannedJob(), gpus, "ddp") if p.name == "all-reduce") for gpus in (8, 16)
     )
     assert inside.sent == pytest.approx(2 * 7.62e9 * 4 * 7 / 8)
     assert across.sent == pytest.approx(2 * 7.62e9 * 4 * 15 / 16)
@@ -34,7 +34,7 @@ def test_an_all_reduce_sends_twice_the_weights_less_one_share_over_the_slower_wi
 
 def test_shards_divide_what_is_at_rest_and_only_that() -> None:
     """16 bytes a weight in float32: weights, gradients and two moments."""
-    whole, cut = (memory(SEVEN, Job(), 8, engine) for engine in ("ddp", "fsdp2"))
+    whole, cut = (memory(SEVEN, PlannedJob(), 8, engine) for engine in ("ddp", "fsdp2"))
     assert whole["at rest"] == pytest.approx(16 * 7.62e9)
     assert cut["at rest"] == pytest.approx(16 * 7.62e9 / 8)
     assert cut["training"] == whole["training"]
@@ -42,16 +42,16 @@ def test_shards_divide_what_is_at_rest_and_only_that() -> None:
 
 
 def test_the_simplest_engine_that_holds_the_model_is_chosen() -> None:
-    assert choose(MODELS["0.5b"], H100, Job(), 1) == "ddp"
-    assert choose(SEVEN, H100, Job(), 8) == "fsdp2"
+    assert choose(MODELS["0.5b"], H100, PlannedJob(), 1) == "ddp"
+    assert choose(SEVEN, H100, PlannedJob(), 8) == "fsdp2"
     with pytest.raises(ConfigError, match="No engine of this project holds it on 64 devices of 80 GB"):
-        choose(MODELS["70b"], H100, Job(), 64)
+        choose(MODELS["70b"], H100, PlannedJob(), 64)
 
 
 def test_more_devices_shorten_arithmetic_and_leave_the_weights_that_each_token_reads() -> None:
     """Decoding of few rows is bound by the weights' bytes, which every device reads whole."""
     small = replace(H100, overhead=0.0, memory=1e12)
-    job = Job(prompts=8, generations=1)
+    job = PlannedJob(prompts=8, generations=1)
     one, eight = (named(SEVEN, small, job, gpus, "ddp") for gpus in (1, 8))
     assert one["update"] / eight["update"] == pytest.approx(8, rel=0.01)
     assert one["decode"] / eight["decode"] < 1.2

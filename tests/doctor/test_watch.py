@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from llm_pg.config import load_config
-from llm_pg.doctor.watch import EVERY, Watch
+from llm_pg.doctor.watch import EVERY, RunWatch
 from llm_pg.spare import Spare
 
 STEPS = 60
@@ -40,9 +40,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def watch_of(folder: Path, now: Time) -> Watch:
+def watch_of(folder: Path, now: Time) -> RunWatch:
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    return Watch(folder, settings, spare=Spare(guess=0.02, now=now))
+    return RunWatch(folder, settings, spare=Spare(guess=0.02, now=now))
 
 
 def told(folder: Path, lines: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -87,7 +87,7 @@ def test_what_only_the_whole_run_shows_is_told_at_its_end_and_nothing_twice(fold
 def test_a_resumed_run_knows_its_earlier_steps(folder: Path) -> None:
     now = Time()
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    watch = Watch(folder, settings, [line(s, truncated=0.5) for s in range(1, 11)], Spare(now=now, guess=0.02))
+    watch = RunWatch(folder, settings, [line(s, truncated=0.5) for s in range(1, 11)], Spare(now=now, guess=0.02))
     found = []
     for step in range(11, 11 + 2 * EVERY):
         now.seconds += 10

@@ -10,7 +10,7 @@ from torch import Tensor
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import TABLE
 from llm_pg.environments import Reply, as_reward_function
-from llm_pg.environments.rollout import Limits
+from llm_pg.environments.rollout import EpisodeLimits
 from llm_pg.environments.writing import TurnWriter
 from llm_pg.metrics import Clock
 from llm_pg.prompts import Prompt
@@ -50,14 +50,14 @@ def collector_of(
     sampler: Any,
     environment: str,
     options: dict[str, Any] | None = None,
-    limits: Limits | None = None,
+    limits: EpisodeLimits | None = None,
     max_unscorable: float = 1.0,
     deadline: float = 10.0,
 ) -> EpisodeCollector:
     scorer = Scorer([as_reward_function(environment, options)], workers=1, deadline=deadline, max_unscorable=1.0)
     return EpisodeCollector(
         sampler, scorer, tokenizer, PARAMS, seed=3, gamma=1.0, max_unscorable=max_unscorable,
-        writer=TurnWriter(tokenizer, [tokenizer.eos_token_id]), limits=limits or Limits(5, 60, 8),
+        writer=TurnWriter(tokenizer, [tokenizer.eos_token_id]), limits=limits or EpisodeLimits(5, 60, 8),
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_an_episode_of_one_turn_is_the_completion_of_a_task_without_an_environme
     tokenizer: Any, make_model: Callable[..., Any]
 ) -> None:
     sampler, prompts = sampler_of(make_model(), tokenizer), prompts_of(tokenizer, ["ab=", "c="])
-    collector = collector_of(tokenizer, sampler, f"{HERE}:Echo", {"turns": 1}, Limits(5, 60))
+    collector = collector_of(tokenizer, sampler, f"{HERE}:Echo", {"turns": 1}, EpisodeLimits(5, 60))
     with Scorer([length], in_process=True) as scorer, collector.scorer:
         plain = Collector(sampler, scorer, tokenizer, PARAMS, seed=3, gamma=1.0).collect(prompts, 1, 4, Clock())
         found = collector.collect(prompts, 1, 4, Clock())
@@ -207,10 +207,11 @@ def test_an_episode_is_a_function_of_seed_step_place_sample_and_turn(
 
 
 @pytest.mark.parametrize(
-    "limits, longest, turns", [(Limits(2, 60, 8), 16, 2), (Limits(5, 12, 8), 12, 5), (Limits(5, 60, 3), 9, 3)]
+    "limits, longest, turns",
+    [(EpisodeLimits(2, 60, 8), 16, 2), (EpisodeLimits(5, 12, 8), 12, 5), (EpisodeLimits(5, 60, 3), 9, 3)],
 )
 def test_limits_hold_and_flag_the_row(
-    limits: Limits, longest: int, turns: int, tokenizer: Any, make_model: Callable[..., Any]
+    limits: EpisodeLimits, longest: int, turns: int, tokenizer: Any, make_model: Callable[..., Any]
 ) -> None:
     collector = collector_of(tokenizer, sampler_of(make_model(), tokenizer), f"{HERE}:Echo", None, limits)
     with collector.scorer:
@@ -297,7 +298,9 @@ def test_a_greedy_episode_has_the_seed_of_its_place_among_those_of_all_ranks(
 def test_a_worker_lets_go_of_episodes_that_a_limit_cut_short_when_the_next_batch_begins(
     tokenizer: Any, make_model: Callable[..., Any]
 ) -> None:
-    collector = collector_of(tokenizer, sampler_of(make_model(), tokenizer), f"{HERE}:Alive", limits=Limits(1, 60, 8))
+    collector = collector_of(
+        tokenizer, sampler_of(make_model(), tokenizer), f"{HERE}:Alive", limits=EpisodeLimits(1, 60, 8)
+    )
     with collector.scorer:
         held = [collector.collect(prompts_of(tokenizer, ["a=", "b="]), step, 2, Clock()) for step in (1, 2, 3)]
     assert [experience.scores.reward for experience in held] == [[1.0, 2.0, 3.0, 4.0]] * 3

@@ -8,7 +8,7 @@ import torch
 from llm_pg.algorithms.table import TABLE, Row
 from llm_pg.estimators.exact import TabularPolicy
 from llm_pg.estimators.expectation import (
-    Update,
+    ExpectedUpdate,
     compare,
     count_groups,
     enumerate_groups,
@@ -106,15 +106,15 @@ def test_too_many_batches_are_refused_with_their_number_and_the_way_out() -> Non
 
 def test_only_the_length_differs_is_told_from_another_direction() -> None:
     target = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    shorter = compare(Update(0.5 * target, 1.0, 1), target)
+    shorter = compare(ExpectedUpdate(0.5 * target, 1.0, 1), target)
     assert (shorter.scale, shorter.cosine, shorter.bias) == pytest.approx((0.5, 1.0, 0.5))
     assert shorter.off_direction < 1e-15
     assert shorter.noise == pytest.approx(4.0)
-    aside = compare(Update(torch.tensor([-4.0, 3.0], dtype=torch.float64), 1.0, 1), target)
+    aside = compare(ExpectedUpdate(torch.tensor([-4.0, 3.0], dtype=torch.float64), 1.0, 1), target)
     assert (aside.scale, aside.cosine) == pytest.approx((0.0, 0.0))
     assert aside.bias == pytest.approx(math.sqrt(2))
 
 
 def test_a_gradient_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
-        compare(Update(torch.ones(2, dtype=torch.float64), 1.0, 1), torch.zeros(2, dtype=torch.float64))
+        compare(ExpectedUpdate(torch.ones(2, dtype=torch.float64), 1.0, 1), torch.zeros(2, dtype=torch.float64))

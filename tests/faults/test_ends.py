@@ -19,7 +19,7 @@ from llm_pg.cli import main
 from llm_pg.config import ConfigError
 from llm_pg.rewards import RewardError
 from llm_pg.run import checkpoint, lock, rehearsal
-from llm_pg.run.checkpoint import CheckpointError, State
+from llm_pg.run.checkpoint import CheckpointError, RunState
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.lock import FolderLock
 from tests.faults.conftest import lines
@@ -219,7 +219,7 @@ def test_without_locks_of_the_file_system_the_process_named_in_the_file_decides(
 
 
 def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen(tmp_path: Path) -> None:
-    state = State(1, {"w": torch.ones(3)}, {"w.exp_avg": torch.zeros(3)}, {"x": 0.1})
+    state = RunState(1, {"w": torch.ones(3)}, {"w.exp_avg": torch.zeros(3)}, {"x": 0.1})
     folder = checkpoint.save(tmp_path, state, {"config": {"seed": 1}, "versions": {"torch": "é"}})
     assert checkpoint.problem(folder) is None
     for path in sorted(folder.iterdir()):
@@ -234,7 +234,7 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_whose_manifest_has_no_checksum_of_its_own_still_loads(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, State(1, {"w": torch.ones(3)}, {}, {}), {"config": {}})
+    folder = checkpoint.save(tmp_path, RunState(1, {"w": torch.ones(3)}, {}, {}), {"config": {}})
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["checksum"]
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}, indent=1))

@@ -15,7 +15,7 @@ from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import character_tokenizer, load_model, load_tokenizer
 from llm_pg.run import checkpoint
-from llm_pg.run.checkpoint import CheckpointError, State
+from llm_pg.run.checkpoint import CheckpointError, RunState
 from llm_pg.run.redact import HIDDEN, Redactor, is_secret_name
 from tests.faults.tiny_run import LIGHT, SIZES
 
@@ -40,7 +40,7 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "numbers.json"])
 def test_a_pickle_with_a_right_hash_is_refused_and_not_executed(name: str, tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, State(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
+    folder = checkpoint.save(tmp_path, RunState(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
     marker = tmp_path / "executed"
     rewrite(folder, name, pickle.dumps(Bomb(marker)))
     with pytest.raises(CheckpointError, match="not safetensors and JSON"):
@@ -59,7 +59,7 @@ def test_a_pickle_with_a_right_hash_is_refused_and_not_executed(name: str, tmp_p
     ],
 )
 def test_a_manifest_of_another_form_is_refused(change: Callable[[Any], Any], tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, State(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
+    folder = checkpoint.save(tmp_path, RunState(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     (folder / "manifest.json").write_text(checkpoint.manifest_text(manifest))

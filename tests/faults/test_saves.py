@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llm_pg.run import checkpoint
-from llm_pg.run.checkpoint import CheckpointError, State
+from llm_pg.run.checkpoint import CheckpointError, RunState
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +27,8 @@ ORIG_RAX = 8 * 15
 FILE_CALLS = {1, 18, 20, 74, 75, 76, 77, 82, 83, 84, 85, 87, 257, 258, 263, 264, 285, 316}
 
 
-def state(step: int) -> State:
-    return State(step, {"w": torch.full((40, 30), float(step))}, {"0.exp_avg": torch.zeros(40, 30)}, {"x": 0.1})
+def state(step: int) -> RunState:
+    return RunState(step, {"w": torch.full((40, 30), float(step))}, {"0.exp_avg": torch.zeros(40, 30)}, {"x": 0.1})
 
 
 def killed_at(number: int, work: Callable[[], None]) -> bool:
@@ -117,7 +117,7 @@ def test_a_save_that_the_file_size_limit_cuts_is_one_line_and_leaves_nothing(
     def save() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         with pytest.raises(CheckpointError) as refused:
-            checkpoint.save(tmp_path, State(2, state(2).weights, state(2).optimizer, {"x": "y" * 6000}), {})
+            checkpoint.save(tmp_path, RunState(2, state(2).weights, state(2).optimizer, {"x": "y" * 6000}), {})
         sys.stderr.write(str(refused.value))
 
     assert in_a_fork(save) == 0
@@ -135,7 +135,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from llm_pg.run import checkpoint
 root = Path(sys.argv[1]) / "c"
-state = lambda step, size: checkpoint.State(step, {"w": torch.zeros(size)}, {"m": torch.zeros(size)}, {})
+state = lambda step, size: checkpoint.RunState(step, {"w": torch.zeros(size)}, {"m": torch.zeros(size)}, {})
 old = checkpoint.save(root, state(1, 40_000), {})
 for size in (400_000, 80_000):  # larger than what is free; than what is free when it comes to the second file
     try:

@@ -14,7 +14,7 @@ import torch
 from llm_pg import prove
 from llm_pg.algorithms.table import TABLE
 from llm_pg.prove import cases
-from llm_pg.prove.measure import BIASED, DIRECTION, EXACT, NOTHING, Case, Line, kind_of, measure
+from llm_pg.prove.measure import BIASED, DIRECTION, EXACT, NOTHING, Line, ProofCase, kind_of, measure
 from llm_pg.prove.reasons import DEPARTURES
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -88,7 +88,7 @@ def test_dr_grpo_is_three_quarters_of_a_third_of_the_gradient(lines: tuple[Line,
     ],
     ids=lambda case: f"{case.section}/{case.algorithm}/{case.detail}/{case.row.baseline}/{case.row.loss_type}",
 )
-def test_undoing_all_that_is_named_makes_the_line_exact(case: Case) -> None:
+def test_undoing_all_that_is_named_makes_the_line_exact(case: ProofCase) -> None:
     """So the list of departures leaves nothing out."""
     row, spec = case.row, case.spec
     for departure in DEPARTURES:

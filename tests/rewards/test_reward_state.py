@@ -10,7 +10,7 @@ import pytest
 import reward_state as specimens
 
 from llm_pg.rewards import Scorer
-from llm_pg.rewards.globals import Watch
+from llm_pg.rewards.globals import GlobalsWatch
 
 ROOT = Path(__file__).parents[2]
 KEEPERS = {
@@ -108,7 +108,7 @@ def test_a_tracker_without_a_run_in_the_worker_is_named(name, call, caplog):
 
 
 def test_a_look_costs_microseconds():
-    watch = Watch(specimens.keeps_an_object)
+    watch = GlobalsWatch(specimens.keeps_an_object)
     begin = time.perf_counter()
     for _ in range(1000):
         watch.state()

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from llm_pg.run import checkpoint
-from llm_pg.run.checkpoint import CheckpointError, State
+from llm_pg.run.checkpoint import CheckpointError, RunState
 
 pytestmark = pytest.mark.faults
 
 
-def state(step: int, value: float = 1.0) -> State:
-    return State(step, {"w": torch.full((4, 3), value)}, {"0.exp_avg": torch.zeros(4, 3)}, {"algorithm": {"x": 0.1}})
+def state(step: int, value: float = 1.0) -> RunState:
+    return RunState(step, {"w": torch.full((4, 3), value)}, {"0.exp_avg": torch.zeros(4, 3)}, {"algorithm": {"x": 0.1}})
 
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    saved = State(7, {"w": torch.randn(5)}, {"0.step": torch.tensor(7.0)}, {"number": 0.1 + 0.2})
+    saved = RunState(7, {"w": torch.randn(5)}, {"0.step": torch.tensor(7.0)}, {"number": 0.1 + 0.2})
     folder = checkpoint.save(tmp_path, saved, {"config": {"a": 1}})
     loaded, identity = checkpoint.load(folder)
     assert loaded.step == 7

@@ -16,7 +16,7 @@ from escape_attempts import ATTACKS, PREFIX, QUICK, Attack, World, carry_out, le
 from sandbox_levels import LEVELS, level_or_skip
 
 from llm_pg import sandbox
-from llm_pg.sandbox.launch import Running
+from llm_pg.sandbox.launch import RunningSandbox
 from llm_pg.sandbox.levels import open_to_all
 
 pytestmark = pytest.mark.faults
@@ -128,7 +128,7 @@ def test_when_the_trainer_is_killed_its_runs_end_and_their_folders_go(
 
 def test_a_run_cannot_see_or_signal_another_one(level: sandbox.Level, runs: str) -> None:
     """Two runs of one user at the same time: the referee of a test and its solution are such a pair."""
-    other = Running(sandbox.Job("import time; time.sleep(60)"), sandbox.Limits(wall_s=60), level)
+    other = RunningSandbox(sandbox.Job("import time; time.sleep(60)"), sandbox.Limits(wall_s=60), level)
     deadline = time.monotonic() + 20
     while not (found := [name for name in left_over(runs) if name.startswith("process")]):
         assert time.monotonic() < deadline

@@ -3,11 +3,11 @@
 import pytest
 
 from llm_pg import sandbox
-from llm_pg.sandbox.judging import Case, IOTest, Terms, judge_calls, judge_output, names_called
+from llm_pg.sandbox.judging import CallCase, IOTest, Terms, judge_calls, judge_output, names_called
 
 TERMS = Terms(seconds=20)
 ASSERTS = ["assert f(2) == 3", "assert f(10) == 11", "assert isinstance(f(0), int) and abs(f(4) - 5) < 1e-9"]
-CASES = [Case([2], 3, {}), Case([10], 11, {}), Case([], 8, {"x": 7})]
+CASES = [CallCase([2], 3, {}), CallCase([10], 11, {}), CallCase([], 8, {"x": 7})]
 PAIRS = [IOTest("2", "3"), IOTest("10", "11\n")]
 
 
@@ -133,7 +133,7 @@ def test_expected_values_are_nowhere_in_the_answers_process() -> None:
     test = "assert f(2) == 7351964"
     together = SPY + f"\nnamespace = {{'f': f}}\nexec(compile({test!r}, 'test', 'exec'), namespace)\nprint('passed')"
     assert sandbox.run(together).stdout == "passed\n"  # in one process the spy does find them
-    assert passed(SPY, [test, Case([2], 7351964, {})]) == [False, False]
+    assert passed(SPY, [test, CallCase([2], 7351964, {})]) == [False, False]
 
 
 FORMS = [
@@ -183,10 +183,10 @@ def test_what_a_test_did_not_name_cannot_be_defined_for_it() -> None:
 HONEST = {
     "a function": ("def f(x): return x + 1", [*ASSERTS, *CASES]),
     "in place": ("def f(x): x.sort()", ["a = [3, 1, 2]\nf(a)\nassert a == [1, 2, 3]"]),
-    "a generator": ("def f(n): yield from range(n)", ["assert list(f(3)) == [0, 1, 2]", Case([2], [0, 1], {})]),
+    "a generator": ("def f(n): yield from range(n)", ["assert list(f(3)) == [0, 1, 2]", CallCase([2], [0, 1], {})]),
     "an exception": ("def f(x): raise KeyError(x)", ["try:\n    f(1)\n    assert False\nexcept KeyError: pass"]),
     "big and exact numbers": ("def f(x): return x ** 3", ["assert f(10 ** 40) == 10 ** 120", "assert f(-2) == -8"]),
-    "floats": ("def f(x): return x / 3", ["assert f(1) == 1 / 3", Case([1], 0.3333333333, {})]),
+    "floats": ("def f(x): return x / 3", ["assert f(1) == 1 / 3", CallCase([1], 0.3333333333, {})]),
     "not a number": ("def f(x): return float('nan')", ["import math\nassert math.isnan(f(0))"]),
     "tuples, sets and dicts": (
         "def f(x): return {(1, 'a'): {2, 3}, None: frozenset([x])}",

@@ -155,12 +155,12 @@ def test_a_limit_that_limits_nothing_is_refused(name: str, value: float) -> None
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "main.py"])
 def test_a_file_outside_the_folder_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="plain names"):
-        launch.Running(sandbox.Job("", files={name: ""}), LIMITS, sandbox.level())
+        launch.RunningSandbox(sandbox.Job("", files={name: ""}), LIMITS, sandbox.level())
 
 
 @pytest.mark.faults
 def test_a_killed_supervisor_is_an_error_and_no_result(level: sandbox.Level, runs: str) -> None:
-    running = launch.Running(sandbox.Job("import time; time.sleep(60)"), LIMITS, level)
+    running = launch.RunningSandbox(sandbox.Job("import time; time.sleep(60)"), LIMITS, level)
     deadline = time.monotonic() + 20
     while not any(found.startswith("process") for found in left_over(runs)):
         assert time.monotonic() < deadline

@@ -17,7 +17,7 @@ from llm_pg.doctor import Finding
 from llm_pg.evaluate import Evaluation, Interval
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.terminal import JsonTerminal, LiveTerminal, Terminal, make_terminal
-from llm_pg.terminal.board import Board, Running, draw
+from llm_pg.terminal.board import Board, RunningPhase, draw
 from llm_pg.terminal.figures import Pace, duration, harmless, neighbours, sparkline, student_quantile
 from llm_pg.terminal.plain import Plan, left_text, sample_lines
 
@@ -246,7 +246,7 @@ def test_the_screen_shows_every_number_of_the_step_and_where_its_time_went() -> 
 
 def test_a_phase_of_a_long_step_shows_how_far_it_is_and_how_fast() -> None:
     board = board_of(VALUES)
-    board.running = Running("sample", began=4.0, tokens=1200, done=6, total=16)
+    board.running = RunningPhase("sample", began=4.0, tokens=1200, done=6, total=16)
     assert "6 s  6 of 16  200 tokens/s" in screen(board, now=10.0)
 
 

@@ -1,8 +1,8 @@
 """The arguments of TRL 1.16's configs and trainers, and what each becomes here. TRL is not imported."""
 
-from .schedule import Schedule
+from .schedule import TrlSchedule
 from .trainer import TRAINER
 from .translate import WORDS, translate
 from .words import Word
 
-__all__ = ["TRAINER", "WORDS", "Schedule", "Word", "translate"]
+__all__ = ["TRAINER", "WORDS", "TrlSchedule", "Word", "translate"]

@@ -13,7 +13,7 @@ _SECTION = {"logging_steps": "run", "save_steps": "run", "eval_steps": "eval", "
 
 
 @dataclass
-class Schedule:
+class TrlSchedule:
     """What is left to count when the data are read.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from ...words import choices, nearest
 from ..load import ConfigError
 from .policy import POLICY
-from .schedule import Schedule
+from .schedule import TrlSchedule
 from .training import TRAINING
 from .words import Word
 
@@ -25,7 +25,7 @@ BATCH_WORDS = (
 Values = dict[str, Any]
 
 
-def translate(given: Values) -> tuple[Values, Schedule]:
+def translate(given: Values) -> tuple[Values, TrlSchedule]:
     """Flat settings of the keywords given, and what is left to count when the data are read.
 
     Raises ConfigError, one paragraph, for an argument of TRL's that cannot be had here.
@@ -35,7 +35,7 @@ def translate(given: Values) -> tuple[Values, Schedule]:
         value, word = values.pop(name), WORDS[name]
         if word.kind == "refused" and not word.asks_for_nothing(value):
             raise _refusal(name, value, word.note)
-    schedule = Schedule()
+    schedule = TrlSchedule()
     for step in (_nothing, _batch, _steps, _model, _sampling, _vllm, _objective, _watching):
         step(values, schedule)
     return values, schedule
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _nothing(values: Values, schedule: Schedule) -> None:
+def _nothing(values: Values, schedule: TrlSchedule) -> None:
     """None where TRL's None says nothing; for a limit it says that there is none."""
     if "vllm_importance_sampling_clip_max" in values and values["vllm_importance_sampling_clip_max"] is None:
         raise _refusal("vllm_importance_sampling_clip_max", None, "an unbounded ratio; give a large number instead")
@@ -67,7 +67,7 @@ def _nothing(values: Values, schedule: Schedule) -> None:
             del values[name]
 
 
-def _batch(values: Values, schedule: Schedule) -> None:
+def _batch(values: Values, schedule: TrlSchedule) -> None:
     """TRL counts a batch of rollouts and an optimiser step in passes: steps_per_generation and
     gradient_accumulation_steps of per_device_train_batch_size completions on each rank. Here a step is a batch of
     rollouts, cut into steps_per_generation minibatches."""
@@ -123,7 +123,7 @@ def _passes(values: Values, rows: int, accumulate: int) -> int:
     return int(whole) // (rows * ranks)
 
 
-def _steps(values: Values, schedule: Schedule) -> None:
+def _steps(values: Values, schedule: TrlSchedule) -> None:
     """Counts of steps. TRL's are optimiser steps, several of which make a batch of rollouts that is reused or cut."""
     updates = 1
     if "prompts_per_step" not in values:
@@ -147,7 +147,7 @@ def _steps(values: Values, schedule: Schedule) -> None:
             values[name] = math.ceil(values[name] / updates)
 
 
-def _strategies(values: Values, schedule: Schedule) -> None:
+def _strategies(values: Values, schedule: TrlSchedule) -> None:
     for name in ("logging", "save", "eval"):
         strategy, steps = values.pop(f"{name}_strategy", None), f"{name}_steps"
         if strategy in ("no", False):
@@ -173,7 +173,7 @@ _OFF: dict[str, Values] = {
 }
 
 
-def _model(values: Values, schedule: Schedule) -> None:
+def _model(values: Values, schedule: TrlSchedule) -> None:
     kwargs = _mapping(values.pop("model_init_kwargs", None), "model_init_kwargs")
     for key, value in kwargs.items():
         if key not in _MODEL_WORDS:
@@ -209,7 +209,7 @@ def _mapping(value: Any, name: str) -> Values:
     return found
 
 
-def _sampling(values: Values, schedule: Schedule) -> None:
+def _sampling(values: Values, schedule: TrlSchedule) -> None:
     for key, value in _mapping(values.pop("generation_kwargs", None), "generation_kwargs").items():
         if key not in _GENERATION_WORDS:
             raise _refusal(
@@ -231,7 +231,7 @@ _GENERATION_WORDS = {
 }
 
 
-def _vllm(values: Values, schedule: Schedule) -> None:
+def _vllm(values: Values, schedule: TrlSchedule) -> None:
     theirs = bool(values.pop("use_vllm", False))
     if theirs:
         _say(values, "engine", "vllm", "use_vllm")
@@ -251,7 +251,7 @@ def _vllm(values: Values, schedule: Schedule) -> None:
         _say(values, "vllm_importance_sampling_clip_max", cap, "vllm_importance_sampling_cap")
 
 
-def _objective(values: Values, schedule: Schedule) -> None:
+def _objective(values: Values, schedule: TrlSchedule) -> None:
     if "scale_rewards" in values:
         scale = values["scale_rewards"]
         values["scale_rewards"] = {True: "group", False: "none"}[scale] if isinstance(scale, bool) else scale
@@ -270,7 +270,7 @@ def _objective(values: Values, schedule: Schedule) -> None:
         )
 
 
-def _watching(values: Values, schedule: Schedule) -> None:
+def _watching(values: Values, schedule: TrlSchedule) -> None:
     if isinstance(values.get("log_completions"), bool) and not values.pop("log_completions"):
         values["log_completions"] = 0
     for theirs, ours in _RENAMED.items():

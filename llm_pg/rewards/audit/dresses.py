@@ -13,7 +13,7 @@ from reward_fns.registry import Gold
 
 
 @dataclass(frozen=True)
-class Case:
+class DressedCase:
     """A completion with its kind, and whether its answer is right."""
 
     kind: str
@@ -79,7 +79,9 @@ _DISGUISES = (
 )
 
 
-def cases(gold: Gold, other: Gold | None, prompt: Any, row: Mapping[str, Any], rows: Sequence[Any]) -> Iterator[Case]:
+def cases(
+    gold: Gold, other: Gold | None, prompt: Any, row: Mapping[str, Any], rows: Sequence[Any]
+) -> Iterator[DressedCase]:
     """The completions of one row whose answer is a text.
 
     gold, other: the answer of the row and that of another row, which differs; None where all rows have one answer.
@@ -88,26 +90,26 @@ def cases(gold: Gold, other: Gold | None, prompt: Any, row: Mapping[str, Any], r
     answer, wrong = gold.text, other.text if other is not None else "nothing of that"
     for dress in DRESSES:
         if dress.needs <= gold.reads and gold.kind in dress.kinds and _fits(dress, gold):
-            yield Case(dress.name, dress.on(answer, wrong), True)
+            yield DressedCase(dress.name, dress.on(answer, wrong), True)
     for name, text in gold.more:
-        yield Case(name, text, True)
+        yield DressedCase(name, text, True)
     yield from _written_otherwise(gold)
-    yield Case("nothing", "", False)
-    yield Case("white space", " \n\t ", False)
+    yield DressedCase("nothing", "", False)
+    yield DressedCase("white space", " \n\t ", False)
     echo = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
     if not _says(echo, gold):
-        yield Case("the prompt", echo, False)
-    yield Case("all answers at once", " ".join(all_answers(row, rows)), False)
+        yield DressedCase("the prompt", echo, False)
+    yield DressedCase("all answers at once", " ".join(all_answers(row, rows)), False)
     if other is not None:
         for dress in DRESSES:
             if gold.kind in dress.kinds:
-                yield Case("another row's answer", dress.on(wrong, answer), False)
+                yield DressedCase("another row's answer", dress.on(wrong, answer), False)
         for name, template in _DISGUISES:
-            yield Case(name, template.replace("{o}", wrong).replace("{a}", answer), False)
+            yield DressedCase(name, template.replace("{o}", wrong).replace("{a}", answer), False)
     for name, text in _lookalikes(gold):
         for dress in _BARE:
             if dress.needs <= gold.reads:
-                yield Case(name, dress.on(text, wrong), False)
+                yield DressedCase(name, dress.on(text, wrong), False)
 
 
 def _fits(dress: _Dress, gold: Gold) -> bool:
@@ -129,13 +131,13 @@ def _says(prompt: str, gold: Gold) -> bool:
     return any(number is not None and _equal(number, value, gold) for number in named)
 
 
-def _written_otherwise(gold: Gold) -> Iterator[Case]:
+def _written_otherwise(gold: Gold) -> Iterator[DressedCase]:
     """A whole number with a point and a zero, and with its thousands grouped."""
     if gold.kind != "number" or not gold.text.lstrip("-").isdigit() or "said" not in gold.reads:
         return
-    yield Case("with a point and a zero", f"The answer is {gold.text}.0", True)
+    yield DressedCase("with a point and a zero", f"The answer is {gold.text}.0", True)
     if len(gold.text.lstrip("-")) > 3 and gold.text.lstrip("-")[0] != "0":
-        yield Case("with thousands grouped", f"The answer is {int(gold.text):,}.", True)
+        yield DressedCase("with thousands grouped", f"The answer is {int(gold.text):,}.", True)
 
 
 def _lookalikes(gold: Gold) -> Iterator[tuple[str, str]]:

@@ -28,7 +28,7 @@ HUGE = 1_000_000  # characters
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProbeFinding:
     """What one function made of one kind of completion over all rows.
 
     highest: the best score any row earned; None when none was scored. problems: causes with counts. ran_code: the
@@ -100,12 +100,12 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def probe_rewards(
     funcs: Sequence[Any], prompts: Sequence[Any], rows: Sequence[Mapping[str, Any]], *, deadline: float = 10.0
-) -> list[Finding]:
+) -> list[ProbeFinding]:
     """Score every probe of every row with every function, in workers.
 
     funcs: specs as `Scorer` takes them. prompts, rows: a few of the dataset's, one prompt for each row.
     """
-    findings: list[Finding] = []
+    findings: list[ProbeFinding] = []
     # Letters only: a number in the path would be a guess at a number.
     marker = Path(tempfile.gettempdir()) / f"probe-{''.join(random.SystemRandom().choices(ascii_lowercase, k=16))}"
     table = [probe_texts(prompt, row, rows, str(marker)) for prompt, row in zip(prompts, rows, strict=True)]
@@ -117,7 +117,7 @@ def probe_rewards(
                 marker.unlink(missing_ok=True)
                 paid = [value for value in scores.parts[function.name] if value is not None]
                 problems = scores.problems.get(function.name, {})
-                findings.append(Finding(function.name, name, max(paid, default=None), problems, ran))
+                findings.append(ProbeFinding(function.name, name, max(paid, default=None), problems, ran))
     return findings
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llm_pg.rewards.audit.dresses import Case
+from llm_pg.rewards.audit.dresses import DressedCase
 from reward_fns.registry import Gold
 
 LOOP = "loops for ever"
@@ -22,25 +22,25 @@ def wrong_bodies(first: str) -> dict[str, str]:
     }
 
 
-def cases(gold: Gold, other: Gold | None, *, loops: bool) -> Iterator[Case]:
+def cases(gold: Gold, other: Gold | None, *, loops: bool) -> Iterator[DressedCase]:
     """The completions of a row whose answer is a program.
 
     other: that of another row, whose program is wrong here. loops: also one that does not end, which costs its test's
     whole time.
     """
     if gold.text:
-        yield Case("in a fenced block", _fenced(gold.text), True)
-        yield Case("in a fenced block in a text", f"Here it is.\n{_fenced(gold.text)}\nIt works.", True)
+        yield DressedCase("in a fenced block", _fenced(gold.text), True)
+        yield DressedCase("in a fenced block in a text", f"Here it is.\n{_fenced(gold.text)}\nIt works.", True)
         wrong = _fenced("def first_try():\n    return None")
-        yield Case("after thinking of another", f"<think>{wrong}</think>\n{_fenced(gold.text)}", True)
-        yield Case("without a fence", gold.text, True)
+        yield DressedCase("after thinking of another", f"<think>{wrong}</think>\n{_fenced(gold.text)}", True)
+        yield DressedCase("without a fence", gold.text, True)
     for name, text in gold.more:
-        yield Case(name, text, True)
+        yield DressedCase(name, text, True)
     for name, code in _wrong_programs(gold, other).items():
         if loops or name != LOOP:
-            yield Case(name, _fenced(code), False)
-    yield Case("nothing", "", False)
-    yield Case("no program", "I cannot do that.", False)
+            yield DressedCase(name, _fenced(code), False)
+    yield DressedCase("nothing", "", False)
+    yield DressedCase("no program", "I cannot do that.", False)
 
 
 def _wrong_programs(gold: Gold, other: Gold | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from llm_pg.rewards.audit import dresses, programs
-from llm_pg.rewards.audit.dresses import Case
+from llm_pg.rewards.audit.dresses import DressedCase
 from llm_pg.rewards.audit.gold import answer_column, gold_of, names_answer
 from llm_pg.rewards.audit.probes import scored
 from llm_pg.rewards.audit.tables import Audit, Mistake
@@ -74,9 +74,9 @@ def _left_out(scorer: Scorer, place: int, columns: list[str], *, hurried: bool) 
     return ""
 
 
-def _alternating(cases: Iterable[Case]) -> Iterator[Case]:
+def _alternating(cases: Iterable[DressedCase]) -> Iterator[DressedCase]:
     """A right one, a wrong one, and so on, so that a little time is enough for some of both."""
-    both: tuple[list[Case], list[Case]] = ([], [])
+    both: tuple[list[DressedCase], list[DressedCase]] = ([], [])
     for case in cases:
         both[not case.right].append(case)
     for pair in itertools.zip_longest(*both):
@@ -88,7 +88,7 @@ class _Try:
     """A case of one row, and what it earned."""
 
     row: int
-    case: Case
+    case: DressedCase
     score: float | None = None
 
 

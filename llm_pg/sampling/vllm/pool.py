@@ -30,7 +30,7 @@ class _Member:
         return self.failures >= DEAD_AFTER
 
 
-class Pool:
+class ServerPool:
     """Any number of servers.
 
     Args:

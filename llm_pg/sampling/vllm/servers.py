@@ -18,7 +18,7 @@ from .answers import Answer, Ask
 from .client import Client
 from .errors import EngineError
 from .host import State
-from .pool import Pool
+from .pool import ServerPool
 from .server import LocalServer
 from .settings import Settings, name_of
 from .transfer import NcclWire, Transfer, TransferError, check_nccl, wants_nccl
@@ -84,7 +84,7 @@ class Servers:
             # The server also ends with this object and with the interpreter, whatever the caller does.
             self._end = weakref.finalize(self, self.local.stop)
             self.served, urls = present, [self.local.url]
-        self.pool = Pool([Client(url, self.settings.request_timeout) for url in urls], say=self.say)
+        self.pool = ServerPool([Client(url, self.settings.request_timeout) for url in urls], say=self.say)
 
     def wait(self) -> None:
         if self._ready:
