@@ -239,7 +239,7 @@ class Updater:
         assert isinstance(rollouts, TextRollouts)
         shortest = rollouts.length_B.argmin().unsqueeze(0)
         for _ in range(passes):
-            scores = self.policy.score(rollouts.rows(shortest), with_entropy=False, frozen=self.critic_only)
+            scores = self.policy.forward(rollouts.rows(shortest), with_entropy=False, frozen=self.critic_only)
             reached = scores.logp_BT.sum() if scores.value_BT is None else scores.logp_BT.sum() + scores.value_BT.sum()
             self._back(reached * weight)
 
@@ -270,7 +270,7 @@ class Updater:
     def _backward(self, part: Batch, rows: Tensor) -> dict[str, float]:
         rollouts = part.rollouts
         assert isinstance(rollouts, TextRollouts)
-        scores = self.policy.score(
+        scores = self.policy.forward(
             rollouts, entropy_grad=bool(part.entropy_coef), balance=True, frozen=self.critic_only
         )
         self.seen.note(rows, scores)

@@ -79,7 +79,7 @@ class Policy:
         autocast: context in which forwards run (mixed precision).
         packing: shared_prefix (no padding, each prompt once for all its completions), padded (a row a completion), or
             auto: shared_prefix where a trial shows that it computes the same.
-        critic: whose values `score` and `observe` give; None = the algorithm has none.
+        critic: whose values `forward` and `observe` give; None = the algorithm has none.
         router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None = the model's own,
             0 = none.
 
@@ -241,7 +241,7 @@ class Policy:
         """Those of the model that are trained; the critic's are `critic.trainable()`."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def score(
+    def forward(
         self,
         rollouts: TextRollouts,
         *,
@@ -261,13 +261,13 @@ class Policy:
             frozen=frozen,
         )
         if self.shards is None:
-            return self._score(self.model, rollouts, ask)
+            return self._forward(self.model, rollouts, ask)
 
         asked = {"logp_BT": True, "entropy_BT": True, "value_BT": ask.value, "balance": ask.balance}
         names = [name for name, is_asked in asked.items() if is_asked]
 
         def forward() -> tuple[Tensor, ...]:
-            scores = self._score(self.model, rollouts, ask)
+            scores = self._forward(self.model, rollouts, ask)
             return tuple(getattr(scores, name) for name in names)
 
         return PolicyOutput(**dict(zip(names, self.shards.through(self.model, forward), strict=True)))
@@ -340,7 +340,7 @@ class Policy:
             while pieces:
                 index = pieces.pop(0)
                 try:
-                    piece = self._score(model, rollouts.rows(index), ask)
+                    piece = self._forward(model, rollouts.rows(index), ask)
                 except torch.OutOfMemoryError as error:
                     pieces[:0] = halves(index, error)
                     continue
@@ -379,7 +379,7 @@ class Policy:
         # Gradient checkpointing may be switched on after the policy is made.
         return self.way is not None and not recomputes(self.model)
 
-    def _score(self, model: Any, rollouts: TextRollouts, ask: OutputFlags) -> PolicyOutput:
+    def _forward(self, model: Any, rollouts: TextRollouts, ask: OutputFlags) -> PolicyOutput:
         assert rollouts.tokens_BT is not None
         row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
         token_M = rollouts.tokens_BT[row_M, step_M]

@@ -180,7 +180,7 @@ def _warm_seconds(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> flo
 
 def _fits(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> bool:
     try:
-        scores = policy.score(rows, entropy_grad=entropy_grad)
+        scores = policy.forward(rows, entropy_grad=entropy_grad)
         loss = scores.logp_BT.sum()
         if entropy_grad:
             loss = loss + scores.entropy_BT.sum()

@@ -90,7 +90,7 @@ def gradients(trainer: PolicyGradientTrainer, rollouts: TextRollouts, algorithms
     batches = {name: algorithm.weigh(valued) for name, algorithm in algorithms.items()}
     sums: dict[str, Tensor] = {}
     for index in policy.cuts(rollouts, 10_000):
-        logp_BT = policy.score(rollouts.rows(index)).logp_BT
+        logp_BT = policy.forward(rollouts.rows(index)).logp_BT
         for name, algorithm in algorithms.items():
             loss, _ = algorithm.loss(logp_BT, batches[name].rows(index), measure=False)
             parts = torch.autograd.grad(loss, policy.parameters(), retain_graph=True)

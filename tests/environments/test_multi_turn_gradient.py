@@ -56,7 +56,7 @@ def test_each_sampled_token_is_scored_after_all_that_stands_before_it(
     family: str, packing: str, make_model: Callable[..., Any]
 ) -> None:
     model, batch = doubled(make_model(family)), in_double(two_turns())
-    scores = policy_of(model, packing=packing).score(batch)
+    scores = policy_of(model, packing=packing).forward(batch)
     for row, n in enumerate(batch.length_B.tolist()):
         logp, spread = alone(model, batch, row)
         torch.testing.assert_close(scores.logp_BT[row, :n], logp, atol=1e-6, rtol=1e-6)

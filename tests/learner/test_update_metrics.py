@@ -42,7 +42,7 @@ def test_means_over_tokens_are_over_those_that_a_pass_came_by(minibatches: int, 
     told = update_metrics(updater.update(weighted, torch.arange(18).unsqueeze(0)), minibatches)
     seen_BT = batch.mask_BT & (batch.group_B % 2 == 1).unsqueeze(1)
     with torch.no_grad():
-        scores = updater.policy.score(batch)
+        scores = updater.policy.forward(batch)
     assert told["entropy"] == pytest.approx(float(scores.entropy_BT[seen_BT].mean()), rel=1e-4)
     gap_BT = (scores.logp_BT - batch.logp_BT).abs()
     assert told["sampler_gap"] == pytest.approx(float(gap_BT[seen_BT].mean()), rel=1e-4)

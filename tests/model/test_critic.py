@@ -210,7 +210,7 @@ def test_values_are_float32_under_bfloat16_weights_and_under_autocast(make_model
     ):
         policy = with_critic(model)
         policy.autocast = autocast or policy.autocast
-        value_BT = policy.score(rollouts()).value_BT
+        value_BT = policy.forward(rollouts()).value_BT
         assert value_BT is not None
         assert value_BT.dtype == torch.float32
 

@@ -74,7 +74,7 @@ def test_a_policy_keeps_nothing_as_wide_as_the_vocabulary(
     model, batch = make_model("qwen2"), rollouts(4, 4)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with kept() as found:
-        policy_of(model).score(batch)
+        policy_of(model).forward(batch)
     wide = [x.shape for address, x in found.items() if address not in own and model.config.vocab_size in x.shape]
     assert not wide
 

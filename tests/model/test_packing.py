@@ -30,7 +30,7 @@ def gradient(policy: Policy, batch: TextRollouts, *, entropy_coef: float = 0.0, 
     policy.model.zero_grad()
     weight_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape) * batch.mask_BT
     for index in policy.cuts(batch, micro_rows):
-        scores = policy.score(batch.rows(index), entropy_grad=bool(entropy_coef))
+        scores = policy.forward(batch.rows(index), entropy_grad=bool(entropy_coef))
         ((scores.logp_BT + entropy_coef * scores.entropy_BT) * weight_BT[index]).sum().backward()
     return torch.cat([p.grad.reshape(-1) for p in policy.parameters() if p.grad is not None])
 
@@ -147,7 +147,7 @@ def test_completions_of_one_token_and_a_single_row_pack(make_model: Callable[...
     model, batch = make_model("llama"), rollouts(2, 2)
     short = dataclasses.replace(batch, mask_BT=batch.mask_BT & (torch.arange(7) == 0))
     for rows in (short, batch.rows(torch.tensor([1]))):
-        ours, plain = (policy_of(model, packing=p).score(rows).logp_BT for p in ("shared_prefix", "padded"))
+        ours, plain = (policy_of(model, packing=p).forward(rows).logp_BT for p in ("shared_prefix", "padded"))
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 

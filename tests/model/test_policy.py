@@ -46,7 +46,7 @@ def test_logp_and_entropy_equal_those_of_each_row_alone(
     family: str, params: SamplingParams, make_model: Callable[..., Any]
 ) -> None:
     model, batch = make_model(family), rollouts()
-    scores = policy_of(model, params).score(batch)
+    scores = policy_of(model, params).forward(batch)
     assert batch.tokens_BT is not None
     for i, prompt in enumerate(batch.prompt_ids_B):
         n = int(batch.length_B[i])
@@ -199,7 +199,7 @@ def test_a_reference_pass_leaves_the_frozen_part_of_an_adapter_frozen(make_model
 
 def test_log_probabilities_are_float32_under_bfloat16_weights(make_model: Callable[..., Any]) -> None:
     policy = policy_of(make_model("llama").to(torch.bfloat16))
-    assert policy.score(rollouts()).logp_BT.dtype == torch.float32
+    assert policy.forward(rollouts()).logp_BT.dtype == torch.float32
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(make_model: Callable[..., Any]) -> None:
@@ -244,7 +244,7 @@ def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Call
 def test_entropies_before_an_update_are_those_of_its_own_pass(family: str, make_model: Callable[..., Any]) -> None:
     policy, batch = policy_of(make_model(family)), rollouts()
     with torch.no_grad():
-        expected = policy.score(batch).entropy_BT
+        expected = policy.forward(batch).entropy_BT
     assert float(expected.max()) > 1
     torch.testing.assert_close(policy.entropies(batch, 2), expected, atol=2e-5, rtol=1e-5)
 

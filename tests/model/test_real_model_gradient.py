@@ -90,7 +90,7 @@ def exact_gradient(model: Any, params: SamplingParams) -> torch.Tensor:
             warped = params.warp(logits)
             kept.append(all(warped[t, token] > -torch.inf for t, token in enumerate(row)))
     rows = [row for row, inside in zip(rows, kept, strict=True) if inside]
-    logp_BT = policy.score(rollouts_of(rows, 1)).logp_BT
+    logp_BT = policy.forward(rollouts_of(rows, 1)).logp_BT
     probability_B = logp_BT.sum(1).exp()
     assert float(probability_B.detach().sum()) == pytest.approx(1.0, abs=1e-5)
     (probability_B * torch.tensor([reward(row) for row in rows])).sum().backward()

@@ -69,7 +69,7 @@ def batch(*lengths: int) -> Any:
 def short_row(model: Any, packing: str, *beside: int) -> torch.Tensor:
     policy = Policy(model, params=SamplingParams(), pad_id=0, packing=packing)
     with torch.no_grad():
-        return policy.score(batch(6, *beside)).logp_BT[0, :6]
+        return policy.forward(batch(6, *beside)).logp_BT[0, :6]
 
 
 @pytest.mark.parametrize("kind", KINDS)
