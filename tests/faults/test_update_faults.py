@@ -55,7 +55,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_gives_the_same_gradi
     """Memory for `room` rows. In the backward pass it runs out after a part of the gradient is in place."""
     whole = gradients(updater_of(make_model("llama")))
     updater = updater_of(make_model("llama"))
-    score, backward = updater.policy.score, updater.accelerator.backward
+    score, backward = updater.policy.forward, updater.accelerator.backward
     rows: list[int] = []
 
     def counted(batch: TextRollouts, **options: Any) -> Any:
@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_gives_the_same_gradi
         if where == "backward" and rows[-1] > room:
             raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(updater.policy, "score", counted)
+    monkeypatch.setattr(updater.policy, "forward", counted)
     monkeypatch.setattr(updater.accelerator, "backward", poisoned)
     stats = updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert stats.stepped
@@ -85,14 +85,14 @@ def test_log_probabilities_that_do_not_fit_are_computed_in_smaller_pieces(
 ) -> None:
     policy = Policy(make_model("llama"), params=SamplingParams(), pad_id=0)
     whole_BT = policy.logp(rollouts(), micro_rows=8)
-    score = policy._score
+    score = policy._forward
 
     def small(model: Any, batch: TextRollouts, *flags: bool) -> Any:
         if len(batch.prompt_ids_B) > 2:
             raise torch.OutOfMemoryError("injected")
         return score(model, batch, *flags)
 
-    monkeypatch.setattr(policy, "_score", small)
+    monkeypatch.setattr(policy, "_forward", small)
     torch.testing.assert_close(policy.logp(rollouts(), micro_rows=8), whole_BT, atol=1e-6, rtol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_one_row_that_does_not_fit_is_an_error(make_model: Callable[..., Any], m
     def never(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(updater.policy, "score", never)
+    monkeypatch.setattr(updater.policy, "forward", never)
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
         updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))
 

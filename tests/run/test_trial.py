@@ -38,7 +38,7 @@ SIZES = {"prompt_length": 6, "completion_length": 8, "num_groups": 4, "num_gener
 def fail_above(policy: Policy, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine whose memory holds `most` rows; returns the sizes that were tried."""
     tried: list[int] = []
-    score = policy.score
+    score = policy.forward
 
     def scarce(rollouts: Any, **given: Any) -> Any:
         tried.append(len(rollouts.mask_BT))
@@ -46,7 +46,7 @@ def fail_above(policy: Policy, most: int, monkeypatch: pytest.MonkeyPatch) -> li
             raise torch.OutOfMemoryError("no room")
         return score(rollouts, **given)
 
-    monkeypatch.setattr(policy, "score", scarce)
+    monkeypatch.setattr(policy, "forward", scarce)
     return tried
 
 
@@ -74,8 +74,8 @@ def test_a_critic_is_tried_with_the_policy_and_left_as_it_was(
 
 def test_every_row_that_is_tried_is_of_full_length(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    score = policy.score
-    monkeypatch.setattr(policy, "score", lambda rows, **given: (seen.append(rows), score(rows, **given))[1])
+    score = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda rows, **given: (seen.append(rows), score(rows, **given))[1])
     trial = try_longest(policy, **SIZES)
     assert [len(p) for p in seen[0].prompt_ids_B] == [6] * trial.rows
     assert seen[0].length_B.tolist() == [8] * trial.rows
@@ -159,14 +159,14 @@ def test_the_expected_time_is_that_of_sampling_and_of_the_passes() -> None:
 
 @pytest.mark.faults
 def test_the_seconds_of_the_trial_are_those_of_a_warm_pass(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    score, passes = policy.score, []
+    score, passes = policy.forward, []
 
     def slow_at_first(*given: Any, **more: Any) -> Any:
         passes.append(given)
         time.sleep(0.5 if len(passes) == 1 else 0.0)
         return score(*given, **more)
 
-    monkeypatch.setattr(policy, "score", slow_at_first)
+    monkeypatch.setattr(policy, "forward", slow_at_first)
     assert try_longest(policy, **SIZES).seconds < 0.4
 
 
