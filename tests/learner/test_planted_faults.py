@@ -100,13 +100,13 @@ def predicted_one_place_late(patch: Patch) -> None:
 
 
 def log_probabilities_in_half_precision(patch: Patch) -> None:
-    original = Policy.score
+    original = Policy.forward
 
     def wrong(self: Policy, *given: Any, **options: Any) -> Any:
         scores = original(self, *given, **options)
         return dataclasses.replace(scores, logp_BT=scores.logp_BT.bfloat16())
 
-    patch.setattr(Policy, "score", wrong)
+    patch.setattr(Policy, "forward", wrong)
 
 
 FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[..., None]]] = {

@@ -141,13 +141,13 @@ def test_rows_of_weight_zero_are_not_computed(make_model: Callable[..., Any], mo
     model, batch = make_model("llama"), rollouts()
     batch.reward_BT[:4] = 0.0  # the first two groups are uniform
     computed: list[int] = []
-    original = Policy.score
+    original = Policy.forward
 
     def counted(self: Policy, rows: TextRollouts, **options: Any) -> Any:
         computed.append(len(rows.mask_BT))
         return original(self, rows, **options)
 
-    monkeypatch.setattr(Policy, "score", counted)
+    monkeypatch.setattr(Policy, "forward", counted)
     gradient(model, "rloo", batch, 6)
     assert sum(computed) == 2
 
