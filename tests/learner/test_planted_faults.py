@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pg.model import padding
 from llm_pg.model import policy as policy_module
 from llm_pg.model.attention import UnsupportedAttention
 from llm_pg.model.distribution import SamplingParams
@@ -89,13 +90,13 @@ def adapter_left_on(patch: Patch) -> None:
 
 
 def predicted_one_place_late(patch: Patch) -> None:
-    original = Policy._layout
+    original = padding._layout
 
-    def wrong(self: Policy, rollouts: Any) -> Any:
-        ids, attention, start_B = original(self, rollouts)
+    def wrong(rollouts: Any, pad_id: int) -> Any:
+        ids, attention, start_B = original(rollouts, pad_id)
         return ids, attention, (start_B + 1).clamp(max=ids.shape[1] - rollouts.mask_BT.shape[1])
 
-    patch.setattr(Policy, "_layout", wrong)
+    patch.setattr(padding, "_layout", wrong)
     patch.setattr(Policy, "_packs_now", lambda self: False)
 
 
