@@ -40,7 +40,6 @@ def in_top_share(
     return mask_BT & (x_BT >= low)
 
 
-def masked_mean(x_BT: Tensor, mask_BT: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of `x_BT` where `mask_BT` is true; 0 where the mask is empty."""
-    count = mask_BT.sum() if dim is None else mask_BT.sum(dim)
-    return masked_sum(x_BT, mask_BT, dim) / count.clamp(min=1)
+def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean of `x_BT` where `mask_BT` is true, a scalar; 0 where the mask is empty."""
+    return masked_sum(x_BT, mask_BT) / mask_BT.sum().clamp(min=1)

@@ -334,6 +334,19 @@ def test_an_adaptive_penalty_follows_its_target_from_outside_a_factor_of_a_half(
         assert penalty.weight == bound
 
 
+@pytest.mark.parametrize("kl, weight", [(2.25, 1.0), (2.26, 2.0), (1.0, 1.0), (0.99, 0.5)])
+def test_an_adaptive_penalty_is_left_alone_on_the_very_edges_of_its_range(kl: float, weight: float) -> None:
+    penalty = AdaptivePenalty(1.5)
+    penalty.update(kl)
+    assert penalty.weight == weight
+
+
+@pytest.mark.parametrize("target", [0.0, -0.01, float("nan")])
+def test_a_kl_target_of_an_update_is_above_zero(target: float) -> None:
+    with pytest.raises(ValueError, match=f"must be above 0 nats; it is {target}. 0.01 is a usual choice"):
+        AdaptivePenalty(target)
+
+
 def test_only_completions_of_negative_weight_are_dropped_when_the_policy_has_left_them() -> None:
     rollouts = text([1.0, 0.0, 1.0, 0.0])
     made = algorithm("grpo", off_policy_mask_threshold=0.1)

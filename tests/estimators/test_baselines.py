@@ -121,3 +121,10 @@ def test_equal_rewards_are_the_batch_mean_to_the_last_bit(value: float, number: 
     mean = batch_mean(reward_B, valid_B)
     assert (reward_B - mean).abs().max() == 0.0
     assert batch_std(reward_B, valid_B) == 0.0
+
+
+def test_a_batch_of_one_is_its_own_mean_and_a_pair_deviates_by_its_difference_over_the_root_of_two() -> None:
+    one = torch.tensor([True, False])
+    assert batch_mean(torch.tensor([3.0, 9.0]), one).item() == 3.0
+    assert batch_std(torch.tensor([3.0, 9.0]), one).item() == 0.0
+    assert batch_std(torch.tensor([1.0, 3.0]), torch.tensor([True, True])).item() == pytest.approx(2**0.5)

@@ -87,6 +87,8 @@ def test_the_value_loss_is_a_half_square_and_clipping_it_never_makes_it_smaller(
     assert value_loss(value, target).item() == 2.0
     assert value_loss(value, target, torch.tensor([[0.5]]), clip=0.2).item() == 2.0
     assert value_loss(value, target, torch.tensor([[4.0]]), clip=0.2).item() == pytest.approx(0.5 * 2.8**2)
+    risen = value_loss(torch.tensor([[2.9]]), torch.tensor([[3.0]]), torch.tensor([[1.0]]), clip=0.2)
+    assert risen.item() == pytest.approx(0.5 * 1.8**2)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -99,4 +101,5 @@ def test_what_stands_outside_the_mask_reaches_neither_sum_nor_gradient(poison: f
     assert x.grad is not None
     assert x.grad.tolist() == [[1.0, 1.0, 0.0]]
     assert masked_mean(x.detach(), mask).item() == 1.5
+    assert masked_mean(x.detach(), torch.tensor([[False, True, False]])).item() == 2.0
     assert masked_mean(x.detach(), torch.zeros_like(mask)).item() == 0.0

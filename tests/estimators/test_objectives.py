@@ -39,6 +39,11 @@ def test_the_best_of_one_is_leave_one_out() -> None:
     assert torch.allclose(best_of_k(GRADED, ONE_GROUP, ALL, 1), GRADED - leave_one_out(GRADED, ONE_GROUP, ALL))
 
 
+def test_the_best_of_one_of_a_pair_is_the_difference_from_the_other() -> None:
+    found = best_of_k(torch.tensor([3.0, 1.0]), torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool), 1)
+    assert found.tolist() == [2.0, -2.0]
+
+
 def test_a_verdict_among_k_fellows_has_the_closed_form_of_pass_at_k() -> None:
     """c successes among n - 1 others: a success adds C(n-1-c, k-1)/C(n-1, k-1) before the baseline."""
     k, n, right = 3, 6, 2

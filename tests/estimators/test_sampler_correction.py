@@ -42,6 +42,28 @@ def test_a_correction_carries_no_gradient() -> None:
     assert not sampler_correction(own, SAMPLED, MASK, "sequence_truncate", None, 3.0)[0].requires_grad
 
 
+@pytest.mark.parametrize("mode", ["token_mask", "sequence_mask"])
+def test_a_ratio_on_the_very_bound_is_kept(mode: str) -> None:
+    ratio_BT, outside_BT = sampler_correction(
+        torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2).bool(), mode, 1.0, 1.0
+    )
+    assert ratio_BT.tolist() == [[1.0, 1.0]]
+    assert not outside_BT.any()
+
+
+@pytest.mark.parametrize("mode", ["token_drop", "row_mask", "token", "mask"])
+def test_an_unknown_mode_of_correction_is_refused_with_the_four_that_there_are(mode: str) -> None:
+    four = "token_truncate, token_mask, sequence_truncate or sequence_mask."
+    with pytest.raises(ValueError, match=f"cannot be '{mode}'; it is {four}$"):
+        sampler_correction(OWN, SAMPLED, MASK, mode, None, None)
+
+
+def test_a_row_of_one_token_is_left_behind_above_the_threshold_and_not_on_it() -> None:
+    own, sampled, mask = torch.tensor([[-1.5, 9.0]]), torch.tensor([[-1.0, 0.0]]), torch.tensor([[True, False]])
+    assert has_left(own, sampled, mask, 0.49).tolist() == [[True]]
+    assert has_left(own, sampled, mask, 0.5).tolist() == [[False]]
+
+
 def test_a_row_is_left_behind_when_its_mean_log_probability_fell_by_more_than_the_threshold() -> None:
     """The means over the tokens inside the mask: -(log 4 + log ½)/2 and -(log ¼ + log 1.5)/3."""
     fell = [-(math.log(4.0) + math.log(0.5)) / 2, -(math.log(0.25) + math.log(1.5)) / 3]
