@@ -45,7 +45,7 @@ class Row:
         advantage: a function from `Rollouts` to weights (B,) or (B, T), in the place of returns and baseline; None =
             the row's own. See `algorithms.own`.
         loss: a function (logp_BT, batch) -> scalar in the place of surrogate and reduction, the sum over the rows that
-            it is given: what `llm-pg prove --loss` proves. Penalties, bonus and the critic's loss are added to it.
+            it is given: what `llm-pg prove --loss F` proves. Penalties, bonus and the critic's loss are added to it.
         returns: what a token is credited with: the rewards from it on, or all of the row's.
         baseline: what is subtracted; length_weighted: the group's mean weighted by length (OPO); greedy: the reward of
             the prompt's greedy completion (ReMax); `value` needs a critic and uses GAE(gamma, lam).

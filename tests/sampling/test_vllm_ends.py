@@ -23,7 +23,7 @@ from tests.sampling.fake_vllm import FakeVllm
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(pool_module.Pool.__init__, "__kwdefaults__", {"pause": 0.01})
+    monkeypatch.setattr(pool_module.ServerPool.__init__, "__kwdefaults__", {"pause": 0.01})
 
 
 @pytest.mark.faults

@@ -58,7 +58,7 @@ def start(make_model: Any, tokenizer: Any, tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(pool_module.Pool.__init__, "__kwdefaults__", {"pause": 0.01})
+    monkeypatch.setattr(pool_module.ServerPool.__init__, "__kwdefaults__", {"pause": 0.01})
 
 
 def sample(sampler: VllmSampler, params: SamplingParams = PARAMS, seed: int = 0) -> Any:
@@ -218,7 +218,7 @@ def test_requests_that_a_server_refuses_together_are_one_failure() -> None:
             return "well"
 
     said: list[str] = []
-    pool = pool_module.Pool([Overloaded()], say=said.append)  # type: ignore[list-item]
+    pool = pool_module.ServerPool([Overloaded()], say=said.append)  # type: ignore[list-item]
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
         answers = list(threads.map(lambda _: pool.ask("/v1/completions", {}, lambda answer: answer)[0], PROMPTS))
     assert answers == ["well"] * len(PROMPTS)

@@ -48,7 +48,7 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> list[GlooWire]:
     monkeypatch.setattr(servers, "check_nccl", lambda: None)
     monkeypatch.setattr(transfer, "GRACE", 0.1)
     monkeypatch.setattr(servers, "NCCL_DEVICES", ("cuda", "cpu"))
-    monkeypatch.setattr(pool_module.Pool.__init__, "__kwdefaults__", {"pause": 0.01})
+    monkeypatch.setattr(pool_module.ServerPool.__init__, "__kwdefaults__", {"pause": 0.01})
     return made
 
 
