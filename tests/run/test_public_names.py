@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import flat_stub
+import pytest
 
 import llm_pg
 
@@ -27,6 +28,7 @@ def test_dir_and_help_show_the_public_names() -> None:
     assert all(getattr(llm_pg, name).__doc__ for name in llm_pg.__all__ if name != "__version__")
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_them_in_a_users_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     found = subprocess.run(
