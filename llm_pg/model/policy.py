@@ -111,6 +111,7 @@ class Policy:
         one_of("packing", packing, ("auto", "padded", "shared_prefix"))
         self.model, self.params, self.tokenizer, self.autocast = model, params, tokenizer, autocast
         self.pad_id = int(tokenizer.pad_token_id) if pad_id is None else pad_id
+        self.sampling_dtype: torch.dtype | None = None  # of matrix products while sampling; None = that of the weights
         self.has_adapter = has_adapter(model)
         self.reference = None
         self.start: StartingAdapter | None = None
@@ -171,7 +172,9 @@ class Policy:
             max_completion_length=max_completion_length,
             stop=tuple(stop),
         )
-        return cls(loaded, params=params, tokenizer=tokenizer, autocast=autocast, packing=packing)
+        policy = cls(loaded, params=params, tokenizer=tokenizer, autocast=autocast, packing=packing)
+        policy.sampling_dtype = torch.bfloat16 if bf16 else None
+        return policy
 
     def freeze_reference(self) -> None:
         """Make the reference: the policy as it is now. Of a PEFT model that is the adapter switched off where this is

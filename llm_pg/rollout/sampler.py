@@ -165,5 +165,5 @@ def in_trls_form(prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[
 
 
 def _native(policy: Any) -> SamplingEngine:
-    dtype = torch.bfloat16 if getattr(policy, "bf16", False) else None
-    return NativeSampler(policy.model, policy.tokenizer, end_token_ids(policy.model, policy.tokenizer), dtype=dtype)
+    ends = end_token_ids(policy.model, policy.tokenizer)
+    return NativeSampler(policy.model, policy.tokenizer, ends, dtype=policy.sampling_dtype)

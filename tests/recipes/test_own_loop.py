@@ -9,7 +9,7 @@ import own_loop
 import pytest
 import torch
 
-from llm_pg import ActorCriticTrainer, GRPOTrainer, Policy, ReinforceTrainer, RLOOTrainer
+from llm_pg import ActorCriticTrainer, GRPOTrainer, Policy, ReinforceTrainer, RLOOTrainer, Sampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
 
@@ -68,3 +68,14 @@ def test_own_loop_and_trainer_end_with_the_same_bits(
 
 def test_the_recipe_is_short() -> None:
     assert len(Path(own_loop.__file__).read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_policy_in_bfloat16_is_sampled_in_the_type_that_it_is_trained_in(
+    bf16: bool, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = Policy.from_pretrained(tmp_path, max_completion_length=6, bf16=bf16, device="cpu")
+    engine = Sampler(policy).engine
+    assert engine.dtype == (torch.bfloat16 if bf16 else None)  # type: ignore[attr-defined]
