@@ -19,7 +19,7 @@ import threading
 from functools import lru_cache
 from typing import Any
 
-from reward_fns.reading import numerals
+from reward_fns.reading import items, numerals
 from reward_fns.reading.collections import Collection, read_collection
 from reward_fns.reading.final_answer import Form, clean, final_answer, sentences
 from reward_fns.reading.final_answer import boxed as boxed
@@ -166,7 +166,7 @@ def _formula_or(text: str, other: str) -> str:
     return other
 
 
-def _number_text(quantity: numerals.Quantity | None) -> str:
+def _number_text(quantity: items.Quantity | None) -> str:
     return "" if quantity is None else numerals.written(quantity)
 
 
@@ -209,7 +209,7 @@ def _same(candidate: str, expected: str) -> bool:
         return parts is not None and others is not None and _same_collection(parts, others)
     numbers = [_number(text) for text in (candidate, expected)]
     if numbers[0] is not None and numbers[1] is not None:
-        return numerals.equal(numbers[0], numbers[1])
+        return items.equal(numbers[0], numbers[1])
     if not _CHOICE.search(expected) and _CHOICE.search(candidate):
         return False
     if _SIDE_BY_SIDE.search(_SHORT_FRACTION.sub(" ", candidate)):
@@ -235,11 +235,11 @@ def _letters(text: str) -> str:
     return "".join(sorted(letter for letter in found if letter.isupper()))
 
 
-def _number(text: str) -> numerals.Quantity | None:
+def _number(text: str) -> items.Quantity | None:
     based = _BASED.fullmatch(text.replace("\\text", "").replace("{", "").replace("}", ""))
     if based:
         value = numerals.in_base(based[1], int(based[2]))
-        return None if value is None else numerals.Quantity(value)
+        return None if value is None else items.Quantity(value)
     if re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", _COMMAND.sub("", _TEXT.sub("", _EXPONENTIAL.sub("", text)))):
         return None  # a letter of algebra
     return numerals.only(text, formula=True)

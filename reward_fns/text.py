@@ -7,9 +7,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
-from reward_fns.reading import numerals
+from reward_fns.reading import items, numerals
 from reward_fns.reading.final_answer import FORMS, FinalAnswer, Form, clean, final_answer, sentences
-from reward_fns.reading.numerals import Quantity
+from reward_fns.reading.items import Quantity
 from reward_fns.registry import READS, Gold, reward
 
 FLOAT_DIGITS = 1e-9  # relative; a column of floats holds 0.1 + 0.2
@@ -102,7 +102,7 @@ def number_match(
         return 0.0
     if tolerance is None:
         tolerance, relative = 0.0, max(relative, FLOAT_DIGITS if isinstance(answer, float) else 0.0)
-    return float(numerals.equal(given, expected, tolerance, relative))
+    return float(items.equal(given, expected, tolerance, relative))
 
 
 def given_number(completion: str, form: Form = "any") -> Quantity | None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from llm_pg.rewards.audit.probes import all_answers
-from reward_fns.reading import numerals
+from reward_fns.reading import items, numerals
 from reward_fns.reading.final_answer import sentences
 from reward_fns.registry import Gold
 
@@ -184,5 +184,5 @@ def differ(gold: Gold, other: Gold) -> bool:
     return not _equal(values[0], values[1], gold)
 
 
-def _equal(first: numerals.Quantity, second: numerals.Quantity, gold: Gold) -> bool:
-    return numerals.equal(first, second, *gold.tolerance) or numerals.equal(second, first, *gold.tolerance)
+def _equal(first: items.Quantity, second: items.Quantity, gold: Gold) -> bool:
+    return items.equal(first, second, *gold.tolerance) or items.equal(second, first, *gold.tolerance)
