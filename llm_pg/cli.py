@@ -203,7 +203,7 @@ def _room_commands(commands: Commands) -> None:
 
     from . import plan
 
-    plan.add_arguments(commands.add_parser("plan", help="time, memory and bottleneck of a step on N devices, foretold"))
+    plan.add_arguments(commands.add_parser("plan", help="predicted time, memory and bottleneck of a step on N devices"))
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

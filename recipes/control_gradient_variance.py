@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llm_pg.control.learner import ControlLearner
 from llm_pg.control.prepare import prepare
-from llm_pg.control.settings import ROWS, resolve
+from llm_pg.control.settings import SPECS, resolve
 from llm_pg.control.tabular import build, exact_gradient
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 1.0)
@@ -45,9 +45,9 @@ def half_trained(num_episodes: int) -> tuple[Any, ControlLearner]:
 
 def gradients(changes: dict[str, Any], collector: Any, learner: ControlLearner, num_batches: int) -> Tensor:
     """One gradient of the return an episode, of the policy's parameters only: (N, parameters)."""
-    row = dataclasses.replace(ROWS["reinforce"], **changes)
+    row = dataclasses.replace(SPECS["reinforce"], **changes)
     other = ControlLearner(
-        dataclasses.replace(learner.settings, row=row), learner.policy, collector.policy.interface.horizon, False
+        dataclasses.replace(learner.settings, spec=row), learner.policy, collector.policy.interface.horizon, False
     )
     num_actor = sum(p.numel() for p in learner.policy.actor.parameters())
     for _ in range(50):  # the running mean finds its level

@@ -29,7 +29,7 @@ def train(
 ) -> Policy:  # fmt: skip
     rule = Algorithm(algorithm, policy.params.max_completion_length, beta=beta)
     groups: list[dict[str, Any]] = [{"params": policy.parameters()}]
-    if rule.row.needs_critic:
+    if rule.spec.needs_critic:
         groups.append({"params": policy.add_critic().trainable(), "lr": 3e-3})
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=True)
     prompts = Prompts(rows, policy.tokenizer, per_step=per_step, seed=seed)

@@ -55,8 +55,8 @@ def main(words: list[str]) -> dict[str, Any]:
     lines = read_metrics(trainer.folder.metrics)
     print(f"{'step':>5}{'reward':>9}{'explained variance':>20}")
     for line in lines[:: max(len(lines) // 10, 1)]:
-        foretold = line.get("explained_variance")  # not there where all returns of a step are equal
-        print(f"{line['step']:>5}{line['reward']:>9.3f}" + (f"{foretold:>20.3f}" if foretold is not None else ""))
+        explained = line.get("explained_variance")  # not there where all returns of a step are equal
+        print(f"{line['step']:>5}{line['reward']:>9.3f}" + (f"{explained:>20.3f}" if explained is not None else ""))
     print(f"held out, greedy: {summary['pass_rate_before']:.1%} before, {summary['pass_rate_after']:.1%} after")
     return summary
 

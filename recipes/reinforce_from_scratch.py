@@ -66,7 +66,7 @@ def rewards(prompt_BP: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def credit(reward_BT: Tensor, mask_BT: Tensor, group_B: Tensor, args: argparse.Namespace, mean: RunningMean) -> Tensor:
-    """weight_BT: what follows a token (or all of its row), less the baseline."""
+    """advantage_BT: what follows a token (or all of its row), less the baseline."""
     valid_B, discount_BT = mask_BT.any(1), torch.ones_like(reward_BT)
     total_B = total_return(reward_BT, discount_BT)
     to_go_BT = reward_to_go(reward_BT, discount_BT)
@@ -98,10 +98,10 @@ def main(words: list[str] | None = None) -> list[float]:
         group_B = torch.arange(args.prompts).repeat_interleave(args.group)
         tokens_BT, mask_BT = sample(model, prompt_BP)
         reward_BT = rewards(prompt_BP, tokens_BT, mask_BT)
-        weight_BT = credit(reward_BT, mask_BT, group_B, args, mean)
+        advantage_BT = credit(reward_BT, mask_BT, group_B, args, mean)
 
         logits_BTV = model(torch.cat([prompt_BP, tokens_BT], 1)).logits[:, :-1]
-        surrogate_BT = reinforce(token_logp(logits_BTV, tokens_BT), weight_BT)
+        surrogate_BT = reinforce(token_logp(logits_BTV, tokens_BT), advantage_BT)
         policy_loss = masked_sum(surrogate_BT, mask_BT) / len(tokens_BT)  # tokens summed, completions averaged: exact
         mean_entropy = masked_mean(entropy(logits_BTV), mask_BT)
         loss = policy_loss - args.entropy * (1 - step / args.steps) * mean_entropy

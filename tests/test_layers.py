@@ -27,7 +27,7 @@ ORDER = [
     "rewards",
     "environments",
     "rollout",
-    "spare",
+    "time_budget",
     "doctor",
     "terminal",
     "report",

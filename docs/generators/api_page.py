@@ -48,7 +48,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Algorithms": {
         "llm_pg.algorithms.own": ("register_algorithm",),
-        "llm_pg.algorithms.table": ("Row",),
+        "llm_pg.algorithms.table": ("AlgorithmSpec",),
         "llm_pg.algorithms.batch": ("Batch",),
         "llm_pg.rollouts": ("Rollouts",),
     },

@@ -9,7 +9,7 @@ from typing import Any
 
 from publish import publish
 
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config.schema import LEAVES, Config
 from llm_pg.config.trl import TRAINER, WORDS, Word
 from llm_pg.config.trl.policy import LOGGING, MODEL, OBJECTIVE, SAMPLING, VLLM
@@ -137,7 +137,7 @@ def own_default(name: str, algorithm: str) -> Any:
     section = Config.model_fields[LEAVES[name]].annotation
     value = section.model_fields[name].default  # type: ignore[union-attr]
     if value is None and LEAVES[name] == "algorithm":
-        return getattr(TABLE[algorithm], name, None)
+        return getattr(ALGORITHMS[algorithm], name, None)
     return value
 
 

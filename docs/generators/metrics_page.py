@@ -42,7 +42,7 @@ READING: dict[str, str] = {
     "and trainer disagree on the same weights, and the ratio is no longer 1.",
     "policy_loss": "Near 0 on-policy by construction, whether or not it learns. Look at reward and grad_norm instead.",
     "value_loss": "Falls while the critic learns; its size is that of squared returns.",
-    "explained_variance": "1 = the critic foretells returns, 0 = no better than their mean, under 0 = worse than that.",
+    "explained_variance": "1 = the critic predicts returns, 0 = no better than their mean, under 0 = worse than that.",
     "grad_norm": "Single peaks are usual. Exactly 0: nothing is learned (equal rewards, or nothing is trainable). "
     "Always over max_grad_norm: the learning rate is then in truth smaller than it looks.",
     "gradient_signal": "Compare with gradient_noise; single values may be negative, their mean is unbiased.",

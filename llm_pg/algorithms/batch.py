@@ -15,9 +15,9 @@ class Batch:
 
     Attributes:
         mask_BT: steps that enter the loss.
-        weight_BT: advantage of each step, a constant of the gradient; 0 outside the mask.
-        scale_BT: the reduction: what each step's term is multiplied by before it is summed.
-        old_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
+        advantage_BT: advantage of each step, a constant of the gradient; 0 outside the mask.
+        loss_scale_BT: the reduction: what each step's term is multiplied by before it is summed.
+        proximal_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
         ref_logp_BT: those of the reference, where the KL stands in the loss.
         bonus_BT: what each step's entropy is multiplied by in the bonus; None = 1/num_tokens inside the mask.
         value_target_BT, old_value_BT: for the critic.
@@ -26,11 +26,11 @@ class Batch:
 
     rollouts: Rollouts
     mask_BT: Tensor
-    weight_BT: Tensor
-    scale_BT: Tensor
+    advantage_BT: Tensor
+    loss_scale_BT: Tensor
     num_tokens: Tensor
     entropy_coef: float
-    old_logp_BT: Tensor | None = None
+    proximal_logp_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
     bonus_BT: Tensor | None = None
     value_target_BT: Tensor | None = None

@@ -21,18 +21,18 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ..words import one_of
-from .table import TABLE, Row
+from .table import ALGORITHMS, AlgorithmSpec
 
-_ROW = "llm_pg_row"  # attribute of a registered function
+_SPEC = "llm_pg_row"  # attribute of a registered function
 
 
 def register_algorithm(
-    row: Row | None = None, *, name: str | None = None, source: str = "", **changes: Any
+    spec: AlgorithmSpec | None = None, *, name: str | None = None, source: str = "", **changes: Any
 ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """Add a row to the table: a `Row` as it stands, or, as a decorator, one whose weights a function computes.
+    """Add an algorithm to the table: an `AlgorithmSpec`, or, as a decorator, one whose advantages a function computes.
 
     Args:
-        row: a row to add; `register_algorithm(Row("mine", "me", baseline="batch_mean"))`.
+        spec: the row to add; `register_algorithm(AlgorithmSpec("mine", "me", baseline="batch_mean"))`.
         name: of the decorated function's row; None = the function's name.
         source: where the algorithm comes from.
         changes: other fields of the row. Without them the reduction is the exact one (tokens summed, completions
@@ -41,36 +41,36 @@ def register_algorithm(
     Raises:
         ValueError: a name that another algorithm has, or unknown fields.
     """
-    if row is not None:
-        _add(row)
+    if spec is not None:
+        _add(spec)
 
     def decorate(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        known = {field.name for field in dataclasses.fields(Row)}
+        known = {field.name for field in dataclasses.fields(AlgorithmSpec)}
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ValueError(f"register_algorithm got {', '.join(unknown)}; a row has {', '.join(sorted(known))}.")
-        own = Row(**{"name": name or function.__name__, "source": source, "advantage": function, **changes})
+        own = AlgorithmSpec(**{"name": name or function.__name__, "source": source, "advantage": function, **changes})
         _add(own)
-        setattr(function, _ROW, own)
+        setattr(function, _SPEC, own)
         return function
 
     return decorate
 
 
-def _add(row: Row) -> None:
-    known = TABLE.get(row.name)
+def _add(spec: AlgorithmSpec) -> None:
+    known = ALGORITHMS.get(spec.name)
     # A file that is loaded again, or a notebook's cell that is run again, replaces what it made before.
     if known is not None and not _is_own(known):
-        raise ValueError(f"There is an algorithm {row.name!r} already ({known.source}); give yours another name.")
-    TABLE[row.name] = row
-    _OWN.add(row.name)
+        raise ValueError(f"There is an algorithm {spec.name!r} already ({known.source}); give yours another name.")
+    ALGORITHMS[spec.name] = spec
+    _OWN.add(spec.name)
 
 
 _OWN: set[str] = set()
 
 
-def _is_own(row: Row) -> bool:
-    return row.name in _OWN
+def _is_own(spec: AlgorithmSpec) -> bool:
+    return spec.name in _OWN
 
 
 def is_path(name: str) -> bool:
@@ -78,24 +78,24 @@ def is_path(name: str) -> bool:
     return ":" in name
 
 
-def find_row(algorithm: str | Row, changes: Mapping[str, Any] = MappingProxyType({})) -> Row:
+def find_spec(algorithm: str | AlgorithmSpec, changes: Mapping[str, Any] = MappingProxyType({})) -> AlgorithmSpec:
     """The row of a name of the table or of an address, or the row given; with changed fields.
 
     Raises:
         ValueError: an unknown name or field, with the nearest that is known, or a word that is not one of its field's.
     """
     if isinstance(algorithm, str) and not is_path(algorithm):
-        one_of("algorithm.name", algorithm, list(TABLE))
-        row = TABLE[algorithm]
+        one_of("algorithm.name", algorithm, list(ALGORITHMS))
+        spec = ALGORITHMS[algorithm]
     else:
-        row = load_row(algorithm) if isinstance(algorithm, str) else algorithm
-    known = [field.name for field in dataclasses.fields(Row)]
+        spec = load_spec(algorithm) if isinstance(algorithm, str) else algorithm
+    known = [field.name for field in dataclasses.fields(AlgorithmSpec)]
     for name in changes:
         one_of("a field of an algorithm", name, known)
     changes = dict(changes)
     if is_path(str(changes.get("surrogate", ""))):
         changes["loss"] = load_function(changes.pop("surrogate"), "algorithm.surrogate")
-    return dataclasses.replace(row, **changes) if changes else row
+    return dataclasses.replace(spec, **changes) if changes else spec
 
 
 def load_function(address: str, setting: str) -> Callable[..., Any]:
@@ -107,8 +107,8 @@ def load_function(address: str, setting: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def load_row(address: str) -> Row:
-    """The row at `file.py:function` or `module:function`; it may also be a `Row`.
+def load_spec(address: str) -> AlgorithmSpec:
+    """The row at `file.py:function` or `module:function`; it may also be an `AlgorithmSpec`.
 
     Raises:
         ValueError: no such file, module or name, or something that is neither function nor row.
@@ -117,14 +117,14 @@ def load_row(address: str) -> Row:
     if not place or not name:
         raise ValueError(f"algorithm.name {address!r} is not of the form file.py:function or module:function.")
     found = getattr(_module(place, address), name, None)
-    if isinstance(found, Row):
+    if isinstance(found, AlgorithmSpec):
         return found
     if callable(found):
-        own = getattr(found, _ROW, None)
-        return own if own is not None else Row(name, address, advantage=found)
+        own = getattr(found, _SPEC, None)
+        return own if own is not None else AlgorithmSpec(name, address, advantage=found)
     what = "has no such name" if found is None else f"holds a {type(found).__name__} there"
     raise ValueError(
-        f"algorithm.name {address!r}: {place} {what}; give a function from rollouts to advantages, or a Row."
+        f"algorithm.name {address!r}: {place} {what}; give a function from rollouts to advantages, or an AlgorithmSpec."
     )
 
 

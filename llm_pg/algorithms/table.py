@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
 
 from ..words import annotations_of, check_fields, words_of
 
@@ -38,111 +39,174 @@ GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 
 
 @dataclass(frozen=True)
-class Row:
-    """How an algorithm weighs what was sampled. The defaults are plain REINFORCE, whose expected update is ∇J.
+class AlgorithmSpec:
+    """An algorithm: how it differs from plain REINFORCE, whose expected update is ∇J and which the defaults are.
 
-    Attributes:
-        advantage: a function from `Rollouts` to weights (B,) or (B, T), in the place of returns and baseline; None =
-            the row's own. See `algorithms.own`.
-        loss: a function (logp_BT, batch) -> scalar in the place of surrogate and reduction, the sum over the rows that
-            it is given: what `llm-pg prove --loss F` proves. Penalties, bonus and the critic's loss are added to it.
-        returns: what a token is credited with: the rewards from it on, or all of the row's.
-        baseline: what is subtracted; length_weighted: the group's mean weighted by length (OPO); greedy: the reward of
-            the prompt's greedy completion (ReMax); `value` needs a critic and uses GAE(gamma, lam).
-        baseline_per_step: compare the reward-to-go of step t with the group's rewards-to-go of step t, where steps
-            have rewards of their own (group baselines only); otherwise with the group's returns.
-        scale_rewards: what to divide by: none, the deviation of each group's returns, of the batch's, or each group's
-            mean (MaxRL: the objective is then the likelihood of success, see `estimators.objectives`).
-        pass_k: 0 = the mean reward is the objective; k = the best reward of k completions is, with the groups' other
-            completions as baseline (k < group).
-        normalize_advantages: weights shifted and scaled to mean 0, deviation 1 over rollouts or over steps.
-        surrogate: reinforce (-w log π, no reuse), clip (PPO), cispo, sapo (a soft gate instead of clipping).
-        importance_sampling_level: token, sequence (geometric mean), sequence_sum (product).
-        loss_type: the reduction. sequence_sum: tokens summed, completions averaged (exact). grpo: mean over each
-            completion's tokens, then over completions. dapo, bnpo: mean over all tokens of the batch. dr_grpo: sum
-            divided by completions × max_completion_length.
-        epsilon, epsilon_high, delta: clipping, see `estimators.losses.clipped`. sapo_temperature_pos, _neg: how fast
-            the soft gate closes for positive and for other weights.
-        vllm_importance_sampling_correction: multiply the policy term by π_trainer/π_sampler of the same weights, where
-            the two compute differently; _mode, _clip_max, _clip_min: see `estimators.ratios.sampler_correction`. The
-            names are TRL's; any sampler is corrected.
-        off_policy_mask_threshold: nats a token; completions of negative weight that the policy has left by more are
-            dropped from the policy term; None = none is.
-        top_entropy_quantile: share of the batch's tokens, those of largest entropy, that keep their weight, and that
-            the entropy bonus is a mean over, as in TRL; 1 = all.
-        beta: weight of the KL penalty; 0 loads no reference. kl_placement, kl_estimator: see `estimators.kl`.
-        use_bias_correction_kl: KL in the loss times the importance ratio, as TRL 1.16 does by default.
-        kl_target: KL(old || new) of an update, nats a step, that an adaptive penalty keeps to; 0 = no penalty.
-        entropy_coef: weight of the mean token entropy, moving linearly to `entropy_coef_final` by the end.
-        gamma: discount in (0, 1]. lam: λ of GAE. lam_value: λ of the critic's targets where it differs (1 in VAPO: the
-            critic then learns the returns themselves). lam_length_alpha: λ of the advantages by each row's length,
-            see `estimators.critics.length_adaptive_lambda`; then `lam` serves the targets alone.
-        vf_coef: weight of the value loss. value_clip: its clipping width; off, as it holds the critic back where the
-            targets move most, and hurt at every width in Andrychowicz et al. 2021 (arXiv 2006.05990).
-        truncated: completions that hit the length limit are kept, masked out of the loss, `truncation_penalty` is
-            taken off their reward, or (with a critic) bootstrap: the value of the state they were cut in stands for
-            their verdict. Kept unless asked otherwise, also with a critic: the limit belongs to the task that is
-            evaluated, so its verdict is the true return, while a bootstrap pays a policy that never ends with its
-            own critic's hopes.
-        baseline_decay: memory of the running mean.
+    The text of each field stands beside it. All but `name`, `source`, `advantage` and `loss` are settings
+    (`algorithm.baseline`), made from this table: see `llm_pg.config.algorithm`.
 
     Raises:
         ValueError: a word that is not known, with the nearest one that is, or a number outside its range.
     """
 
-    name: str
-    source: str
-    advantage: Callable[[Any], Any] | None = None
-    loss: Callable[[Any, Any], Any] | None = None
-    returns: Returns = "reward_to_go"
-    baseline: Baseline = "none"
-    baseline_per_step: bool = False
-    scale_rewards: ScaleRewards = "none"
-    pass_k: Count = 0
-    normalize_advantages: Normalize = "none"
-    surrogate: Surrogate = "clip"
-    importance_sampling_level: Level = "token"
-    loss_type: LossType = "sequence_sum"
-    epsilon: Positive = 0.2
-    epsilon_high: Positive | None = None
-    delta: AboveOne | None = None
-    sapo_temperature_pos: Positive = 1.0
-    sapo_temperature_neg: Positive = 1.05
-    vllm_importance_sampling_correction: bool = False
-    vllm_importance_sampling_mode: Correction = "sequence_mask"
-    vllm_importance_sampling_clip_max: Positive | None = 3.0
-    vllm_importance_sampling_clip_min: Positive | None = None
-    off_policy_mask_threshold: Positive | None = None
-    top_entropy_quantile: Share = 1.0
-    beta: NotNegative = 0.0
-    kl_placement: KlPlacement = "reward"
-    kl_estimator: KlEstimator = "k1"
-    use_bias_correction_kl: bool = False
-    kl_target: NotNegative = 0.0
-    entropy_coef: NotNegative = 0.0
-    entropy_coef_final: NotNegative | None = None
-    gamma: Discount = 1.0
-    lam: Share = 1.0
-    lam_value: Share | None = None
-    lam_length_alpha: Positive | None = None
-    vf_coef: NotNegative = 0.5
-    value_clip: Positive | None = None
-    truncated: Truncated = "keep"
-    truncation_penalty: NotNegative = 0.0
-    baseline_decay: Memory = 0.9
+    name: Annotated[str, Doc("What the algorithm is called in configs.")]
+    source: Annotated[str, Doc("Author, year and arXiv id.")]
+    advantage: Annotated[
+        Callable[[Any], Any] | None,
+        Doc(
+            "A function from `Rollouts` to advantages, (B,) or (B, T), in the place of returns and baseline; None = "
+            "returns less baseline. See `llm_pg.algorithms.own`."
+        ),
+    ] = None
+    loss: Annotated[
+        Callable[[Any, Any], Any] | None,
+        Doc(
+            "A function (logp_BT, batch) -> scalar in the place of surrogate and reduction: the sum over the rows that "
+            "it is given, what `llm-pg prove --loss F` proves. Penalties, bonus and value loss are added to it."
+        ),
+    ] = None
+    returns: Annotated[
+        Returns, Doc("What a token is credited with: reward_to_go, the rewards from it on, or total, all of the row's.")
+    ] = "reward_to_go"
+    baseline: Annotated[
+        Baseline,
+        Doc(
+            "What is subtracted: none, running_mean, batch_mean, group_mean, leave_one_out, length_weighted (the "
+            "group's mean weighted by length, OPO), greedy (the reward of one greedy completion a prompt, ReMax), "
+            "value (a critic and GAE)."
+        ),
+    ] = "none"
+    baseline_per_step: Annotated[
+        bool,
+        Doc(
+            "Compare the reward-to-go of step t with the group's rewards-to-go of step t, where steps have rewards of "
+            "their own (baselines group_mean and leave_one_out); otherwise with the group's returns."
+        ),
+    ] = False
+    scale_rewards: Annotated[
+        ScaleRewards,
+        Doc(
+            "What to divide by: none, the deviation of each group's or of the batch's returns, or group_mean (MaxRL: "
+            "the objective is then the likelihood of success)."
+        ),
+    ] = "none"
+    pass_k: Annotated[
+        Count,
+        Doc(
+            "Objective: 0 = the mean reward, k = the best reward of k completions, with the group's others as the "
+            "baseline (k < num_generations)."
+        ),
+    ] = 0
+    normalize_advantages: Annotated[
+        Normalize, Doc("Shift and scale advantages to mean 0, deviation 1 over rollouts or over steps; or none.")
+    ] = "none"
+    surrogate: Annotated[
+        Surrogate,
+        Doc(
+            "reinforce (-advantage · logp, no reuse), clip (PPO), cispo, sapo (a soft gate instead of clipping); in a "
+            "config also file.py:function, a loss as `llm-pg prove --loss` takes it."
+        ),
+    ] = "clip"
+    importance_sampling_level: Annotated[
+        Level, Doc("Importance ratio of a token, of a sequence (geometric mean) or sequence_sum (product).")
+    ] = "token"
+    loss_type: Annotated[
+        LossType,
+        Doc(
+            "Reduction. sequence_sum: tokens summed, completions averaged (exact). grpo: mean over each completion's "
+            "tokens, then over completions. dapo, bnpo: mean over all tokens of the batch. dr_grpo: sum divided by "
+            "completions × max_completion_length."
+        ),
+    ] = "sequence_sum"
+    epsilon: Annotated[Positive, Doc("Clipping width below 1.")] = 0.2
+    epsilon_high: Annotated[Positive | None, Doc("Clipping width above 1; None = epsilon.")] = None
+    delta: Annotated[AboveOne | None, Doc("Upper bound of the ratio, if any (two-sided clipping).")] = None
+    sapo_temperature_pos: Annotated[Positive, Doc("How fast SAPO's gate closes where the advantage is positive.")] = 1.0
+    sapo_temperature_neg: Annotated[Positive, Doc("How fast it closes where the advantage is negative.")] = 1.05
+    vllm_importance_sampling_correction: Annotated[
+        bool,
+        Doc(
+            "Multiply the policy term by π_trainer/π_sampler of the same weights, where the two compute differently; "
+            "for any sampler, not vLLM alone."
+        ),
+    ] = False
+    vllm_importance_sampling_mode: Annotated[
+        Correction, Doc("Bound that ratio by token or sequence, and truncate or mask what is outside.")
+    ] = "sequence_mask"
+    vllm_importance_sampling_clip_max: Annotated[Positive | None, Doc("Upper bound of that ratio, if any.")] = 3.0
+    vllm_importance_sampling_clip_min: Annotated[Positive | None, Doc("Lower bound of that ratio, if any.")] = None
+    off_policy_mask_threshold: Annotated[
+        Positive | None,
+        Doc(
+            "Nats a token: completions of negative advantage that the policy has left by more are dropped from the "
+            "policy term; None = none is."
+        ),
+    ] = None
+    top_entropy_quantile: Annotated[
+        Share,
+        Doc(
+            "Share of the batch's tokens, those of largest entropy, that the policy term and the entropy bonus keep; "
+            "1 = all."
+        ),
+    ] = 1.0
+    beta: Annotated[NotNegative, Doc("Weight of the KL to the frozen reference; 0 loads no reference.")] = 0.0
+    kl_placement: Annotated[KlPlacement, Doc("Where the KL is: in the reward of each token, or in the loss.")] = (
+        "reward"
+    )
+    kl_estimator: Annotated[KlEstimator, Doc("k1, k2 or k3: see `llm_pg.estimators.kl`.")] = "k1"
+    use_bias_correction_kl: Annotated[
+        bool, Doc("Multiply the KL in the loss by the importance ratio, as TRL 1.16 does by default.")
+    ] = False
+    kl_target: Annotated[
+        NotNegative, Doc("KL(old || new), nats a token, that an adaptive penalty keeps updates to; 0 = no penalty.")
+    ] = 0.0
+    entropy_coef: Annotated[NotNegative, Doc("Weight of the mean token entropy.")] = 0.0
+    entropy_coef_final: Annotated[
+        NotNegative | None, Doc("Its value at the last step, reached linearly; None = the same.")
+    ] = None
+    gamma: Annotated[Discount, Doc("Discount per token, in (0, 1].")] = 1.0
+    lam: Annotated[Share, Doc("λ of GAE.")] = 1.0
+    lam_value: Annotated[
+        Share | None, Doc("λ of the critic's targets; None = lam. 1 learns the returns themselves (VAPO).")
+    ] = None
+    lam_length_alpha: Annotated[
+        Positive | None,
+        Doc(
+            "λ of the advantages = 1 - 1/(this × length), as VAPO (0.05), and `lam` is for the targets alone; "
+            "None = lam."
+        ),
+    ] = None
+    vf_coef: Annotated[NotNegative, Doc("Weight of the value loss.")] = 0.5
+    value_clip: Annotated[
+        Positive | None,
+        Doc(
+            "Clipping width of the value; None = off, as it holds the critic back where targets move most, and hurt at "
+            "every width in Andrychowicz et al. 2021 (arXiv 2006.05990)."
+        ),
+    ] = None
+    truncated: Annotated[
+        Truncated,
+        Doc(
+            "Completions cut by the length limit: keep; mask them out of the loss; penalise, truncation_penalty off "
+            "their reward; bootstrap, the critic's value of the state they were cut in stands for their reward. The "
+            "limit belongs to the task that is evaluated, so that keep is the true return."
+        ),
+    ] = "keep"
+    truncation_penalty: Annotated[NotNegative, Doc("Taken off the reward of a truncated completion (penalise).")] = 0.0
+    baseline_decay: Annotated[Memory, Doc("Memory of the running mean, in [0, 1).")] = 0.9
 
     def __post_init__(self) -> None:
-        check_fields(self, f"Row {self.name!r}")
+        check_fields(self, f"Algorithm {self.name!r}")
         if self.baseline_per_step and self.baseline not in ("group_mean", "leave_one_out"):
             raise ValueError(
-                f"Row {self.name!r}: baseline_per_step compares the steps of a group, and the baseline is "
+                f"Algorithm {self.name!r}: baseline_per_step compares the steps of a group, and the baseline is "
                 f"{self.baseline}. Use baseline leave_one_out or group_mean, or leave baseline_per_step out."
             )
 
         if self.loss is not None and (self.vllm_importance_sampling_correction or self.off_policy_mask_threshold):
             raise ValueError(
-                f"Row {self.name!r} has a loss of its own, whose tokens cannot be corrected for the sampler one by "
-                "one. Set vllm_importance_sampling_correction=false and off_policy_mask_threshold=null (with "
+                f"Algorithm {self.name!r} has a loss of its own, whose tokens cannot be corrected for the sampler one "
+                "by one. Set vllm_importance_sampling_correction=false and off_policy_mask_threshold=null (with "
                 "max_staleness the loss must correct by itself: batch.rollouts.logp_BT holds the log-probabilities of "
                 "the sampler)."
             )
@@ -157,10 +221,10 @@ class Row:
 
 
 WORDS: dict[str, tuple[str, ...]] = {
-    name: known for name, annotation in annotations_of(Row).items() if (known := words_of(annotation))
+    name: known for name, annotation in annotations_of(AlgorithmSpec).items() if (known := words_of(annotation))
 }
 
-_GRPO = Row(
+_GRPO = AlgorithmSpec(
     "grpo",
     "Shao et al. 2024, arXiv 2402.03300; reduction and KL as TRL 1.16",
     returns="total",
@@ -172,9 +236,9 @@ _GRPO = Row(
     use_bias_correction_kl=True,
 )
 
-_ROWS = (
-    Row("reinforce", "Williams 1992; reward-to-go: Sutton et al. 2000", surrogate="reinforce"),
-    Row(
+_SPECS = (
+    AlgorithmSpec("reinforce", "Williams 1992; reward-to-go: Sutton et al. 2000", surrogate="reinforce"),
+    AlgorithmSpec(
         "rloo",
         "Ahmadian et al. 2024, arXiv 2402.14740",
         baseline="leave_one_out",
@@ -200,13 +264,13 @@ _ROWS = (
     dataclasses.replace(
         _GRPO, name="sapo", source="Gao et al. 2025, arXiv 2511.20347", surrogate="sapo", loss_type="grpo"
     ),
-    Row(
+    AlgorithmSpec(
         "reinforce_plus_plus",
         "Hu et al. 2025, arXiv 2501.03262",
         normalize_advantages="steps",
         loss_type="dapo",
     ),
-    Row(
+    AlgorithmSpec(
         "reinforce_plus_plus_baseline",
         "Hu et al. 2025, arXiv 2501.03262, with baseline",
         returns="total",
@@ -216,15 +280,15 @@ _ROWS = (
         kl_placement="loss",
         kl_estimator="k2",
     ),
-    Row("remax", "Li et al. 2023, arXiv 2310.10505", baseline="greedy", surrogate="reinforce"),
-    Row(
+    AlgorithmSpec("remax", "Li et al. 2023, arXiv 2310.10505", baseline="greedy", surrogate="reinforce"),
+    AlgorithmSpec(
         "opo",
         "Hao et al. 2025, arXiv 2505.23585",
         returns="total",
         baseline="length_weighted",
         surrogate="reinforce",
     ),
-    Row(
+    AlgorithmSpec(
         "maxrl",
         "Maximum Likelihood Reinforcement Learning 2026, arXiv 2602.02710",
         returns="total",
@@ -233,7 +297,7 @@ _ROWS = (
         kl_placement="loss",
         kl_estimator="k2",
     ),
-    Row(
+    AlgorithmSpec(
         "pass_at_k",
         "Walder and Karkhanis 2025, arXiv 2505.15201; baseline: k others",
         returns="total",
@@ -242,7 +306,7 @@ _ROWS = (
         kl_placement="loss",
         kl_estimator="k2",
     ),
-    Row(
+    AlgorithmSpec(
         "a2c",
         "Mnih et al. 2016, arXiv 1602.01783",
         baseline="value",
@@ -250,7 +314,7 @@ _ROWS = (
         loss_type="dapo",
         gamma=1.0,
     ),
-    Row(
+    AlgorithmSpec(
         "ppo",
         "Schulman et al. 2017, arXiv 1707.06347; GAE: arXiv 1506.02438",
         baseline="value",
@@ -260,4 +324,4 @@ _ROWS = (
     ),
 )
 
-TABLE: dict[str, Row] = {row.name: row for row in _ROWS}
+ALGORITHMS: dict[str, AlgorithmSpec] = {spec.name: spec for spec in _SPECS}

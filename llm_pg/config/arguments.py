@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, get_args, get_origin
 
-from ..algorithms.table import TABLE
+from ..algorithms.table import ALGORITHMS
 from ..words import nearest, words_of
 from . import schema
 from .load import ConfigError
@@ -117,5 +117,5 @@ def _written(value: Any) -> str:
 
 def _choices(name: str, field: Any) -> str:
     """ " {a|b}" where a setting is one of a few words, else ""."""
-    words = tuple(TABLE) if name == "name" else words_of(field.annotation)
+    words = tuple(ALGORITHMS) if name == "name" else words_of(field.annotation)
     return f" {{{'|'.join(words)}}}" if words else ""

@@ -8,8 +8,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ..algorithms import table
-from ..algorithms.own import find_row
-from ..algorithms.table import Row
+from ..algorithms.own import find_spec
+from ..algorithms.table import AlgorithmSpec
 from ..words import one_of
 from .combinations import check_combinations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 DEFAULT_PROMPTS = 8  # of a step
 
 
-def resolve_row(config: Config) -> Row:
+def resolve_spec(config: Config) -> AlgorithmSpec:
     """The algorithm's row of the table with the changes of the config."""
     given = config.algorithm
-    fields = {field.name for field in dataclasses.fields(Row)} - {"name", "source", "advantage"}
+    fields = {field.name for field in dataclasses.fields(AlgorithmSpec)} - {"name", "source", "advantage"}
     changes = {k: v for k in fields if (v := getattr(given, k, None)) is not None}
     if given.mask_truncated_completions:
         if given.truncated not in (None, "mask"):
@@ -33,7 +33,7 @@ def resolve_row(config: Config) -> Row:
         changes["truncated"] = "mask"
     if config.rollout.max_staleness and changes.setdefault("vllm_importance_sampling_correction", True):
         changes.setdefault("vllm_importance_sampling_mode", "token_truncate")
-    return find_row(given.name, changes)
+    return find_spec(given.name, changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +111,15 @@ def plan_batch(config: Config, num_ranks: int = 1) -> BatchPlan:
 
 def check_config(config: Config) -> None:
     """Raise ValueError, in one paragraph, at the first thing that cannot work."""
-    row = resolve_row(config)
+    spec = resolve_spec(config)
     plan = plan_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
-    _check_critic(row, config)
-    _check_group(row, config.rollout.num_generations)
-    _check_reuse(row, config)
-    check_combinations(row, config)
+    _check_critic(spec, config)
+    _check_group(spec, config.rollout.num_generations)
+    _check_reuse(spec, config)
+    check_combinations(spec, config)
     _check_engine(config)
     _check_environment(config)
-    _check_ahead(row, config)
+    _check_ahead(spec, config)
     _check_best(config)
     if config.train.packing == "shared_prefix" and config.train.gradient_checkpointing:
         raise ValueError(
@@ -129,12 +129,12 @@ def check_config(config: Config) -> None:
         )
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")
-    if row.beta and row.kl_placement == "loss" and row.kl_estimator == "k1" and not row.use_bias_correction_kl:
+    if spec.beta and spec.kl_placement == "loss" and spec.kl_estimator == "k1" and not spec.use_bias_correction_kl:
         raise ValueError(
             "kl_estimator k1 with kl_placement loss is no penalty: its expected gradient is 0. Use kl_placement "
             "reward with k1 (exact), or k3 in the loss."
         )
-    if row.surrogate == "cispo" and row.epsilon_high is None:
+    if spec.surrogate == "cispo" and spec.epsilon_high is None:
         raise ValueError("surrogate cispo needs epsilon_high, the upper bound of the ratio (5.0 in MiniMax-M1).")
     data = config.data
     if data.task and config.data.num_train_prompts < plan.prompts:
@@ -164,29 +164,29 @@ def _check_run_name(name: str | None, output_dir: str) -> None:
     )
 
 
-def _check_group(row: Row, group: int) -> None:
-    if row.needs_group and group < 2:
-        what = row.baseline if row.baseline in table.GROUP_BASELINES else f"scale_rewards {row.scale_rewards}"
+def _check_group(spec: AlgorithmSpec, group: int) -> None:
+    if spec.needs_group and group < 2:
+        what = spec.baseline if spec.baseline in table.GROUP_BASELINES else f"scale_rewards {spec.scale_rewards}"
         raise ValueError(
-            f"num_generations is {group}, and {row.name} uses {what}: a completion is compared with the others of its "
+            f"num_generations is {group}, and {spec.name} uses {what}: a completion is compared with the others of its "
             "group, so a group needs at least 2. Raise num_generations, or use algorithm reinforce with baseline "
             "running_mean."
         )
 
 
-def _check_critic(row: Row, config: Config) -> None:
-    if row.truncated == "bootstrap" and not row.needs_critic:
+def _check_critic(spec: AlgorithmSpec, config: Config) -> None:
+    if spec.truncated == "bootstrap" and not spec.needs_critic:
         raise ValueError(
-            f"truncated is bootstrap, and {row.name} (baseline {row.baseline}) has no critic, whose value stands for "
+            f"truncated is bootstrap, and {spec.name} (baseline {spec.baseline}) has no critic, whose value stands for "
             "what would have followed. Use keep, mask or penalise, or an algorithm with a critic (a2c, ppo)."
         )
     warmup, steps = config.critic.critic_warmup_steps, config.train.max_steps
-    if row.needs_critic and warmup >= steps:
+    if spec.needs_critic and warmup >= steps:
         raise ValueError(
             f"critic_warmup_steps is {warmup} and max_steps {steps}: the policy would never be trained. Take fewer "
             "steps of warm-up (5 to 50), or more steps."
         )
-    if row.needs_critic and config.critic.critic_kind == "model" and config.critic.critic_trunk_gradient:
+    if spec.needs_critic and config.critic.critic_kind == "model" and config.critic.critic_trunk_gradient:
         raise ValueError(
             "critic_trunk_gradient lets a value head move the policy's body; critic_kind model has a body of its own. "
             "Use critic_kind head, or leave critic_trunk_gradient out."
@@ -253,7 +253,7 @@ def _check_environment(config: Config) -> None:
         )
 
 
-def _check_ahead(row: Row, config: Config) -> None:
+def _check_ahead(spec: AlgorithmSpec, config: Config) -> None:
     """What cannot be sampled ahead of its update."""
     rollout = config.rollout
     refusals = {
@@ -263,8 +263,8 @@ def _check_ahead(row: Row, config: Config) -> None:
         "an environment of several turns is played in the trainer. Leave rollout.environment out": (
             rollout.environment is not None
         ),
-        f"{row.name} has a critic, whose returns along old completions would need a correction at every token. Use an "
-        "algorithm without a critic": row.needs_critic,
+        f"{spec.name} has a critic, whose returns along old completions would need a correction at every token. Use an "
+        "algorithm without a critic": spec.needs_critic,
         "the further prompts of dynamic sampling would be chosen by a curriculum that moves meanwhile. Use one of "
         "them": bool(config.algorithm.dynamic_sampling_max_rounds) and config.data.curriculum != "none",
     }
@@ -290,9 +290,9 @@ def _check_best(config: Config) -> None:
     one_of("metric_for_best_model", run.metric_for_best_model or "eval/greedy", known)
 
 
-def _check_reuse(row: Row, config: Config) -> None:
+def _check_reuse(spec: AlgorithmSpec, config: Config) -> None:
     reuse = config.algorithm.num_iterations * config.algorithm.steps_per_generation
-    if reuse > 1 and row.surrogate == "reinforce":
+    if reuse > 1 and spec.surrogate == "reinforce":
         raise ValueError(
             f"num_iterations × steps_per_generation is {reuse}, and surrogate reinforce knows no importance ratio: "
             "after one update its data are stale. Use surrogate=clip, or 1 and 1."

@@ -4,68 +4,68 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..algorithms.table import GROUP_BASELINES, Row
+from ..algorithms.table import GROUP_BASELINES, AlgorithmSpec
 
 if TYPE_CHECKING:
     from .schema import Config
 
 
-def check_combinations(row: Row, config: Config) -> None:
+def check_combinations(spec: AlgorithmSpec, config: Config) -> None:
     """Raise ValueError, in one paragraph, at the first combination that cannot work."""
-    _check_own(row)
-    _check_best_of_k(row, config.rollout.num_generations)
-    _check_likelihood(row, config)
-    _check_other_objective(row)
-    _check_sampler(row)
-    _check_penalties(row, config)
-    _check_dynamic_sampling(row, config)
+    _check_own(spec)
+    _check_best_of_k(spec, config.rollout.num_generations)
+    _check_likelihood(spec, config)
+    _check_other_objective(spec)
+    _check_sampler(spec)
+    _check_penalties(spec, config)
+    _check_dynamic_sampling(spec, config)
 
 
-def _check_own(row: Row) -> None:
+def _check_own(spec: AlgorithmSpec) -> None:
     """A function stands in the place of all that makes an advantage; the greedy completion is there for it to read."""
-    if row.advantage is None:
+    if spec.advantage is None:
         return
-    plain = Row("", "")
+    plain = AlgorithmSpec("", "")
     names = ("baseline", "baseline_per_step", "scale_rewards", "pass_k")
     idle = [
-        f"{name} {getattr(row, name)}" for name in names if getattr(row, name) not in (getattr(plain, name), "greedy")
+        f"{name} {getattr(spec, name)}" for name in names if getattr(spec, name) not in (getattr(plain, name), "greedy")
     ]
     if idle:
         raise ValueError(
-            f"algorithm {row.name} is a function that gives the advantages itself, which leaves {' and '.join(idle)} "
+            f"algorithm {spec.name} is a function that gives the advantages itself, which leaves {' and '.join(idle)} "
             "without effect. Compute it in the function, or take a row of the table."
         )
 
 
-def _check_best_of_k(row: Row, group: int) -> None:
-    if not row.pass_k:
+def _check_best_of_k(spec: AlgorithmSpec, group: int) -> None:
+    if not spec.pass_k:
         return
-    if row.pass_k >= group:
+    if spec.pass_k >= group:
         raise ValueError(
-            f"pass_k is {row.pass_k} and num_generations {group}: a completion is compared with the best of pass_k "
-            f"others of its group, so a group needs at least {row.pass_k + 1}. Raise num_generations or lower pass_k."
+            f"pass_k is {spec.pass_k} and num_generations {group}: a completion is compared with the best of pass_k "
+            f"others of its group, so a group needs at least {spec.pass_k + 1}. Raise num_generations or lower pass_k."
         )
-    if (row.returns, row.baseline, row.scale_rewards) != ("total", "leave_one_out", "none"):
+    if (spec.returns, spec.baseline, spec.scale_rewards) != ("total", "leave_one_out", "none"):
         raise ValueError(
-            f"pass_k {row.pass_k} brings its own weights, those of the best of k completions, and would leave "
-            f"returns {row.returns}, baseline {row.baseline} and scale_rewards {row.scale_rewards} without effect. Use "
-            "algorithm=pass_at_k, or leave pass_k out."
+            f"pass_k {spec.pass_k} brings its own weights, those of the best of k completions, and would leave "
+            f"returns {spec.returns}, baseline {spec.baseline} and scale_rewards {spec.scale_rewards} without effect. "
+            "Use algorithm=pass_at_k, or leave pass_k out."
         )
 
 
-def _check_likelihood(row: Row, config: Config) -> None:
-    if row.scale_rewards != "group_mean":
+def _check_likelihood(spec: AlgorithmSpec, config: Config) -> None:
+    if spec.scale_rewards != "group_mean":
         return
-    if (row.returns, row.baseline) != ("total", "group_mean"):
+    if (spec.returns, spec.baseline) != ("total", "group_mean"):
         raise ValueError(
             f"scale_rewards group_mean is the gradient of the likelihood of success with returns total and baseline "
-            f"group_mean, and of nothing known with returns {row.returns} and baseline {row.baseline}. Use "
+            f"group_mean, and of nothing known with returns {spec.returns} and baseline {spec.baseline}. Use "
             "algorithm=maxrl as it stands, or another scale_rewards."
         )
-    if row.truncated == "penalise" and row.truncation_penalty:
+    if spec.truncated == "penalise" and spec.truncation_penalty:
         raise ValueError(
             f"scale_rewards group_mean divides by the mean reward of a group, which truncation_penalty "
-            f"{row.truncation_penalty:g} can push below 0. Use truncated keep or mask, or a reward that is 0 for "
+            f"{spec.truncation_penalty:g} can push below 0. Use truncated keep or mask, or a reward that is 0 for "
             "truncated completions."
         )
     negative = [w for w in config.reward.reward_weights or () if w < 0]
@@ -76,45 +76,45 @@ def _check_likelihood(row: Row, config: Config) -> None:
         )
 
 
-def _check_other_objective(row: Row) -> None:
-    if (row.pass_k or row.scale_rewards == "group_mean") and row.beta and row.kl_placement == "reward":
-        what = f"pass_k {row.pass_k}" if row.pass_k else "scale_rewards group_mean"
+def _check_other_objective(spec: AlgorithmSpec) -> None:
+    if (spec.pass_k or spec.scale_rewards == "group_mean") and spec.beta and spec.kl_placement == "reward":
+        what = f"pass_k {spec.pass_k}" if spec.pass_k else "scale_rewards group_mean"
         raise ValueError(
-            f"beta is {row.beta:g} with kl_placement reward, and {what} is made for verdicts: a reward less its KL is "
+            f"beta is {spec.beta:g} with kl_placement reward, and {what} is made for verdicts: a reward less its KL is "
             "none. Use kl_placement=loss with kl_estimator=k2 or k3, or beta=0."
         )
 
 
-def _check_sampler(row: Row) -> None:
-    low, high = row.vllm_importance_sampling_clip_min, row.vllm_importance_sampling_clip_max
-    if row.vllm_importance_sampling_correction and low is not None and high is not None and low >= high:
+def _check_sampler(spec: AlgorithmSpec) -> None:
+    low, high = spec.vllm_importance_sampling_clip_min, spec.vllm_importance_sampling_clip_max
+    if spec.vllm_importance_sampling_correction and low is not None and high is not None and low >= high:
         raise ValueError(
             f"vllm_importance_sampling_clip_min is {low:g} and vllm_importance_sampling_clip_max {high:g}: no ratio "
             "lies between them. The lower bound must be below the upper one, and below 1."
         )
 
 
-def _check_penalties(row: Row, config: Config) -> None:
+def _check_penalties(spec: AlgorithmSpec, config: Config) -> None:
     updates = config.algorithm.num_iterations * config.algorithm.steps_per_generation
-    if row.kl_target and updates == 1:
+    if spec.kl_target and updates == 1:
         raise ValueError(
-            f"kl_target is {row.kl_target:g}, and every batch is used for one update: until the policy has moved away "
+            f"kl_target is {spec.kl_target:g}, and every batch is used for one update: until the policy has moved away "
             "from the one that sampled, the penalty between the two has no gradient. Raise num_iterations or "
             "steps_per_generation, or use beta, the penalty to the reference."
         )
-    if config.algorithm.sync_ref_model and not row.beta:
+    if config.algorithm.sync_ref_model and not spec.beta:
         raise ValueError(
             "sync_ref_model is true and beta is 0, so there is no reference to refresh. Set beta above 0, or "
             "sync_ref_model=false."
         )
 
 
-def _check_dynamic_sampling(row: Row, config: Config) -> None:
+def _check_dynamic_sampling(spec: AlgorithmSpec, config: Config) -> None:
     rounds = config.algorithm.dynamic_sampling_max_rounds
-    silent = row.baseline in GROUP_BASELINES or row.pass_k or row.advantage is not None
+    silent = spec.baseline in GROUP_BASELINES or spec.pass_k or spec.advantage is not None
     if rounds and not silent:
         raise ValueError(
-            f"dynamic_sampling_max_rounds is {rounds}, and {row.name} has baseline {row.baseline}: a group with equal "
-            "rewards is not silent there, so that dropping it would bias the gradient. Use an algorithm with a group "
-            "baseline (grpo, dapo, rloo), or dynamic_sampling_max_rounds=0."
+            f"dynamic_sampling_max_rounds is {rounds}, and {spec.name} has baseline {spec.baseline}: a group with "
+            "equal rewards is not silent there, so that dropping it would bias the gradient. Use an algorithm with a "
+            "group baseline (grpo, dapo, rloo), or dynamic_sampling_max_rounds=0."
         )

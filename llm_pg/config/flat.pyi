@@ -87,10 +87,6 @@ class Settings(TypedDict, total=False):
     surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
-    beta: float | None
-    kl_placement: Literal["reward", "loss"] | None
-    kl_estimator: Literal["k1", "k2", "k3"] | None
-    use_bias_correction_kl: bool | None
     epsilon: float | None
     epsilon_high: float | None
     delta: float | None
@@ -102,6 +98,10 @@ class Settings(TypedDict, total=False):
     vllm_importance_sampling_clip_min: float | None
     off_policy_mask_threshold: float | None
     top_entropy_quantile: float | None
+    beta: float | None
+    kl_placement: Literal["reward", "loss"] | None
+    kl_estimator: Literal["k1", "k2", "k3"] | None
+    use_bias_correction_kl: bool | None
     kl_target: float | None
     entropy_coef: float | None
     entropy_coef_final: float | None
@@ -113,8 +113,8 @@ class Settings(TypedDict, total=False):
     value_clip: float | None
     truncated: Literal["keep", "mask", "penalise", "bootstrap"] | None
     truncation_penalty: float | None
-    mask_truncated_completions: bool | None
     baseline_decay: float | None
+    mask_truncated_completions: bool | None
     sync_ref_model: bool
     ref_model_mixup_alpha: float
     ref_model_sync_steps: int
@@ -381,10 +381,6 @@ class Attributes:
     surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
-    beta: float | None
-    kl_placement: Literal["reward", "loss"] | None
-    kl_estimator: Literal["k1", "k2", "k3"] | None
-    use_bias_correction_kl: bool | None
     epsilon: float | None
     epsilon_high: float | None
     delta: float | None
@@ -396,6 +392,10 @@ class Attributes:
     vllm_importance_sampling_clip_min: float | None
     off_policy_mask_threshold: float | None
     top_entropy_quantile: float | None
+    beta: float | None
+    kl_placement: Literal["reward", "loss"] | None
+    kl_estimator: Literal["k1", "k2", "k3"] | None
+    use_bias_correction_kl: bool | None
     kl_target: float | None
     entropy_coef: float | None
     entropy_coef_final: float | None
@@ -407,8 +407,8 @@ class Attributes:
     value_clip: float | None
     truncated: Literal["keep", "mask", "penalise", "bootstrap"] | None
     truncation_penalty: float | None
-    mask_truncated_completions: bool | None
     baseline_decay: float | None
+    mask_truncated_completions: bool | None
     sync_ref_model: bool
     ref_model_mixup_alpha: float
     ref_model_sync_steps: int

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..algorithms import table
+from .algorithm import AlgorithmConfig
 from .rollout import RolloutConfig
 from .section import Section
 
@@ -145,99 +145,6 @@ class RewardConfig(Section):
         "words of the model, such as <think> added as a special token (begin, end, padding and the tokens around turns "
         "are taken out in any case); None = false where a shipped function reads tags, else true.",
     )
-
-
-class AlgorithmConfig(Section):
-    """A row of the table (`name`), and what to change in it. Fields left at None keep the row's own value."""
-
-    name: str = Field(
-        "grpo",
-        description="Row of the table: reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, sapo, maxrl, pass_at_k, ...; "
-        "or a function of yours, file.py:function or module:function, from rollouts to advantages.",
-    )
-    returns: table.Returns | None = Field(None, description="reward_to_go or total.")
-    baseline: table.Baseline | None = Field(
-        None,
-        description="none, running_mean, batch_mean, group_mean, leave_one_out, length_weighted, greedy (one greedy "
-        "completion a prompt is sampled and scored beside the batch), value.",
-    )
-    scale_rewards: table.ScaleRewards | None = Field(
-        None, description="To divide by: none, the deviation of each group or of the batch, group_mean (maxrl)."
-    )
-    pass_k: table.Count | None = Field(None, description="Objective: the best of k completions; 0 = the mean reward.")
-    normalize_advantages: table.Normalize | None = Field(None, description="none, rollouts or steps.")
-    surrogate: table.Surrogate | str | None = Field(
-        None,
-        description="reinforce, clip, cispo or sapo; or file.py:function, a loss as `llm-pg prove --loss` takes it.",
-    )
-    importance_sampling_level: table.Level | None = Field(None, description="token, sequence or sequence_sum.")
-    loss_type: table.LossType | None = Field(
-        None, description="Reduction: sequence_sum (exact), grpo, dapo, bnpo, dr_grpo."
-    )
-    beta: table.NotNegative | None = Field(None, description="Weight of the KL to the frozen reference; 0 loads none.")
-    kl_placement: table.KlPlacement | None = Field(None, description="reward or loss.")
-    kl_estimator: table.KlEstimator | None = Field(None, description="k1, k2 or k3.")
-    use_bias_correction_kl: bool | None = Field(None, description="KL in the loss times the importance ratio.")
-    epsilon: table.Positive | None = Field(None, description="Clipping width below 1.")
-    epsilon_high: table.Positive | None = Field(None, description="Clipping width above 1; None = epsilon.")
-    delta: table.AboveOne | None = Field(None, description="Upper bound of the ratio (two-sided clipping).")
-    sapo_temperature_pos: table.Positive | None = Field(
-        None, description="How fast SAPO's gate closes where the advantage is positive."
-    )
-    sapo_temperature_neg: table.Positive | None = Field(None, description="The same where it is not.")
-    vllm_importance_sampling_correction: bool | None = Field(
-        None, description="Weigh by π_trainer/π_sampler of the same weights; for any sampler, not vLLM alone."
-    )
-    vllm_importance_sampling_mode: table.Correction | None = Field(
-        None, description="token_truncate, token_mask, sequence_truncate or sequence_mask."
-    )
-    vllm_importance_sampling_clip_max: table.Positive | None = Field(
-        None, description="Upper bound of that ratio; None = the row's, 3."
-    )
-    vllm_importance_sampling_clip_min: table.Positive | None = Field(
-        None, description="Lower bound of that ratio; None = the row's, none."
-    )
-    off_policy_mask_threshold: table.Positive | None = Field(
-        None, description="Drop completions of negative advantage that the policy left by more nats a token."
-    )
-    top_entropy_quantile: table.Share | None = Field(
-        None,
-        description="Share of the batch's tokens, by entropy, that the policy term and the bonus keep.",
-    )
-    kl_target: table.NotNegative | None = Field(
-        None, description="KL(old || new), nats a token, that an adaptive penalty keeps updates to; 0 = none."
-    )
-    entropy_coef: table.NotNegative | None = Field(None, description="Weight of the mean token entropy.")
-    entropy_coef_final: table.NotNegative | None = Field(None, description="Its value at the last step (linear).")
-    gamma: table.Discount | None = Field(None, description="Discount per token.")
-    lam: table.Share | None = Field(None, description="λ of GAE.")
-    lam_value: table.Share | None = Field(
-        None, description="λ of the critic's targets; None = lam. 1 for long completions (VAPO)."
-    )
-    lam_length_alpha: table.Positive | None = Field(
-        None, description="λ of the advantages = 1 - 1/(this × length), as VAPO (0.05); None = lam."
-    )
-    vf_coef: table.NotNegative | None = Field(None, description="Weight of the value loss.")
-    value_clip: table.Positive | None = Field(None, description="Clipping width of the value.")
-    truncated: table.Truncated | None = Field(
-        None, description="Completions cut by the length limit: keep, mask, penalise, bootstrap."
-    )
-    truncation_penalty: table.NotNegative | None = Field(None, description="Taken off their reward with penalise.")
-    mask_truncated_completions: bool | None = Field(None, description="TRL's name for truncated=mask.")
-    baseline_decay: table.Memory | None = Field(None, description="Memory of the running mean.")
-    sync_ref_model: bool = Field(False, description="Move the reference towards the policy as training goes on.")
-    ref_model_mixup_alpha: float = Field(
-        0.6, gt=0, le=1, description="Share of the policy in the new reference; 1 replaces it."
-    )
-    ref_model_sync_steps: int = Field(512, gt=0, description="Steps between refreshes of the reference.")
-    dynamic_sampling_max_rounds: int = Field(
-        0,
-        ge=0,
-        description="Rounds in which groups with equal rewards may be replaced by those of further prompts (DAPO); "
-        "0 = none. Terms that equal groups have too (KL, entropy) then weigh prompts by the chance of a mixed group.",
-    )
-    num_iterations: int = Field(1, gt=0, description="μ, passes over each batch of rollouts.")
-    steps_per_generation: int = Field(1, gt=0, description="Optimiser steps (minibatches) per pass.")
 
 
 class CriticConfig(Section):

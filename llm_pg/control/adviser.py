@@ -31,7 +31,7 @@ def check(settings: ControlSettings, interface: Interface) -> None:
     _check_head(settings, interface)
     _check_groups(settings)
     _check_horizon(settings, interface)
-    row = settings.row
+    row = settings.spec
     if settings.num_epochs * settings.num_minibatches > 1 and row.surrogate in ON_POLICY:
         raise ValueError(
             f"{row.name} has no importance ratio: after one update its data are stale, but num_epochs "
@@ -58,7 +58,7 @@ def _check_head(settings: ControlSettings, interface: Interface) -> None:
 
 
 def _check_groups(settings: ControlSettings) -> None:
-    row = settings.row
+    row = settings.spec
     if row.needs_group and settings.group_size < 2:
         raise ValueError(
             f"{row.name} compares rows that start from the same state; with group_size {settings.group_size} there is "
@@ -76,7 +76,7 @@ def _check_groups(settings: ControlSettings) -> None:
 
 
 def _check_horizon(settings: ControlSettings, interface: Interface) -> None:
-    row, horizon = settings.row, interface.horizon
+    row, horizon = settings.spec, interface.horizon
     if settings.num_steps and not row.needs_critic:
         raise ValueError(
             f"Baseline {row.baseline!r} needs the return of whole episodes, but num_steps {settings.num_steps} cuts "
@@ -188,4 +188,4 @@ def advise(interface: Spaces) -> list[Advice]:
 
 def collapsed(settings: ControlSettings, interface: Interface, entropy: float) -> bool:
     """Policy entropy under 0.1 nats with no bonus to hold it up. A differential entropy has no such zero."""
-    return interface.discrete and settings.row.entropy_coef == 0 and entropy < COLLAPSED_ENTROPY
+    return interface.discrete and settings.spec.entropy_coef == 0 and entropy < COLLAPSED_ENTROPY

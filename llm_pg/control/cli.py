@@ -13,7 +13,7 @@ EPILOG = """examples:
   llm-pg control pendulum --algorithm ppo --head tanh_gaussian
   llm-pg control cartpole --advise"""
 
-# Flag, type, help. The name is that of the field in `ControlSettings` or `Row`.
+# Flag, type, help. The name is that of the field in `ControlSettings` or `AlgorithmSpec`.
 NUMBERS: tuple[tuple[str, Any, str], ...] = (
     ("total_steps", int, "environment steps of the run, all rows together"),
     ("total_episodes", int, "end after so many episodes, if that comes first"),

@@ -64,7 +64,7 @@ class ControlLearner:
         self, settings: ControlSettings, policy: ControlPolicy, horizon: int | None, optimize: bool = True
     ) -> None:
         self.settings, self.policy = settings, policy
-        self.algorithm = Algorithm(settings.row, max_completion_length=horizon)
+        self.algorithm = Algorithm(settings.spec, max_completion_length=horizon)
         self.learning_rate = settings.learning_rate
         self._move = OPTIMIZERS[settings.optimizer](policy.theta) if optimize else None
         self._rng = np.random.default_rng(settings.seed)
@@ -80,7 +80,7 @@ class ControlLearner:
         once = settings.num_epochs == 1 and settings.num_minibatches == 1
         # With a single pass the forward that the weights need is also the one that is differentiated.
         with torch.set_grad_enabled(once):
-            batch, parts = self._weigh(stretch, progress)
+            batch, parts = self._compute_batch(stretch, progress)
         if once:
             stats = self._step(batch, parts, 1)
         else:
@@ -94,7 +94,7 @@ class ControlLearner:
     def gradient(self, stretch: Stretch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The gradient of the loss over the stretch, flat and a copy, and no step."""
         with torch.enable_grad():
-            batch, parts = self._weigh(stretch, progress)
+            batch, parts = self._compute_batch(stretch, progress)
         stats = self._backward(batch, parts, 1)
         return self.policy.grad.clone(), stats
 
@@ -104,10 +104,10 @@ class ControlLearner:
             change = settings.learning_rate_final - settings.learning_rate
             self.learning_rate = settings.learning_rate + change * min(progress, 1.0)
 
-    def _weigh(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
+    def _compute_batch(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
         """The weighed steps inside the mask, a row each where the algorithm allows it, and their forward pass."""
         settings, mask_BT = self.settings, stretch.mask_BT
-        critic = settings.row.needs_critic
+        critic = settings.spec.needs_critic
         logp_N, entropy_N, value_N = self.policy.evaluate(
             stretch.feature_BT[:, :-1][mask_BT], stretch.action_BT[mask_BT]
         )
@@ -118,10 +118,10 @@ class ControlLearner:
         logp_BT = torch.zeros(mask_BT.shape)
         logp_BT[mask_BT] = logp_N.detach()
         rollouts = stretch.rollouts(
-            logp_BT, value_BT, settings.row.gamma, settings.reward_scale, whole_episodes=settings.num_steps == 0
+            logp_BT, value_BT, settings.spec.gamma, settings.reward_scale, whole_episodes=settings.num_steps == 0
         )
-        batch = self.algorithm.weigh(rollouts, progress=progress)
-        batch.old_logp_BT = logp_BT
+        batch = self.algorithm.compute_advantages(rollouts, progress=progress)
+        batch.proximal_logp_BT = logp_BT
         if self._by_steps:
             batch = batch.steps()
         return batch, (logp_N, entropy_N, value_N)
@@ -131,7 +131,7 @@ class ControlLearner:
         """Ratios of whole rows need whole rows, unless every ratio is 1 because nothing is used twice."""
         settings = self.settings
         once = settings.num_epochs == 1 and settings.num_minibatches == 1
-        return once or settings.row.importance_sampling_level == "token"
+        return once or settings.spec.importance_sampling_level == "token"
 
     def _epochs(self, batch: Batch) -> dict[str, float]:
         num_parts = self.settings.num_minibatches
@@ -177,7 +177,7 @@ class ControlLearner:
             grad.mul_(limit / norm)
         if not math.isfinite(norm):
             raise FloatingPointError(
-                f"The gradient of {self.settings.row.name} on {self.settings.env} is {norm}: the run has diverged. "
+                f"The gradient of {self.settings.spec.name} on {self.settings.env} is {norm}: the run has diverged. "
                 f"Take a smaller learning rate than {self.settings.learning_rate} or a smaller reward_scale."
             )
         self._move(self.learning_rate)

@@ -54,7 +54,7 @@ def make_policy(settings: ControlSettings, interface: Interface) -> ControlPolic
             kind=settings.policy,
             head=settings.head,
             hidden=settings.hidden,
-            critic=settings.row.needs_critic,
+            critic=settings.spec.needs_critic,
             log_std=settings.log_std,
         )
 

@@ -34,7 +34,7 @@ def replay(run: ControlRun, folder: Path) -> list[Path]:
         lines.append(f"(no picture: {error})")
     with contextlib.closing(env):
         folder.mkdir(parents=True, exist_ok=True)
-        head = f"{settings.row.name} on {settings.env}: one episode at the most probable actions, return {return_:.2f}"
+        head = f"{settings.spec.name} on {settings.env}: one episode at the most probable actions, return {return_:.2f}"
         text = folder / "replay.txt"
         text.write_text("\n".join([head, "", *lines]) + "\n", encoding="utf-8")
         written = [text]

@@ -108,7 +108,7 @@ def train_in_folder(
 def _sections(settings: ControlSettings) -> dict[str, Any]:
     """The settings as sections of a config.yaml; the algorithm's have the names that they have for language."""
     values = dataclasses.asdict(settings)
-    algorithm = {k: v.__name__ if callable(v) else v for k, v in values.pop("row").items()}
+    algorithm = {k: v.__name__ if callable(v) else v for k, v in values.pop("spec").items()}
     run = {"seed": values.pop("seed")}
     return {"algorithm": algorithm, "control": {**values, "hidden": list(settings.hidden)}, "run": run}
 
@@ -122,7 +122,7 @@ def _summary(run: ControlRun) -> dict[str, Any]:
                 phases[phase] = phases.get(phase, 0.0) + seconds
     last = run.points[-1]
     return {
-        "algorithm": run.settings.row.name,
+        "algorithm": run.settings.spec.name,
         "task": run.settings.env,
         "seed": run.settings.seed,
         "steps": run.steps,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from ..algorithms.table import TABLE, Count, NotNegative, Row
+from ..algorithms.table import ALGORITHMS, AlgorithmSpec, Count, NotNegative
 from ..words import check_fields, choices, words_of
 
 Head = Literal["auto", "softmax", "sigmoid", "gaussian", "tanh_gaussian"]
@@ -30,14 +30,14 @@ SHORT_NAMES = {
 
 # Relatives of rows of the table that only differ by a number, under the names control people know.
 # Two rows stay with text: an environment has no greedy completion (remax), and its returns are no verdicts (maxrl).
-ROWS: dict[str, Row] = {
-    **{k: row for k, row in TABLE.items() if row.baseline != "greedy" and row.scale_rewards != "group_mean"},
+SPECS: dict[str, AlgorithmSpec] = {
+    **{k: spec for k, spec in ALGORITHMS.items() if spec.baseline != "greedy" and spec.scale_rewards != "group_mean"},
     "actor_critic": dataclasses.replace(
-        TABLE["a2c"], name="actor_critic", source="TD actor-critic, Barto et al. 1983; Sutton et al. 2000", lam=0.0
+        ALGORITHMS["a2c"], name="actor_critic", source="TD actor-critic, Barto et al. 1983; Sutton et al. 2000", lam=0.0
     ),
-    "a3c": dataclasses.replace(TABLE["a2c"], name="a3c"),
+    "a3c": dataclasses.replace(ALGORITHMS["a2c"], name="a3c"),
     "trpo_penalty": dataclasses.replace(
-        TABLE["ppo"],
+        ALGORITHMS["ppo"],
         name="trpo_penalty",
         source="Schulman et al. 2015, arXiv 1502.05477, as a penalty: arXiv 1707.06347, section 4",
         epsilon=float("inf"),
@@ -52,7 +52,7 @@ class ControlSettings:
 
     Attributes:
         env: registered name. env_options: keywords of its constructor.
-        row: the algorithm, see `algorithms.table.Row`.
+        spec: the algorithm, see `algorithms.table.AlgorithmSpec`.
         policy: mlp, linear, `module:Class` or `file.py:Class`.
         head: auto, softmax, sigmoid, gaussian, tanh_gaussian.
         hidden: widths of hidden layers. log_std: logarithm of the first σ of a Gaussian head.
@@ -72,7 +72,7 @@ class ControlSettings:
     """
 
     env: str
-    row: Row
+    spec: AlgorithmSpec
     env_options: dict[str, Any] = field(default_factory=dict)
     policy: str = "mlp"
     head: Head = "auto"
@@ -106,8 +106,8 @@ class ControlSettings:
         return self.num_workers > 0
 
 
-# What each algorithm starts from. Keys of `Row` and of `ControlSettings` are mixed here; `resolve` sorts them.
-ALGORITHMS: dict[str, dict[str, Any]] = {
+# What each algorithm starts from, keys of `AlgorithmSpec` and of `ControlSettings` mixed; `resolve` sorts them.
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "reinforce": {"num_envs": 16, "learning_rate": 5e-3},
     "actor_critic": {"num_envs": 16, "num_steps": 8, "gamma": 0.99, "learning_rate": 2e-3},
     "a2c": {"num_envs": 16, "num_steps": 8, "gamma": 0.99, "lam": 0.95, "learning_rate": 2e-3},
@@ -140,7 +140,7 @@ _GRID = {
     "total_episodes": 1_000,
 }
 _GRID_REINFORCE = {"num_envs": 1, "optimizer": "sgd", "learning_rate": 0.2}
-_GRID_GROUPS = {name: {"num_envs": 8, "group_size": 8} for name, row in TABLE.items() if row.needs_group}
+_GRID_GROUPS = {name: {"num_envs": 8, "group_size": 8} for name, spec in ALGORITHMS.items() if spec.needs_group}
 
 # What suits an environment, for every algorithm ("*") and for one. A critic learns fastest when values are of order 1,
 # hence the scales of the rewards.
@@ -193,32 +193,32 @@ def resolve(env: str, algorithm: str, **changes: Any) -> ControlSettings:
 
     Args:
         env: registered or short name.
-        algorithm: a key of `ROWS`.
-        changes: fields of `ControlSettings` and of `Row`.
+        algorithm: a key of `SPECS`.
+        changes: fields of `ControlSettings` and of `AlgorithmSpec`.
 
     Raises:
         ValueError: unknown algorithm or field, with the nearest name.
     """
-    if algorithm not in ROWS:
-        raise ValueError(f"There is no algorithm {algorithm!r}; {choices(algorithm, list(ROWS))}")
+    if algorithm not in SPECS:
+        raise ValueError(f"There is no algorithm {algorithm!r}; {choices(algorithm, list(SPECS))}")
     env = SHORT_NAMES.get(env.lower(), env)
     suited = ENVIRONMENTS.get(env, {})
     merged = {
-        **ALGORITHMS.get(algorithm, _GROUPS if ROWS[algorithm].needs_group else {}),
+        **ALGORITHM_DEFAULTS.get(algorithm, _GROUPS if SPECS[algorithm].needs_group else {}),
         **suited.get("*", {}),
         **suited.get(algorithm, {}),
         **{key: value for key, value in changes.items() if value is not None},
     }
-    row_fields = {f.name for f in dataclasses.fields(Row)} - {"name", "source"}
-    own_fields = {f.name for f in dataclasses.fields(ControlSettings)} - {"env", "row"}
+    spec_fields = {f.name for f in dataclasses.fields(AlgorithmSpec)} - {"name", "source"}
+    own_fields = {f.name for f in dataclasses.fields(ControlSettings)} - {"env", "spec"}
     for key in merged:
-        if key not in row_fields | own_fields:
-            raise ValueError(f"There is no setting {key!r}; {choices(key, sorted(row_fields | own_fields))}")
-    row = dataclasses.replace(ROWS[algorithm], **{k: v for k, v in merged.items() if k in row_fields})
-    if row.baseline == "greedy" or row.scale_rewards == "group_mean":
+        if key not in spec_fields | own_fields:
+            raise ValueError(f"There is no setting {key!r}; {choices(key, sorted(spec_fields | own_fields))}")
+    spec = dataclasses.replace(SPECS[algorithm], **{k: v for k, v in merged.items() if k in spec_fields})
+    if spec.baseline == "greedy" or spec.scale_rewards == "group_mean":
         raise ValueError(
-            f"{algorithm} with baseline {row.baseline} and scale_rewards {row.scale_rewards} is made for verdicts on "
+            f"{algorithm} with baseline {spec.baseline} and scale_rewards {spec.scale_rewards} is made for verdicts on "
             "completions: an environment gives no greedy completion, and its returns may be negative. Use baseline "
             "running_mean or value, or an algorithm with groups (rloo)."
         )
-    return ControlSettings(env=env, row=row, **{k: v for k, v in merged.items() if k in own_fields})
+    return ControlSettings(env=env, spec=spec, **{k: v for k, v in merged.items() if k in own_fields})

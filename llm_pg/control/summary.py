@@ -25,8 +25,8 @@ def lines(runs: Sequence[ControlRun], levels: str) -> list[str]:
         out.append(f"seed {run.settings.seed:<4} return {sparkline(curve, WIDTH, levels)} {curve[-1]:.4g}")
     out += [
         "",
-        f"{settings.row.name} on {settings.env}, {len(runs)} seed{'s' if len(runs) > 1 else ''}, "
-        f"baseline {settings.row.baseline}",
+        f"{settings.spec.name} on {settings.env}, {len(runs)} seed{'s' if len(runs) > 1 else ''}, "
+        f"baseline {settings.spec.baseline}",
     ]
     final = [run.points[-1]["return_mean"] for run in runs]
     out.append(f"return, mean of the last {settings.window} episodes: {_spread(final, '{:.2f}')}")

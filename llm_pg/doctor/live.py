@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
-from ..algorithms.table import GROUP_BASELINES, TABLE
+from ..algorithms.table import ALGORITHMS, GROUP_BASELINES
 from .evidence import Run, json_lines, read_run
 from .finding import Finding
 
@@ -84,7 +84,7 @@ Rule = Callable[[RunCase], Iterator[Finding]]
 
 def uniform_groups(case: RunCase) -> Iterator[Finding]:
     share = case.recent("uniform_groups")
-    row = TABLE.get(case.run.setting("algorithm", "name", ""))
+    row = ALGORITHMS.get(case.run.setting("algorithm", "name", ""))
     baseline = case.run.setting("algorithm", "baseline", row.baseline if row else "")
     if share is None or share < UNIFORM or case.solved or baseline not in GROUP_BASELINES:
         return

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..algorithms.table import TABLE, Row
+from ..algorithms.table import ALGORITHMS, AlgorithmSpec
 from ..config import Config
-from ..config.check import BatchPlan, plan_batch, resolve_row
+from ..config.check import BatchPlan, plan_batch, resolve_spec
 from .finding import Finding
 from .sizes import Sizes, available_bytes, gigabytes, sizes_of, training_bytes
 
@@ -30,8 +30,8 @@ class ConfigCase:
     memory: int | None = None
 
     @cached_property
-    def row(self) -> Row:
-        return resolve_row(self.config)
+    def spec(self) -> AlgorithmSpec:
+        return resolve_spec(self.config)
 
     @cached_property
     def plan(self) -> BatchPlan:
@@ -50,34 +50,34 @@ Rule = Callable[[ConfigCase], Iterator[Finding]]
 
 
 def kl_gradient(case: ConfigCase) -> Iterator[Finding]:
-    row = case.row
+    spec = case.spec
     wrong = {("reward", "k2"), ("reward", "k3"), ("loss", "k3")}
-    if not row.beta or (row.kl_placement, row.kl_estimator) not in wrong:
+    if not spec.beta or (spec.kl_placement, spec.kl_estimator) not in wrong:
         return
-    if row.kl_placement == "loss" and row.use_bias_correction_kl:
+    if spec.kl_placement == "loss" and spec.use_bias_correction_kl:
         return
     yield Finding(
         "kl-gradient",
         "warning",
-        f"{row.kl_estimator} in the {row.kl_placement} does not follow the gradient of the KL that it estimates.",
-        f"beta={row.beta:g}, kl_placement={row.kl_placement}, kl_estimator={row.kl_estimator}, "
-        f"use_bias_correction_kl={str(row.use_bias_correction_kl).lower()}",
+        f"{spec.kl_estimator} in the {spec.kl_placement} does not follow the gradient of the KL that it estimates.",
+        f"beta={spec.beta:g}, kl_placement={spec.kl_placement}, kl_estimator={spec.kl_estimator}, "
+        f"use_bias_correction_kl={str(spec.use_bias_correction_kl).lower()}",
         "Take kl_placement=reward with kl_estimator=k1 (exact), or k3 in the loss with use_bias_correction_kl=true.",
         f"{PROVE}; Liu et al. 2025, arXiv 2510.01555",
     )
 
 
 def length_bias(case: ConfigCase) -> Iterator[Finding]:
-    row = case.row
-    own = TABLE.get(row.name)
-    if row.loss_type != "grpo" or own is None or own.loss_type == "grpo":
+    spec = case.spec
+    own = ALGORITHMS.get(spec.name)
+    if spec.loss_type != "grpo" or own is None or own.loss_type == "grpo":
         return
     yield Finding(
         "length-bias",
         "warning",
         "The mean over a completion's own tokens counts each token of a long completion less: long wrong answers are "
         "punished less than short ones, and lengths drift.",
-        f"loss_type=grpo (the row {row.name} itself has {own.loss_type})",
+        f"loss_type=grpo (the row {spec.name} itself has {own.loss_type})",
         "Take loss_type=dr_grpo or sequence_sum (unbiased in length), or dapo.",
         f"{PROVE}; Liu et al. 2025, arXiv 2503.20783",
     )
@@ -87,37 +87,38 @@ def moving_support(case: ConfigCase) -> Iterator[Finding]:
     rollout = case.config.rollout
     cuts = [f"{k}={getattr(rollout, k):g}" for k in ("top_k", "min_p") if getattr(rollout, k)]
     cuts += [f"top_p={rollout.top_p:g}"] if rollout.top_p < 1 else []
-    if not cuts or (case.reuse == 1 and not case.row.beta):
+    if not cuts or (case.reuse == 1 and not case.spec.beta):
         return
     why = "the KL to the reference" if case.reuse == 1 else "the importance ratio"
     yield Finding(
         "moving-support",
         "warning",
         f"Sampling is cut to the likely tokens, and {why} compares distributions that do not keep the same tokens.",
-        f"{', '.join(cuts)}; beta={case.row.beta:g}, num_iterations × steps_per_generation = {case.reuse}",
+        f"{', '.join(cuts)}; beta={case.spec.beta:g}, num_iterations × steps_per_generation = {case.reuse}",
         "Sample from the full distribution (top_k=0 top_p=1 min_p=0); lower the temperature if samples are too wild.",
         "Holtzman et al. 2020, arXiv 1904.09751, for the cut; the ratio needs π_old > 0 wherever π > 0",
     )
 
 
 def long_without_baseline(case: ConfigCase) -> Iterator[Finding]:
-    row, length = case.row, case.config.rollout.max_completion_length
-    centred = row.normalize_advantages != "none" or row.advantage is not None  # the batch's mean, or one of the user's
-    if row.baseline != "none" or centred or length <= LONG_HORIZON:
+    spec, length = case.spec, case.config.rollout.max_completion_length
+    # Centred by the batch's mean, or by one of the user's.
+    centred = spec.normalize_advantages != "none" or spec.advantage is not None
+    if spec.baseline != "none" or centred or length <= LONG_HORIZON:
         return
     yield Finding(
         "no-baseline",
         "problem",
         f"REINFORCE without a baseline on a horizon over {LONG_HORIZON}: the variance of the return drowns the "
         "gradient.",
-        f"algorithm={row.name}, baseline=none, max_completion_length={length}",
+        f"algorithm={spec.name}, baseline=none, max_completion_length={length}",
         "Take algorithm=rloo, or baseline=running_mean.",
         "Williams 1992; Greensmith et al. 2004, JMLR 5:1471",
     )
 
 
 def group_of_two(case: ConfigCase) -> Iterator[Finding]:
-    if case.row.scale_rewards != "group" or case.plan.num_generations != 2:
+    if case.spec.scale_rewards != "group" or case.plan.num_generations != 2:
         return
     yield Finding(
         "group-of-two",
@@ -175,7 +176,7 @@ def memory(case: ConfigCase) -> Iterator[Finding]:
     sizes = case.sizes
     if sizes is None or case.memory is None:
         return
-    parts = training_bytes(case.config, sizes, case.row.beta > 0, case.plan.micro_rows)
+    parts = training_bytes(case.config, sizes, case.spec.beta > 0, case.plan.micro_rows)
     need = sum(parts.values())
     if need <= case.memory:
         return
@@ -225,24 +226,24 @@ def cold_sampling(case: ConfigCase) -> Iterator[Finding]:
     )
 
 
-_ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[Row], bool]], ...] = (
+_ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[AlgorithmSpec], bool]], ...] = (
     (
         ("lam", "lam_value", "lam_length_alpha", "vf_coef", "value_clip"),
         "an algorithm that has a critic (a2c, ppo)",
-        lambda row: row.needs_critic,
+        lambda spec: spec.needs_critic,
     ),
-    (("baseline_decay",), "baseline=running_mean", lambda row: row.baseline == "running_mean"),
+    (("baseline_decay",), "baseline=running_mean", lambda spec: spec.baseline == "running_mean"),
     (
         ("sapo_temperature_pos", "sapo_temperature_neg"),
         "surrogate=sapo",
-        lambda row: row.surrogate == "sapo",
+        lambda spec: spec.surrogate == "sapo",
     ),
     (
         tuple(f"vllm_importance_sampling_{word}" for word in ("mode", "clip_max", "clip_min")),
         "vllm_importance_sampling_correction=true",
-        lambda row: row.vllm_importance_sampling_correction,
+        lambda spec: spec.vllm_importance_sampling_correction,
     ),
-    (("epsilon", "epsilon_high", "delta"), "a surrogate that clips", lambda row: row.surrogate in ("clip", "cispo")),
+    (("epsilon", "epsilon_high", "delta"), "a surrogate that clips", lambda spec: spec.surrogate in ("clip", "cispo")),
 )
 
 
@@ -251,23 +252,23 @@ def _without_effect(case: ConfigCase) -> list[str]:
     out = []
     for names, condition, holds in _ONLY_WITH:
         given = [name for name in names if getattr(case.config.algorithm, name) is not None]
-        if given and not holds(case.row):
+        if given and not holds(case.spec):
             out.append(f"{' and '.join(given)} act{'s' * (len(given) == 1)} only with {condition}")
     return out
 
 
 def idle_settings(case: ConfigCase) -> Iterator[Finding]:
-    given, row = case.config.algorithm, case.row
+    given, spec = case.config.algorithm, case.spec
     idle = _without_effect(case)
-    if not row.beta and (given.kl_placement or given.kl_estimator or given.use_bias_correction_kl is not None):
+    if not spec.beta and (given.kl_placement or given.kl_estimator or given.use_bias_correction_kl is not None):
         idle.append("kl_placement, kl_estimator and use_bias_correction_kl act only with beta above 0")
     clipped = given.epsilon is not None or given.epsilon_high is not None or given.delta is not None
-    if clipped and case.reuse == 1 and row.surrogate == "clip":
+    if clipped and case.reuse == 1 and spec.surrogate == "clip":
         idle.append("epsilon clips nothing while num_iterations × steps_per_generation is 1: the ratio is always 1")
-    if row.truncated == "penalise" and not row.truncation_penalty:
+    if spec.truncated == "penalise" and not spec.truncation_penalty:
         idle.append("truncated=penalise takes off truncation_penalty, which is 0")
-    if row.truncated != "penalise" and given.truncation_penalty:
-        idle.append(f"truncation_penalty acts only with truncated=penalise, which is {row.truncated}")
+    if spec.truncated != "penalise" and given.truncation_penalty:
+        idle.append(f"truncation_penalty acts only with truncated=penalise, which is {spec.truncated}")
     if given.entropy_coef_final and not given.entropy_coef:
         idle.append("entropy_coef starts at 0 and rises to entropy_coef_final, the reverse of a decay")
     if idle:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..spare import Spare
+from ..time_budget import TimeBudget
 from .evidence import Run, json_object
 from .finding import Finding, by_gravity
 from .live import examine, examine_run
@@ -22,19 +22,23 @@ class RunWatch:
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], metrics: Sequence[dict[str, Any]] = (), spare: Spare | None = None
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        metrics: Sequence[dict[str, Any]] = (),
+        budget: TimeBudget | None = None,
     ) -> None:
         self.run = Run(folder, folder.name, config, list(metrics))
-        self.spare = spare or Spare(guess=0.02)
+        self.budget = budget or TimeBudget(guess=0.02)
         self.told: set[str] = set()
         self._before: set[str] = set()
 
     def observe(self, values: dict[str, Any]) -> list[Finding]:
         """Add a step; findings that are new. A symptom of one examination only is not told: it may be chance."""
         self.run.metrics.append(values)
-        if len(self.run.metrics) % EVERY or not self.spare.due():
+        if len(self.run.metrics) % EVERY or not self.budget.due():
             return []
-        with self.spare.spending():
+        with self.budget.spending():
             # The evaluation before the first step may end after this object was made.
             self.run.before = self.run.before or json_object(self.run.path / "before.json")
             found = by_gravity(examine(self.run))

@@ -1,4 +1,4 @@
-"""What goes with a learned critic: how well it foretold, and how far to trust it on rows of different length."""
+"""What goes with a learned critic: how well it predicts, and how far to trust it on rows of different length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _identity(x: Tensor) -> Tensor:
 def explained_variance(
     value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor, all_sum: Callable[[Tensor], Tensor] = _identity
 ) -> float | None:
-    """1 - Var[G - V] / Var[G] over the steps inside the mask: 1 foretells all, 0 no better than a constant, < 0 worse.
+    """1 - Var[G - V] / Var[G] over the steps inside the mask: 1 predicts all, 0 no better than a constant, < 0 worse.
 
     Args:
         value_BT: V(s_t) as it was before the returns were known. return_BT: G_t. all_sum: sums a tensor over ranks.

@@ -1,7 +1,7 @@
 """Per-token surrogates. Each returns (B, T); the caller multiplies by its scale and sums.
 
-`weight_BT` is the advantage of a token, a constant of the gradient. With the ratio 1 (data sampled by the policy that
-is trained, once) all surrogates have the gradient -weight · ∇logp.
+`advantage_BT` is a constant of the gradient. With the ratio 1 (data sampled by the policy that is trained, once) all
+surrogates have the gradient -advantage · ∇logp.
 """
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 from .ratios import clip_range
 
 
-def reinforce(logp_BT: Tensor, weight_BT: Tensor) -> Tensor:
+def reinforce(logp_BT: Tensor, advantage_BT: Tensor) -> Tensor:
     """-w log π: the score-function gradient. On-policy only: it knows no ratio. Source: Williams 1992."""
-    return -weight_BT * logp_BT
+    return -advantage_BT * logp_BT
 
 
 def clipped(
     ratio_BT: Tensor,
-    weight_BT: Tensor,
+    advantage_BT: Tensor,
     epsilon: float,
     epsilon_high: float | None = None,
     delta: float | None = None,
@@ -26,7 +26,7 @@ def clipped(
 
     Args:
         ratio_BT: importance ratio, > 0.
-        weight_BT: advantage.
+        advantage_BT: advantage.
         epsilon, epsilon_high: lower and upper width, each > 0 (`epsilon_high` None = `epsilon`; DAPO sets it wider).
         delta: upper bound of the ratio also where the weight is negative (two-sided clipping, > 1 + epsilon_high);
             None = no bound.
@@ -36,19 +36,19 @@ def clipped(
     INTELLECT-2, 2025 (arXiv 2505.07291).
     """
     bounded_BT = ratio_BT if delta is None else ratio_BT.clamp(max=delta)
-    return -torch.minimum(bounded_BT * weight_BT, clip_range(ratio_BT, epsilon, epsilon_high) * weight_BT)
+    return -torch.minimum(bounded_BT * advantage_BT, clip_range(ratio_BT, epsilon, epsilon_high) * advantage_BT)
 
 
-def cispo(ratio_BT: Tensor, logp_BT: Tensor, weight_BT: Tensor, epsilon_high: float) -> Tensor:
+def cispo(ratio_BT: Tensor, logp_BT: Tensor, advantage_BT: Tensor, epsilon_high: float) -> Tensor:
     """-min(r, epsilon_high)·w·log π with the ratio a constant: clipped tokens keep a gradient.
 
     `epsilon_high` is the bound of the ratio itself here (TRL's meaning), not a distance from 1.
     Source: MiniMax-M1, 2025 (arXiv 2506.13585).
     """
-    return -ratio_BT.detach().clamp(max=epsilon_high) * weight_BT * logp_BT
+    return -ratio_BT.detach().clamp(max=epsilon_high) * advantage_BT * logp_BT
 
 
-def sapo(ratio_BT: Tensor, weight_BT: Tensor, temperature_pos: float, temperature_neg: float) -> Tensor:
+def sapo(ratio_BT: Tensor, advantage_BT: Tensor, temperature_pos: float, temperature_neg: float) -> Tensor:
     """-(4/τ)·σ(τ(r - 1))·w: a gate that closes gradually as the ratio leaves 1, instead of clipping.
 
     The gradient is that of -r·w times 4σ(1 - σ), which is 1 at ratio 1 and falls on both sides of it, whatever the
@@ -56,15 +56,15 @@ def sapo(ratio_BT: Tensor, weight_BT: Tensor, temperature_pos: float, temperatur
 
     Args:
         ratio_BT: importance ratio, > 0.
-        weight_BT: advantage.
+        advantage_BT: advantage.
         temperature_pos, temperature_neg: τ where the weight is positive, and elsewhere, > 0.
 
     Bias: none at ratio 1; away from it, by design.
     Source: Gao et al. 2025 (arXiv 2511.20347).
     """
-    high, low = torch.full_like(weight_BT, temperature_pos), torch.full_like(weight_BT, temperature_neg)
-    tau_BT = torch.where(weight_BT > 0, high, low)
-    return -torch.sigmoid(tau_BT * (ratio_BT - 1)) * 4 / tau_BT * weight_BT
+    high, low = torch.full_like(advantage_BT, temperature_pos), torch.full_like(advantage_BT, temperature_neg)
+    tau_BT = torch.where(advantage_BT > 0, high, low)
+    return -torch.sigmoid(tau_BT * (ratio_BT - 1)) * 4 / tau_BT * advantage_BT
 
 
 def value_loss(

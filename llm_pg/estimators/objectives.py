@@ -48,7 +48,7 @@ def best_of_k(x_B: Tensor, group_B: Tensor, valid_B: Tensor, k: int) -> Tensor:
     return torch.where(enough_B, k * (with_it_B - without_B), torch.zeros_like(y_B))
 
 
-def over_the_mean(weight_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+def over_the_mean(advantage_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     """Each rollout's weights divided by the mean return of its group; 0 where that mean is 0.
 
     With verdicts of 0 and 1, success probability p and groups of G, the expected update of (R - mean)/mean is
@@ -65,4 +65,4 @@ def over_the_mean(weight_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: Tens
     mean_B = group_mean(x_B, group_B, valid_B)
     success_B = mean_B > 0
     safe_B = torch.where(success_B, mean_B, torch.ones_like(mean_B))
-    return torch.where(success_B.unsqueeze(1), weight_BT / safe_B.unsqueeze(1), torch.zeros_like(weight_BT))
+    return torch.where(success_B.unsqueeze(1), advantage_BT / safe_B.unsqueeze(1), torch.zeros_like(advantage_BT))

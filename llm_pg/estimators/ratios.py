@@ -8,7 +8,7 @@ from torch import Tensor
 from .masked import masked_sum
 
 
-def importance_ratio(logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor, level: str) -> Tensor:
+def importance_ratio(logp_BT: Tensor, proximal_logp_BT: Tensor, mask_BT: Tensor, level: str) -> Tensor:
     """The ratio of each token, (B, T), at one of three levels; its gradient with respect to token t is ratio · ∇logp_t.
 
     * `token`: π(a_t)/π_old(a_t). Ignores that the prefix was sampled by the old policy.
@@ -20,7 +20,7 @@ def importance_ratio(logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor, leve
 
     Source: PPO, Schulman et al. 2017 (arXiv 1707.06347); GSPO, Zheng et al. 2025 (arXiv 2507.18071).
     """
-    log_ratio_BT = logp_BT - old_logp_BT
+    log_ratio_BT = logp_BT - proximal_logp_BT
     if level == "token":
         return log_ratio_BT.exp()
     row_B1 = masked_sum(log_ratio_BT, mask_BT, 1).unsqueeze(1)
@@ -32,7 +32,7 @@ def importance_ratio(logp_BT: Tensor, old_logp_BT: Tensor, mask_BT: Tensor, leve
 
 
 def sampler_correction(
-    logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, mode: str, low: float | None, high: float | None
+    logp_BT: Tensor, behavior_logp_BT: Tensor, mask_BT: Tensor, mode: str, low: float | None, high: float | None
 ) -> tuple[Tensor, Tensor]:
     """π_trainer/π_sampler of what was sampled, bounded; and where the bound was met. Both (B, T), no gradient.
 
@@ -58,7 +58,7 @@ def sampler_correction(
             f"vllm_importance_sampling_mode cannot be {mode!r}; it is token_truncate, token_mask, sequence_truncate or "
             "sequence_mask."
         )
-    difference_BT = torch.where(mask_BT, logp_BT - sampled_BT, torch.zeros_like(logp_BT)).detach()
+    difference_BT = torch.where(mask_BT, logp_BT - behavior_logp_BT, torch.zeros_like(logp_BT)).detach()
     if level == "sequence":
         difference_BT = difference_BT.sum(1, keepdim=True).expand_as(difference_BT)
     ratio_BT = difference_BT.exp()
@@ -68,14 +68,14 @@ def sampler_correction(
     return torch.where(outside_BT, held_BT, ratio_BT), outside_BT
 
 
-def has_left(logp_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, threshold: float) -> Tensor:
+def has_left(logp_BT: Tensor, behavior_logp_BT: Tensor, mask_BT: Tensor, threshold: float) -> Tensor:
     """True on rows whose mean log π_sampler - log π over tokens is above `threshold` nats, (B, 1).
 
     The mean estimates the KL from the sampler to the present policy. Dropping such rows where their weight is
     negative keeps completions that the policy would no longer give from being pushed further down.
     Source: DeepSeek-V3.2 2025 (arXiv 2512.02556).
     """
-    gap_B1 = masked_sum(sampled_BT - logp_BT.detach(), mask_BT, 1).unsqueeze(1)
+    gap_B1 = masked_sum(behavior_logp_BT - logp_BT.detach(), mask_BT, 1).unsqueeze(1)
     return gap_B1 / mask_BT.sum(1, keepdim=True).clamp(min=1) > threshold
 
 

@@ -90,12 +90,12 @@ class Learner:
         seed: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        if algorithm.row.needs_critic and policy.critic is None:
+        if algorithm.spec.needs_critic and policy.critic is None:
             raise ValueError(
-                f"Algorithm {algorithm.row.name} learns from a critic and the policy has none: call "
+                f"Algorithm {algorithm.spec.name} learns from a critic and the policy has none: call "
                 "policy.add_critic() before its optimizer is made."
             )
-        if algorithm.row.beta and not policy.has_reference:
+        if algorithm.spec.beta and not policy.has_reference:
             policy.freeze_reference()
         self.policy, self.algorithm, self.optimizer = policy, algorithm, optimizer
         self.accelerator = accelerator or _alone(policy)
@@ -133,9 +133,9 @@ class Learner:
         metrics: dict[str, float] = {"learning_rate": rate}
         with self.clock("update"):
             progress = (self.step - 1) / self.num_steps if self.num_steps else 0.0
-            batch = self.batch = self.algorithm.weigh(rollouts, progress=progress, all_sum=self._all_sum)
+            batch = self.batch = self.algorithm.compute_advantages(rollouts, progress=progress, all_sum=self._all_sum)
             if proximal_logp_BT is not None:
-                batch.old_logp_BT = proximal_logp_BT
+                batch.proximal_logp_BT = proximal_logp_BT
             noise = bool(self.noise_steps) and self.step % self.noise_steps == 0
             order = self._order(len(rollouts.mask_BT))
             steps = self.updater.update(batch, order, measure_noise=noise, critic_only=critic_only)
@@ -150,7 +150,7 @@ class Learner:
 
         With them the log-probabilities of before the update, where the critic's pass gave them.
         """
-        spec, policy = self.algorithm.row, self.policy
+        spec, policy = self.algorithm.spec, self.policy
         if spec.beta:
             with self.clock("reference"):
                 rollouts.ref_logp_BT = policy.ref_logp(rollouts, self.micro_rows)
@@ -179,8 +179,8 @@ class Learner:
             "entropy_coef": batch.entropy_coef,
             **update_metrics(steps, self.updater.num_minibatches),
         }
-        if self.algorithm.row.needs_critic:
-            explained = self.algorithm.foretold(rollouts, batch.mask_BT, self._all_sum)
+        if self.algorithm.spec.needs_critic:
+            explained = self.algorithm.explained_variance(rollouts, batch.mask_BT, self._all_sum)
             values.update({} if explained is None else {"explained_variance": explained})
         if rollouts.ref_logp_BT is not None:
             values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))

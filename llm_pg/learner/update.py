@@ -53,9 +53,9 @@ class SeenTokens:
         self.entropy_BT[rows] = torch.where(entropy_BT.isnan(), scores.entropy_BT.detach().float(), entropy_BT)
         self.logp_BT[rows] = scores.logp_BT.detach().float()
 
-    def numbers(self, sampled_BT: Tensor) -> dict[str, Tensor]:
+    def numbers(self, behavior_logp_BT: Tensor) -> dict[str, Tensor]:
         """entropy, and the ratio of the last pass to the log-probabilities that were sampled with."""
-        return {"entropy": self.entropy_BT, "ratio": (self.logp_BT - sampled_BT).exp()}
+        return {"entropy": self.entropy_BT, "ratio": (self.logp_BT - behavior_logp_BT).exp()}
 
 
 class Updater:
@@ -110,10 +110,10 @@ class Updater:
             critic_only: no step of the policy, nor of its schedule: the critic's warm-up.
         """
         self.critic_only = critic_only
-        if self.reuses and batch.old_logp_BT is None:
+        if self.reuses and batch.proximal_logp_BT is None:
             rollouts = batch.rollouts
             assert isinstance(rollouts, TextRollouts)
-            batch.old_logp_BT = self.policy.logp(rollouts, self.micro_rows)
+            batch.proximal_logp_BT = self.policy.logp(rollouts, self.micro_rows)
         alone = self.accelerator.num_processes == 1 and self.accelerator.scaler is None
         measure_noise = measure_noise and alone and self.num_minibatches == 1 and not critic_only
         self.seen, steps = SeenTokens(batch.rollouts.logp_BT), []

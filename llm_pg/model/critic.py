@@ -29,7 +29,7 @@ class Critic(torch.nn.Module):
     """A head on hidden states: the policy's (`head`), or those of a copy of the policy's body (`model`).
 
     The head has one hidden layer as wide as the states: those serve the next token and do not move for the critic, so a
-    linear reading of them foretells little (of the quickstart's returns half as much).
+    linear reading of them predicts little (of the quickstart's returns half as much).
 
     Args:
         model: the policy, a transformers model or a PEFT model; a copy trains what the policy trains, hence only its

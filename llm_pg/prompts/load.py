@@ -14,9 +14,9 @@ from .prompt import Prompt, log
 from .rows import Draft, check_settings, draft_prompts
 from .sources import read_held_out, read_sources
 from .stream import check_enough, permutation
-from .table import Row, Table
+from .table import AlgorithmSpec, Table
 
-CheckRows = Callable[[Sequence[Row], Callable[[int], str]], None]
+CheckRows = Callable[[Sequence[AlgorithmSpec], Callable[[int], str]], None]
 
 
 def check_data(config: Config, *, read_hub: bool = False, check_rows: CheckRows | None = None) -> list[str] | None:

@@ -8,7 +8,7 @@ from string import Formatter
 
 from ..config import ConfigError, nearest
 from ..config.schema import DataConfig
-from .table import Row, Table, article, short
+from .table import AlgorithmSpec, Table, article, short
 
 Messages = list[dict[str, str]]
 # Columns that mean something to TRL's trainers which would be lost here without a word.
@@ -24,7 +24,7 @@ class Draft:
     """A prompt before the tokenizer: plain text or messages, and the row with every column for reward functions."""
 
     content: str | Messages
-    row: Row
+    row: AlgorithmSpec
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _check_columns(shape: _Shape, table: Table) -> None:
             )
 
 
-def _renamed_and_extracted(shape: _Shape, raw: Row, where: str) -> Row:
+def _renamed_and_extracted(shape: _Shape, raw: AlgorithmSpec, where: str) -> AlgorithmSpec:
     """New names first, as copies of the data's columns; then patterns, which may speak of either."""
     row = {**raw, **{new: raw[column] for new, column in shape.data.columns.items()}}
     for column, pattern in shape.extract.items():
@@ -157,7 +157,7 @@ def _extracted(value: object, column: str, pattern: re.Pattern[str], where: str)
     return match.group(1).strip()
 
 
-def _content(shape: _Shape, row: Row, where: str, table: Table) -> str | Messages:
+def _content(shape: _Shape, row: AlgorithmSpec, where: str, table: Table) -> str | Messages:
     data = shape.data
     content = _filled(shape.template, row, where) if shape.template else row[data.prompt_column]
     if isinstance(content, str):
@@ -203,7 +203,7 @@ def _check_text(content: str | Messages, where: str) -> None:
             ) from None
 
 
-def _filled(template: list[tuple[str, str | None]], row: Row, where: str) -> str:
+def _filled(template: list[tuple[str, str | None]], row: AlgorithmSpec, where: str) -> str:
     parts = []
     for literal, name in template:
         parts.append(literal)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import ConfigError
 
-Row = dict[str, Any]
+AlgorithmSpec = dict[str, Any]
 
 
 class Table:
@@ -21,7 +21,7 @@ class Table:
     def __init__(self, name: str, rows: Iterable[Any], lines: Sequence[int] | None = None) -> None:
         self.name = name
         self._parts: list[tuple[int, str, Sequence[int] | None]] = [(0, name, lines)]
-        self.rows: list[Row] = []
+        self.rows: list[AlgorithmSpec] = []
         for index, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise ConfigError(

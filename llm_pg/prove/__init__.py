@@ -2,7 +2,7 @@
 
 lines = prove.table()                     # what `llm-pg prove` prints
 world = prove.build(prove.Spec())         # two prompts, 15 completions each, groups of 4
-update = prove.expect_in(world, Algorithm(TABLE["grpo"]))
+update = prove.expect_in(world, Algorithm(ALGORITHMS["grpo"]))
 prove.compare(update, world.gradient())   # bias, cosine, scale, noise
 """
 
@@ -20,15 +20,15 @@ from .render import markdown as _markdown
 from .render import text as _text
 from .user import ProofError, prove_own
 from .world import World
-from .worlds import Spec, build
+from .worlds import WorldSpec, build
 
 __all__ = [
     "Comparison",
     "Line",
     "ProofCase",
     "ProofError",
-    "Spec",
     "World",
+    "WorldSpec",
     "build",
     "compare",
     "expect_in",

@@ -9,18 +9,18 @@ from functools import partial
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
-from ..algorithms.table import TABLE, Correction, KlEstimator, Row
+from ..algorithms.table import ALGORITHMS, AlgorithmSpec, Correction, KlEstimator
 from ..estimators.masked import masked_sum
 from .measure import BIASED, DIRECTION, EXACT, NOTHING, ProofCase
 from .reasons import NO_CLIP
-from .worlds import Spec, Warp
+from .worlds import Warp, WorldSpec
 
-ONE = Spec()
-BOTH = Spec(horizon=2, num_generations=3, prompts_per_step=2)
+ONE = WorldSpec()
+BOTH = WorldSpec(horizon=2, num_generations=3, prompts_per_step=2)
 GRADED = BOTH.replace(rewards="graded")
-PLAIN = Row("reinforce", "", surrogate="reinforce")
+PLAIN = AlgorithmSpec("reinforce", "", surrogate="reinforce")
 TOTAL = dataclasses.replace(PLAIN, returns="total")
-RLOO = TABLE["rloo"]
+RLOO = ALGORITHMS["rloo"]
 CRITIC = dataclasses.replace(PLAIN, baseline="value")
 
 
@@ -37,34 +37,34 @@ class SequenceK2(Algorithm):
 
 def _shipped() -> Iterator[ProofCase]:
     expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k"), EXACT) | {"dr_grpo": DIRECTION}
-    for spec, title in (
+    for world_spec, title in (
         (ONE, "As shipped, one prompt a step"),
         (GRADED, "As shipped, two prompts a step, graded rewards"),
     ):
-        for name, row in TABLE.items():
-            world = spec.replace(critic="exact") if row.needs_critic else spec
-            detail = f"exact critic, λ {row.lam:g}" if row.needs_critic else _objective(row, spec)
-            verdict = BIASED if name == "maxrl" and spec is GRADED else expect.get(name, BIASED)
-            yield ProofCase(title, name, row, world, verdict, detail, quick=spec is ONE)
+        for name, spec in ALGORITHMS.items():
+            world = world_spec.replace(critic="exact") if spec.needs_critic else world_spec
+            detail = f"exact critic, λ {spec.lam:g}" if spec.needs_critic else _objective(spec, world_spec)
+            verdict = BIASED if name == "maxrl" and world_spec is GRADED else expect.get(name, BIASED)
+            yield ProofCase(title, name, spec, world, verdict, detail, quick=world_spec is ONE)
 
 
-def _objective(row: Row, spec: Spec) -> str:
+def _objective(spec: AlgorithmSpec, world_spec: WorldSpec) -> str:
     """The objective of a row, where it is not the mean reward."""
-    if row.pass_k:
-        return f"of the best of {row.pass_k}"
-    terms = spec.num_generations - 1
-    return f"of log p, {terms} term{'s' if terms > 1 else ''}" if row.scale_rewards == "group_mean" else ""
+    if spec.pass_k:
+        return f"of the best of {spec.pass_k}"
+    terms = world_spec.num_generations - 1
+    return f"of log p, {terms} term{'s' if terms > 1 else ''}" if spec.scale_rewards == "group_mean" else ""
 
 
 def _objectives() -> Iterator[ProofCase]:
     title = "Other objectives than the mean reward"
-    best, likely = TABLE["pass_at_k"], TABLE["maxrl"]
+    best, likely = ALGORITHMS["pass_at_k"], ALGORITHMS["maxrl"]
     for k in (1, 3):
-        row = dataclasses.replace(best, pass_k=k)
-        yield ProofCase(title, "pass_at_k", row, ONE, EXACT, _objective(row, ONE))
+        spec = dataclasses.replace(best, pass_k=k)
+        yield ProofCase(title, "pass_at_k", spec, ONE, EXACT, _objective(spec, ONE))
     for generations in (2, 3):
-        spec = ONE.replace(num_generations=generations)
-        yield ProofCase(title, "maxrl", likely, spec, EXACT, _objective(likely, spec))
+        world_spec = ONE.replace(num_generations=generations)
+        yield ProofCase(title, "maxrl", likely, world_spec, EXACT, _objective(likely, world_spec))
     token_mean = dataclasses.replace(likely, loss_type="dapo")
     yield ProofCase(title, "maxrl", token_mean, ONE, BIASED, _objective(likely, ONE))
 
@@ -73,16 +73,16 @@ def _reductions() -> Iterator[ProofCase]:
     title = "Baseline × reduction, two prompts a step (bnpo = dapo)"
     for baseline in ("none", "running_mean", "batch_mean", "group_mean", "leave_one_out"):
         for reduction in ("sequence_sum", "dr_grpo", "grpo", "dapo"):
-            row = dataclasses.replace(PLAIN, baseline=baseline, loss_type=reduction)
+            spec = dataclasses.replace(PLAIN, baseline=baseline, loss_type=reduction)
             shrunk = baseline in ("batch_mean", "group_mean") or reduction == "dr_grpo"
             expect = BIASED if reduction in ("grpo", "dapo") else DIRECTION if shrunk else EXACT
-            yield ProofCase(title, "reinforce", row, BOTH, expect)
+            yield ProofCase(title, "reinforce", spec, BOTH, expect)
 
 
 def _scaling() -> Iterator[ProofCase]:
     title = "Scaled by a deviation"
     z_score = dataclasses.replace(TOTAL, baseline="group_mean", scale_rewards="group")
-    short = Spec(horizon=2)
+    short = WorldSpec(horizon=2)
     for generations in (2, 3, 4, 8):
         expect = DIRECTION if generations <= 3 else BIASED
         yield ProofCase(
@@ -135,18 +135,18 @@ def _critics() -> Iterator[ProofCase]:
     for critic in ("exact", "wrong", "zero"):
         for lam in (0.0, 0.5, 0.95, 1.0):
             expect = EXACT if critic == "exact" or lam == 1.0 else BIASED
-            row = dataclasses.replace(CRITIC, lam=lam)
-            yield ProofCase(title, "gae", row, ONE.replace(critic=critic), expect, f"{critic} critic, λ {lam:g}")
-    yield ProofCase(title, "a2c", TABLE["a2c"], ONE.replace(critic="wrong"), BIASED, "wrong critic, λ 1")
+            spec = dataclasses.replace(CRITIC, lam=lam)
+            yield ProofCase(title, "gae", spec, ONE.replace(critic=critic), expect, f"{critic} critic, λ {lam:g}")
+    yield ProofCase(title, "a2c", ALGORITHMS["a2c"], ONE.replace(critic="wrong"), BIASED, "wrong critic, λ 1")
 
 
 def _with_penalty() -> Iterator[ProofCase]:
     title = "With its KL penalty, beta 0.5"
     world = ONE.replace(reference="far")
     for name, expect in (("reinforce", EXACT), ("rloo", EXACT), ("grpo", BIASED), ("dr_grpo", BIASED)):
-        row = dataclasses.replace(TABLE[name], beta=0.5)
-        detail = f"{row.kl_estimator} in the {row.kl_placement}"
-        yield ProofCase(title, name, row, world, expect, detail)
+        spec = dataclasses.replace(ALGORITHMS[name], beta=0.5)
+        detail = f"{spec.kl_estimator} in the {spec.kl_placement}"
+        yield ProofCase(title, name, spec, world, expect, detail)
     summed = dataclasses.replace(RLOO, beta=0.5, returns="total")
     yield ProofCase(title, "rloo", summed, world, EXACT, "k1 in the reward, summed")
 
@@ -180,19 +180,19 @@ def _penalties() -> Iterator[ProofCase]:
 
 def _penalty(
     title: str,
-    world: Spec,
+    world: WorldSpec,
     quick: bool,
-    row: Row,
+    spec: AlgorithmSpec,
     expect: str,
     detail: str,
-    make: Callable[[Row, int], Algorithm] | None = None,
+    make: Callable[[AlgorithmSpec, int], Algorithm] | None = None,
     kl: str = "",
 ) -> ProofCase:
-    return ProofCase(title, "kl", row, world, expect, detail, quick=quick, make=make, kl=kl)
+    return ProofCase(title, "kl", spec, world, expect, detail, quick=quick, make=make, kl=kl)
 
 
-def _sequence_k2(row: Row, horizon: int) -> Algorithm:
-    return SequenceK2(dataclasses.replace(row, beta=0.0), horizon)
+def _sequence_k2(spec: AlgorithmSpec, horizon: int) -> Algorithm:
+    return SequenceK2(dataclasses.replace(spec, beta=0.0), horizon)
 
 
 def _reused() -> Iterator[ProofCase]:
@@ -207,12 +207,12 @@ def _reused() -> Iterator[ProofCase]:
     yield ProofCase(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
     for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"):
         levels = {"token": "token ratio", "sequence": "geometric ratio"}
-        yield ProofCase(title, name, TABLE[name], old, BIASED, levels[TABLE[name].importance_sampling_level])
-    yield ProofCase(title, "ppo", TABLE["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
+        yield ProofCase(title, name, ALGORITHMS[name], old, BIASED, levels[ALGORITHMS[name].importance_sampling_level])
+    yield ProofCase(title, "ppo", ALGORITHMS["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
     title = "Second pass over a step's own data, after a first one of step size 1"
     yield ProofCase(title, "rloo", free, ONE, BIASED, "completion's ratio, no clipping", second_pass=True)
     yield ProofCase(title, "rloo", RLOO, ONE, BIASED, "completion's ratio", second_pass=True)
-    yield ProofCase(title, "grpo", TABLE["grpo"], ONE, BIASED, "token ratio", second_pass=True)
+    yield ProofCase(title, "grpo", ALGORITHMS["grpo"], ONE, BIASED, "token ratio", second_pass=True)
 
 
 def _mismatched() -> Iterator[ProofCase]:
@@ -233,20 +233,20 @@ def _mismatched() -> Iterator[ProofCase]:
     yield ProofCase(title, "rloo", some, ONE, BIASED, "a fifth of the tokens, by entropy")
 
 
-def _corrected(title: str, world: Spec, mode: Correction, bound: float, expect: str) -> ProofCase:
-    row = dataclasses.replace(
+def _corrected(title: str, world: WorldSpec, mode: Correction, bound: float, expect: str) -> ProofCase:
+    spec = dataclasses.replace(
         RLOO,
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode=mode,
         vllm_importance_sampling_clip_max=bound,
     )
     detail = f"{mode}, no bound" if bound == NO_CLIP else f"{mode} {bound:g}"
-    return ProofCase(title, "rloo", row, world, expect, detail, quick=expect == EXACT)
+    return ProofCase(title, "rloo", spec, world, expect, detail, quick=expect == EXACT)
 
 
 def _bonus() -> Iterator[ProofCase]:
-    row = dataclasses.replace(PLAIN, entropy_coef=1.0)
-    yield ProofCase("Entropy bonus alone", "entropy", row, ONE.replace(rewards="none"), BIASED, "mean token entropy")
+    spec = dataclasses.replace(PLAIN, entropy_coef=1.0)
+    yield ProofCase("Entropy bonus alone", "entropy", spec, ONE.replace(rewards="none"), BIASED, "mean token entropy")
 
 
 def all_cases() -> list[ProofCase]:

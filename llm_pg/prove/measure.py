@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm
-from ..algorithms.table import Row
+from ..algorithms.table import AlgorithmSpec
 from ..estimators.exact import TabularPolicy, completion_entropy
 from ..estimators.expectation import (
     Comparison,
@@ -30,7 +30,7 @@ from ..estimators.expectation import (
 )
 from .reasons import DEPARTURES, OWN_DATA, Departure
 from .world import Estimator, FixedMean, World, loss_of_groups
-from .worlds import Spec, build, less_truncated
+from .worlds import WorldSpec, build, less_truncated
 
 EXACT, DIRECTION, BIASED, NOTHING = "exact", "right direction", "biased", "no effect"
 TOLERANCE = 1e-10
@@ -45,13 +45,13 @@ class ProofCase:
 
     section: str
     algorithm: str
-    row: Row
-    spec: Spec
+    spec: AlgorithmSpec
+    world_spec: WorldSpec
     expect: str
     detail: str = ""
     quick: bool = False
     second_pass: bool = False
-    make: Callable[[Row, int], Estimator] | None = None
+    make: Callable[[AlgorithmSpec, int], Estimator] | None = None
     kl: str = ""
 
 
@@ -103,37 +103,37 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def algorithm_of(row: Row, horizon: int) -> Algorithm:
-    algorithm = Algorithm(row, max_completion_length=horizon)
+def algorithm_of(spec: AlgorithmSpec, horizon: int) -> Algorithm:
+    algorithm = Algorithm(spec, max_completion_length=horizon)
     algorithm.running_mean = FixedMean(RUNNING_MEAN)
     return algorithm
 
 
-def target(row: Row, world: World) -> Tensor:
+def target(spec: AlgorithmSpec, world: World) -> Tensor:
     """The gradient that the row's expected update should be: of J - beta·KL + entropy_coef·entropy, less penalties.
 
     J is the mean return; with `pass_k` the best return of k completions; with `scale_rewards` group_mean the
     likelihood of success, cut off after G - 1 terms.
     """
-    if row.truncated == "penalise":
-        world = world.replace(reward_PNV=less_truncated(world, row.truncation_penalty))
-    if row.pass_k:
-        gradient = world.gradient_of_best(row.pass_k)
-    elif row.scale_rewards == "group_mean":
+    if spec.truncated == "penalise":
+        world = world.replace(reward_PNV=less_truncated(world, spec.truncation_penalty))
+    if spec.pass_k:
+        gradient = world.gradient_of_best(spec.pass_k)
+    elif spec.scale_rewards == "group_mean":
         gradient = world.gradient_of_likelihood(world.num_generations - 1)
     else:
-        gradient = world.gradient(row.beta)
-    if row.entropy_coef:
-        gradient = gradient + row.entropy_coef * completion_entropy(world.policy).gradient_PNV
+        gradient = world.gradient(spec.beta)
+    if spec.entropy_coef:
+        gradient = gradient + spec.entropy_coef * completion_entropy(world.policy).gradient_PNV
     return gradient
 
 
 @lru_cache(maxsize=1024)
-def measure(row: Row, spec: Spec) -> tuple[Comparison, int]:
+def measure(spec: AlgorithmSpec, world_spec: WorldSpec) -> tuple[Comparison, int]:
     """The row in the world, and how many batches were listed."""
-    world = build(spec)
-    update = expect_in(world, algorithm_of(row, spec.horizon))
-    return compare(update, target(row, world)), update.num_groups
+    world = build(world_spec)
+    update = expect_in(world, algorithm_of(spec, world_spec.horizon))
+    return compare(update, target(spec, world)), update.num_groups
 
 
 def expect_in(world: World, estimator: Estimator, *, side_by_side: bool = True) -> ExpectedUpdate:
@@ -148,13 +148,13 @@ def expect_in(world: World, estimator: Estimator, *, side_by_side: bool = True) 
     )
 
 
-def second_pass(row: Row, spec: Spec) -> tuple[Comparison, int]:
+def second_pass(spec: AlgorithmSpec, world_spec: WorldSpec) -> tuple[Comparison, int]:
     """The update of a second pass over the data that the first pass has already used.
 
     θ' = θ + STEP·g(group) depends on the group, so the comparison is between E[g'(group; θ')] and E[∇J(θ')].
     """
-    world = build(spec)
-    algorithm = algorithm_of(row, spec.horizon)
+    world = build(world_spec)
+    algorithm = algorithm_of(spec, world_spec.horizon)
     reused = world.replace(behaviour=world.policy)
     first = loss_of_groups(reused, algorithm)
 
@@ -164,7 +164,7 @@ def second_pass(row: Row, spec: Spec) -> tuple[Comparison, int]:
 
     def minus_objective(theta_MPNV: Tensor, groups: Groups) -> Tensor:
         num, num_prompts = theta_MPNV.shape[:2]
-        prob = TabularPolicy(theta_MPNV.flatten(0, 1), spec.horizon).prob_PS().reshape(num, num_prompts, -1)
+        prob = TabularPolicy(theta_MPNV.flatten(0, 1), world_spec.horizon).prob_PS().reshape(num, num_prompts, -1)
         return -(prob * world.return_PS).sum(2).mean(1)
 
     arguments = (world.policy.logits_PNV, world.policy.prob_PS(), world.num_generations)
@@ -181,54 +181,54 @@ def kind_of(comparison: Comparison) -> str:
     return DIRECTION if comparison.off_direction < TOLERANCE and comparison.scale > 0 else BIASED
 
 
-def blame(row: Row, spec: Spec, kind: str) -> list[Departure]:
+def blame(spec: AlgorithmSpec, world_spec: WorldSpec, kind: str) -> list[Departure]:
     """The departures of (row, spec) that, put in alone, make the same kind of error."""
-    present = [d for d in DEPARTURES if d.present(row, spec)]
+    present = [d for d in DEPARTURES if d.present(spec, world_spec)]
     guilty = []
     for departure in present:
-        alone_row, alone_spec = row, spec
+        alone_spec, alone_world_spec = spec, world_spec
         for other in present:
             if other is not departure:
-                alone_row, alone_spec = other.remedy(alone_row, alone_spec)
-        alone = kind_of(measure(alone_row, alone_spec)[0])
+                alone_spec, alone_world_spec = other.remedy(alone_spec, alone_world_spec)
+        alone = kind_of(measure(alone_spec, alone_world_spec)[0])
         if alone == kind or (kind == BIASED and alone == NOTHING):
             guilty.append(departure)
     return guilty or present
 
 
-def _guilty_on_reused(row: Row, spec: Spec) -> list[Departure]:
-    reused = spec.replace(reused=True)
-    kind = kind_of(measure(row, reused)[0])
-    return [] if kind == EXACT else blame(row, reused, kind)
+def _guilty_on_reused(spec: AlgorithmSpec, world_spec: WorldSpec) -> list[Departure]:
+    reused = world_spec.replace(reused=True)
+    kind = kind_of(measure(spec, reused)[0])
+    return [] if kind == EXACT else blame(spec, reused, kind)
 
 
-def plain(row: Row, spec: Spec) -> tuple[Row, Spec]:
+def plain(spec: AlgorithmSpec, world_spec: WorldSpec) -> tuple[AlgorithmSpec, WorldSpec]:
     """Plain REINFORCE (total return, no baseline, k1 in the reward) on fresh, wholly trained data of the same world."""
-    reference = Row("plain", "", returns="total", surrogate="reinforce", beta=row.beta)
-    return reference, spec.replace(
+    reference = AlgorithmSpec("plain", "", returns="total", surrogate="reinforce", beta=spec.beta)
+    return reference, world_spec.replace(
         reused=False, mismatch=False, trained=None, critic="none", train_eos=True, unscored=False
     )
 
 
 def line_of(case: ProofCase) -> Line:
     """Measure a case."""
-    row, spec = case.row, case.spec
+    spec, world_spec = case.spec, case.world_spec
     departures: list[Departure]
     if case.make is not None:
-        world = build(spec)
-        update = expect_in(world, case.make(row, spec.horizon))
-        comparison, batches = compare(update, target(row, world)), update.num_groups
+        world = build(world_spec)
+        update = expect_in(world, case.make(spec, world_spec.horizon))
+        comparison, batches = compare(update, target(spec, world)), update.num_groups
         kind, departures = kind_of(comparison), []
     elif case.second_pass:
-        comparison, batches = second_pass(row, spec)
+        comparison, batches = second_pass(spec, world_spec)
         kind = kind_of(comparison)
-        departures = [OWN_DATA, *_guilty_on_reused(row, spec)]
+        departures = [OWN_DATA, *_guilty_on_reused(spec, world_spec)]
     else:
-        comparison, batches = measure(row, spec)
+        comparison, batches = measure(spec, world_spec)
         kind = kind_of(comparison)
-        departures = [] if kind == EXACT else blame(row, spec, kind)
-    same_objective = not row.entropy_coef and not row.pass_k and row.scale_rewards != "group_mean"
-    noise = measure(*plain(row, spec))[0].noise if same_objective else math.inf
+        departures = [] if kind == EXACT else blame(spec, world_spec, kind)
+    same_objective = not spec.entropy_coef and not spec.pass_k and spec.scale_rewards != "group_mean"
+    noise = measure(*plain(spec, world_spec))[0].noise if same_objective else math.inf
     comparable = math.isfinite(noise) and math.isfinite(comparison.noise) and comparison.scale > 0
     return describe(
         case,
@@ -248,24 +248,25 @@ def describe(
     departures: list[Departure],
     variance_ratio: float | None,
 ) -> Line:
-    row, spec = case.row, case.spec
+    spec, world_spec = case.spec, case.world_spec
     departures = [] if kind == EXACT else departures
     words = ", ".join(d.keyword for d in departures)
-    data = "second pass" if case.second_pass else "reused" if spec.reused else "mismatch" if spec.mismatch else "fresh"
-    kl = case.kl or row.kl_estimator + (" × ratio" if row.use_bias_correction_kl else "")
-    mask = "EOS left out" if not spec.train_eos else {"mask": "no truncated"}.get(row.truncated, "all")
+    first = "reused" if world_spec.reused else "mismatch" if world_spec.mismatch else "fresh"
+    data = "second pass" if case.second_pass else first
+    kl = case.kl or spec.kl_estimator + (" × ratio" if spec.use_bias_correction_kl else "")
+    mask = "EOS left out" if not world_spec.train_eos else {"mask": "no truncated"}.get(spec.truncated, "all")
     return Line(
         section=case.section,
         algorithm=case.algorithm,
         detail=case.detail,
-        baseline=row.baseline,
-        reduction=row.loss_type,
+        baseline=spec.baseline,
+        reduction=spec.loss_type,
         mask=mask,
-        kl=kl if row.beta else "none",
-        placement=row.kl_placement if row.beta else "none",
+        kl=kl if spec.beta else "none",
+        placement=spec.kl_placement if spec.beta else "none",
         data=data,
-        num_generations=spec.num_generations,
-        prompts_per_step=spec.prompts_per_step,
+        num_generations=world_spec.num_generations,
+        prompts_per_step=world_spec.prompts_per_step,
         batches=batches,
         bias=comparison.bias,
         bias_absolute=comparison.bias_absolute,

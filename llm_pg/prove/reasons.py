@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..algorithms.table import Row
-from .worlds import Spec
+from ..algorithms.table import AlgorithmSpec
+from .worlds import WorldSpec
 
 NO_CLIP = 1e9
 
@@ -24,32 +24,32 @@ class Departure:
 
     keyword: str
     sentence: str
-    present: Callable[[Row, Spec], bool]
-    remedy: Callable[[Row, Spec], tuple[Row, Spec]]
+    present: Callable[[AlgorithmSpec, WorldSpec], bool]
+    remedy: Callable[[AlgorithmSpec, WorldSpec], tuple[AlgorithmSpec, WorldSpec]]
 
 
-def _row(**changes: object) -> Callable[[Row, Spec], tuple[Row, Spec]]:
-    return lambda row, spec: (dataclasses.replace(row, **changes), spec)  # type: ignore[arg-type]
+def _spec(**changes: object) -> Callable[[AlgorithmSpec, WorldSpec], tuple[AlgorithmSpec, WorldSpec]]:
+    return lambda spec, world_spec: (dataclasses.replace(spec, **changes), world_spec)  # type: ignore[arg-type]
 
 
-def _spec(**changes: object) -> Callable[[Row, Spec], tuple[Row, Spec]]:
-    return lambda row, spec: (row, spec.replace(**changes))
+def _world_spec(**changes: object) -> Callable[[AlgorithmSpec, WorldSpec], tuple[AlgorithmSpec, WorldSpec]]:
+    return lambda spec, world_spec: (spec, world_spec.replace(**changes))
 
 
 def _kl(kind: str, placement: str, sentence: str) -> Departure:
-    def present(row: Row, spec: Spec) -> bool:
-        shipped = row.kl_estimator == kind and row.kl_placement == placement and not row.use_bias_correction_kl
-        return bool(row.beta) and shipped
+    def present(spec: AlgorithmSpec, world_spec: WorldSpec) -> bool:
+        shipped = spec.kl_estimator == kind and spec.kl_placement == placement and not spec.use_bias_correction_kl
+        return bool(spec.beta) and shipped
 
-    return Departure(f"{kind} in the {placement}", sentence, present, _row(kl_placement="reward", kl_estimator="k1"))
-
-
-def _has_ratio(row: Row, spec: Spec) -> bool:
-    return spec.reused and row.surrogate != "reinforce"
+    return Departure(f"{kind} in the {placement}", sentence, present, _spec(kl_placement="reward", kl_estimator="k1"))
 
 
-def _is_corrected(row: Row, spec: Spec) -> bool:
-    return spec.mismatch and row.vllm_importance_sampling_correction
+def _has_ratio(spec: AlgorithmSpec, world_spec: WorldSpec) -> bool:
+    return world_spec.reused and spec.surrogate != "reinforce"
+
+
+def _is_corrected(spec: AlgorithmSpec, world_spec: WorldSpec) -> bool:
+    return world_spec.mismatch and spec.vllm_importance_sampling_correction
 
 
 _UNBOUNDED = {
@@ -63,162 +63,162 @@ OWN_DATA = Departure(
     "its own data",
     "After a first pass θ depends on the very rollouts that the second pass averages over, so no ratio, not even the "
     "exact one, makes the second update unbiased.",
-    lambda row, spec: False,
-    lambda row, spec: (row, spec),
+    lambda spec, world_spec: False,
+    lambda spec, world_spec: (spec, world_spec),
 )
 
 DEPARTURES: tuple[Departure, ...] = (
     Departure(
         "itself in the mean",
         "The mean that a rollout is compared with contains itself, which takes 1/n off the gradient.",
-        lambda row, spec: row.baseline in ("group_mean", "batch_mean") and row.scale_rewards != "group_mean",
-        _row(baseline="leave_one_out"),
+        lambda spec, world_spec: spec.baseline in ("group_mean", "batch_mean") and spec.scale_rewards != "group_mean",
+        _spec(baseline="leave_one_out"),
     ),
     Departure(
         "own length in the mean",
         "The mean that a rollout is compared with contains itself, at a weight that is its own length.",
-        lambda row, spec: row.baseline == "length_weighted",
-        _row(baseline="leave_one_out"),
+        lambda spec, world_spec: spec.baseline == "length_weighted",
+        _spec(baseline="leave_one_out"),
     ),
     Departure(
         "graded rewards",
         "Over the group's mean only verdicts of 0 and 1 make the update a gradient, that of the likelihood of success.",
-        lambda row, spec: row.scale_rewards == "group_mean" and spec.rewards not in ("binary", "none"),
-        _spec(rewards="binary"),
+        lambda spec, world_spec: spec.scale_rewards == "group_mean" and world_spec.rewards not in ("binary", "none"),
+        _world_spec(rewards="binary"),
     ),
     Departure(
         "group deviation",
         "Dividing by a group's deviation reweights prompts (and, where rewards are not 0/1, answers), the more so the "
         "larger the group.",
-        lambda row, spec: row.scale_rewards == "group",
-        _row(scale_rewards="none"),
+        lambda spec, world_spec: spec.scale_rewards == "group",
+        _spec(scale_rewards="none"),
     ),
     Departure(
         "batch deviation",
         "The batch's deviation is computed from the rollouts that it divides.",
-        lambda row, spec: row.scale_rewards == "batch",
-        _row(scale_rewards="none"),
+        lambda spec, world_spec: spec.scale_rewards == "batch",
+        _spec(scale_rewards="none"),
     ),
     Departure(
         "normalised advantages",
         "Mean and deviation of the batch's advantages are computed from the rollouts that they shift and divide.",
-        lambda row, spec: row.normalize_advantages != "none",
-        _row(normalize_advantages="none"),
+        lambda spec, world_spec: spec.normalize_advantages != "none",
+        _spec(normalize_advantages="none"),
     ),
     Departure(
         "1/length",
         "Averaging over a completion's own tokens counts a long completion less: length bias.",
-        lambda row, spec: row.loss_type == "grpo",
-        _row(loss_type="sequence_sum"),
+        lambda spec, world_spec: spec.loss_type == "grpo",
+        _spec(loss_type="sequence_sum"),
     ),
     Departure(
         "token mean",
         "The number of tokens that happened to be sampled is a random denominator, correlated with what was sampled.",
-        lambda row, spec: row.loss_type in ("dapo", "bnpo"),
-        _row(loss_type="sequence_sum"),
+        lambda spec, world_spec: spec.loss_type in ("dapo", "bnpo"),
+        _spec(loss_type="sequence_sum"),
     ),
     Departure(
         "a constant",
         "The sum is divided by the constant max_completion_length.",
-        lambda row, spec: row.loss_type == "dr_grpo",
-        _row(loss_type="sequence_sum"),
+        lambda spec, world_spec: spec.loss_type == "dr_grpo",
+        _spec(loss_type="sequence_sum"),
     ),
     Departure(
         "clipping",
         "Tokens (or completions) whose ratio left the trust region get no gradient, by design.",
-        lambda row, spec: _has_ratio(row, spec) and row.surrogate == "clip" and row.epsilon < NO_CLIP,
-        _row(epsilon=NO_CLIP, epsilon_high=None),
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "clip" and spec.epsilon < NO_CLIP,
+        _spec(epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(
         "ratio cut from above",
         "Ratios over epsilon_high count as epsilon_high.",
-        lambda row, spec: _has_ratio(row, spec) and row.surrogate == "cispo",
-        _row(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "cispo",
+        _spec(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(
         "soft gate",
         "The further a ratio leaves 1, the less gradient its token gets, by design.",
-        lambda row, spec: _has_ratio(row, spec) and row.surrogate == "sapo",
-        _row(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "sapo",
+        _spec(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(
         "token ratio",
         "A token's ratio corrects its own choice, not that its prefix and what follows came from the older policy.",
-        lambda row, spec: _has_ratio(row, spec) and row.importance_sampling_level == "token",
-        _row(importance_sampling_level="sequence_sum"),
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.importance_sampling_level == "token",
+        _spec(importance_sampling_level="sequence_sum"),
     ),
     Departure(
         "geometric ratio",
         "The geometric mean of a completion's ratios is not its probability ratio.",
-        lambda row, spec: _has_ratio(row, spec) and row.importance_sampling_level == "sequence",
-        _row(importance_sampling_level="sequence_sum"),
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.importance_sampling_level == "sequence",
+        _spec(importance_sampling_level="sequence_sum"),
     ),
     Departure(
         "no ratio",
         "The data came from an older policy and nothing corrects for it.",
-        lambda row, spec: spec.reused and row.surrogate == "reinforce",
-        _row(surrogate="clip", importance_sampling_level="sequence_sum", epsilon=NO_CLIP, epsilon_high=None),
+        lambda spec, world_spec: world_spec.reused and spec.surrogate == "reinforce",
+        _spec(surrogate="clip", importance_sampling_level="sequence_sum", epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(
         "no correction",
         "The sampler computes other probabilities than the trainer, and nothing corrects for it.",
-        lambda row, spec: spec.mismatch and not row.vllm_importance_sampling_correction,
-        _row(vllm_importance_sampling_correction=True, **_UNBOUNDED),
+        lambda spec, world_spec: world_spec.mismatch and not spec.vllm_importance_sampling_correction,
+        _spec(vllm_importance_sampling_correction=True, **_UNBOUNDED),
     ),
     Departure(
         "token correction",
         "A token's correction is for its own choice, not for the prefix that the sampler's policy led to.",
-        lambda row, spec: _is_corrected(row, spec) and row.vllm_importance_sampling_mode.startswith("token"),
-        _row(**_UNBOUNDED),
+        lambda spec, world: _is_corrected(spec, world) and spec.vllm_importance_sampling_mode.startswith("token"),
+        _spec(**_UNBOUNDED),
     ),
     Departure(
         "correction bounded",
         "Corrections past their bound count as the bound, or their completions are dropped, by design.",
-        lambda row, spec: _is_corrected(row, spec) and row.vllm_importance_sampling_clip_max != NO_CLIP,
-        _row(vllm_importance_sampling_clip_max=NO_CLIP, vllm_importance_sampling_clip_min=None),
+        lambda spec, world_spec: _is_corrected(spec, world_spec) and spec.vllm_importance_sampling_clip_max != NO_CLIP,
+        _spec(vllm_importance_sampling_clip_max=NO_CLIP, vllm_importance_sampling_clip_min=None),
     ),
     Departure(
         "off-policy dropped",
         "Completions of negative weight that the policy has left get no gradient, by design.",
-        lambda row, spec: row.off_policy_mask_threshold is not None and (spec.reused or spec.mismatch),
-        _row(off_policy_mask_threshold=None),
+        lambda spec, world: spec.off_policy_mask_threshold is not None and (world.reused or world.mismatch),
+        _spec(off_policy_mask_threshold=None),
     ),
     Departure(
         "low entropy dropped",
         "Tokens at which the policy was sure get no gradient.",
-        lambda row, spec: row.top_entropy_quantile < 1,
-        _row(top_entropy_quantile=1.0),
+        lambda spec, world_spec: spec.top_entropy_quantile < 1,
+        _spec(top_entropy_quantile=1.0),
     ),
     Departure(
         "EOS not trained",
         "The choice to stop gets no credit.",
-        lambda row, spec: not spec.train_eos,
-        _spec(train_eos=True),
+        lambda spec, world_spec: not world_spec.train_eos,
+        _world_spec(train_eos=True),
     ),
     Departure(
         "truncated dropped",
         "Completions that met the limit leave the sum, so the update is blind to what leads into the limit.",
-        lambda row, spec: row.truncated == "mask",
-        _row(truncated="keep"),
+        lambda spec, world_spec: spec.truncated == "mask",
+        _spec(truncated="keep"),
     ),
     Departure(
         "unscored dropped",
         "Rows without a verdict leave sum and denominator: with a leave-one-out baseline that is the gradient of "
         "E[R | scored] times the probability that two of the group are scored; without one it is not.",
-        lambda row, spec: spec.unscored,
-        _spec(unscored=False),
+        lambda spec, world_spec: world_spec.unscored,
+        _world_spec(unscored=False),
     ),
     Departure(
         "another distribution",
         "The tokens were drawn from a tempered or cut distribution, and the log-probabilities of another are trained.",
-        lambda row, spec: spec.trained is not None and spec.trained != spec.sampler,
-        _spec(trained=None),
+        lambda spec, world_spec: world_spec.trained is not None and world_spec.trained != world_spec.sampler,
+        _world_spec(trained=None),
     ),
     Departure(
         "critic",
         "Below λ = 1 the critic's error stands in the place of rewards that were not waited for.",
-        lambda row, spec: row.needs_critic and spec.critic != "exact",
-        _spec(critic="exact"),
+        lambda spec, world_spec: spec.needs_critic and world_spec.critic != "exact",
+        _world_spec(critic="exact"),
     ),
     _kl("k1", "loss", "The expected gradient of log π is 0, so this is no penalty at all."),
     _kl("k2", "loss", "Token by token it misses that a token also moves the KL of what follows it."),
@@ -226,22 +226,22 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure(
         "k3 × ratio in the loss",
         "At ratio 1 its gradient is that of k2: token by token, it misses the KL of what follows.",
-        lambda row, spec: bool(row.beta) and row.kl_placement == "loss" and row.use_bias_correction_kl,
-        _row(kl_placement="reward", kl_estimator="k1", use_bias_correction_kl=False),
+        lambda spec, world_spec: bool(spec.beta) and spec.kl_placement == "loss" and spec.use_bias_correction_kl,
+        _spec(kl_placement="reward", kl_estimator="k1", use_bias_correction_kl=False),
     ),
     _kl("k2", "reward", "Its expectation is not the KL: close to the reference its gradient is nearly 0."),
     _kl("k3", "reward", "Its score-function gradient is not the KL's: close to the reference the push is nearly 0."),
     Departure(
         "no γ^t",
         "The discounted objective weighs step t by γ^t; as everywhere in practice the estimator does not.",
-        lambda row, spec: spec.gamma < 1,
-        _spec(gamma=1.0),
+        lambda spec, world_spec: world_spec.gamma < 1,
+        _world_spec(gamma=1.0),
     ),
     Departure(
         "present states only",
         "The bonus raises the entropy where the policy is, and ignores that a token leads to states of other entropy; "
         "it is also a mean over tokens.",
-        lambda row, spec: bool(row.entropy_coef),
-        lambda row, spec: (row, spec),
+        lambda spec, world_spec: bool(spec.entropy_coef),
+        lambda spec, world_spec: (spec, world_spec),
     ),
 )

@@ -68,16 +68,16 @@ def summary(lines: Sequence[Line]) -> str:
 
 
 def text(lines: Sequence[Line]) -> str:
-    def row(values: Sequence[str]) -> str:
+    def spec(values: Sequence[str]) -> str:
         padded = [
             value.rjust(width) if 4 <= i <= 7 else value.ljust(width)
             for i, (value, width) in enumerate(zip(values, _WIDTHS, strict=True))
         ]
         return "  " + " ".join(padded).rstrip()
 
-    out = [HEAD, "", row(COLUMNS)]
+    out = [HEAD, "", spec(COLUMNS)]
     for name, members in _sections(lines):
-        out += ["", _title(name, members), *(row(cells(line)) for line in members)]
+        out += ["", _title(name, members), *(spec(cells(line)) for line in members)]
     out += ["", summary(lines), ""]
     out += [f"  {keyword}: {sentence}" for keyword, sentence in legend(lines)]
     return "\n".join(out)

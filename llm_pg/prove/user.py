@@ -4,8 +4,8 @@
     def loss(logp_BT, batch):         # llm_pg.algorithms.algorithm.Batch   -> a scalar to minimise
 
 An advantage is summed over tokens and averaged over completions (the exact reduction), so that only the advantage
-can be at fault. A loss gets the advantages of `advantage`, or leave-one-out ones, in `batch.weight_BT`, and is run on
-fresh and on reused data.
+can be at fault. A loss gets the advantages of `advantage`, or leave-one-out ones, in `batch.advantage_BT`, and is run
+on fresh and on reused data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
-from ..algorithms.table import Row
+from ..algorithms.table import AlgorithmSpec
 from ..estimators.expectation import Groups, compare, sample_groups, updates
 from ..rewards.loading import LoadError, Target, load
 from ..rollouts import Rollouts
@@ -40,10 +40,10 @@ from .measure import (
 )
 from .reasons import Departure
 from .world import loss_of_groups
-from .worlds import Spec, build
+from .worlds import WorldSpec, build
 
-_ADVANTAGE_ROW = Row("yours", "", returns="total", surrogate="reinforce")
-_LOSS_ROW = Row("yours", "", baseline="leave_one_out")
+_ADVANTAGE_SPEC = AlgorithmSpec("yours", "", returns="total", surrogate="reinforce")
+_LOSS_SPEC = AlgorithmSpec("yours", "", baseline="leave_one_out")
 _CHECKED = 24  # groups on which a function is tried before it is proven
 _CHOICES = (ONE, BOTH, ONE.replace(rewards="graded"), ONE.replace(rewards="dense"))
 
@@ -52,44 +52,48 @@ class ProofError(ValueError):
     """What was given cannot be proven."""
 
 
-def load_function(spec: str, option: str) -> Callable[..., Any]:
+def load_function(address: str, option: str) -> Callable[..., Any]:
     """The function at `my.py:fn`."""
-    path, _, name = spec.rpartition(":")
+    path, _, name = address.rpartition(":")
     if not path or not name:
-        raise ProofError(f"{option} {spec!r} is not of the form my.py:fn, a Python file and a function in it.")
+        raise ProofError(f"{option} {address!r} is not of the form my.py:fn, a Python file and a function in it.")
     if not Path(path).is_file():
-        raise ProofError(f"{option} {spec!r}: there is no file {path!r} here ({Path.cwd()}).")
+        raise ProofError(f"{option} {address!r}: there is no file {path!r} here ({Path.cwd()}).")
     try:
         return load(Target(module=None, file=str(Path(path).resolve()), qualname=name))
     except LoadError as error:
         near = f" It has {', '.join(error.near[:8])}." if error.near else ""
-        raise ProofError(f"{option} {spec!r}: {error}.{near}") from error
+        raise ProofError(f"{option} {address!r}: {error}.{near}") from error
     except Exception as error:
-        raise ProofError(f"{option} {spec!r}: importing {path} raised {type(error).__name__}: {error}.") from error
+        raise ProofError(f"{option} {address!r}: importing {path} raised {type(error).__name__}: {error}.") from error
 
 
 class OwnAlgorithm(Algorithm):
     """The exact reduction around an advantage function, a loss function, or both."""
 
     def __init__(self, advantage: Callable[..., Any] | None = None, own_loss: Callable[..., Any] | None = None) -> None:
-        super().__init__(_ADVANTAGE_ROW if advantage is not None else _LOSS_ROW)
+        super().__init__(_ADVANTAGE_SPEC if advantage is not None else _LOSS_SPEC)
         self.advantage = advantage
         self.own_loss = own_loss
 
-    def weigh(self, rollouts: Rollouts, **others: Any) -> Batch:
-        batch = super().weigh(rollouts, **others)
+    def compute_advantages(self, rollouts: Rollouts, **others: Any) -> Batch:
+        batch = super().compute_advantages(rollouts, **others)
         if self.advantage is None:
             return batch
         weight = self.advantage(rollouts)
-        weight_BT = weight.detach().to(batch.scale_BT.dtype)
-        weight_BT = (weight_BT.unsqueeze(1) if weight_BT.dim() == 1 else weight_BT).expand_as(batch.scale_BT)
-        return dataclasses.replace(batch, weight_BT=torch.where(batch.mask_BT, weight_BT, torch.zeros_like(weight_BT)))
+        advantage_BT = weight.detach().to(batch.loss_scale_BT.dtype)
+        advantage_BT = (advantage_BT.unsqueeze(1) if advantage_BT.dim() == 1 else advantage_BT).expand_as(
+            batch.loss_scale_BT
+        )
+        return dataclasses.replace(
+            batch, advantage_BT=torch.where(batch.mask_BT, advantage_BT, torch.zeros_like(advantage_BT))
+        )
 
     def loss(self, logp_BT: Tensor, batch: Batch, **others: Any) -> tuple[Tensor, dict[str, Tensor]]:
         if self.own_loss is None:
             return super().loss(logp_BT, batch, **others)
-        if batch.old_logp_BT is None:
-            batch = dataclasses.replace(batch, old_logp_BT=logp_BT.detach())
+        if batch.proximal_logp_BT is None:
+            batch = dataclasses.replace(batch, proximal_logp_BT=logp_BT.detach())
         return self.own_loss(logp_BT, batch), {}
 
 
@@ -107,38 +111,40 @@ def prove_own(advantage: str | None, loss: str | None) -> list[Line]:
     algorithm = OwnAlgorithm(own_advantage, own_loss)
     if own_loss is not None:
         check_loss(algorithm, str(loss))
-    name = " + ".join(Path(spec).name for spec in (advantage, loss) if spec)
-    return [_line(algorithm, name, spec) for spec in _specs(own_loss is not None)]
+    name = " + ".join(Path(address).name for address in (advantage, loss) if address)
+    return [_line(algorithm, name, world_spec) for world_spec in _specs(own_loss is not None)]
 
 
-def _specs(with_reused: bool) -> Iterator[Spec]:
-    for spec in _CHOICES:
-        yield spec.replace(reference="near", critic="exact")
+def _specs(with_reused: bool) -> Iterator[WorldSpec]:
+    for world_spec in _CHOICES:
+        yield world_spec.replace(reference="near", critic="exact")
     if with_reused:
         yield ONE.replace(reference="near", critic="exact", reused=True)
 
 
-def _line(algorithm: OwnAlgorithm, name: str, spec: Spec) -> Line:
-    section = f"{spec.prompts_per_step} of 2 prompts a step, {spec.rewards} rewards"
-    if spec.reused:
+def _line(algorithm: OwnAlgorithm, name: str, world_spec: WorldSpec) -> Line:
+    section = f"{world_spec.prompts_per_step} of 2 prompts a step, {world_spec.rewards} rewards"
+    if world_spec.reused:
         section += ", data of an older policy"
-    together = runs_side_by_side(algorithm, spec)
-    if reads_the_order(algorithm, spec):
-        spec = spec.replace(ordered=True, num_generations=2 if not together or spec.prompts_per_step == 2 else 3)
+    together = runs_side_by_side(algorithm, world_spec)
+    if reads_the_order(algorithm, world_spec):
+        world_spec = world_spec.replace(
+            ordered=True, num_generations=2 if not together or world_spec.prompts_per_step == 2 else 3
+        )
         section += ", rows in any order"
     elif not together:
-        spec = spec.replace(num_generations=2 if spec.prompts_per_step == 2 else 3)
-    world = build(spec)
-    row = algorithm.row
+        world_spec = world_spec.replace(num_generations=2 if world_spec.prompts_per_step == 2 else 3)
+    world = build(world_spec)
+    spec = algorithm.spec
     try:
         update = expect_in(world, algorithm, side_by_side=together)
     except Exception as error:
         raise ProofError(f"{name} raised {type(error).__name__} on a group of the {section} world: {error}") from error
-    comparison = compare(update, target(row, world))
+    comparison = compare(update, target(spec, world))
     kind = kind_of(comparison)
     why = [] if kind == EXACT else [Departure("your function", _ADVICE[kind], _never, _same)]
-    case = ProofCase(section, name, row, spec, expect=kind)
-    noise = measure(*plain(row, spec))[0].noise
+    case = ProofCase(section, name, spec, world_spec, expect=kind)
+    noise = measure(*plain(spec, world_spec))[0].noise
     ratio = comparison.noise / noise if comparison.scale > 0 else None
     line = describe(case, comparison, update.num_groups, kind, why, ratio)
     return dataclasses.replace(
@@ -148,12 +154,12 @@ def _line(algorithm: OwnAlgorithm, name: str, spec: Spec) -> Line:
     )
 
 
-def _never(row: Row, spec: Spec) -> bool:
+def _never(spec: AlgorithmSpec, world_spec: WorldSpec) -> bool:
     return False
 
 
-def _same(row: Row, spec: Spec) -> tuple[Row, Spec]:
-    return row, spec
+def _same(spec: AlgorithmSpec, world_spec: WorldSpec) -> tuple[AlgorithmSpec, WorldSpec]:
+    return spec, world_spec
 
 
 _ADVICE = {
@@ -163,17 +169,17 @@ _ADVICE = {
 }
 
 
-def _sample(spec: Spec) -> Iterator[Groups]:
+def _sample(world_spec: WorldSpec) -> Iterator[Groups]:
     """A few groups as a step would draw them."""
-    world = build(spec)
+    world = build(world_spec)
     yield from sample_groups(
         world.sampled.prob_PS(), world.num_generations, _CHECKED, all_prompts=world.all_prompts, seed=1
     )
 
 
-def _rollouts(spec: Spec) -> Iterator[Rollouts]:
-    world = build(spec)
-    for groups in _sample(spec):
+def _rollouts(world_spec: WorldSpec) -> Iterator[Rollouts]:
+    world = build(world_spec)
+    for groups in _sample(world_spec):
         fields = world.fields(groups)
         for m in range(len(groups.weight_M)):
             yield Rollouts(group_B=world.group_B, **{name: value[m] for name, value in fields.items()})
@@ -191,8 +197,8 @@ def _call(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
 
 def check_advantage(function: Callable[..., Any], name: str) -> None:
     """Shape, numbers, determinism, and that the weights know nothing of later tokens but their rewards."""
-    for spec in _specs(False):
-        for rollouts in _rollouts(spec):
+    for world_spec in _specs(False):
+        for rollouts in _rollouts(world_spec):
             weight, again = _call(function, name, rollouts), _call(function, name, rollouts)
             rows, steps = rollouts.mask_BT.shape
             if not isinstance(weight, Tensor) or tuple(weight.shape) not in ((rows,), (rows, steps)):
@@ -228,7 +234,7 @@ def check_future(function: Callable[..., Any], name: str) -> None:
     The only lawful way for later tokens to reach a step's weight is through their rewards (or a critic's values and a
     KL, which are 0 here too): anything else is a baseline that depends on the action.
     """
-    world = build(Spec(rewards="none", critic="zero"))
+    world = build(WorldSpec(rewards="none", critic="zero"))
     world = world.replace(reference=world.policy)
     c = world.completions
     others = torch.tensor([0, 5, c.num_completions - 1]).expand(c.num_completions, -1)
@@ -257,19 +263,19 @@ def _words(tokens_ST: Tensor, mask_ST: Tensor, s: int) -> str:
 
 def check_loss(algorithm: OwnAlgorithm, name: str) -> None:
     """A scalar, finite, with a gradient, the same twice."""
-    for spec in _specs(True):
-        world = build(spec)
-        for rollouts in _rollouts(spec):
-            batch = algorithm.weigh(rollouts)
+    for world_spec in _specs(True):
+        world = build(world_spec)
+        for rollouts in _rollouts(world_spec):
+            batch = algorithm.compute_advantages(rollouts)
             if world.behaviour is not None:
-                batch = dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT)
+                batch = dataclasses.replace(batch, proximal_logp_BT=rollouts.logp_BT)
             logp_BT = rollouts.logp_BT.clone().requires_grad_()
             loss, again = (_call(lambda b=batch, p=logp_BT: algorithm.loss(p, b)[0], name) for _ in range(2))
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
                 raise ProofError(
                     f"{name} returned {got}; a loss function returns a scalar to minimise, such as "
-                    f"(-batch.weight_BT * logp_BT * batch.scale_BT)[batch.mask_BT].sum()."
+                    f"(-batch.advantage_BT * logp_BT * batch.loss_scale_BT)[batch.mask_BT].sum()."
                 )
             if not torch.isfinite(loss):
                 raise ProofError(
@@ -284,11 +290,11 @@ def check_loss(algorithm: OwnAlgorithm, name: str) -> None:
                 )
 
 
-def runs_side_by_side(algorithm: OwnAlgorithm, spec: Spec) -> bool:
+def runs_side_by_side(algorithm: OwnAlgorithm, world_spec: WorldSpec) -> bool:
     """Whether the function runs under `torch.vmap` and gives the same losses there as group by group."""
-    world = build(spec)
+    world = build(world_spec)
     theta = world.policy.logits_PNV
-    for groups in _sample(spec):
+    for groups in _sample(world_spec):
         theta_MPNV = theta.expand(len(groups.weight_M), -1, -1, -1)
         one_by_one = loss_of_groups(world, algorithm, side_by_side=False)(theta_MPNV, groups)
         try:
@@ -301,16 +307,16 @@ def runs_side_by_side(algorithm: OwnAlgorithm, spec: Spec) -> bool:
     return True
 
 
-def reads_the_order(algorithm: OwnAlgorithm, spec: Spec) -> bool:
+def reads_the_order(algorithm: OwnAlgorithm, world_spec: WorldSpec) -> bool:
     """Whether the update changes when the completions of a group change places.
 
     A change of the first two and a turn of all by one make every order.
     """
-    world = build(spec)
+    world = build(world_spec)
     loss_of = loss_of_groups(world, algorithm, side_by_side=False)
     size = world.num_generations
     orders = ([1, 0, *range(2, size)], [*range(1, size), 0])
-    for groups in _sample(spec):
+    for groups in _sample(world_spec):
         theta_MPNV = world.policy.logits_PNV.expand(len(groups.weight_M), -1, -1, -1)
         there = updates(loss_of, theta_MPNV, groups)
         for order in orders:

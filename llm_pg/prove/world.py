@@ -1,4 +1,4 @@
-"""A world small enough to prove in, and an algorithm's own `weigh` and `loss` as a function of its groups."""
+"""A world small enough to prove in, and an algorithm's `compute_advantages` and `loss` as a function of its groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..rollouts import Rollouts
 class Estimator(Protocol):
     """What is proven: `Algorithm`, or anything with the same two methods."""
 
-    def weigh(self, rollouts: Rollouts) -> Batch: ...
+    def compute_advantages(self, rollouts: Rollouts) -> Batch: ...
 
     def loss(
         self, logp_BT: Tensor, batch: Batch, *, entropy_BT: Tensor | None = None, measure: bool = True
@@ -195,10 +195,10 @@ def _unchecked(fields: dict[str, Tensor], group_B: Tensor) -> Rollouts:
 
 
 def one_loss(world: World, estimator: Estimator, rollouts: Rollouts, logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
-    """The loss of one batch as a trainer gets it: `weigh`, the old log-probabilities of reused data, `loss`."""
-    batch = estimator.weigh(rollouts)
+    """The loss of one batch as a trainer gets it: `compute_advantages`, log-probabilities of reused data, `loss`."""
+    batch = estimator.compute_advantages(rollouts)
     if world.behaviour is not None and not world.mismatch:
-        batch = dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT)
+        batch = dataclasses.replace(batch, proximal_logp_BT=rollouts.logp_BT)
     entropy_BT = entropy(logits_BTV) if batch.entropy_coef else None
     return estimator.loss(token_logp(logits_BTV, tokens_BT), batch, entropy_BT=entropy_BT, measure=False)[0]
 

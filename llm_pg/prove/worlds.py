@@ -22,7 +22,7 @@ HARD = {(A, B), (B, B), (A, A)}  # what prompt 0 asks for, ended by EOS
 
 
 @dataclass(frozen=True)
-class Spec:
+class WorldSpec:
     """Which world.
 
     Attributes:
@@ -61,7 +61,7 @@ class Spec:
     def __post_init__(self) -> None:
         check_fields(self, "Spec")
 
-    def replace(self, **changes: object) -> Spec:
+    def replace(self, **changes: object) -> WorldSpec:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
@@ -70,56 +70,56 @@ def _wave(shape: tuple[int, ...], size: float, phase: float) -> Tensor:
     return size * torch.sin(2.3 * count**1.5 + phase).reshape(shape)
 
 
-def _reward(spec: Spec) -> Tensor:
-    c = enumerate_completions(3, spec.horizon)
-    if spec.rewards == "none":
+def _reward(world_spec: WorldSpec) -> Tensor:
+    c = enumerate_completions(3, world_spec.horizon)
+    if world_spec.rewards == "none":
         return torch.zeros(2, c.num_prefixes, 3, dtype=torch.float64)
-    if spec.rewards == "dense":
+    if world_spec.rewards == "dense":
         return _wave((2, c.num_prefixes, 3), 1.0, 0.5) + 0.5
-    words = [tuple(row[mask][row[mask] != c.eos].tolist()) for row, mask in zip(c.tokens_ST, c.mask_ST, strict=True)]
+    words = [tuple(spec[mask][spec[mask] != c.eos].tolist()) for spec, mask in zip(c.tokens_ST, c.mask_ST, strict=True)]
     ended = (~c.truncated_S).tolist()
-    short = spec.horizon == 2
+    short = world_spec.horizon == 2
     hard = [float(w == (A,) and e) if short else float(w in HARD and e) for w, e in zip(words, ended, strict=True)]
     easy = [float(B not in w) if short else float(A in w) for w in words]
     reward_PS = torch.tensor([hard, easy], dtype=torch.float64)
-    if spec.rewards == "graded":
+    if world_spec.rewards == "graded":
         reward_PS = reward_PS + _wave((2, c.num_completions), 0.4, 1.0)
     return terminal_reward(c, reward_PS)
 
 
 @lru_cache(maxsize=256)
-def build(spec: Spec) -> World:
+def build(world_spec: WorldSpec) -> World:
     """The world that `spec` names."""
-    num_prefixes = enumerate_completions(3, spec.horizon).num_prefixes
+    num_prefixes = enumerate_completions(3, world_spec.horizon).num_prefixes
     shape = (2, num_prefixes, 3)
-    num_prompts = 1 if spec.prompts == "one" else 2
+    num_prompts = 1 if world_spec.prompts == "one" else 2
     logits = _wave(shape, 1.0, 3.0)
-    policy = TabularPolicy(logits[:num_prompts], spec.horizon, dict(spec.sampler))
-    reward = _reward(spec)[:num_prompts]
-    distance = {"near": 0.1, "far": 1.5}.get(spec.reference)
+    policy = TabularPolicy(logits[:num_prompts], world_spec.horizon, dict(world_spec.sampler))
+    reward = _reward(world_spec)[:num_prompts]
+    distance = {"near": 0.1, "far": 1.5}.get(world_spec.reference)
     reference = None if distance is None else policy.with_logits((logits + _wave(shape, distance, 2.0))[:num_prompts])
     behaviour = policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts])
     value = None
-    if spec.critic != "none":
-        value = state_values(policy, reward, spec.gamma)
+    if world_spec.critic != "none":
+        value = state_values(policy, reward, world_spec.gamma)
         error = _wave((2, num_prefixes), 0.5, 4.0)[:num_prompts]
-        value = {"exact": value, "wrong": value + error, "zero": torch.zeros_like(value)}[spec.critic]
+        value = {"exact": value, "wrong": value + error, "zero": torch.zeros_like(value)}[world_spec.critic]
     return World(
         policy=policy,
         reward_PNV=reward,
-        num_generations=spec.num_generations,
-        all_prompts=spec.prompts_per_step == 2,
+        num_generations=world_spec.num_generations,
+        all_prompts=world_spec.prompts_per_step == 2,
         reference=reference,
-        behaviour=behaviour if spec.reused or spec.mismatch else None,
-        mismatch=spec.mismatch,
-        trained_warp=None if spec.trained is None else dict(spec.trained),
+        behaviour=behaviour if world_spec.reused or world_spec.mismatch else None,
+        mismatch=world_spec.mismatch,
+        trained_warp=None if world_spec.trained is None else dict(world_spec.trained),
         value_PN=value,
-        gamma=spec.gamma,
-        train_eos=spec.train_eos,
-        scored_PS=(enumerate_completions(3, spec.horizon).tokens_ST[:, 0] != B).repeat(num_prompts, 1)
-        if spec.unscored
+        gamma=world_spec.gamma,
+        train_eos=world_spec.train_eos,
+        scored_PS=(enumerate_completions(3, world_spec.horizon).tokens_ST[:, 0] != B).repeat(num_prompts, 1)
+        if world_spec.unscored
         else None,
-        ordered=spec.ordered,
+        ordered=world_spec.ordered,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 
-from ..spare import Spare
+from ..time_budget import TimeBudget
 from .page import write_report
 
 FAILURES = (OSError, ValueError, LookupError, TypeError, ArithmeticError, TemplateError)
@@ -19,22 +19,22 @@ class LivePage:
 
     Args:
         folder: of the run. warn: told the first failure; later ones are silent, as the end writes the page once more.
-        seconds: the least between two times; 0 = never. spare: what bounds the cost.
+        seconds: the least between two times; 0 = never. budget: what bounds the cost.
     """
 
     def __init__(
-        self, folder: Path, warn: Callable[[str], None], *, seconds: float, spare: Spare | None = None
+        self, folder: Path, warn: Callable[[str], None], *, seconds: float, budget: TimeBudget | None = None
     ) -> None:
         self.folder, self.warn, self.seconds = folder, warn, seconds
-        self.spare = spare or Spare(seconds)
+        self.budget = budget or TimeBudget(seconds)
         self.failed = False
 
     def refresh(self, step: int) -> bool:
         """Write the page if it is time; whether it was written."""
-        if not self.seconds or not self.spare.due():
+        if not self.seconds or not self.budget.due():
             return False
         note = f"written at {time.strftime('%H:%M:%S')} after step {step}"
-        with self.spare.spending():
+        with self.budget.spending():
             try:
                 write_report([self.folder], live=(note, self.seconds))
             except FAILURES as error:

@@ -16,9 +16,9 @@ from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rewards.tally import Scores
 from ..sampling.protocol import SamplingEngine, SamplingParams
+from .dual_scoring import DualScoring
 from .experience import Experience
 from .sampler import EVAL_STREAM, TRAIN_STREAM, Sampler, Samples, in_trls_form
-from .twins import Twins
 
 
 class _Speaker(NamedTuple):
@@ -34,7 +34,7 @@ class Collector:
     Args:
         engine: samples. scorer: the reward functions. tokenizer: to read completions.
         params: the training distribution. seed: of the run. gamma: discount per token.
-        twins: other readings of the answers, for evaluations.
+        dual_scoring: other readings of the answers, for evaluations.
         reader: from ids to the text that functions read; None = without any special token.
     """
 
@@ -47,11 +47,11 @@ class Collector:
         *,
         seed: int,
         gamma: float,
-        twins: Twins | None = None,
+        dual_scoring: DualScoring | None = None,
         reader: Reader | None = None,
     ) -> None:
         self.sampler = Sampler(_Speaker(tokenizer, params), engine, gamma=gamma, reader=reader)
-        self.scorer, self.seed, self.gamma, self.twins = scorer, seed, gamma, twins
+        self.scorer, self.seed, self.gamma, self.dual_scoring = scorer, seed, gamma, dual_scoring
         self.max_steps = 0  # of the run, for reward functions that shape themselves by its progress
         self._open = contextlib.ExitStack()
 
@@ -79,8 +79,8 @@ class Collector:
         """Start what the engine needs beside this process; `__exit__` ends it."""
         if isinstance(self.engine, contextlib.AbstractContextManager):
             self._open.enter_context(self.engine)
-        if self.twins is not None:
-            self._open.enter_context(self.twins.scorer)
+        if self.dual_scoring is not None:
+            self._open.enter_context(self.dual_scoring.scorer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,10 +176,10 @@ class Collector:
         self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], deciding: list[float | None]
     ) -> dict[str, list[float | None]]:
         """The strict and the lenient score of each completion, where there are both; `deciding` decides a pass."""
-        if self.twins is None:
+        if self.dual_scoring is None:
             return {}
-        parts = self._scored(self.twins.scorer, prompts, texts, ids).parts
-        return {reading: deciding if name is None else parts[name] for reading, name in self.twins.names.items()}
+        parts = self._scored(self.dual_scoring.scorer, prompts, texts, ids).parts
+        return {reading: deciding if name is None else parts[name] for reading, name in self.dual_scoring.names.items()}
 
     def _scored(
         self, scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0

@@ -77,7 +77,7 @@ class Experience:
         }
 
     def readable(
-        self, weight_BT: Tensor, num_groups: int, more: dict[str, Tensor] | None = None
+        self, advantage_BT: Tensor, num_groups: int, more: dict[str, Tensor] | None = None
     ) -> list[dict[str, Any]]:
         """The first groups as JSON rows: texts, scores, and the text and numbers of every token.
 
@@ -92,7 +92,7 @@ class Experience:
             values: list[float] = x_BT[row, : lengths[row]].tolist()
             return values if places is None else _spread(values, places[row], len(ids[row]))
 
-        numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": weight_BT}
+        numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": advantage_BT}
         if rollouts.ref_logp_BT is not None:
             numbers["kl"] = k3(rollouts.logp_BT, rollouts.ref_logp_BT)
         for i in range(min(num_groups * self.num_generations, len(self.texts))):

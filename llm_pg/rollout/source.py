@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..algorithms.table import Row
+from ..algorithms.table import AlgorithmSpec
 from ..metrics import Clock
 from ..prompts import Prompt, Prompts
 from .collector import Collector
@@ -76,7 +76,7 @@ class DynamicSampling:
         source: gives the step's own groups. rounds: the budget. spec: of the algorithm, which says what is silent.
     """
 
-    def __init__(self, source: DirectSource, rounds: int, spec: Row) -> None:
+    def __init__(self, source: DirectSource, rounds: int, spec: AlgorithmSpec) -> None:
         self.source, self.rounds = source, rounds
         self.truncation_penalty = spec.truncation_penalty if spec.truncated == "penalise" else 0.0
         self.to_go = spec.returns == "reward_to_go" and spec.advantage is None

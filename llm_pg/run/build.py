@@ -14,9 +14,9 @@ from ..model.loading import end_token_ids
 from ..rewards.scorer import Scorer
 from ..rewards.specs import with_processing_classes
 from ..rollout.collector import Collector
+from ..rollout.dual_scoring import make_dual_scoring
 from ..rollout.episodes import EpisodeCollector
 from ..rollout.reading import make_reader
-from ..rollout.twins import make_twins
 from ..sampling.protocol import SamplingEngine, SamplingParams
 from ..words import choices
 from .engines import make_sampler
@@ -100,8 +100,10 @@ def collector_of(
     ends = end_token_ids(model, tokenizer)
     reader = make_reader(config, tokenizer, ends, scorer.functions)
     if rollout.environment is None:
-        twins = make_twins(config, scorer.functions)
-        return Collector(engine, scorer, tokenizer, params, seed=seed, gamma=gamma, twins=twins, reader=reader)
+        dual_scoring = make_dual_scoring(config, scorer.functions)
+        return Collector(
+            engine, scorer, tokenizer, params, seed=seed, gamma=gamma, dual_scoring=dual_scoring, reader=reader
+        )
     return EpisodeCollector(
         engine,
         scorer,

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
-from ..algorithms.table import Row
+from ..algorithms.table import AlgorithmSpec
 from ..config import Config
-from ..config.check import BatchPlan, plan_batch, resolve_row
+from ..config.check import BatchPlan, plan_batch, resolve_spec
 from ..metrics import Clock
 from ..model.loading import incoming_half
 from ..model.precision import compute_in
@@ -47,7 +47,7 @@ class RunContext:
     """
 
     config: Config
-    spec: Row
+    spec: AlgorithmSpec
     plan: BatchPlan
     folder: RunFolder
     ranks: Ranks
@@ -79,7 +79,7 @@ def make_context(
         terminal: None = one that fits standard output. clock: with phases that ended before.
     """
     config.train.use_cpu = config.train.use_cpu or cpu_asked(os.environ, parent_command())
-    spec = resolve_row(config)
+    spec = resolve_spec(config)
     compute_in(config, incoming_half(model, config.model), scales_losses=scales_losses(config))
     check_backend(config, needs_critic=spec.needs_critic)
     # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.

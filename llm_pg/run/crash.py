@@ -99,8 +99,8 @@ class CrashKeeper:
         if experience is None:
             return
         rollouts = experience.rollouts
-        weight_BT = rollouts.reward_BT if batch is None else batch.weight_BT
-        rows = self.clean.tree(experience.readable(weight_BT, len(experience.prompts)))
+        advantage_BT = rollouts.reward_BT if batch is None else batch.advantage_BT
+        rows = self.clean.tree(experience.readable(advantage_BT, len(experience.prompts)))
         with (folder / f"completions{rank}.jsonl").open("w") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         tensors = {"mask": rollouts.mask_BT, "logp": rollouts.logp_BT, "reward": rollouts.reward_BT}
@@ -109,6 +109,6 @@ class CrashKeeper:
         if rollouts.ref_logp_BT is not None:
             tensors["ref_logp"] = rollouts.ref_logp_BT
         if batch is not None:
-            tensors |= {"weight": batch.weight_BT, "scale": batch.scale_BT}
+            tensors |= {"weight": batch.advantage_BT, "scale": batch.loss_scale_BT}
         contiguous = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
         save_file(contiguous, folder / f"batch{rank}.safetensors")

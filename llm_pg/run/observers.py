@@ -95,7 +95,7 @@ class Observers:
         if not count or not self.context.ranks.is_main:
             return []
         numbers = update.seen.numbers(experience.rollouts.logp_BT)
-        readable = experience.readable(update.batch.weight_BT, count, numbers)
+        readable = experience.readable(update.batch.advantage_BT, count, numbers)
         try:
             self.context.folder.write_completions(step, readable)
         except OSError as error:  # a run is worth more than its completions

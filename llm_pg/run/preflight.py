@@ -43,7 +43,7 @@ def preflight(config: Config, *, resume: bool = False) -> None:
 
 
 def check_room(config: Config) -> None:
-    """Has the disk room for one checkpoint, or for the model at the end? Told from sizes in names and headers.
+    """Has the disk room for one checkpoint, or for the model at the end? Predicted from sizes in names and headers.
 
     Raises ConfigError; says nothing where the size of the model is unknown (the trainer then asks once it is loaded).
     """

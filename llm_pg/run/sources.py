@@ -14,7 +14,7 @@ from ..model.policy import Policy
 from ..prompts import Prompts
 from ..rollout.ahead.engines import make_engine
 from ..rollout.ahead.loop import Ahead
-from ..rollout.ahead.shares import of_all
+from ..rollout.ahead.resharding import of_all
 from ..rollout.collector import Collector
 from ..rollout.curriculum import attempts
 from ..rollout.experience import Experience

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.learner.update import Updater
 from llm_pg.metrics import peak_memory_mb
 from llm_pg.model.loading import character_tokenizer, disable_dropout
@@ -116,7 +116,7 @@ class Ours:
         self.policy = Policy(
             model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast
         )
-        self.algorithm = Algorithm(TABLE["grpo"], completion)
+        self.algorithm = Algorithm(ALGORITHMS["grpo"], completion)
         optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, fused=True)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         self.updater = Updater(self.policy, self.algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows)
@@ -139,7 +139,8 @@ class Ours:
         self.updater.optimizer.zero_grad(set_to_none=True)  # as the trainer does before it samples
         rollouts = self.rollouts(prompts, step)
         sampled = now()
-        self.updater.update(self.algorithm.weigh(rollouts), torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
+        batch = self.algorithm.compute_advantages(rollouts)
+        self.updater.update(batch, torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
         end = now()
         tokens = float(rollouts.mask_BT.sum())
         return {"generate": sampled - start, "update": end - sampled, "step": end - start, "tokens": tokens}

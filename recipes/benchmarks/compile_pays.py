@@ -34,7 +34,7 @@ def main() -> None:
         rollouts = sides["eager"].rollouts(texts(a.prompts, a.prompt_len, step), step)
         for name, side in sides.items():
             side.updater.optimizer.zero_grad(set_to_none=True)
-            weighted = side.algorithm.weigh(rollouts)
+            weighted = side.algorithm.compute_advantages(rollouts)
             start = time.perf_counter()
             side.updater.update(weighted, torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
             seconds[name].append(time.perf_counter() - start)

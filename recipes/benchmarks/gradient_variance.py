@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import load_config
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.model.critic import with_values
@@ -87,7 +87,7 @@ def gradients(trainer: PolicyGradientTrainer, rollouts: TextRollouts, algorithms
     policy, seen = trainer.policy, trainer.policy.observe(rollouts, 10_000, with_logp=False, after=False)
     assert seen.value_BT is not None
     valued = with_values(rollouts, seen.value_BT)
-    batches = {name: algorithm.weigh(valued) for name, algorithm in algorithms.items()}
+    batches = {name: algorithm.compute_advantages(valued) for name, algorithm in algorithms.items()}
     sums: dict[str, Tensor] = {}
     for index in policy.cuts(rollouts, 10_000):
         logp_BT = policy.forward(rollouts.rows(index)).logp_BT
@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     algorithms = {
-        name: Algorithm(dataclasses.replace(TABLE[row], **changes), 8) for name, (row, changes) in ESTIMATORS.items()
+        name: Algorithm(dataclasses.replace(ALGORITHMS[base], **changes), 8)
+        for name, (base, changes) in ESTIMATORS.items()
     }
     moments = {name: Moments() for name in algorithms}
     explained: list[float] = []

@@ -30,7 +30,7 @@ import trl
 from transformers import AutoModelForCausalLM
 
 from llm_pg import shipped
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import Config, load_config
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
@@ -195,7 +195,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--rows", nargs="+", default=list(TABLE), choices=list(TABLE))
+    parser.add_argument("--rows", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this number less 1")
     parser.add_argument("--eval-steps", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="both sides under autocast (another --out)")

@@ -24,7 +24,7 @@ def main() -> None:
     for step in range(a.steps + 1):
         rollouts = sides["shared_prefix"].rollouts(texts(a.prompts, a.prompt_len, step), step)
         for name, side in sides.items():
-            weighted = side.algorithm.weigh(rollouts)
+            weighted = side.algorithm.compute_advantages(rollouts)
             start = now()
             side.updater.update(weighted, torch.arange(len(rollouts.mask_BT)).unsqueeze(0))
             seconds[name].append(now() - start)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import TABLE, WORDS, Row
+from llm_pg.algorithms.table import ALGORITHMS, WORDS, AlgorithmSpec
 from llm_pg.rollouts import Rollouts
 
 LIMIT = 9
@@ -40,25 +40,25 @@ class Linear:
         return (torch.zeros_like(theta) if gradient is None else gradient), {**stats, "loss": loss.detach()}
 
 
-def rows_of_the_table() -> dict[str, Row]:
+def rows_of_the_table() -> dict[str, AlgorithmSpec]:
     """Every algorithm, as shipped and with everything on that it can have."""
-    out = dict(TABLE)
-    for name, row in TABLE.items():
+    out = dict(ALGORITHMS)
+    for name, row in ALGORITHMS.items():
         out[f"{name} with all"] = dataclasses.replace(row, beta=0.1, entropy_coef=0.02, value_clip=0.2)
-    out["rloo of batch deviation"] = dataclasses.replace(TABLE["rloo"], scale_rewards="batch", kl_target=0.01)
-    out["reinforce of batch mean"] = dataclasses.replace(TABLE["reinforce"], baseline="batch_mean", gamma=0.9)
-    out["grpo, bnpo, truncated masked"] = dataclasses.replace(TABLE["grpo"], loss_type="bnpo", truncated="mask")
-    out["rloo, truncated fined"] = dataclasses.replace(TABLE["rloo"], truncated="penalise", truncation_penalty=0.5)
+    out["rloo of batch deviation"] = dataclasses.replace(ALGORITHMS["rloo"], scale_rewards="batch", kl_target=0.01)
+    out["reinforce of batch mean"] = dataclasses.replace(ALGORITHMS["reinforce"], baseline="batch_mean", gamma=0.9)
+    out["grpo, bnpo, truncated masked"] = dataclasses.replace(ALGORITHMS["grpo"], loss_type="bnpo", truncated="mask")
+    out["rloo, truncated fined"] = dataclasses.replace(ALGORITHMS["rloo"], truncated="penalise", truncation_penalty=0.5)
     corrected = {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_clip_max": 1.2}
     for mode in WORDS["vllm_importance_sampling_mode"]:
         out[f"rloo, {mode}"] = dataclasses.replace(
-            TABLE["rloo"], vllm_importance_sampling_mode=mode, off_policy_mask_threshold=0.01, **corrected
+            ALGORITHMS["rloo"], vllm_importance_sampling_mode=mode, off_policy_mask_threshold=0.01, **corrected
         )
     for name in ("grpo", "reinforce_plus_plus", "ppo"):
-        out[f"{name}, a third of the tokens"] = dataclasses.replace(TABLE[name], top_entropy_quantile=1 / 3)
+        out[f"{name}, a third of the tokens"] = dataclasses.replace(ALGORITHMS[name], top_entropy_quantile=1 / 3)
     bonus = {"entropy_coef": 0.1, "top_entropy_quantile": 1 / 3}
-    out["dr_grpo, a bonus on a third of the tokens"] = dataclasses.replace(TABLE["dr_grpo"], **bonus)
-    out["normalised rollouts"] = dataclasses.replace(TABLE["reinforce"], normalize_advantages="rollouts")
+    out["dr_grpo, a bonus on a third of the tokens"] = dataclasses.replace(ALGORITHMS["dr_grpo"], **bonus)
+    out["normalised rollouts"] = dataclasses.replace(ALGORITHMS["reinforce"], normalize_advantages="rollouts")
     return out
 
 
@@ -110,8 +110,8 @@ def make(
 
 
 def weighed(algorithm: Algorithm, rollouts: Rollouts, reused: bool) -> Batch:
-    batch = algorithm.weigh(rollouts)
-    return dataclasses.replace(batch, old_logp_BT=rollouts.logp_BT) if reused else batch
+    batch = algorithm.compute_advantages(rollouts)
+    return dataclasses.replace(batch, proximal_logp_BT=rollouts.logp_BT) if reused else batch
 
 
 def close(a: Tensor, b: Tensor, dtype: torch.dtype, unit: float = 1e-3) -> bool:

@@ -10,24 +10,33 @@ import torch
 from torch import Tensor
 
 import llm_pg.algorithms.algorithm as core
+import llm_pg.algorithms.functions as functions
 import llm_pg.prove.world as world_module
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import Row
+from llm_pg.algorithms.table import AlgorithmSpec
 from llm_pg.estimators import baselines, distributions, kl, losses, masked, objectives, ratios, returns
 from llm_pg.rollouts import Rollouts
 
 Patch = pytest.MonkeyPatch
 
 
+def plant(patch: Patch, name: str, fault: object) -> None:
+    """Puts a fault in the place of an estimator, wherever the algorithms use it."""
+    users = [module for module in (core, functions) if hasattr(module, name)]
+    assert users
+    for module in users:
+        patch.setattr(module, name, fault)
+
+
 def eos_left_out(patch: Patch) -> None:
-    weigh = Algorithm.weigh
+    weigh = Algorithm.compute_advantages
 
     def faulty(self: Algorithm, rollouts: Rollouts, **others: object) -> Batch:
         batch = weigh(self, rollouts, **others)  # type: ignore[arg-type]
         ends_BT = batch.mask_BT & ~torch.cat([batch.mask_BT[:, 1:], torch.zeros_like(batch.mask_BT[:, :1])], 1)
         return dataclasses.replace(batch, mask_BT=batch.mask_BT & ~ends_BT)
 
-    patch.setattr(Algorithm, "weigh", faulty)
+    patch.setattr(Algorithm, "compute_advantages", faulty)
 
 
 def verdict_at_the_first_token(patch: Patch) -> None:
@@ -53,18 +62,18 @@ def denominator_of_the_micro_batch(patch: Patch) -> None:
     def faulty(self: Batch, index: Tensor) -> Batch:
         part = rows(self, index)
         scale = self.mask_BT.sum() / part.mask_BT.sum().clamp(min=1)
-        return dataclasses.replace(part, scale_BT=part.scale_BT * scale)
+        return dataclasses.replace(part, loss_scale_BT=part.loss_scale_BT * scale)
 
     patch.setattr(Batch, "rows", faulty)
 
 
 def denominator_of_one_rank(patch: Patch) -> None:
-    weigh = Algorithm.weigh
-    patch.setattr(Algorithm, "weigh", lambda self, rollouts, **others: weigh(self, rollouts))
+    weigh = Algorithm.compute_advantages
+    patch.setattr(Algorithm, "compute_advantages", lambda self, rollouts, **others: weigh(self, rollouts))
 
 
 def no_epsilon_under_the_deviation(patch: Patch) -> None:
-    patch.setattr(core, "STD_EPS", 0.0)
+    plant(patch, "STD_EPS", 0.0)
 
 
 def mean_of_equal_rewards_by_plain_sums(patch: Patch) -> None:
@@ -77,7 +86,7 @@ def deviation_with_divisor_n(patch: Patch) -> None:
         square_B, num_B = baselines.group_sums((x_B - mean_B) ** 2, group_B, valid_B)
         return (square_B / num_B.clamp(min=1)).sqrt()
 
-    patch.setattr(core, "group_std", faulty)
+    plant(patch, "group_std", faulty)
 
 
 def deviation_of_one_unguarded(patch: Patch) -> None:
@@ -86,60 +95,55 @@ def deviation_of_one_unguarded(patch: Patch) -> None:
         square_B, num_B = baselines.group_sums((x_B - mean_B) ** 2, group_B, valid_B)
         return (square_B / (num_B - 1)).sqrt()
 
-    patch.setattr(core, "group_std", faulty)
+    plant(patch, "group_std", faulty)
 
 
 def itself_in_the_leave_one_out_mean(patch: Patch) -> None:
-    patch.setattr(core, "leave_one_out", baselines.group_mean)
+    plant(patch, "leave_one_out", baselines.group_mean)
 
 
 def groups_mixed(patch: Patch) -> None:
     for name in ("group_mean", "leave_one_out", "group_std"):
         right = getattr(baselines, name)
-        patch.setattr(core, name, lambda x, group_B, valid_B, f=right: f(x, torch.zeros_like(group_B), valid_B))
+        plant(patch, name, lambda x, group_B, valid_B, f=right: f(x, torch.zeros_like(group_B), valid_B))
 
 
 def every_weighs_alike_in_the_mean(patch: Patch) -> None:
-    patch.setattr(core, "length_weighted_mean", lambda x, length, group, valid: baselines.group_mean(x, group, valid))
+    plant(patch, "length_weighted_mean", lambda x, length, group, valid: baselines.group_mean(x, group, valid))
 
 
 def greedy_of_another_prompt(patch: Patch) -> None:
-    baseline = Algorithm._baseline
-
-    def faulty(self: Algorithm, return_B: Tensor, rollouts: Rollouts, all_sum: object) -> Tensor:
-        return return_B if self.row.baseline == "greedy" else baseline(self, return_B, rollouts, all_sum)  # type: ignore[arg-type]
-
-    patch.setattr(Algorithm, "_baseline", faulty)
+    patch.setitem(functions.BASELINES, "greedy", lambda return_B, *_: return_B)
 
 
 def best_of_k_without_its_factor(patch: Patch) -> None:
-    patch.setattr(core, "best_of_k", lambda x, group, valid, k: objectives.best_of_k(x, group, valid, k) / k)
+    plant(patch, "best_of_k", lambda x, group, valid, k: objectives.best_of_k(x, group, valid, k) / k)
 
 
 def best_of_k_with_itself_among_the_others(patch: Patch) -> None:
     def faulty(x_B: Tensor, group_B: Tensor, valid_B: Tensor, k: int) -> Tensor:
         return objectives.best_of_k(x_B, group_B, valid_B, k) - x_B + baselines.group_mean(x_B, group_B, valid_B)
 
-    patch.setattr(core, "best_of_k", faulty)
+    plant(patch, "best_of_k", faulty)
 
 
 def a_constant_under_the_mean(patch: Patch) -> None:
-    def faulty(weight_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
-        return weight_BT / (baselines.group_mean(x_B, group_B, valid_B) + 1e-4).unsqueeze(1)
+    def faulty(advantage_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+        return advantage_BT / (baselines.group_mean(x_B, group_B, valid_B) + 1e-4).unsqueeze(1)
 
-    patch.setattr(core, "over_the_mean", faulty)
+    plant(patch, "over_the_mean", faulty)
 
 
 def gate_of_the_wrong_sign(patch: Patch) -> None:
     right = losses.sapo
-    patch.setattr(core, "sapo", lambda ratio, weight, pos, neg: right(ratio, weight, neg, pos))
+    plant(patch, "sapo", lambda ratio, weight, pos, neg: right(ratio, weight, neg, pos))
     patch.setattr(importlib.import_module("test_sampler_correction"), "sapo", lambda r, w, p, n: right(r, w, n, p))
 
 
 def correction_of_the_present_policy(patch: Patch) -> None:
     """π_new/π_sampler in the place of π_old/π_sampler counts the update's own ratio twice."""
     right = ratios.sampler_correction
-    patch.setattr(core, "sampler_correction", lambda old, sampled, *more: right(sampled, old, *more))
+    plant(patch, "sampler_correction", lambda old, sampled, *more: right(sampled, old, *more))
 
 
 def correction_of_the_token(patch: Patch) -> None:
@@ -148,30 +152,30 @@ def correction_of_the_token(patch: Patch) -> None:
     def faulty(old: Tensor, sampled: Tensor, mask: Tensor, mode: str, *more: float | None) -> tuple[Tensor, Tensor]:
         return right(old, sampled, mask, mode.replace("sequence", "token"), *more)
 
-    patch.setattr(core, "sampler_correction", faulty)
+    plant(patch, "sampler_correction", faulty)
 
 
 def successes_dropped_too(patch: Patch) -> None:
     right = ratios.has_left
     everyone = torch.ones(1, 1, dtype=torch.bool)
-    patch.setattr(core, "has_left", lambda *given: right(*given) | everyone)
+    plant(patch, "has_left", lambda *given: right(*given) | everyone)
 
 
 def share_of_the_micro_batch(patch: Patch) -> None:
     right = masked.in_top_share
-    patch.setattr(core, "in_top_share", lambda x, mask, share, all_sum: right(x, mask, share))
+    plant(patch, "in_top_share", lambda x, mask, share, all_sum: right(x, mask, share))
 
 
 def unscored_count_as_zero(patch: Patch) -> None:
     for name in ("group_mean", "leave_one_out", "group_std"):
         right = getattr(baselines, name)
-        patch.setattr(core, name, lambda x, group_B, valid_B, f=right: f(x, group_B, torch.ones_like(valid_B)))
+        plant(patch, name, lambda x, group_B, valid_B, f=right: f(x, group_B, torch.ones_like(valid_B)))
 
 
 def beta_ignored(patch: Patch) -> None:
     init = Algorithm.__init__
 
-    def faulty(self: Algorithm, row: Row, *others: object, **more: object) -> None:
+    def faulty(self: Algorithm, row: AlgorithmSpec, *others: object, **more: object) -> None:
         init(self, dataclasses.replace(row, beta=0.0), *others, **more)  # type: ignore[arg-type]
 
     patch.setattr(Algorithm, "__init__", faulty)
@@ -179,28 +183,28 @@ def beta_ignored(patch: Patch) -> None:
 
 def penalty_of_the_wrong_sign(patch: Patch) -> None:
     wrong = {name: (lambda a, b, f=f: -f(a, b)) for name, f in kl.KL_ESTIMATORS.items()}
-    patch.setattr(core, "KL_ESTIMATORS", wrong)
+    plant(patch, "KL_ESTIMATORS", wrong)
 
 
 def k1_means_reference_over_policy(patch: Patch) -> None:
-    patch.setattr(core, "KL_ESTIMATORS", {**kl.KL_ESTIMATORS, "k1": lambda a, b: b - a})
+    plant(patch, "KL_ESTIMATORS", {**kl.KL_ESTIMATORS, "k1": lambda a, b: b - a})
 
 
 def k3_without_its_linear_term(patch: Patch) -> None:
-    patch.setattr(core, "KL_ESTIMATORS", {**kl.KL_ESTIMATORS, "k3": lambda a, b: torch.expm1(b - a)})
+    plant(patch, "KL_ESTIMATORS", {**kl.KL_ESTIMATORS, "k3": lambda a, b: torch.expm1(b - a)})
 
 
 def truncation_policy_ignored(patch: Patch) -> None:
     init = Algorithm.__init__
 
-    def faulty(self: Algorithm, row: Row, *others: object, **more: object) -> None:
+    def faulty(self: Algorithm, row: AlgorithmSpec, *others: object, **more: object) -> None:
         init(self, dataclasses.replace(row, truncated="keep"), *others, **more)  # type: ignore[arg-type]
 
     patch.setattr(Algorithm, "__init__", faulty)
 
 
 def statistics_over_padding(patch: Patch) -> None:
-    patch.setattr(core, "masked_sum", lambda x, mask, dim=None: x.sum() if dim is None else x.sum(dim))
+    plant(patch, "masked_sum", lambda x, mask, dim=None: x.sum() if dim is None else x.sum(dim))
 
 
 def junk_through_the_gradient(patch: Patch) -> None:
@@ -214,14 +218,14 @@ def behaviour_forgotten(patch: Patch) -> None:
     loss = Algorithm.loss
 
     def faulty(self: Algorithm, logp_BT: Tensor, batch: Batch, **others: object) -> tuple:
-        return loss(self, logp_BT, dataclasses.replace(batch, old_logp_BT=None), **others)  # type: ignore[arg-type]
+        return loss(self, logp_BT, dataclasses.replace(batch, proximal_logp_BT=None), **others)  # type: ignore[arg-type]
 
     patch.setattr(Algorithm, "loss", faulty)
 
 
 def token_ratio_for_the_completions(patch: Patch) -> None:
     right = ratios.importance_ratio
-    patch.setattr(core, "importance_ratio", lambda logp, old, mask, level: right(logp, old, mask, "token"))
+    plant(patch, "importance_ratio", lambda logp, old, mask, level: right(logp, old, mask, "token"))
 
 
 def pessimism_turned_round(patch: Patch) -> None:
@@ -237,7 +241,7 @@ def rewards_before_a_token_count(patch: Patch) -> None:
     def faulty(reward_BT: Tensor, discount_BT: Tensor, *others: object) -> Tensor:
         return reward_BT.cumsum(1)
 
-    patch.setattr(core, "reward_to_go", faulty)
+    plant(patch, "reward_to_go", faulty)
 
 
 def return_paid_across_an_end(patch: Patch) -> None:
@@ -255,39 +259,18 @@ def bootstrap_at_a_cut_forgotten(patch: Patch) -> None:
 
 
 def sum_over_tokens_made_a_mean(patch: Patch) -> None:
-    scale = Algorithm._scale
-
-    def faulty(self: Algorithm, mask_BT: Tensor, num_rows: Tensor, num_tokens: Tensor) -> Tensor:
-        if self.row.loss_type == "sequence_sum":
-            return mask_BT / num_tokens
-        return scale(self, mask_BT, num_rows, num_tokens)
-
-    patch.setattr(Algorithm, "_scale", faulty)
+    patch.setitem(functions.REDUCTIONS, "sequence_sum", functions.REDUCTIONS["dapo"])
 
 
 def baseline_updated_before_it_is_read(patch: Patch) -> None:
-    value = baselines.RunningMean.value.fget
-    update = baselines.RunningMean.update
-    pending: list[object] = []
+    def eager(x: Tensor, rollouts: Rollouts, running_mean: float, all_sum: baselines.AllSum) -> Tensor:
+        return 0.9 * running_mean + 0.1 * baselines.batch_mean(x, rollouts.valid_B, all_sum).expand_as(x)
 
-    def eager(self: baselines.RunningMean) -> float:
-        if pending:
-            update(self, pending.pop())  # type: ignore[arg-type]
-        return value(self)  # type: ignore[misc]
-
-    right = core.batch_mean
-
-    def noted(*arguments: object, **others: object) -> Tensor:
-        mean = right(*arguments, **others)  # type: ignore[arg-type]
-        pending.append(mean)
-        return mean
-
-    patch.setattr(core, "batch_mean", noted)
-    patch.setattr(baselines.RunningMean, "value", property(eager))
+    patch.setitem(functions.BASELINES, "running_mean", eager)
 
 
 def weights_carry_a_gradient(patch: Patch) -> None:
-    patch.setattr(core, "group_mean", baselines.group_mean)
+    plant(patch, "group_mean", baselines.group_mean)
     patch.setattr(torch.Tensor, "detach", lambda self: self)
 
 

@@ -60,8 +60,8 @@ def test_the_order_of_the_rows_changes_no_weight(name: str, case: dict, data: st
     rollouts, _, batch, _, _ = whole(name, case)
     order = torch.tensor(data.draw(st.permutations(range(len(rollouts.group_B)))))
     turned = weighed(algorithm(name), rollouts.rows(order), case["reused"])
-    assert close(turned.weight_BT, batch.weight_BT[order], case["dtype"])
-    assert close(turned.scale_BT, batch.scale_BT[order], case["dtype"])
+    assert close(turned.advantage_BT, batch.advantage_BT[order], case["dtype"])
+    assert close(turned.loss_scale_BT, batch.loss_scale_BT[order], case["dtype"])
 
 
 def padded(rollouts: Rollouts, columns: int, junk: float) -> Rollouts:
@@ -114,7 +114,7 @@ def test_a_group_of_equal_rewards_is_dropped_and_its_neighbour_is_not(name: str)
         group_B=torch.tensor([0, 0, 0, 1, 1, 1]),
         reward_B=torch.tensor([1.0, 0.0, 1.0, 0.7, 0.7, 0.7]),
     )
-    kept_B = algorithm(name).contributes_B(algorithm(name).weigh(rollouts))
+    kept_B = algorithm(name).contributes_B(algorithm(name).compute_advantages(rollouts))
     assert kept_B.tolist() == [True, True, True, False, False, False]
 
 
@@ -127,7 +127,7 @@ def test_two_ranks_with_whole_groups_add_up_to_one(name: str, seed: int) -> None
 
 def check_two_ranks(name: str, seed: int) -> None:
     rollouts, model = make(seed, prompts=3)
-    batch = algorithm(name).weigh(rollouts)
+    batch = algorithm(name).compute_advantages(rollouts)
     expected, _ = model.gradient(algorithm(name), batch)
     shards = [(rollouts.group_B == 0).nonzero().squeeze(1), (rollouts.group_B > 0).nonzero().squeeze(1)]
     given: list[list[torch.Tensor]] = [[], []]
@@ -143,7 +143,7 @@ def check_two_ranks(name: str, seed: int) -> None:
 
         mine = rollouts.rows(shards[i])
         mine.group_B = mine.group_B - mine.group_B.min()
-        shard = algorithm(name).weigh(mine, all_sum=all_sum)
+        shard = algorithm(name).compute_advantages(mine, all_sum=all_sum)
         return model.rows(shards[i]).gradient(algorithm(name), shard)[0]
 
     with ThreadPoolExecutor(2) as pool:
@@ -155,7 +155,7 @@ def check_two_ranks(name: str, seed: int) -> None:
 def test_steps_as_rows_of_their_own_add_up_to_the_batch(name: str) -> None:
     """Minibatches of steps, as classic control trains on, cut a batch inside its rows."""
     rollouts, model = make(1)
-    batch = algorithm(name).weigh(rollouts)
+    batch = algorithm(name).compute_advantages(rollouts)
     expected, _ = model.gradient(algorithm(name), batch)
     steps = batch.steps()
     kept = batch.mask_BT.reshape(-1).nonzero().squeeze(1)

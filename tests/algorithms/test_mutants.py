@@ -15,11 +15,11 @@ import planted_faults as faults
 import pytest
 import torch
 
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.prove import measure as measure_module
 from llm_pg.prove import worlds
 from llm_pg.prove.reasons import NO_CLIP
-from llm_pg.prove.worlds import Spec
+from llm_pg.prove.worlds import WorldSpec
 
 HERE = Path(__file__).parent
 Patch = pytest.MonkeyPatch
@@ -37,7 +37,7 @@ def suite(module: str, test: str) -> Callable[..., None]:
     return run
 
 
-def exact(row: Row, spec: Spec) -> Callable[[], None]:
+def exact(row: AlgorithmSpec, spec: WorldSpec) -> Callable[[], None]:
     """The line of the table that says: this is exact."""
 
     def run() -> None:
@@ -56,21 +56,21 @@ def _no_memory() -> Iterator[None]:
     worlds.build.cache_clear()
 
 
-PLAIN = Row("plain", "", surrogate="reinforce")
-FREE = dataclasses.replace(TABLE["rloo"], epsilon=NO_CLIP)
+PLAIN = AlgorithmSpec("plain", "", surrogate="reinforce")
+FREE = dataclasses.replace(ALGORITHMS["rloo"], epsilon=NO_CLIP)
 TOTAL = dataclasses.replace(PLAIN, returns="total")
 PENALTY = dataclasses.replace(PLAIN, beta=1.0)
-COOL = Spec(sampler=(("temperature", 0.6),))
-CUT = Spec(sampler=(("top_k", 2),))
-OLD = Spec(reused=True)
-MISMATCH = Spec(mismatch=True)
+COOL = WorldSpec(sampler=(("temperature", 0.6),))
+CUT = WorldSpec(sampler=(("top_k", 2),))
+OLD = WorldSpec(reused=True)
+MISMATCH = WorldSpec(mismatch=True)
 CORRECTED = dataclasses.replace(
-    TABLE["rloo"],
+    ALGORITHMS["rloo"],
     vllm_importance_sampling_correction=True,
     vllm_importance_sampling_mode="sequence_truncate",
     vllm_importance_sampling_clip_max=NO_CLIP,
 )
-REFERENCE = Spec(rewards="none", reference="far")
+REFERENCE = WorldSpec(rewards="none", reference="far")
 
 
 CASE = {"seed": 5, "prompts": 2, "generations": 3, "dtype": torch.float64, "reused": False, "unscored": False}
@@ -95,7 +95,7 @@ def _of(module: str, test: str, *arguments: object) -> Callable[[], None]:
 RETURNS = _of("returns", "an_episode_pays_nothing_back_across_its_end_and_a_cut_bootstraps")
 
 MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
-    (faults.eos_left_out, "rloo is exact", exact(TABLE["rloo"], Spec())),
+    (faults.eos_left_out, "rloo is exact", exact(ALGORITHMS["rloo"], WorldSpec())),
     (
         faults.eos_left_out,
         "the last token is trained",
@@ -137,7 +137,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
         "a group of one is no NaN",
         _of("algorithm", "a_group_of_equal_rewards_weighs_nothing_to_the_last_bit", "grpo", 1.0),
     ),
-    (faults.itself_in_the_leave_one_out_mean, "rloo is exact", exact(TABLE["rloo"], Spec())),
+    (faults.itself_in_the_leave_one_out_mean, "rloo is exact", exact(ALGORITHMS["rloo"], WorldSpec())),
     (
         faults.groups_mixed,
         "prompts do not mix",
@@ -170,7 +170,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
     (
         faults.truncation_policy_ignored,
         "a fine is part of the objective",
-        exact(dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5), Spec()),
+        exact(dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5), WorldSpec()),
     ),
     (
         faults.statistics_over_padding,
@@ -199,20 +199,24 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
         "clipping stops what would go further",
         _of("losses", "clipping_stops_only_what_would_go_further", 1.3, 2.0, 0.0),
     ),
-    (faults.rewards_before_a_token_count, "reward-to-go is exact", exact(PLAIN, Spec(rewards="dense"))),
+    (faults.rewards_before_a_token_count, "reward-to-go is exact", exact(PLAIN, WorldSpec(rewards="dense"))),
     (faults.return_paid_across_an_end, "an end pays nothing back", RETURNS),
     (faults.bootstrap_at_a_cut_forgotten, "a cut bootstraps", RETURNS),
-    (faults.sum_over_tokens_made_a_mean, "rloo is exact", exact(TABLE["rloo"], Spec())),
+    (faults.sum_over_tokens_made_a_mean, "rloo is exact", exact(ALGORITHMS["rloo"], WorldSpec())),
     (
         faults.baseline_updated_before_it_is_read,
         "a running mean is fixed before",
         _of("algorithm", "a_running_mean_is_fixed_before_the_batch_it_is_compared_with"),
     ),
-    (faults.greedy_of_another_prompt, "remax is exact", exact(TABLE["remax"], Spec())),
+    (faults.greedy_of_another_prompt, "remax is exact", exact(ALGORITHMS["remax"], WorldSpec())),
     (faults.every_weighs_alike_in_the_mean, "opo weighs by length", _of("algorithm", "opo_weighs_by_length")),
-    (faults.best_of_k_without_its_factor, "the best of k is exact", exact(TABLE["pass_at_k"], Spec())),
-    (faults.best_of_k_with_itself_among_the_others, "the best of k is exact", exact(TABLE["pass_at_k"], Spec())),
-    (faults.a_constant_under_the_mean, "maxrl is exact", exact(TABLE["maxrl"], Spec())),
+    (faults.best_of_k_without_its_factor, "the best of k is exact", exact(ALGORITHMS["pass_at_k"], WorldSpec())),
+    (
+        faults.best_of_k_with_itself_among_the_others,
+        "the best of k is exact",
+        exact(ALGORITHMS["pass_at_k"], WorldSpec()),
+    ),
+    (faults.a_constant_under_the_mean, "maxrl is exact", exact(ALGORITHMS["maxrl"], WorldSpec())),
     (
         faults.gate_of_the_wrong_sign,
         "the gate has a temperature for each sign",
@@ -223,7 +227,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
     (
         faults.successes_dropped_too,
         "nothing fresh is dropped",
-        exact(dataclasses.replace(FREE, off_policy_mask_threshold=0.05), Spec()),
+        exact(dataclasses.replace(FREE, off_policy_mask_threshold=0.05), WorldSpec()),
     ),
     (
         faults.share_of_the_micro_batch,

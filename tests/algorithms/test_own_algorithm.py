@@ -10,8 +10,8 @@ from algorithm_batches import make
 
 from llm_pg import register_algorithm
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.own import load_row
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.own import load_spec
+from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.config import ConfigError, load_config
 from llm_pg.estimators.baselines import leave_one_out
 from llm_pg.prove import prove_own
@@ -20,7 +20,7 @@ from llm_pg.rollouts import Rollouts
 SOURCE = """
 import torch
 from llm_pg import register_algorithm
-from llm_pg.algorithms.table import Row
+from llm_pg.algorithms.table import AlgorithmSpec
 
 def plain(rollouts):
     return rollouts.reward_BT.sum(1)
@@ -31,7 +31,7 @@ def others(rollouts):
     same = (rollouts.group_B[:, None] == rollouts.group_B[None]).to(returns_B.dtype)
     return returns_B - (same @ returns_B - returns_B) / (same.sum(1) - 1)
 
-a_row = Row("a_row", "a test", baseline="batch_mean")
+a_row = AlgorithmSpec("a_row", "a test", baseline="batch_mean")
 number = 3
 
 def one(rollouts):
@@ -48,10 +48,10 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _table() -> Iterator[None]:
-    before = dict(TABLE)
+    before = dict(ALGORITHMS)
     yield
-    for name in set(TABLE) - set(before):
-        del TABLE[name]
+    for name in set(ALGORITHMS) - set(before):
+        del ALGORITHMS[name]
 
 
 def own_leave_one_out(rollouts: Rollouts) -> torch.Tensor:
@@ -65,24 +65,24 @@ def test_a_function_stands_where_the_row_has_its_returns_and_baseline(beta: floa
     register_algorithm(name="mine", importance_sampling_level="sequence_sum")(own_leave_one_out)
     rollouts, model = make(3, generations=4)
     changes = {"beta": beta, "returns": "total"}
-    built_in = Algorithm(dataclasses.replace(TABLE["rloo"], **changes))
-    own = Algorithm(dataclasses.replace(TABLE["mine"], **changes))
-    gradients = [model.gradient(a, a.weigh(rollouts))[0] for a in (built_in, own)]
+    built_in = Algorithm(dataclasses.replace(ALGORITHMS["rloo"], **changes))
+    own = Algorithm(dataclasses.replace(ALGORITHMS["mine"], **changes))
+    gradients = [model.gradient(a, a.compute_advantages(rollouts))[0] for a in (built_in, own)]
     assert float(gradients[0].norm()) > 0
     assert torch.allclose(*gradients, rtol=1e-12)
 
 
 def test_a_registered_function_is_an_algorithm_of_the_config(file: Path) -> None:
-    row = load_row(f"{file}:others")
+    row = load_spec(f"{file}:others")
     assert (row.name, row.surrogate, row.loss_type) == ("of_the_others", "reinforce", "dapo")
-    assert TABLE["of_the_others"] is row
-    from llm_pg.config.check import resolve_row
+    assert ALGORITHMS["of_the_others"] is row
+    from llm_pg.config.check import resolve_spec
     from llm_pg.run.folder import run_name
 
     model = "model.make={model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
     given = [model, "data.task=sort_letters", f"algorithm={file}:others", "beta=0.1"]
     config = load_config(None, given)
-    assert resolve_row(config) == dataclasses.replace(row, beta=0.1)
+    assert resolve_spec(config) == dataclasses.replace(row, beta=0.1)
     assert run_name(config) == "sort_letters-others-seed0"
 
 
@@ -97,10 +97,10 @@ def test_what_a_function_would_leave_without_effect_is_refused(idle: str, file: 
 
 def test_a_plain_function_and_a_row_are_taken_by_path(file: Path) -> None:
     rollouts, _ = make(3)
-    batch = Algorithm(load_row(f"{file}:plain")).weigh(rollouts)
-    expected = rollouts.reward_BT.sum(1, keepdim=True).expand_as(batch.weight_BT) * rollouts.mask_BT
-    assert torch.equal(batch.weight_BT, expected)
-    assert load_row(f"{file}:a_row").baseline == "batch_mean"
+    batch = Algorithm(load_spec(f"{file}:plain")).compute_advantages(rollouts)
+    expected = rollouts.reward_BT.sum(1, keepdim=True).expand_as(batch.advantage_BT) * rollouts.mask_BT
+    assert torch.equal(batch.advantage_BT, expected)
+    assert load_spec(f"{file}:a_row").baseline == "batch_mean"
 
 
 def test_what_is_registered_is_what_is_proven(file: Path) -> None:
@@ -111,15 +111,15 @@ def test_what_is_registered_is_what_is_proven(file: Path) -> None:
 def test_a_function_of_the_wrong_shape_is_named_with_what_it_returned(file: Path) -> None:
     rollouts, _ = make(3)
     with pytest.raises(ValueError, match=r"algorithm one returned shape \(1,\) for 6 rollouts of 6 steps.*\(6, 6\)"):
-        Algorithm(load_row(f"{file}:one")).weigh(rollouts)
+        Algorithm(load_spec(f"{file}:one")).compute_advantages(rollouts)
 
 
 def test_a_name_of_the_table_is_not_replaced_and_ones_own_is() -> None:
     with pytest.raises(ValueError, match=r"an algorithm 'rloo' already .Ahmadian"):
-        register_algorithm(Row("rloo", "me"))
+        register_algorithm(AlgorithmSpec("rloo", "me"))
     for source in ("first", "second"):
-        register_algorithm(Row("mine_twice", source))
-    assert TABLE["mine_twice"].source == "second"
+        register_algorithm(AlgorithmSpec("mine_twice", source))
+    assert ALGORITHMS["mine_twice"].source == "second"
     with pytest.raises(ValueError, match=r"register_algorithm got epsilom; a row has .*epsilon"):
         register_algorithm(epsilom=0.1)(own_leave_one_out)
 
@@ -135,4 +135,4 @@ def test_a_name_of_the_table_is_not_replaced_and_ones_own_is() -> None:
 )
 def test_an_address_that_leads_nowhere_is_refused(file: Path, address: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        load_row(address.format(file=file))
+        load_spec(address.format(file=file))

@@ -17,8 +17,8 @@ from llm_pg.estimators.losses import clipped
 from llm_pg.estimators.ratios import importance_ratio
 
 def mine(logp_BT, batch):
-    ratio_BT = importance_ratio(logp_BT, batch.old_logp_BT, batch.mask_BT, "token")
-    return (batch.scale_BT * clipped(ratio_BT, batch.weight_BT, epsilon=0.2)).sum()
+    ratio_BT = importance_ratio(logp_BT, batch.proximal_logp_BT, batch.mask_BT, "token")
+    return (batch.loss_scale_BT * clipped(ratio_BT, batch.advantage_BT, epsilon=0.2)).sum()
 
 def a_row(logp_BT, batch):
     return logp_BT.sum(1)

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.estimators.baselines import batch_std, group_std
 from llm_pg.rollouts import Rollouts
 
-SCALED: dict[str, Row] = {
+SCALED: dict[str, AlgorithmSpec] = {
     name: row
-    for name, row in TABLE.items()
+    for name, row in ALGORITHMS.items()
     if (row.scale_rewards in ("group", "batch") or row.normalize_advantages != "none") and not row.needs_critic
 }
-SCALED["scaled by the batch"] = dataclasses.replace(TABLE["rloo"], scale_rewards="batch")
-SCALED["normalised rollouts"] = dataclasses.replace(TABLE["reinforce"], normalize_advantages="rollouts")
+SCALED["scaled by the batch"] = dataclasses.replace(ALGORITHMS["rloo"], scale_rewards="batch")
+SCALED["normalised rollouts"] = dataclasses.replace(ALGORITHMS["reinforce"], normalize_advantages="rollouts")
 GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 REWARDS = st.lists(st.integers(-5, 5), min_size=8, max_size=8).filter(lambda r: len(set(r[:4])) > 1 < len(set(r[4:])))
 
@@ -41,8 +41,8 @@ def test_weights_do_not_depend_on_the_scale_of_the_rewards(name: str, rewards: l
     scale = 10.0**exponent
     exact_B = torch.tensor(rewards, dtype=torch.float64) * scale
     algorithm = Algorithm(SCALED[name], max_completion_length=LIMIT)
-    expected = algorithm.weigh(rollouts(exact_B)).weight_BT
-    found = algorithm.weigh(rollouts(exact_B.float())).weight_BT.double()
+    expected = algorithm.compute_advantages(rollouts(exact_B)).advantage_BT
+    found = algorithm.compute_advantages(rollouts(exact_B.float())).advantage_BT.double()
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert float(found.abs().max()) > 0.1
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.rollouts import Rollouts
 
 F64 = torch.float64
@@ -42,14 +42,14 @@ def exact(logits: Tensor) -> Tensor:
 
 def expected_update(present: Tensor, older: Tensor, **changes: object) -> Tensor:
     """The mean of the update over completions of the older policy, through the algorithm's own loss."""
-    row = dataclasses.replace(TABLE["reinforce"], returns="total", loss_type="sequence_sum", **changes)  # type: ignore[arg-type]
+    row = dataclasses.replace(ALGORITHMS["reinforce"], returns="total", loss_type="sequence_sum", **changes)  # type: ignore[arg-type]
     algorithm, share_B = Algorithm(row), logp(older).sum(1).exp()
     logits, everything = present.clone().requires_grad_(), torch.ones(len(ROWS), T, dtype=torch.bool)
     rollouts = Rollouts.of_scored_text(
         mask_BT=everything, logp_BT=logp(older), group_B=torch.arange(len(ROWS)), reward_B=REWARD_B
     )
-    batch = algorithm.weigh(rollouts)
-    batch.scale_BT = share_B.unsqueeze(1) * everything  # the mean over completions is a sum by their probability
+    batch = algorithm.compute_advantages(rollouts)
+    batch.loss_scale_BT = share_B.unsqueeze(1) * everything  # the mean over completions is a sum by their probability
     algorithm.loss(logp(logits), batch)[0].backward()
     assert logits.grad is not None
     return -logits.grad

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from llm_pg.config import load_config
-from llm_pg.config.check import plan_batch, resolve_row
+from llm_pg.config.check import plan_batch, resolve_spec
 from llm_pg.model.loading import character_tokenizer
 from llm_pg.prompts import check_data, load_prompts
 from reward_fns import countdown
@@ -80,7 +80,7 @@ def as_hub_folder(folder: Path, config_name: str | None, splits: list[str]) -> s
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_shipped_config_parses_and_begins_with_its_command(path: Path) -> None:
     config = load_config(path)
-    resolve_row(config)
+    resolve_spec(config)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# llm-pg ")
     assert path.name in first

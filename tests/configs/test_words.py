@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from llm_pg.advise import Task
 from llm_pg.algorithms.own import register_algorithm
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.config import ActorCriticConfig, Config, ConfigError, GRPOConfig, ReinforceConfig, RLOOConfig, load_config
-from llm_pg.config.check import resolve_row
+from llm_pg.config.check import resolve_spec
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import LEAVES, AlgorithmConfig
 from llm_pg.control.settings import ControlSettings
@@ -27,7 +27,7 @@ from llm_pg.estimators.ratios import importance_ratio, sampler_correction
 from llm_pg.model.critic import Critic
 from llm_pg.model.policy import Policy
 from llm_pg.plan import Model, PlannedJob, memory
-from llm_pg.prove.worlds import Spec
+from llm_pg.prove.worlds import WorldSpec
 from llm_pg.run.build import make_scorer
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.words import annotations_of, words_of
@@ -119,13 +119,14 @@ def test_an_unknown_word_is_refused_with_its_field_and_the_nearest_word(name: st
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "field, word", [pytest.param(n, words_of(a)[-1], id=n) for n, a in annotations_of(Row).items() if words_of(a)]
+    "field, word",
+    [pytest.param(n, words_of(a)[-1], id=n) for n, a in annotations_of(AlgorithmSpec).items() if words_of(a)],
 )
 def test_a_row_with_an_unknown_word_is_refused_where_it_is_made(field: str, word: str) -> None:
     change: Any = {field: misspelt(word)}
     for make in (
-        lambda: Row("mine", "me", **change),
-        lambda: dataclasses.replace(TABLE["grpo"], **change),
+        lambda: AlgorithmSpec("mine", "me", **change),
+        lambda: dataclasses.replace(ALGORITHMS["grpo"], **change),
         lambda: register_algorithm(name="mine", **change)(lambda rollouts: rollouts.reward_BT.sum(1)),
     ):
         with pytest.raises(ValueError, match=f"{field} cannot be '{misspelt(word)}'.*Did you mean '{word}'"):
@@ -149,20 +150,22 @@ def test_a_row_with_an_unknown_word_is_refused_where_it_is_made(field: str, word
 )
 def test_a_row_refuses_numbers_outside_their_range_and_things_of_another_kind(change: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Row("mine", "me", **change)
+        AlgorithmSpec("mine", "me", **change)
 
 
 def test_a_row_refuses_every_number_that_the_config_refuses() -> None:
     for name, field in AlgorithmConfig.model_fields.items():
-        if name not in annotations_of(Row) or not any(kind in str(field.annotation) for kind in ("float", "int")):
+        if name not in annotations_of(AlgorithmSpec) or not any(
+            kind in str(field.annotation) for kind in ("float", "int")
+        ):
             continue
         for value in (-1.0, 0, 1, 1.5, 10**9, "x"):
             with_config, with_row = (refuses(make, {name: value}) for make in (AlgorithmConfig, mine))
             assert with_config == with_row, (name, value, field.annotation)
 
 
-def mine(**changes: Any) -> Row:
-    return Row("mine", "me", **changes)
+def mine(**changes: Any) -> AlgorithmSpec:
+    return AlgorithmSpec("mine", "me", **changes)
 
 
 def refuses(make: Callable[..., Any], values: dict[str, Any]) -> bool:
@@ -196,7 +199,7 @@ def refuses(make: Callable[..., Any], values: dict[str, Any]) -> bool:
     ],
 )
 def test_the_algorithm_that_is_named_is_the_one_that_runs(make: Callable[[], Config], named: str) -> None:
-    assert resolve_row(make()).name == named
+    assert resolve_spec(make()).name == named
 
 
 def renamed(config: Config, key: str) -> Config:
@@ -208,8 +211,8 @@ def renamed(config: Config, key: str) -> Config:
 def test_the_algorithm_that_a_file_names_is_the_one_that_runs(text: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    assert resolve_row(load_config(file)).name == "dapo"
-    assert resolve_row(load_config(file, ["algorithm=gspo"])).name == "gspo"
+    assert resolve_spec(load_config(file)).name == "dapo"
+    assert resolve_spec(load_config(file, ["algorithm=gspo"])).name == "gspo"
 
 
 @pytest.mark.parametrize(
@@ -279,10 +282,16 @@ ZEROS = torch.zeros(1, 1)
         (lambda: sampler_correction(ZEROS, ZEROS, ZEROS == 0, "row_mask", None, None), "mode cannot be 'row_mask'"),
         (lambda: Critic(None, kind="modell"), "critic_kind cannot be 'modell'.*Did you mean 'model'"),
         (lambda: Policy(None, params=SamplingParams(), pad_id=0, packing="pad"), "packing cannot be 'pad'"),
-        (lambda: Spec(rewards="gradedd"), "rewards cannot be 'gradedd'.*Did you mean 'graded'"),
+        (lambda: WorldSpec(rewards="gradedd"), "rewards cannot be 'gradedd'.*Did you mean 'graded'"),
         (lambda: Task("token", 16), "actions cannot be 'token'.*Did you mean 'tokens'"),
-        (lambda: ControlSettings("cartpole", TABLE["ppo"], head="gausian"), "head cannot be 'gausian'.*'gaussian'"),
-        (lambda: ControlSettings("cartpole", TABLE["ppo"], optimizer="adamw"), "optimizer cannot be 'adamw'.*'adam'"),
+        (
+            lambda: ControlSettings("cartpole", ALGORITHMS["ppo"], head="gausian"),
+            "head cannot be 'gausian'.*'gaussian'",
+        ),
+        (
+            lambda: ControlSettings("cartpole", ALGORITHMS["ppo"], optimizer="adamw"),
+            "optimizer cannot be 'adamw'.*'adam'",
+        ),
         (lambda: memory(Model(1e9, 1, 1, 1), PlannedJob(), 1, "fsdp"), "engine cannot be 'fsdp'.*Did you mean 'fsdp2'"),
     ],
 )

@@ -15,7 +15,7 @@ from llm_pg.control.collect import ControlCollector, Stretch
 from llm_pg.control.learner import ControlLearner
 from llm_pg.control.mdp import FiniteMDP, bandit, gridworld
 from llm_pg.control.prepare import prepare
-from llm_pg.control.settings import ROWS, resolve
+from llm_pg.control.settings import SPECS, resolve
 from llm_pg.control.tabular import exact_gradient, tensors
 from llm_pg.estimators.distributions import token_logp
 from llm_pg.estimators.tabular import state_values
@@ -49,7 +49,7 @@ def _expected_update(mdp: FiniteMDP, logits_SA: Tensor, row_changes: dict[str, o
     num_rows, num_steps = mask_BT.shape
     at_BT = torch.arange(num_steps).expand(num_rows, -1)
     after_BT = torch.cat([state_BT[:, 1:], state_BT[:, -1:]], 1)
-    row = dataclasses.replace(ROWS["reinforce"], **row_changes)  # type: ignore[arg-type]
+    row = dataclasses.replace(SPECS["reinforce"], **row_changes)  # type: ignore[arg-type]
     rollouts = Rollouts(
         mask_BT=mask_BT,
         logp_BT=logp_BT.detach(),
@@ -63,10 +63,10 @@ def _expected_update(mdp: FiniteMDP, logits_SA: Tensor, row_changes: dict[str, o
     )
     algorithm = Algorithm(row)
     algorithm.running_mean.update(1.7)
-    batch = algorithm.weigh(rollouts)
+    batch = algorithm.compute_advantages(rollouts)
     probability_B = (logp_BT.detach() * mask_BT).sum(1).exp()
     assert float(probability_B.sum()) == pytest.approx(1.0)
-    batch.scale_BT = batch.scale_BT * probability_B[:, None] * num_rows
+    batch.loss_scale_BT = batch.loss_scale_BT * probability_B[:, None] * num_rows
     loss, _ = algorithm.loss(logp_BT, batch)
     return -torch.autograd.grad(loss, logits_SA)[0]
 
@@ -171,9 +171,9 @@ def test_one_sample_of_the_sigmoid_bandit_has_mean_and_deviation_a_quarter() -> 
 
 
 def _advantages(lam: float, stretch: Stretch, value_BT: Tensor) -> Tensor:
-    row = dataclasses.replace(ROWS["a2c"], lam=lam, gamma=0.9)
+    row = dataclasses.replace(SPECS["a2c"], lam=lam, gamma=0.9)
     rollouts = stretch.rollouts(torch.zeros(stretch.mask_BT.shape), value_BT, 0.9, 1.0, whole_episodes=False)
-    return Algorithm(row).weigh(rollouts).weight_BT
+    return Algorithm(row).compute_advantages(rollouts).advantage_BT
 
 
 def _stretch(seed: int = 0) -> tuple[Stretch, Tensor]:
@@ -255,7 +255,7 @@ def test_minibatches_of_steps_add_up_to_the_gradient_of_the_whole() -> None:
     stretch = collector.collect()
     whole, _ = learner.gradient(stretch, 0.0)
     with torch.no_grad():
-        batch, _ = learner._weigh(stretch, 0.0)
+        batch, _ = learner._compute_batch(stretch, 0.0)
     index = torch.randperm(len(batch.mask_BT), generator=torch.Generator().manual_seed(0))
     total = torch.zeros_like(whole)
     for part in index.split(17):

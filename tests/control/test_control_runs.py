@@ -20,7 +20,7 @@ from llm_pg.control.environments import inspect
 from llm_pg.control.prepare import prepare
 from llm_pg.control.record import ControlRun, reward_hacking
 from llm_pg.control.runs import train_seeds
-from llm_pg.control.settings import ROWS, resolve
+from llm_pg.control.settings import SPECS, resolve
 from llm_pg.control.train import train
 from llm_pg.doctor import examine_run
 from llm_pg.doctor.evidence import read_run
@@ -57,7 +57,7 @@ def test_reinforce_learns_the_best_arm_of_the_bandit() -> None:
     assert float(probability.max()) > 0.8
 
 
-@pytest.mark.parametrize("algorithm", sorted(ROWS.keys() - {"a3c"}))
+@pytest.mark.parametrize("algorithm", sorted(SPECS.keys() - {"a3c"}))
 def test_every_row_of_the_table_improves_on_the_grid(algorithm: str) -> None:
     """After 400 episodes the mean return of the last 50 is far above that of a random walk, -3.2."""
     run = train(resolve("gridworld", algorithm, total_episodes=400, window=50))

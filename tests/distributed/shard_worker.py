@@ -67,8 +67,8 @@ def gradient(policy: Policy, rows: TextRollouts) -> dict[str, torch.Tensor]:
     """Of two passes added up."""
     for index in torch.arange(4).chunk(2):
         scores = policy.forward(rows.rows(index), entropy_grad=True)
-        weight_BT = torch.linspace(-1, 2, scores.logp_BT.numel()).view_as(scores.logp_BT)
-        (scores.logp_BT * weight_BT + 0.1 * scores.entropy_BT).sum().backward()
+        advantage_BT = torch.linspace(-1, 2, scores.logp_BT.numel()).view_as(scores.logp_BT)
+        (scores.logp_BT * advantage_BT + 0.1 * scores.entropy_BT).sum().backward()
     return {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
 
 

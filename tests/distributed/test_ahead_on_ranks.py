@@ -13,8 +13,8 @@ from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.model.loading import character_tokenizer, load_model
-from llm_pg.rollout.ahead import shares
-from llm_pg.rollout.ahead.flight import pack
+from llm_pg.rollout.ahead import resharding
+from llm_pg.rollout.ahead.serialization import pack
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.launch import check_ahead
 from tests.distributed.sameness import NUMBERS, forget_the_last
@@ -156,7 +156,7 @@ def test_a_checkpoint_holds_the_batches_that_every_rank_has(tmp_path: Path) -> N
     run = make({"out": str(tmp_path), "name": "r", "changes": {**CHANGES, "max_staleness": 0}})
     prompts, by_index = run.prompts.take(0), {prompt.index: prompt for prompt in run.train_prompts}
 
-    def told(rank: int, batches: list[int]) -> shares.Told:
+    def told(rank: int, batches: list[int]) -> resharding.RankBatches:
         entries, tensors = [], {}
         for batch in batches:
             half = prompts[2 * rank : 2 * rank + 2]
@@ -167,21 +167,21 @@ def test_a_checkpoint_holds_the_batches_that_every_rank_has(tmp_path: Path) -> N
             tensors.update({f"{batch}.{name}": x for name, x in own.items()})
         return entries, tensors
 
-    entries, tensors = shares.of_all([told(0, [2, 3]), told(1, [2])])
-    ((batch, version, parts),) = shares.by_batch(entries, tensors)
+    entries, tensors = resharding.of_all([told(0, [2, 3]), told(1, [2])])
+    ((batch, version, parts),) = resharding.by_batch(entries, tensors)
     assert (batch, version, len(parts)) == (2, 1, 2)
     with run.scorer:
         whole = run.collector.collect(prompts, 2, 4, Clock())
     texts = []
     for number in (0, 1):
-        experience, seconds = shares.of_rank(parts, number, 2, by_index, None, "cpu")  # type: ignore[misc]
+        experience, seconds = resharding.of_rank(parts, number, 2, by_index, None, "cpu")  # type: ignore[misc]
         texts += experience.texts
         assert seconds == {"sample": 1.0 + number}
     assert texts == whole.texts
-    one, seconds = shares.of_rank(parts, 0, 1, by_index, None, "cpu")  # type: ignore[misc]
+    one, seconds = resharding.of_rank(parts, 0, 1, by_index, None, "cpu")  # type: ignore[misc]
     assert (one.texts, one.scores.reward, seconds) == (whole.texts, whole.scores.reward, {"sample": 2.0})
     assert [prompt.index for prompt in one.prompts] == [prompt.index for prompt in prompts]
-    four = [shares.of_rank(parts, number, 4, by_index, None, "cpu")[0] for number in range(4)]  # type: ignore[index]
+    four = [resharding.of_rank(parts, number, 4, by_index, None, "cpu")[0] for number in range(4)]  # type: ignore[index]
     assert [text for each in four for text in each.texts] == whole.texts
 
 

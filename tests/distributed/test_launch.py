@@ -11,7 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from llm_pg.config import ConfigError
-from llm_pg.config.check import resolve_row
+from llm_pg.config.check import resolve_spec
 from llm_pg.config.load import check_values
 from llm_pg.run.launch import asked_processes, check_backend, check_count
 
@@ -92,7 +92,7 @@ def test_there_is_a_file_for_each_way_to_run() -> None:
 
 def checked(changes: dict[str, object]) -> None:
     config = check_values(changes)
-    check_backend(config, needs_critic=resolve_row(config).needs_critic)
+    check_backend(config, needs_critic=resolve_spec(config).needs_critic)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 
 from llm_pg.config import load_config
 from llm_pg.doctor.watch import EVERY, RunWatch
-from llm_pg.spare import Spare
+from llm_pg.time_budget import TimeBudget
 
 STEPS = 60
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 def watch_of(folder: Path, now: Time) -> RunWatch:
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    return RunWatch(folder, settings, spare=Spare(guess=0.02, now=now))
+    return RunWatch(folder, settings, budget=TimeBudget(guess=0.02, now=now))
 
 
 def told(folder: Path, lines: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -87,7 +87,7 @@ def test_what_only_the_whole_run_shows_is_told_at_its_end_and_nothing_twice(fold
 def test_a_resumed_run_knows_its_earlier_steps(folder: Path) -> None:
     now = Time()
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    watch = RunWatch(folder, settings, [line(s, truncated=0.5) for s in range(1, 11)], Spare(now=now, guess=0.02))
+    watch = RunWatch(folder, settings, [line(s, truncated=0.5) for s in range(1, 11)], TimeBudget(now=now, guess=0.02))
     found = []
     for step in range(11, 11 + 2 * EVERY):
         now.seconds += 10
@@ -99,12 +99,12 @@ def test_a_resumed_run_knows_its_earlier_steps(folder: Path) -> None:
 def test_what_is_spent_on_being_seen_is_at_most_a_hundredth(cost: float) -> None:
     """Whatever a time costs; only the first one, whose cost nobody knows, may go over it."""
     now = Time()
-    spare, times = Spare(5.0, now=now), []
+    budget, times = TimeBudget(5.0, now=now), []
     for _ in range(20_000):
         now.seconds += 1.0
-        if spare.due():
+        if budget.due():
             times.append(now.seconds)
-            with spare.spending():
+            with budget.spending():
                 now.seconds += cost
     assert len(times) > 2
     assert times[0] >= 30

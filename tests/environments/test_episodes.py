@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.environments import Reply, as_reward_function
 from llm_pg.environments.rollout import EpisodeLimits
 from llm_pg.environments.writing import TurnWriter
@@ -100,8 +100,8 @@ def test_the_environments_words_are_inserted_and_carry_no_weight(
     with collector.scorer:
         got = collector.collect(prompts_of(tokenizer, ["ab=", "c="]), 1, 4, Clock())
     rollouts, rows = got.rollouts, got.readable(torch.ones_like(got.rollouts.logp_BT), 2)
-    batch = Algorithm(TABLE["rloo"]).weigh(rollouts)
-    assert batch.weight_BT.shape == rollouts.tokens_BT.shape == rollouts.mask_BT.shape
+    batch = Algorithm(ALGORITHMS["rloo"]).compute_advantages(rollouts)
+    assert batch.advantage_BT.shape == rollouts.tokens_BT.shape == rollouts.mask_BT.shape
     for i, row in enumerate(rows):
         inserted = {p for step, ids in rollouts.inserted_B[i] for p in _span(rollouts, i, step, ids)}
         assert [v is None for v in row["tokens"]["logp"]] == [p in inserted for p in range(len(row["ids"]))]
@@ -240,7 +240,7 @@ def test_an_environment_that_fails_costs_its_own_episode_and_is_counted(
     assert got.scores.problems == {"Bad": {cause: 1}}
     # The others play on: the worker that was killed is replaced, and the new one plays their turns again.
     assert got.scores.reward == [3.0, None, 3.0]
-    weights_BT = Algorithm(TABLE["rloo"]).weigh(got.rollouts).weight_BT
+    weights_BT = Algorithm(ALGORITHMS["rloo"]).compute_advantages(got.rollouts).advantage_BT
     assert (weights_BT[1] == 0).all()
 
 

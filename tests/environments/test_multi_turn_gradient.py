@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.estimators.returns import reward_to_go
 from llm_pg.model.critic import Critic
@@ -70,10 +70,10 @@ def test_the_gradient_is_autograd_through_a_plain_forward(
     family: str, packing: str, make_model: Callable[..., Any]
 ) -> None:
     model, batch = doubled(make_model(family)), in_double(two_turns())
-    weight_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape) * batch.mask_BT
+    advantage_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape) * batch.mask_BT
     model.zero_grad()
     for row, n in enumerate(batch.length_B.tolist()):
-        (alone(model, batch, row)[0] * weight_BT[row, :n]).sum().backward()
+        (alone(model, batch, row)[0] * advantage_BT[row, :n]).sum().backward()
     expected = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
     for micro_rows in (99, 2):
         found = gradient(policy_of(model, packing=packing), batch, micro_rows=micro_rows)
@@ -132,8 +132,8 @@ def test_a_reward_in_the_middle_credits_its_own_turn_and_those_before_and_no_lat
     )
     expected = torch.tensor([[-1.0, -1, -1, -1, -1, -2, -2]])
     assert torch.equal(reward_to_go(batch.reward_BT, batch.discount_BT, batch.cut_BT), expected)
-    weighed = Algorithm(dataclasses.replace(TABLE["reinforce"], baseline="none")).weigh(batch)
-    assert torch.equal(weighed.weight_BT, expected)
+    weighed = Algorithm(dataclasses.replace(ALGORITHMS["reinforce"], baseline="none")).compute_advantages(batch)
+    assert torch.equal(weighed.advantage_BT, expected)
 
 
 def test_pieces_that_stand_before_no_sampled_token_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""How much of the returns' variance a critic foretells, against the quotient of variances."""
+"""How much of the returns' variance a critic predicts, against the quotient of variances."""
 
 import pytest
 import torch

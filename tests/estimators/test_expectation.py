@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.estimators.exact import TabularPolicy
 from llm_pg.estimators.expectation import (
     ExpectedUpdate,
@@ -17,10 +17,10 @@ from llm_pg.estimators.expectation import (
 )
 from llm_pg.prove.measure import algorithm_of, expect_in
 from llm_pg.prove.world import loss_of_groups
-from llm_pg.prove.worlds import Spec, build
+from llm_pg.prove.worlds import WorldSpec, build
 
-SMALL = Spec(horizon=2, num_generations=3, rewards="graded", reference="near", critic="exact")
-WITH_KL = {name: row.__class__(**{**row.__dict__, "beta": 0.1}) for name, row in TABLE.items()}
+SMALL = WorldSpec(horizon=2, num_generations=3, rewards="graded", reference="near", critic="exact")
+WITH_KL = {name: row.__class__(**{**row.__dict__, "beta": 0.1}) for name, row in ALGORITHMS.items()}
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -36,7 +36,7 @@ def test_fifteen_completions_in_groups_of_four_make_3060_multisets() -> None:
     assert count_groups(TabularPolicy.random(3, 3).prob_PS(), 4) == 3060
 
 
-@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_multisets_with_their_multiplicity_equal_all_ordered_groups(name: str) -> None:
     """So no shipped algorithm reads the order of the rows."""
     row, world = WITH_KL[name], build(SMALL)
@@ -48,7 +48,7 @@ def test_multisets_with_their_multiplicity_equal_all_ordered_groups(name: str) -
 
 
 @pytest.mark.parametrize("reused", [False, True])
-@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_groups_run_side_by_side_as_they_do_one_by_one(name: str, reused: bool) -> None:
     """The vectorised road skips the border check of Rollouts; the loop goes through it."""
     world = build(SMALL.replace(num_generations=2, reused=reused))
@@ -60,7 +60,7 @@ def test_groups_run_side_by_side_as_they_do_one_by_one(name: str, reused: bool) 
 
 def test_variance_of_reinforce_equals_its_closed_form() -> None:
     """One completion a step: tr Cov = E[R² |∇log π|²] - |∇J|², with |e_a - π|² summed over the steps."""
-    spec = Spec(num_generations=1, rewards="graded", prompts="one")
+    spec = WorldSpec(num_generations=1, rewards="graded", prompts="one")
     world = build(spec)
     policy, c = world.policy, world.completions
     chosen = policy.logits_PNV.softmax(-1)[0, c.prefix_ST]
@@ -68,20 +68,22 @@ def test_variance_of_reinforce_equals_its_closed_form() -> None:
     square_S = (((onehot - chosen) ** 2).sum(2) * c.mask_ST).sum(1)
     second = float(policy.prob_PS()[0] @ (world.return_PS[0] ** 2 * square_S))
     expected = second - float(world.gradient().square().sum())
-    update = expect_in(world, algorithm_of(Row("total", "", returns="total", surrogate="reinforce"), 3))
+    update = expect_in(world, algorithm_of(AlgorithmSpec("total", "", returns="total", surrogate="reinforce"), 3))
     assert update.trace == pytest.approx(expected, rel=1e-12)
 
 
 def test_averaging_g_independent_completions_divides_the_variance_by_g() -> None:
-    row = Row("total", "", returns="total", surrogate="reinforce")
-    traces = [expect_in(build(Spec(num_generations=g, prompts="one")), algorithm_of(row, 3)).trace for g in (1, 2, 4)]
+    row = AlgorithmSpec("total", "", returns="total", surrogate="reinforce")
+    traces = [
+        expect_in(build(WorldSpec(num_generations=g, prompts="one")), algorithm_of(row, 3)).trace for g in (1, 2, 4)
+    ]
     assert traces[0] / traces[1] == pytest.approx(2.0, rel=1e-10)
     assert traces[0] / traces[2] == pytest.approx(4.0, rel=1e-10)
 
 
 def test_sampled_batches_agree_with_the_enumerated_mean_within_their_standard_error() -> None:
-    world = build(Spec(rewards="graded"))
-    algorithm = algorithm_of(TABLE["rloo"], 3)
+    world = build(WorldSpec(rewards="graded"))
+    algorithm = algorithm_of(ALGORITHMS["rloo"], 3)
     exact = expect_in(world, algorithm)
     drawn = expected_update(
         loss_of_groups(world, algorithm), world.policy.logits_PNV, world.policy.prob_PS(), 4, num_samples=20_000

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import Row
+from llm_pg.algorithms.table import AlgorithmSpec
 from llm_pg.estimators.exact import TabularPolicy, state_values
 from llm_pg.estimators.expectation import compare, enumerate_groups, expected_update, sample_groups, updates
 from llm_pg.estimators.losses import reinforce
 from llm_pg.prove.measure import algorithm_of, expect_in
 from llm_pg.prove.user import OwnAlgorithm
 from llm_pg.prove.world import World, loss_of_groups
-from llm_pg.prove.worlds import Spec, build
+from llm_pg.prove.worlds import WorldSpec, build
 
-PLAIN = Row("plain", "", surrogate="reinforce")
+PLAIN = AlgorithmSpec("plain", "", surrogate="reinforce")
 
 
 def sigmoid_bandit(theta: float, generations: int = 1) -> World:
@@ -78,7 +78,7 @@ def test_sampling_gives_the_same_two_numbers_as_the_paper() -> None:
 
 
 def test_a_state_dependent_baseline_leaves_the_mean_and_cuts_the_variance() -> None:
-    world = build(Spec(rewards="dense", critic="exact"))
+    world = build(WorldSpec(rewards="dense", critic="exact"))
     without, with_v = (
         compare(expect_in(world, algorithm_of(row, 3)), world.gradient())
         for row in (PLAIN, dataclasses.replace(PLAIN, baseline="value"))
@@ -88,7 +88,7 @@ def test_a_state_dependent_baseline_leaves_the_mean_and_cuts_the_variance() -> N
 
 
 def test_reward_to_go_leaves_the_mean_and_cuts_the_variance() -> None:
-    world = build(Spec(rewards="dense"))
+    world = build(WorldSpec(rewards="dense"))
     total, to_go = (
         compare(expect_in(world, algorithm_of(row, 3)), world.gradient())
         for row in (dataclasses.replace(PLAIN, returns="total"), PLAIN)
@@ -99,7 +99,7 @@ def test_reward_to_go_leaves_the_mean_and_cuts_the_variance() -> None:
 
 def test_an_action_dependent_baseline_is_caught_as_biased() -> None:
     """b = Q(s, a) in the place of V(s): every advantage is 0 in the mean, and so is the update."""
-    world = build(Spec(rewards="dense"))
+    world = build(WorldSpec(rewards="dense"))
     value_PN = state_values(world.policy, world.reward_PNV)
     c = world.completions
     follow_PNV = torch.where(c.child_NV >= 0, value_PN[:, c.child_NV.clamp(min=0)], torch.zeros(()).double())
@@ -112,7 +112,7 @@ def test_an_action_dependent_baseline_is_caught_as_biased() -> None:
 
 
 def test_a_baseline_of_ones_own_reward_is_caught_as_biased() -> None:
-    world = build(Spec())
+    world = build(WorldSpec())
     own = OwnAlgorithm(lambda rollouts: rollouts.reward_BT.sum(1) - 0.5 * rollouts.reward_BT.sum(1) ** 2)
     assert compare(expect_in(world, own), world.gradient()).bias == pytest.approx(0.5, rel=1e-10)
 
@@ -126,13 +126,13 @@ def test_the_mean_over_steps_is_another_step_scale_only_where_all_rows_have_one_
             loss_of_groups(bandit, Algorithm(row)), bandit.policy.logits_PNV, bandit.policy.prob_PS(), 2
         )
         assert compare(found, bandit.gradient()).bias < 1e-12
-    world = build(Spec())
+    world = build(WorldSpec())
     row = dataclasses.replace(PLAIN, loss_type="grpo")
     assert compare(expect_in(world, algorithm_of(row, 3)), world.gradient()).off_direction > 0.01
 
 
 def test_normalising_returns_over_the_batch_changes_the_objective_a_little() -> None:
-    world = build(Spec(rewards="graded"))
+    world = build(WorldSpec(rewards="graded"))
     row = dataclasses.replace(PLAIN, normalize_advantages="rollouts")
     found = compare(expect_in(world, algorithm_of(row, 3)), world.gradient())
     assert 0.9 < found.cosine < 1 - 1e-6

@@ -5,21 +5,21 @@ import math
 import pytest
 import torch
 
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.exact import TabularPolicy
 from llm_pg.estimators.expectation import enumerate_groups, updates
 from llm_pg.estimators.noise import GradientNoise, NoiseScale, gradient_noise, half_square_norms, square_norm
 from llm_pg.prove.measure import algorithm_of
 from llm_pg.prove.world import loss_of_groups
-from llm_pg.prove.worlds import Spec, build
+from llm_pg.prove.worlds import WorldSpec, build
 
 
 @pytest.fixture(scope="module")
 def group_updates() -> tuple[torch.Tensor, torch.Tensor]:
     """The update of every group of two completions that a step could sample, and its probability."""
-    spec = Spec(horizon=2, num_generations=2)
+    spec = WorldSpec(horizon=2, num_generations=2)
     world = build(spec)
-    loss_of = loss_of_groups(world, algorithm_of(TABLE["rloo"], spec.horizon))
+    loss_of = loss_of_groups(world, algorithm_of(ALGORITHMS["rloo"], spec.horizon))
     rows = []
     for groups in enumerate_groups(world.policy.prob_PS(), 2):
         theta_MPNV = world.policy.logits_PNV.expand(len(groups.weight_M), -1, -1, -1)

@@ -75,8 +75,8 @@ def test_over_the_mean_a_success_weighs_the_failures_over_the_successes() -> Non
     """(1 - c/n)/(c/n) = (n - c)/c for a success, -1 for a failure, 0 for a group without success."""
     x_B = torch.cat([VERDICTS, torch.zeros(2, dtype=torch.float64)])
     group_B = torch.tensor([0] * 6 + [1] * 2)
-    weight_BT = (x_B - torch.tensor([1 / 3] * 6 + [0.0] * 2, dtype=torch.float64)).unsqueeze(1)
-    found = over_the_mean(weight_BT, x_B, group_B, torch.ones(8, dtype=torch.bool)).squeeze(1)
+    advantage_BT = (x_B - torch.tensor([1 / 3] * 6 + [0.0] * 2, dtype=torch.float64)).unsqueeze(1)
+    found = over_the_mean(advantage_BT, x_B, group_B, torch.ones(8, dtype=torch.bool)).squeeze(1)
     assert found.tolist() == pytest.approx([-1.0, 2.0, -1.0, -1.0, 2.0, -1.0, 0.0, 0.0])
 
 

@@ -6,35 +6,35 @@ import math
 import pytest
 import torch
 
-from llm_pg.algorithms.table import TABLE, Row
+from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.estimators.baselines import STD_EPS
 from llm_pg.estimators.exact import TabularPolicy, kl, state_values, step_values, terminal_reward
 from llm_pg.estimators.expectation import Comparison, compare
 from llm_pg.prove.measure import algorithm_of, expect_in, measure
 from llm_pg.prove.reasons import NO_CLIP
 from llm_pg.prove.world import FixedMean, World
-from llm_pg.prove.worlds import Spec, build
+from llm_pg.prove.worlds import WorldSpec, build
 
-PLAIN = Row("plain", "", surrogate="reinforce")
+PLAIN = AlgorithmSpec("plain", "", surrogate="reinforce")
 TOTAL = dataclasses.replace(PLAIN, returns="total")
 Z_SCORE = dataclasses.replace(TOTAL, baseline="group_mean", scale_rewards="group")
-ONE_PROMPT = Spec(prompts="one")
+ONE_PROMPT = WorldSpec(prompts="one")
 
 
-def in_world(row: Row, world: World, horizon: int, beta: float = 0.0) -> Comparison:
+def in_world(row: AlgorithmSpec, world: World, horizon: int, beta: float = 0.0) -> Comparison:
     return compare(expect_in(world, algorithm_of(row, horizon)), world.gradient(beta))
 
 
 @pytest.mark.parametrize("generations", [2, 3, 4])
 def test_a_mean_that_contains_itself_shrinks_the_gradient_to_g_minus_one_over_g(generations: int) -> None:
-    spec = Spec(num_generations=generations, rewards="graded")
+    spec = WorldSpec(num_generations=generations, rewards="graded")
     found = measure(dataclasses.replace(PLAIN, baseline="group_mean"), spec)[0]
     assert found.scale == pytest.approx((generations - 1) / generations, rel=1e-12)
     assert found.off_direction < 1e-12
 
 
 def test_the_mean_of_a_batch_of_two_groups_shrinks_it_to_n_minus_one_over_n() -> None:
-    spec = Spec(horizon=2, num_generations=3, prompts_per_step=2, rewards="graded")
+    spec = WorldSpec(horizon=2, num_generations=3, prompts_per_step=2, rewards="graded")
     found = measure(dataclasses.replace(PLAIN, baseline="batch_mean"), spec)[0]
     assert found.scale == pytest.approx(5 / 6, rel=1e-12)
     assert found.off_direction < 1e-12
@@ -42,7 +42,7 @@ def test_the_mean_of_a_batch_of_two_groups_shrinks_it_to_n_minus_one_over_n() ->
 
 @pytest.mark.parametrize("generations", [2, 3, 4])
 def test_leave_one_out_is_unbiased_for_every_group_size(generations: int) -> None:
-    assert measure(TABLE["rloo"], Spec(num_generations=generations, rewards="graded"))[0].bias < 1e-12
+    assert measure(ALGORITHMS["rloo"], WorldSpec(num_generations=generations, rewards="graded"))[0].bias < 1e-12
 
 
 def _z_score_scale(p: float, generations: int) -> float:
@@ -77,7 +77,7 @@ def test_z_scoring_grows_with_the_group_toward_one_over_the_deviation() -> None:
 
 def test_z_scoring_hardly_reweights_two_prompts_at_g_4_and_does_at_g_8() -> None:
     """Of 0/1 rewards: the scale at G <= 3 is the same for every p, so the direction is exact there."""
-    cosines = {g: measure(Z_SCORE, Spec(horizon=2, num_generations=g))[0].cosine for g in (2, 3, 4, 8)}
+    cosines = {g: measure(Z_SCORE, WorldSpec(horizon=2, num_generations=g))[0].cosine for g in (2, 3, 4, 8)}
     assert 1 - cosines[2] < 1e-12
     assert 1 - cosines[3] < 1e-12
     assert 1e-6 < 1 - cosines[4] < 1e-3 < 1 - cosines[8]
@@ -117,11 +117,11 @@ def test_variance_of_leave_one_out_is_that_of_a_u_statistic(generations: int) ->
     zeta_2 = float(prob_S @ kernel_SSD.square().sum(2) @ prob_S - mean_D.square().sum())
     pairs = generations * (generations - 1)
     expected = (4 * (generations - 2) * zeta_1 + 2 * zeta_2) / pairs
-    assert expect_in(world, algorithm_of(TABLE["rloo"], 3)).trace == pytest.approx(expected, rel=1e-10)
+    assert expect_in(world, algorithm_of(ALGORITHMS["rloo"], 3)).trace == pytest.approx(expected, rel=1e-10)
 
 
 def test_a_constant_denominator_only_scales() -> None:
-    found = measure(dataclasses.replace(PLAIN, loss_type="dr_grpo"), Spec(rewards="graded"))[0]
+    found = measure(dataclasses.replace(PLAIN, loss_type="dr_grpo"), WorldSpec(rewards="graded"))[0]
     assert found.scale == pytest.approx(1 / 3, rel=1e-12)
     assert found.off_direction < 1e-12
 
@@ -129,12 +129,12 @@ def test_a_constant_denominator_only_scales() -> None:
 @pytest.mark.parametrize("reduction", ["grpo", "dapo", "bnpo"])
 def test_means_over_tokens_turn_the_update_away(reduction: str) -> None:
     row = dataclasses.replace(TOTAL, baseline="leave_one_out", loss_type=reduction)
-    assert measure(row, Spec())[0].off_direction > 0.01
+    assert measure(row, WorldSpec())[0].off_direction > 0.01
 
 
 def test_dapo_and_bnpo_are_the_same_reduction_of_a_whole_batch() -> None:
     rows = [dataclasses.replace(TOTAL, loss_type=kind) for kind in ("dapo", "bnpo")]
-    assert measure(rows[0], Spec())[0] == measure(rows[1], Spec())[0]
+    assert measure(rows[0], WorldSpec())[0] == measure(rows[1], WorldSpec())[0]
 
 
 def test_length_bias_is_the_gradient_of_the_reward_over_the_length() -> None:
@@ -165,7 +165,7 @@ def test_an_eos_left_out_of_the_loss_misses_exactly_the_credit_of_stopping() -> 
 def test_unscored_rows_leave_the_gradient_of_the_scored_mean_times_the_chance_of_two() -> None:
     spec = ONE_PROMPT.replace(unscored=True)
     world = build(spec)
-    found = compare(expect_in(world, algorithm_of(TABLE["rloo"], 3)), world.gradient())
+    found = compare(expect_in(world, algorithm_of(ALGORITHMS["rloo"], 3)), world.gradient())
     assert world.scored_PS is not None
     v = float((world.policy.prob_PS() * world.scored_PS).sum())
     assert found.off_direction < 1e-12
@@ -237,7 +237,7 @@ def penalty() -> World:
     return World(policy, torch.zeros_like(policy.logits_PNV), num_generations=1, reference=reference)
 
 
-def _placed(placement: str, estimator: str, **others: object) -> Row:
+def _placed(placement: str, estimator: str, **others: object) -> AlgorithmSpec:
     return dataclasses.replace(PLAIN, beta=1.0, kl_placement=placement, kl_estimator=estimator, **others)  # type: ignore[arg-type]
 
 
@@ -317,8 +317,8 @@ def test_k2_and_k3_in_the_reward_are_nearly_no_penalty_close_to_the_reference(es
 
 @pytest.mark.parametrize("returns", ["total", "reward_to_go"])
 def test_the_completions_ratio_without_clipping_is_exact_on_any_older_data(returns: str) -> None:
-    row = dataclasses.replace(TABLE["rloo"], epsilon=NO_CLIP, returns=returns)
-    assert measure(row, Spec(reused=True, rewards="graded"))[0].bias < 1e-10
+    row = dataclasses.replace(ALGORITHMS["rloo"], epsilon=NO_CLIP, returns=returns)
+    assert measure(row, WorldSpec(reused=True, rewards="graded"))[0].bias < 1e-10
 
 
 def test_token_ratios_are_the_gradient_of_the_old_policys_visits(large: World) -> None:
@@ -338,6 +338,6 @@ def test_token_ratios_are_the_gradient_of_the_old_policys_visits(large: World) -
 
 
 def test_clipping_only_ever_takes_tokens_out() -> None:
-    spec = Spec(reused=True)
-    narrow, wide = (measure(dataclasses.replace(TABLE["rloo"], epsilon=e), spec)[0].scale for e in (0.05, 0.5))
+    spec = WorldSpec(reused=True)
+    narrow, wide = (measure(dataclasses.replace(ALGORITHMS["rloo"], epsilon=e), spec)[0].scale for e in (0.05, 0.5))
     assert narrow < wide < 1

@@ -53,7 +53,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_prompts_samples_and_advan
 
 @pytest.mark.slow
 def test_two_ranks_train_the_critic_that_one_rank_trains(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
-    """A step of warm-up, then both: values, targets, both gradients and what was foretold."""
+    """A step of warm-up, then both: values, targets, both gradients and the explained variance."""
     changes = {**CHANGES, "max_steps": 3, "save_steps": 0, "critic_warmup_steps": 1, "truncated": "bootstrap"}
     make({"out": str(tmp_path), "name": "one", "algorithm": "ppo", "changes": changes}).train()
     both = two_ranks("two", algorithm="ppo", changes=changes)

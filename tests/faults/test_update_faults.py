@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.learner.update import Updater
 from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
@@ -37,13 +37,13 @@ def updater_of(model: Any, micro_rows: int = 8, scaler: torch.amp.GradScaler | N
     accelerator.scaler, accelerator.native_amp = scaler, scaler is not None
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(policy.parameters(), lr=1e-2))
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer.optimizer, factor=1.0)
-    algorithm = Algorithm(TABLE["rloo"])
+    algorithm = Algorithm(ALGORITHMS["rloo"])
     return Updater(policy, algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows, max_grad_norm=0)
 
 
 def gradients(updater: Updater) -> list[torch.Tensor]:
     """Of one update; the optimiser leaves them in place."""
-    updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))
+    updater.update(updater.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))
     return [p.grad.clone() for p in updater.policy.parameters() if p.grad is not None]
 
 
@@ -71,7 +71,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_gives_the_same_gradi
 
     monkeypatch.setattr(updater.policy, "forward", counted)
     monkeypatch.setattr(updater.accelerator, "backward", poisoned)
-    stats = updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
+    stats = updater.update(updater.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert stats.stepped
     assert stats.splits == (3 if room == 1 else 2)
     assert rows[-1] <= room
@@ -104,7 +104,7 @@ def test_one_row_that_does_not_fit_is_an_error(make_model: Callable[..., Any], m
 
     monkeypatch.setattr(updater.policy, "forward", never)
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
-        updater.update(updater.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))
+        updater.update(updater.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))
 
 
 @pytest.mark.parametrize("overflows", [False, True])
@@ -125,11 +125,11 @@ def test_under_a_loss_scaler_a_loss_that_is_no_number_moves_nothing_either(
     before = [p.detach().clone() for p in hurt.policy.parameters()]
     with monkeypatch.context() as patch:
         patch.setattr(hurt.algorithm, "loss", spoilt)
-        stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
+        stats = hurt.update(hurt.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert not stats.stepped
     assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.parameters(), strict=True))
     assert scaler.get_scale() == (128.0 if overflows else 256.0)
-    stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
+    stats = hurt.update(hurt.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))[0]
     gradients(clean)
     assert stats.stepped
     for a, b in zip(hurt.policy.parameters(), clean.policy.parameters(), strict=True):
@@ -159,7 +159,7 @@ def test_a_loss_that_is_no_number_steps_nothing_and_the_next_step_is_as_without_
     before = [p.detach().clone() for p in hurt.policy.parameters()]
     with monkeypatch.context() as patch:
         patch.setattr(hurt.algorithm, "loss", spoilt)
-        stats = hurt.update(hurt.algorithm.weigh(rollouts()), torch.arange(8).unsqueeze(0))[0]
+        stats = hurt.update(hurt.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert not stats.stepped
     assert stats.grad_norm != stats.grad_norm
     assert all(torch.equal(a, b) for a, b in zip(before, hurt.policy.parameters(), strict=True))

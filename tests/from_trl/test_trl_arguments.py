@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from from_trl_page import counts, markdown
 
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import Config, ConfigError, GRPOConfig, RLOOConfig
-from llm_pg.config.check import plan_batch, resolve_row
+from llm_pg.config.check import plan_batch, resolve_spec
 from llm_pg.config.flat import FlatConfig
 from llm_pg.config.schema import LEAVES
 from llm_pg.config.trl import TRAINER, WORDS
@@ -235,7 +235,7 @@ def test_epochs_and_shares_are_counted_when_the_number_of_prompts_is_known() -> 
     ],
 )
 def test_words_of_the_objective_become_those_of_the_row(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    row = resolve_row(GRPOConfig(**given))
+    row = resolve_spec(GRPOConfig(**given))
     assert {name: getattr(row, name) for name in expected} == expected
 
 
@@ -254,8 +254,8 @@ def test_words_of_the_objective_become_those_of_the_row(given: dict[str, Any], e
 )
 def test_the_settings_of_a_relative_as_trl_writes_them_are_its_row(row: str, given: dict[str, Any]) -> None:
     """The rows' losses and gradients are compared with TRL's in tests/peers/test_trl_parity.py."""
-    named = {"name": row, "source": TABLE[row].source}
-    assert dataclasses.replace(resolve_row(GRPOConfig(**given)), **named) == TABLE[row]
+    named = {"name": row, "source": ALGORITHMS[row].source}
+    assert dataclasses.replace(resolve_spec(GRPOConfig(**given)), **named) == ALGORITHMS[row]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.noise import GradientNoise
 from llm_pg.learner.update import Updater
 from llm_pg.model.policy import Policy
@@ -21,14 +21,14 @@ def updater_of(model: Any, micro_rows: int = 64) -> Updater:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     return Updater(
-        policy, Algorithm(TABLE["rloo"]), optimizer, scheduler, Accelerator(cpu=True), micro_rows=micro_rows,
+        policy, Algorithm(ALGORITHMS["rloo"]), optimizer, scheduler, Accelerator(cpu=True), micro_rows=micro_rows,
         max_grad_norm=0.0,
     )  # fmt: skip
 
 
 def measured(updater: Updater, batch: Any) -> tuple[GradientNoise | None, torch.Tensor]:
     rows = torch.arange(len(batch.mask_BT)).unsqueeze(0)
-    stats = updater.update(updater.algorithm.weigh(batch), rows, measure_noise=True)[0]
+    stats = updater.update(updater.algorithm.compute_advantages(batch), rows, measure_noise=True)[0]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in updater.policy.parameters()]
     return stats.noise, torch.cat([g.reshape(-1) for g in grads])
 
@@ -51,7 +51,7 @@ def test_measuring_leaves_the_gradient(make_model: Callable[..., Any]) -> None:
     model, batch = make_model("llama"), rollouts(num_prompts=6, group=3)
     updater = updater_of(model, micro_rows=4)
     _, with_noise = measured(updater, batch)
-    updater.update(updater.algorithm.weigh(batch), torch.arange(18).unsqueeze(0))
+    updater.update(updater.algorithm.compute_advantages(batch), torch.arange(18).unsqueeze(0))
     without = torch.cat([p.grad.reshape(-1) for p in updater.policy.parameters() if p.grad is not None])
     torch.testing.assert_close(with_noise, without, rtol=1e-5, atol=1e-7)
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.learner.update import Updater, update_metrics
 from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
@@ -23,7 +23,7 @@ def updater_of(model: Any, accelerator: Any = None, **options: Any) -> Updater:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     accelerator = accelerator or Accelerator(cpu=True)
-    return Updater(policy, Algorithm(TABLE["grpo"]), optimizer, scheduler, accelerator, micro_rows=4, **options)
+    return Updater(policy, Algorithm(ALGORITHMS["grpo"]), optimizer, scheduler, accelerator, micro_rows=4, **options)
 
 
 def half_silent() -> TextRollouts:
@@ -38,7 +38,7 @@ def half_silent() -> TextRollouts:
 def test_means_over_tokens_are_over_those_that_a_pass_came_by(minibatches: int, make_model: Callable[..., Any]) -> None:
     """Half of the groups say nothing and are dropped; the mean entropy is not halved by that."""
     updater, batch = updater_of(make_model("llama"), num_minibatches=minibatches), half_silent()
-    weighted = updater.algorithm.weigh(batch)
+    weighted = updater.algorithm.compute_advantages(batch)
     told = update_metrics(updater.update(weighted, torch.arange(18).unsqueeze(0)), minibatches)
     seen_BT = batch.mask_BT & (batch.group_B % 2 == 1).unsqueeze(1)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_losses_are_those_of_the_whole_batch_however_it_is_cut(iterations: int, 
     told = []
     for minibatches in (1, 3):
         updater = updater_of(make_model("llama"), num_minibatches=minibatches, num_iterations=iterations)
-        weighted = dataclasses.replace(updater.algorithm.weigh(batch), old_logp_BT=batch.logp_BT)
+        weighted = dataclasses.replace(updater.algorithm.compute_advantages(batch), proximal_logp_BT=batch.logp_BT)
         told.append(update_metrics(updater.update(weighted, order), minibatches)["policy_loss"])
     assert abs(told[0]) > 1e-3
     assert told[1] == pytest.approx(told[0], rel=1e-4)
@@ -78,5 +78,5 @@ def test_a_batch_without_any_weight_makes_no_step_under_a_loss_scaler_either(mak
         num_processes=1, scaler=scaler, device=torch.device("cpu"), reduce=lambda x, reduction: x
     )
     updater.optimizer = SimpleNamespace(step=step, zero_grad=optimizer.zero_grad)
-    stats = updater.update(updater.algorithm.weigh(batch), torch.arange(6).unsqueeze(0))[0]
+    stats = updater.update(updater.algorithm.compute_advantages(batch), torch.arange(6).unsqueeze(0))[0]
     assert stats.grad_norm == 0.0

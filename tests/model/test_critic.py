@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import ConfigError
 from llm_pg.estimators.critics import explained_variance, length_adaptive_lambda
 from llm_pg.learner.update import Updater
@@ -136,11 +136,11 @@ def gradients(
     policy: Policy, batch: TextRollouts, name: str, micro_rows: int, *, bootstrap: bool = True, **changes: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of policy and critic, in one step from the values to `.grad`."""
-    algorithm = Algorithm(dataclasses.replace(TABLE[name], **changes))
+    algorithm = Algorithm(dataclasses.replace(ALGORITHMS[name], **changes))
     seen = policy.observe(batch, micro_rows, with_logp=False, after=bootstrap)
     assert seen.value_BT is not None
     assert policy.critic is not None
-    weighted = algorithm.weigh(with_values(batch, seen.value_BT, seen.after_B))
+    weighted = algorithm.compute_advantages(with_values(batch, seen.value_BT, seen.after_B))
     optimizer = torch.optim.SGD([*policy.parameters(), *policy.critic.trainable()], lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     accelerator = Accelerator(cpu=True)
@@ -198,9 +198,9 @@ def test_the_first_advantages_are_the_plain_returns(make_model: Callable[..., An
     batch, policy = rollouts(), with_critic(make_model(), random=False)
     seen = policy.observe(batch, 6, with_logp=False, after=False)
     assert seen.value_BT is not None
-    weighted = Algorithm(TABLE["a2c"]).weigh(with_values(batch, seen.value_BT))
+    weighted = Algorithm(ALGORITHMS["a2c"]).compute_advantages(with_values(batch, seen.value_BT))
     returns_B1 = batch.reward_BT.sum(1, keepdim=True)
-    torch.testing.assert_close(weighted.weight_BT, returns_B1 * batch.mask_BT)
+    torch.testing.assert_close(weighted.advantage_BT, returns_B1 * batch.mask_BT)
 
 
 def test_values_are_float32_under_bfloat16_weights_and_under_autocast(make_model: Callable[..., Any]) -> None:
@@ -262,23 +262,25 @@ def test_a_cut_row_takes_the_value_after_its_last_token_in_the_place_of_its_verd
     """γ 0.9, λ 0.8, V = 1, 2, 3 and 5 behind: δ = 0.8, 0.7, 1.5 where it was cut, 0.8, 0.7, 4 where it ended."""
     value_BT = torch.tensor([[1.0, 2.0, 3.0]] * 2, dtype=torch.float64)
     after_B = torch.tensor([5.0, 99.0], dtype=torch.float64)
-    row = dataclasses.replace(TABLE["a2c"], gamma=0.9, lam=0.8, truncated="bootstrap")
-    weighted = Algorithm(row).weigh(with_values(three_steps(), value_BT, after_B, gamma=0.9))
+    row = dataclasses.replace(ALGORITHMS["a2c"], gamma=0.9, lam=0.8, truncated="bootstrap")
+    weighted = Algorithm(row).compute_advantages(with_values(three_steps(), value_BT, after_B, gamma=0.9))
     cut = [0.8 + 0.72 * (0.7 + 0.72 * 1.5), 0.7 + 0.72 * 1.5, 1.5]
     ended = [0.8 + 0.72 * (0.7 + 0.72 * 4.0), 0.7 + 0.72 * 4.0, 4.0]
-    torch.testing.assert_close(weighted.weight_BT, torch.tensor([cut, ended], dtype=torch.float64))
-    torch.testing.assert_close(weighted.value_target_BT, weighted.weight_BT + value_BT)
-    kept = Algorithm(dataclasses.replace(row, truncated="keep")).weigh(with_values(three_steps(), value_BT))
-    torch.testing.assert_close(kept.weight_BT, torch.tensor([ended, ended], dtype=torch.float64))
+    torch.testing.assert_close(weighted.advantage_BT, torch.tensor([cut, ended], dtype=torch.float64))
+    torch.testing.assert_close(weighted.value_target_BT, weighted.advantage_BT + value_BT)
+    kept = Algorithm(dataclasses.replace(row, truncated="keep")).compute_advantages(
+        with_values(three_steps(), value_BT)
+    )
+    torch.testing.assert_close(kept.advantage_BT, torch.tensor([ended, ended], dtype=torch.float64))
 
 
 def test_the_critics_own_lambda_moves_its_targets_and_not_the_advantages() -> None:
     value_BT = torch.tensor([[1.0, 2.0, 3.0]] * 2, dtype=torch.float64)
     valued = with_values(three_steps(), value_BT)
-    row = dataclasses.replace(TABLE["a2c"], gamma=0.9, lam=0.8)
-    one = Algorithm(row).weigh(valued)
-    both = Algorithm(dataclasses.replace(row, lam_value=1.0)).weigh(valued)
-    torch.testing.assert_close(one.weight_BT, both.weight_BT, rtol=0, atol=0)
+    row = dataclasses.replace(ALGORITHMS["a2c"], gamma=0.9, lam=0.8)
+    one = Algorithm(row).compute_advantages(valued)
+    both = Algorithm(dataclasses.replace(row, lam_value=1.0)).compute_advantages(valued)
+    torch.testing.assert_close(one.advantage_BT, both.advantage_BT, rtol=0, atol=0)
     returns = torch.tensor([[7 * 0.81, 7 * 0.9, 7.0]] * 2, dtype=torch.float64)
     torch.testing.assert_close(both.value_target_BT, returns)
     assert one.value_target_BT is not None
@@ -295,12 +297,12 @@ def test_each_row_is_weighed_with_the_lambda_of_its_length_and_the_targets_keep_
     batch = in_double(rollouts())
     value_BT = torch.linspace(-1, 1, batch.mask_BT.numel(), dtype=torch.float64).view(batch.mask_BT.shape)
     valued = with_values(batch, value_BT * batch.mask_BT)
-    base = dataclasses.replace(TABLE["a2c"], lam=1.0)
-    adaptive = Algorithm(dataclasses.replace(base, lam_length_alpha=0.5)).weigh(valued)
-    torch.testing.assert_close(adaptive.value_target_BT, Algorithm(base).weigh(valued).value_target_BT)
+    base = dataclasses.replace(ALGORITHMS["a2c"], lam=1.0)
+    adaptive = Algorithm(dataclasses.replace(base, lam_length_alpha=0.5)).compute_advantages(valued)
+    torch.testing.assert_close(adaptive.value_target_BT, Algorithm(base).compute_advantages(valued).value_target_BT)
     for i, n in enumerate(batch.length_B.tolist()):
-        fixed = Algorithm(dataclasses.replace(base, lam=max(0.0, 1 - 2 / n))).weigh(valued)
-        torch.testing.assert_close(adaptive.weight_BT[i], fixed.weight_BT[i])
+        fixed = Algorithm(dataclasses.replace(base, lam=max(0.0, 1 - 2 / n))).compute_advantages(valued)
+        torch.testing.assert_close(adaptive.advantage_BT[i], fixed.advantage_BT[i])
 
 
 def test_explained_variance_is_one_for_a_seer_zero_for_a_constant_and_adds_up_over_ranks() -> None:
@@ -406,12 +408,12 @@ def test_a_run_begins_with_the_critic_that_it_is_given(kind: str, tmp_path: Path
         of("fourth", critic_path=str(first.folder.model), critic_kind="model" if kind == "head" else "head").train()
 
 
-def test_the_critic_comes_to_foretell_what_the_prompt_decides(tmp_path: Path) -> None:
+def test_the_critic_comes_to_predict_what_the_prompt_decides(tmp_path: Path) -> None:
     """The verdict hangs on the prompt alone: 1 for the one kind, 0 for the other; 60 steps of the critic alone."""
     rows = [{"prompt": letter * n + "=", "answer": letter} for n in range(1, 11) for letter in "az"]
     changes = {"max_steps": 61, "critic_warmup_steps": 60, "critic_kind": "model", "critic_learning_rate": 1e-2}
-    run(tmp_path, "foretells", rows=rows, reward=for_letters_from_the_end, **changes)
-    lines = read_metrics(tmp_path / "foretells" / "metrics.jsonl")
+    run(tmp_path, "predicts", rows=rows, reward=for_letters_from_the_end, **changes)
+    lines = read_metrics(tmp_path / "predicts" / "metrics.jsonl")
     assert lines[0]["explained_variance"] == pytest.approx(0.0, abs=1e-9)
     late = [line["explained_variance"] for line in lines[-10:] if "explained_variance" in line]
     assert len(late) > 5

@@ -28,10 +28,10 @@ PACKED_FAMILIES = sorted(set(FAMILIES) - {"gemma2"})
 def gradient(policy: Policy, batch: TextRollouts, *, entropy_coef: float = 0.0, micro_rows: int = 99) -> torch.Tensor:
     """Gradient of a weighted sum of the log-probabilities and entropies, with weights of either sign."""
     policy.model.zero_grad()
-    weight_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape) * batch.mask_BT
+    advantage_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape) * batch.mask_BT
     for index in policy.cuts(batch, micro_rows):
         scores = policy.forward(batch.rows(index), entropy_grad=bool(entropy_coef))
-        ((scores.logp_BT + entropy_coef * scores.entropy_BT) * weight_BT[index]).sum().backward()
+        ((scores.logp_BT + entropy_coef * scores.entropy_BT) * advantage_BT[index]).sum().backward()
     return torch.cat([p.grad.reshape(-1) for p in policy.parameters() if p.grad is not None])
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.learner.update import Updater
 from llm_pg.model.policy import Policy, micro_batches
@@ -69,10 +69,10 @@ def gradient(
 ) -> torch.Tensor:
     """Gradient of one step, before any optimiser; rows optionally in another order."""
     policy = policy_of(model, packing=packing)
-    row = dataclasses.replace(TABLE[name], beta=0.05 if TABLE[name].kl_placement == "loss" else 0.0)
+    row = dataclasses.replace(ALGORITHMS[name], beta=0.05 if ALGORITHMS[name].kl_placement == "loss" else 0.0)
     algorithm = Algorithm(row, 7)
     batch = dataclasses.replace(batch, ref_logp_BT=batch.logp_BT - 0.1)
-    weighted = algorithm.weigh(batch if order is None else batch.rows(order))
+    weighted = algorithm.compute_advantages(batch if order is None else batch.rows(order))
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     updater = Updater(
         policy, algorithm, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), Accelerator(cpu=True),
@@ -99,7 +99,7 @@ def doubled(model: Any) -> Any:
     return model.double()
 
 
-TEXT_ROWS = [name for name, row in TABLE.items() if not row.needs_critic]
+TEXT_ROWS = [name for name, row in ALGORITHMS.items() if not row.needs_critic]
 
 
 @pytest.mark.parametrize("name", TEXT_ROWS)
@@ -204,12 +204,12 @@ def test_log_probabilities_are_float32_under_bfloat16_weights(make_model: Callab
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(make_model: Callable[..., Any]) -> None:
     model, batch = make_model("llama"), rollouts()
-    policy, algorithm = policy_of(model), Algorithm(TABLE["rloo"])
+    policy, algorithm = policy_of(model), Algorithm(ALGORITHMS["rloo"])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     updater = Updater(policy, algorithm, optimizer, scheduler, Accelerator(cpu=True), micro_rows=6)
-    weighted = algorithm.weigh(batch)
-    weighted.weight_BT[0, 0] = torch.nan
+    weighted = algorithm.compute_advantages(batch)
+    weighted.advantage_BT[0, 0] = torch.nan
     before = [p.clone() for p in policy.parameters()]
     stats = updater.update(weighted, torch.arange(6).unsqueeze(0))
     assert not stats[0].stepped
@@ -219,7 +219,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(make_model: Call
 def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Callable[..., Any]) -> None:
     """With two passes the second sees a ratio away from 1; its reference point is the policy before the first."""
     model, batch = make_model("llama"), rollouts()
-    policy, algorithm = policy_of(model), Algorithm(TABLE["grpo"])
+    policy, algorithm = policy_of(model), Algorithm(ALGORITHMS["grpo"])
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     updater = Updater(
@@ -233,9 +233,9 @@ def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Call
         max_grad_norm=0.0,
     )
     start = policy.logp(batch, 6)
-    weighted = algorithm.weigh(batch)
+    weighted = algorithm.compute_advantages(batch)
     steps = updater.update(weighted, torch.arange(6).repeat(2, 1))
-    torch.testing.assert_close(weighted.old_logp_BT, start)
+    torch.testing.assert_close(weighted.proximal_logp_BT, start)
     assert steps[0].values["approx_kl"] == pytest.approx(0.0, abs=1e-9)
     assert steps[1].values["approx_kl"] > 1e-6
 
@@ -254,7 +254,7 @@ def test_minibatches_are_steps_of_the_size_of_the_whole_batch(name: str, make_mo
     """The gradients of three minibatches at the same weights have the mean that one step on all rows has."""
     batch, found = rollouts(num_prompts=6), {}
     for number in (1, 3):
-        policy, algorithm = policy_of(make_model("llama")), Algorithm(TABLE[name])
+        policy, algorithm = policy_of(make_model("llama")), Algorithm(ALGORITHMS[name])
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
         gradients: list[torch.Tensor] = []
         optimizer.register_step_pre_hook(
@@ -265,7 +265,7 @@ def test_minibatches_are_steps_of_the_size_of_the_whole_batch(name: str, make_mo
             policy, algorithm, optimizer, scheduler, Accelerator(cpu=True),
             micro_rows=4, num_minibatches=number, max_grad_norm=0.0,
         )  # fmt: skip
-        updater.update(algorithm.weigh(batch), torch.tensor([[3, 0, 5, 1, 11, 4, 2, 8, 7, 6, 9, 10]]))
+        updater.update(algorithm.compute_advantages(batch), torch.tensor([[3, 0, 5, 1, 11, 4, 2, 8, 7, 6, 9, 10]]))
         assert len(gradients) == number
         found[number] = torch.stack(gradients).mean(0)
     assert float((found[3] - found[1]).norm() / found[1].norm()) < 1e-5

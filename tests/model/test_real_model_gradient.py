@@ -1,4 +1,4 @@
-"""The whole road (transformers model, sampler, weigh, update) against the gradient summed over every completion."""
+"""Transformers model, sampler, advantages and update together, against the gradient summed over every completion."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.learner.update import Updater
 from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
@@ -102,7 +102,7 @@ def sampled_gradients(model: Any, name: str, params: SamplingParams, batches: in
     policy = Policy(model, params=params, pad_id=PAD)
     tokenizer = SimpleNamespace(pad_token_id=PAD)
     sampler = NativeSampler(model, tokenizer, [EOS])
-    row = dataclasses.replace(TABLE[name], surrogate="clip")
+    row = dataclasses.replace(ALGORITHMS[name], surrogate="clip")
     algorithm = Algorithm(row, LONGEST)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
@@ -115,7 +115,9 @@ def sampled_gradients(model: Any, name: str, params: SamplingParams, batches: in
         done = sampler.sample([PROMPT] * GROUPS, GROUP, params, stream_key(5, step, torch.arange(rows)))
         texts = [tuple(t[m].tolist()) for t, m in zip(done.tokens_BT, done.mask_BT, strict=True)]
         logp_BT = torch.nn.functional.pad(done.logp_BT, (0, LONGEST - done.logp_BT.shape[1]))
-        updater.update(algorithm.weigh(rollouts_of(texts, GROUP, logp_BT)), torch.arange(rows).unsqueeze(0))
+        updater.update(
+            algorithm.compute_advantages(rollouts_of(texts, GROUP, logp_BT)), torch.arange(rows).unsqueeze(0)
+        )
         out.append(-flat_gradient(policy))
     return torch.stack(out)
 
@@ -154,7 +156,7 @@ def test_the_same_comparison_catches_an_end_token_left_out_of_the_loss(
 ) -> None:
     params = DISTRIBUTIONS[0]
     expected = exact_gradient(model, params)
-    original = Algorithm.weigh
+    original = Algorithm.compute_advantages
 
     def without_eos(self: Algorithm, rollouts: TextRollouts, **options: Any) -> Any:
         batch = original(self, rollouts, **options)
@@ -162,7 +164,7 @@ def test_the_same_comparison_catches_an_end_token_left_out_of_the_loss(
         batch.mask_BT = batch.mask_BT & (rollouts.tokens_BT != EOS)
         return batch
 
-    monkeypatch.setattr(Algorithm, "weigh", without_eos)
+    monkeypatch.setattr(Algorithm, "compute_advantages", without_eos)
     samples = sampled_gradients(model, "rloo", params, 10)
     directions = torch.randn(20, len(expected), generator=torch.Generator().manual_seed(0))
     projected = samples @ directions.T

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import ConfigError
 from llm_pg.learner.update import Updater
 from llm_pg.metrics import read_metrics
@@ -53,9 +53,9 @@ def gradient(
     policy = Policy(model, params=SamplingParams(), pad_id=0, packing=packing, router_aux_loss_coef=coef)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    parts = (policy, Algorithm(TABLE["grpo"], 7), optimizer, scheduler, Accelerator(cpu=True))
+    parts = (policy, Algorithm(ALGORITHMS["grpo"], 7), optimizer, scheduler, Accelerator(cpu=True))
     made = Updater(*parts, micro_rows=micro_rows, max_grad_norm=0.0)
-    (stats,) = made.update(made.algorithm.weigh(batch), torch.arange(len(batch.mask_BT)).unsqueeze(0))
+    (stats,) = made.update(made.algorithm.compute_advantages(batch), torch.arange(len(batch.mask_BT)).unsqueeze(0))
     return vector([p.grad for p in model.parameters()], model), stats.values
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import TABLE, WORDS, Row
+from llm_pg.algorithms.table import ALGORITHMS, WORDS, AlgorithmSpec
 from llm_pg.estimators.distributions import entropy, token_logp, warp_logits
 from llm_pg.rollouts import Rollouts
 
@@ -75,7 +75,7 @@ class Sampled:
     def clipped(self, batch: Batch) -> float:
         """Share of tokens whose ratio is out of bounds on the side that clips, as TRL's default epsilon has it."""
         with torch.no_grad():
-            algorithm = Algorithm(dataclasses.replace(TABLE["rloo"], importance_sampling_level="token"))
+            algorithm = Algorithm(dataclasses.replace(ALGORITHMS["rloo"], importance_sampling_level="token"))
             return float(algorithm.loss(self.logp(self.trainer.model), batch)[1]["clip_fraction"])
 
     def entropy(self) -> Tensor:
@@ -86,24 +86,24 @@ class Sampled:
             logits = self.trainer.model(input_ids=ids, attention_mask=attention).logits
         return entropy(logits[:, -self.inputs["completion_ids"].shape[1] - 1 : -1])
 
-    def rollouts(self, old_logp_BT: Tensor) -> Rollouts:
+    def rollouts(self, proximal_logp_BT: Tensor) -> Rollouts:
         reference = self.trainer.ref_model
         with torch.no_grad():
             ref_logp_BT = None if reference is None else self.logp(reference)
         return Rollouts.of_scored_text(
             mask_BT=self.inputs["completion_mask"],
-            logp_BT=self.inputs.get("sampling_per_token_logps", old_logp_BT),
+            logp_BT=self.inputs.get("sampling_per_token_logps", proximal_logp_BT),
             group_B=torch.arange(ROWS) // GENERATIONS,
             reward_B=self.rewards_B,
             ref_logp_BT=ref_logp_BT,
             entropy_BT=self.entropy(),
         )
 
-    def ours(self, row: Row, old_logp_BT: Tensor, reused: bool) -> tuple[float, Tensor, Batch]:
+    def ours(self, row: AlgorithmSpec, proximal_logp_BT: Tensor, reused: bool) -> tuple[float, Tensor, Batch]:
         algorithm, model = Algorithm(row, max_completion_length=LIMIT), self.trainer.model
-        batch = algorithm.weigh(self.rollouts(old_logp_BT))
+        batch = algorithm.compute_advantages(self.rollouts(proximal_logp_BT))
         if reused:
-            batch = dataclasses.replace(batch, old_logp_BT=old_logp_BT)
+            batch = dataclasses.replace(batch, proximal_logp_BT=proximal_logp_BT)
         model.zero_grad()
         loss = algorithm.loss(self.logp(model), batch)[0]
         loss.backward()
@@ -179,17 +179,17 @@ def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tens
         values = [float("nan") if value is None else value for value in function(completion_ids=ids)]
         sampled = Sampled(trainer, inputs, torch.tensor(values))
         with torch.no_grad():
-            old_logp_BT = sampled.logp(trainer.model)
+            proximal_logp_BT = sampled.logp(trainer.model)
             generator = torch.Generator().manual_seed(1)
             for p in trainer.model.parameters():
                 p.add_(moved * torch.randn(p.shape, generator=generator))
-        return sampled, old_logp_BT
+        return sampled, proximal_logp_BT
 
     return run
 
 
-def grpo(loss_type: str, scale_rewards: str, beta: float) -> Row:
-    return dataclasses.replace(TABLE["grpo"], loss_type=loss_type, scale_rewards=scale_rewards, beta=beta)
+def grpo(loss_type: str, scale_rewards: str, beta: float) -> AlgorithmSpec:
+    return dataclasses.replace(ALGORITHMS["grpo"], loss_type=loss_type, scale_rewards=scale_rewards, beta=beta)
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2])
@@ -208,7 +208,7 @@ def test_grpo_has_the_loss_and_the_gradient_of_trl(
         num_iterations=num_iterations,
     )
     loss, gradient, batch = sampled.ours(grpo(loss_type, scale_rewards, beta), old, reused=num_iterations == 2)
-    assert torch.allclose(batch.weight_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-6)
+    assert torch.allclose(batch.advantage_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-6)
     _same(sampled.theirs(), (loss, gradient))
     if num_iterations == 2:
         assert torch.allclose(sampled.inputs["old_per_token_logps"][batch.mask_BT], old[batch.mask_BT], atol=1e-5)
@@ -230,7 +230,7 @@ def test_its_relatives_have_the_loss_and_the_gradient_of_trl(
     sample: Any, name: str, settings: dict[str, Any], moved: float
 ) -> None:
     sampled, old = sample("GRPO", moved=moved, num_iterations=2, **settings)
-    row = dataclasses.replace(TABLE[name], delta=settings.get("delta"))
+    row = dataclasses.replace(ALGORITHMS[name], delta=settings.get("delta"))
     _same(sampled.theirs(), sampled.ours(row, old, reused=True)[:2])
 
 
@@ -241,7 +241,7 @@ def test_sapo_gates_each_sign_by_its_own_temperature_as_trl_does(
     names = ("sapo_temperature_pos", "sapo_temperature_neg")
     settings = dict(zip(names, temperatures, strict=True))
     sampled, old = sample("GRPO", moved=0.05, num_iterations=2, loss_type="sapo", **settings)
-    _same(sampled.theirs(), sampled.ours(dataclasses.replace(TABLE["sapo"], **settings), old, reused=True)[:2])
+    _same(sampled.theirs(), sampled.ours(dataclasses.replace(ALGORITHMS["sapo"], **settings), old, reused=True)[:2])
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.02])
@@ -253,7 +253,7 @@ def test_the_correction_for_another_sampler_is_trls(
     names = ("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max")
     settings: dict[str, Any] = {"vllm_importance_sampling_mode": mode, **dict(zip(names, bounds, strict=True))}
     sampled, old = sample("GRPO", moved=moved, mismatch=0.1, loss_type="dapo", num_iterations=2, **settings)
-    row = dataclasses.replace(TABLE["grpo"], vllm_importance_sampling_correction=True, **settings)
+    row = dataclasses.replace(ALGORITHMS["grpo"], vllm_importance_sampling_correction=True, **settings)
     loss, gradient, batch = sampled.ours(row, old, reused=True)
     _same(sampled.theirs(), (loss, gradient))
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_completions_that_the_policy_has_left_are_dropped_as_in_trl(sample: Any,
     if mismatch:
         settings["vllm_importance_sampling_correction"] = False
     sampled, old = sample("GRPO", moved=moved, mismatch=mismatch, loss_type="grpo", **settings)
-    row = dataclasses.replace(TABLE["grpo"], loss_type="grpo", off_policy_mask_threshold=threshold)
+    row = dataclasses.replace(ALGORITHMS["grpo"], loss_type="grpo", off_policy_mask_threshold=threshold)
     loss, gradient, batch = sampled.ours(row, old, reused=True)
     _same(sampled.theirs(), (loss, gradient))
     with torch.no_grad():
@@ -284,11 +284,11 @@ def test_completions_that_the_policy_has_left_are_dropped_as_in_trl(sample: Any,
 def test_the_share_of_tokens_of_high_entropy_is_trls(sample: Any, loss_type: str, share: float) -> None:
     """TRL takes the quantile of each micro-batch; here one micro-batch is the whole batch, as it always is in ours."""
     sampled, old = sample("GRPO", loss_type=loss_type, top_entropy_quantile=share)
-    row = dataclasses.replace(TABLE["grpo"], loss_type=loss_type, top_entropy_quantile=share)
+    row = dataclasses.replace(ALGORITHMS["grpo"], loss_type=loss_type, top_entropy_quantile=share)
     loss, gradient, batch = sampled.ours(row, old, reused=False)
     _same(sampled.theirs(), (loss, gradient))
-    every = Algorithm(dataclasses.replace(row, top_entropy_quantile=1.0)).weigh(sampled.rollouts(old))
-    assert 0 < int((batch.weight_BT != 0).sum()) < int((every.weight_BT != 0).sum())
+    every = Algorithm(dataclasses.replace(row, top_entropy_quantile=1.0)).compute_advantages(sampled.rollouts(old))
+    assert 0 < int((batch.advantage_BT != 0).sum()) < int((every.advantage_BT != 0).sum())
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.01])
@@ -296,16 +296,16 @@ def test_the_share_of_tokens_of_high_entropy_is_trls(sample: Any, loss_type: str
 def test_rloo_has_the_loss_and_the_gradient_of_trl(sample: Any, beta: float, moved: float) -> None:
     """TRL credits every token with the whole completion's KL; ours, as shipped, with the KL from that token on."""
     sampled, old = sample("RLOO", moved=moved, beta=beta, num_iterations=2)
-    row = dataclasses.replace(TABLE["rloo"], beta=beta, returns="total")
+    row = dataclasses.replace(ALGORITHMS["rloo"], beta=beta, returns="total")
     loss, gradient, batch = sampled.ours(row, old, reused=True)
-    assert torch.allclose(batch.weight_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-5)
+    assert torch.allclose(batch.advantage_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-5)
     _same(sampled.theirs(), (loss, gradient))
     assert (0 < sampled.clipped(batch) < 1) == (moved > 0)
 
 
 def test_rloo_as_shipped_credits_the_kl_to_go_and_both_are_exact(sample: Any) -> None:
     """Exact: both (`llm-pg prove`). Ours has the smaller variance, so it is what ships."""
-    shipped = dataclasses.replace(TABLE["rloo"], beta=0.5)
+    shipped = dataclasses.replace(ALGORITHMS["rloo"], beta=0.5)
     sampled, old = sample("RLOO", beta=0.5, num_iterations=2)
     with torch.no_grad():
         for p in sampled.trainer.ref_model.parameters():
@@ -314,9 +314,9 @@ def test_rloo_as_shipped_credits_the_kl_to_go_and_both_are_exact(sample: Any) ->
     to_go = sampled.ours(shipped, old, reused=True)[1]
     assert float((summed - to_go).norm()) > 1e-3 * float(summed.norm())
     from llm_pg.prove.measure import measure
-    from llm_pg.prove.worlds import Spec
+    from llm_pg.prove.worlds import WorldSpec
 
-    far = Spec(rewards="none", reference="far")
+    far = WorldSpec(rewards="none", reference="far")
     ours, theirs = (measure(dataclasses.replace(shipped, returns=r), far)[0] for r in ("reward_to_go", "total"))
     assert max(ours.bias, theirs.bias) < 1e-10
     assert ours.noise < theirs.noise
@@ -325,7 +325,7 @@ def test_rloo_as_shipped_credits_the_kl_to_go_and_both_are_exact(sample: Any) ->
 def test_rloo_with_normalised_advantages_has_trls_weights(sample: Any) -> None:
     """TRL's `normalize_advantages` is ours over rollouts, of the leave-one-out advantages."""
     sampled, old = sample("RLOO", num_iterations=2, normalize_advantages=True)
-    row = dataclasses.replace(TABLE["rloo"], returns="total", normalize_advantages="rollouts")
+    row = dataclasses.replace(ALGORITHMS["rloo"], returns="total", normalize_advantages="rollouts")
     loss, gradient, _ = sampled.ours(row, old, reused=True)
     _same(sampled.theirs(), (loss, gradient))
 
@@ -340,9 +340,9 @@ def test_rows_without_a_verdict_have_trls_advantages_and_another_denominator(sam
     sampled, old = sample(kind, function=no_verdict_on_long_ones, **settings)
     scored = int((~sampled.rewards_B.isnan()).sum())
     assert 2 < scored < ROWS
-    row = grpo("grpo", "none", 0.0) if kind == "GRPO" else dataclasses.replace(TABLE["rloo"], returns="total")
+    row = grpo("grpo", "none", 0.0) if kind == "GRPO" else dataclasses.replace(ALGORITHMS["rloo"], returns="total")
     loss, gradient, batch = sampled.ours(row, old, reused=kind == "RLOO")
-    assert torch.allclose(batch.weight_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-5)
+    assert torch.allclose(batch.advantage_BT[:, 0], sampled.inputs["advantages"], rtol=1e-5, atol=1e-5)
     _same(sampled.theirs(), (loss * scored / ROWS, gradient * scored / ROWS))
 
 
@@ -355,7 +355,7 @@ def test_bnpo_in_two_micro_batches_differs_in_trl_and_not_here(sample: Any) -> N
     theirs = torch.zeros_like(whole)
     ours = torch.zeros_like(whole)
     algorithm, model = Algorithm(grpo("bnpo", "none", 0.0)), sampled.trainer.model
-    batch = algorithm.weigh(sampled.rollouts(old))
+    batch = algorithm.compute_advantages(sampled.rollouts(old))
     for half in order.split([2, 6]):
         sampled.inputs = {k: v[half] if isinstance(v, Tensor) and v.dim() else v for k, v in inputs.items()}
         theirs += sampled.theirs()[1]

@@ -64,17 +64,17 @@ def broken(r):
 not_a_function = 3
 
 def ppo_without_clipping(logp_BT, batch):
-    ratio = (logp_BT - batch.old_logp_BT).exp()
-    return -(ratio * batch.weight_BT * batch.scale_BT * batch.mask_BT).sum()
+    ratio = (logp_BT - batch.proximal_logp_BT).exp()
+    return -(ratio * batch.advantage_BT * batch.loss_scale_BT * batch.mask_BT).sum()
 
 def indexed(logp_BT, batch):
-    return -(batch.weight_BT * logp_BT * batch.scale_BT)[batch.mask_BT].sum()
+    return -(batch.advantage_BT * logp_BT * batch.loss_scale_BT)[batch.mask_BT].sum()
 
 def per_token(logp_BT, batch):
-    return -batch.weight_BT * logp_BT
+    return -batch.advantage_BT * logp_BT
 
 def detached(logp_BT, batch):
-    return (batch.weight_BT * logp_BT.detach()).sum()
+    return (batch.advantage_BT * logp_BT.detach()).sum()
 
 def infinite(logp_BT, batch):
     return logp_BT.sum() / 0.0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llm_pg import prove
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.prove import cases
 from llm_pg.prove.measure import BIASED, DIRECTION, EXACT, NOTHING, Line, ProofCase, kind_of, measure
 from llm_pg.prove.reasons import DEPARTURES
@@ -47,7 +47,7 @@ def test_a_verdict_follows_from_the_numbers_beside_it(lines: tuple[Line, ...]) -
 
 def test_every_algorithm_is_in_the_table_alone_and_beside_another_prompt(lines: tuple[Line, ...]) -> None:
     for section in ("As shipped, one prompt a step", "As shipped, two prompts a step, graded rewards"):
-        assert {line.algorithm for line in lines if line.section == section} == set(TABLE)
+        assert {line.algorithm for line in lines if line.section == section} == set(ALGORITHMS)
 
 
 def test_every_baseline_meets_every_reduction(lines: tuple[Line, ...]) -> None:
@@ -84,17 +84,17 @@ def test_dr_grpo_is_three_quarters_of_a_third_of_the_gradient(lines: tuple[Line,
     [
         c
         for c in CASES
-        if c.make is None and not c.second_pass and not c.row.entropy_coef and c.expect in (BIASED, NOTHING)
+        if c.make is None and not c.second_pass and not c.spec.entropy_coef and c.expect in (BIASED, NOTHING)
     ],
-    ids=lambda case: f"{case.section}/{case.algorithm}/{case.detail}/{case.row.baseline}/{case.row.loss_type}",
+    ids=lambda case: f"{case.section}/{case.algorithm}/{case.detail}/{case.spec.baseline}/{case.spec.loss_type}",
 )
 def test_undoing_all_that_is_named_makes_the_line_exact(case: ProofCase) -> None:
     """So the list of departures leaves nothing out."""
-    row, spec = case.row, case.spec
+    spec, world_spec = case.spec, case.world_spec
     for departure in DEPARTURES:
-        if departure.present(row, spec):
-            row, spec = departure.remedy(row, spec)
-    assert kind_of(measure(row, spec)[0]) == EXACT
+        if departure.present(spec, world_spec):
+            spec, world_spec = departure.remedy(spec, world_spec)
+    assert kind_of(measure(spec, world_spec)[0]) == EXACT
 
 
 def test_blame_falls_only_on_what_is_off_alone(lines: tuple[Line, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.rewards import RewardError, Scorer, resolve
 from llm_pg.rewards.contract import MAX_REWARD
 from llm_pg.rollouts import Rollouts
@@ -93,7 +93,7 @@ def weights_of(rewards):
         group_B=torch.zeros(num, dtype=torch.int64),
         reward_B=torch.tensor([math.nan if r is None else r for r in rewards]),
     )
-    return Algorithm(TABLE["grpo"]).weigh(rollouts).weight_BT.squeeze(1).tolist()
+    return Algorithm(ALGORITHMS["grpo"]).compute_advantages(rollouts).advantage_BT.squeeze(1).tolist()
 
 
 def test_an_unscored_completion_is_out_of_the_baseline_and_weighs_nothing():

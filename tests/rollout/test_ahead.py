@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llm_pg.config import ConfigError
-from llm_pg.config.check import resolve_row
+from llm_pg.config.check import resolve_spec
 from llm_pg.config.load import check_values
 from llm_pg.metrics import read_metrics
 from llm_pg.rewards.tally import RewardError
@@ -125,13 +125,13 @@ def test_the_next_batch_is_scored_while_a_step_trains(trainer: Callable[..., Any
         return digit(completion, answer)
 
     run = trainer("r", held, max_staleness=1, inside=True, max_steps=2, num_eval_prompts=0)
-    weigh = run.algorithm.weigh
+    weigh = run.algorithm.compute_advantages
 
     def weighed(*given: Any, **named: Any) -> Any:
         updating.set()
         return weigh(*given, **named)
 
-    run.algorithm.weigh = weighed
+    run.algorithm.compute_advantages = weighed
     run.train()
     assert waited
     assert all(waited)
@@ -227,7 +227,7 @@ def test_the_death_of_the_process_that_samples_is_told_and_survived(trainer: Cal
 
 def test_no_process_stays_behind_an_error_while_a_batch_is_in_flight(trainer: Callable[..., Any]) -> None:
     run = trainer("bad", max_staleness=1)
-    run.algorithm.weigh = lambda *_, **__: 1 / 0
+    run.algorithm.compute_advantages = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
         run.train()
     assert run.run.source.ahead.engine.process.returncode is not None
@@ -237,14 +237,14 @@ def test_an_adapter_is_sampled_as_it_is_trained(trainer: Callable[..., Any]) -> 
     """With dropout off, log-probabilities of batch 1 agree with the trainer's; later ones are of older weights."""
     run = trainer("r", lora=True, max_staleness=1, max_steps=4, num_eval_prompts=0)
     gaps = []
-    weigh = run.algorithm.weigh
+    weigh = run.algorithm.compute_advantages
 
     def compared(rollouts: Any, **named: Any) -> Any:
         own_BT = run.policy.logp(rollouts, 16)
         gaps.append(float((own_BT - rollouts.logp_BT).abs().max()))
         return weigh(rollouts, **named)
 
-    run.algorithm.weigh = compared
+    run.algorithm.compute_advantages = compared
     run.train()
     assert gaps[0] < 1e-5 < min(gaps[1:])
 
@@ -278,7 +278,7 @@ def test_completions_in_flight_are_sampled_again_when_a_run_goes_on_with_other_g
 
 def test_the_correction_is_on_unless_it_is_refused() -> None:
     def row(**changes: Any) -> Any:
-        return resolve_row(check_values({"engine": "native", **changes}))
+        return resolve_spec(check_values({"engine": "native", **changes}))
 
     assert not row().vllm_importance_sampling_correction
     on = row(max_staleness=1)

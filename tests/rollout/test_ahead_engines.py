@@ -13,8 +13,8 @@ from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import load_model
-from llm_pg.rollout.ahead.apart import Apart
 from llm_pg.rollout.ahead.engines import Frozen
+from llm_pg.rollout.ahead.sampler_process import SamplerProcess
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
@@ -98,7 +98,7 @@ def test_the_other_process_samples_what_this_one_would(family: str, dtype: str, 
     """Tied embeddings, stop strings, and buffers that a cast of the whole model has rounded."""
     model = load_model(ModelConfig(make=FAMILIES[family], dtype=dtype), tokenizer, seed=0)  # type: ignore[arg-type]
     prompts, params, keys_B = [(5, 6, 7), (8, 9)], SamplingParams(max_completion_length=6, stop=("a",)), torch.arange(8)
-    with Apart(model, tokenizer, [1], None, count=2, log=tmp_path / "log") as apart:
+    with SamplerProcess(model, tokenizer, [1], None, count=2, log=tmp_path / "log") as apart:
         for version in range(3):
             apart.keep(version)
             apart.use(version)
@@ -116,4 +116,4 @@ def test_a_model_that_cannot_be_made_from_its_config_is_refused(
     model = make_model()
     model.model.layers[0].mlp.extra = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match=r"cannot make LlamaForCausalLM anew .*mlp\.extra"):
-        Apart(model, tokenizer, [1], None, count=2, log=tmp_path / "log")
+        SamplerProcess(model, tokenizer, [1], None, count=2, log=tmp_path / "log")

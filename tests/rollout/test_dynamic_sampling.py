@@ -11,7 +11,7 @@ import torch
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import TABLE
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import ConfigError
 from llm_pg.estimators.exact import TabularPolicy, objective, terminal_reward
 from llm_pg.metrics import read_metrics
@@ -70,14 +70,14 @@ def test_a_penalty_on_truncated_completions_makes_a_group_mixed() -> None:
 @pytest.mark.parametrize("name", ["rloo", "grpo", "dr_grpo"])
 def test_the_groups_that_are_not_mixed_are_those_without_any_weight(name: str, several: bool, gamma: float) -> None:
     """Over verdicts on completions of different lengths, and over rewards at every step (turns of an episode)."""
-    g, row = torch.Generator().manual_seed(0), dataclasses.replace(TABLE[name], gamma=gamma)
+    g, row = torch.Generator().manual_seed(0), dataclasses.replace(ALGORITHMS[name], gamma=gamma)
     lengths = torch.randint(1, 4, (60, 2), generator=g)
     batch = experience(prompts(60), torch.randint(0, 2, (60, 2), generator=g).tolist(), (lengths - 1).tolist())
     rollouts = batch.rollouts
     rollouts.discount_BT = rollouts.discount_BT * gamma
     if several:
         rollouts.reward_BT = torch.randint(0, 2, rollouts.mask_BT.shape, generator=g) * rollouts.mask_BT.float()
-    weighted = Algorithm(row, 3).weigh(rollouts).weight_BT.view(60, -1)
+    weighted = Algorithm(row, 3).compute_advantages(rollouts).advantage_BT.view(60, -1)
     expected_P = (weighted.abs() > 1e-6).any(1)
     assert 0 < int(expected_P.sum()) < 60
     assert torch.equal(mixed_groups(batch, to_go=row.returns == "reward_to_go"), expected_P)

@@ -15,7 +15,7 @@ from llm_pg.evaluate import Evaluation, curve, evaluate, pass_at_k, summarise
 from llm_pg.metrics import read_metrics
 from llm_pg.report.charts import charts
 from llm_pg.rewards.specs import resolve_all
-from llm_pg.rollout.twins import make_twins
+from llm_pg.rollout.dual_scoring import make_dual_scoring
 from llm_pg.terminal import Terminal
 
 LETTERS = [{"prompt": f"sort: {w}=", "letters": w} for w in ("cab", "bca", "dcb", "ba", "hg", "fe", "ed", "cb")]
@@ -36,14 +36,14 @@ def answers(texts: list[str]) -> Callable[..., list[tuple[str, list[int]]]]:
     return lambda prompts, number, greedy: [(text, [1] * len(text)) for text in texts for _ in range(number)]
 
 
-class Row:
+class AlgorithmSpec:
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 def test_strict_and_lenient_are_shares_of_the_greedy_answers() -> None:
     result = evaluate(
-        [Row("a"), Row("b"), Row("c"), Row("d")],
+        [AlgorithmSpec("a"), AlgorithmSpec("b"), AlgorithmSpec("c"), AlgorithmSpec("d")],
         answers(["x", "yy", "", "zzz"]),
         lambda some, texts, ids: ([1.0, 0.0, None, 0.0], [2.0, -1.0, None, 0.5]),
         num_samples=0,
@@ -57,7 +57,7 @@ def test_strict_and_lenient_are_shares_of_the_greedy_answers() -> None:
     assert result.reward.mean == 0.5  # of the three that could be scored
     told = result.metrics()
     assert (told["eval/strict"], told["eval/lenient"], told["eval/length"]) == (0.25, 0.5, 1.5)
-    plain = evaluate([Row("a")], answers(["x"]), lambda *_: ([1.0], [1.0]), num_samples=0, threshold=1.0)
+    plain = evaluate([AlgorithmSpec("a")], answers(["x"]), lambda *_: ([1.0], [1.0]), num_samples=0, threshold=1.0)
     assert not {"eval/strict", "eval/lenient"} & set(plain.metrics())
 
 
@@ -65,7 +65,7 @@ def test_an_evaluation_comes_back_from_json_with_its_readings() -> None:
     import dataclasses
 
     result = evaluate(
-        [Row("a"), Row("b")],
+        [AlgorithmSpec("a"), AlgorithmSpec("b")],
         answers(["x", "y"]),
         lambda some, texts, ids: ([float(i % 3 == 0) for i in range(len(texts))], [0.1 * i for i in range(len(texts))]),
         num_samples=3,
@@ -81,20 +81,20 @@ def config(**changes: Any) -> Config:
 
 def test_the_twin_of_the_deciding_function_is_taken_and_settings_come_before_it() -> None:
     functions = resolve_all(["format_tags", "countdown"])
-    assert make_twins(config(), functions) is None
-    found = make_twins(config(pass_reward="countdown"), functions)
+    assert make_dual_scoring(config(), functions) is None
+    found = make_dual_scoring(config(pass_reward="countdown"), functions)
     assert found is not None
     assert found.names == {"strict": None, "lenient": "countdown_anywhere"}
-    found = make_twins(config(), resolve_all(["number_match"]))
+    found = make_dual_scoring(config(), resolve_all(["number_match"]))
     assert found is not None
     assert found.names == {"strict": "marked_number", "lenient": None}
-    found = make_twins(config(lenient_reward="number_match"), resolve_all(["countdown"]))
+    found = make_dual_scoring(config(lenient_reward="number_match"), resolve_all(["countdown"]))
     assert found is not None
     assert found.names == {"strict": None, "lenient": "number_match"}
 
 
 def test_fixed_arguments_of_the_deciding_function_go_to_its_twin() -> None:
-    found = make_twins(config(), resolve_all([{"function": "number_match", "tolerance": 0.5}]))
+    found = make_dual_scoring(config(), resolve_all([{"function": "number_match", "tolerance": 0.5}]))
     assert found is not None
     assert found.scorer.functions[0].options == {"tolerance": 0.5}
 
@@ -103,7 +103,7 @@ def test_a_function_of_ones_own_that_is_called_as_a_shipped_one_has_no_twin() ->
     def countdown(completion: str, **row: Any) -> float:
         return 1.0
 
-    assert make_twins(config(), resolve_all([countdown])) is None
+    assert make_dual_scoring(config(), resolve_all([countdown])) is None
 
 
 @pytest.fixture

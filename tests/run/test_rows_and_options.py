@@ -109,16 +109,16 @@ def test_an_option_says_what_it_did(changes: dict[str, Any], metric: str, traine
 def test_a_share_of_the_tokens_takes_the_others_out_of_the_update(trainer: Callable[..., Any]) -> None:
     made = trainer(reward=graded, top_entropy_quantile=0.3)
     seen = []
-    weigh = made.algorithm.weigh
+    weigh = made.algorithm.compute_advantages
 
     def watched(*given: Any, **named: Any) -> Any:
         seen.append(weigh(*given, **named))
         return seen[-1]
 
-    made.algorithm.weigh = watched
+    made.algorithm.compute_advantages = watched
     made.train()
     for batch in seen:
-        entropy_BT, kept_BT = batch.rollouts.entropy_BT, batch.weight_BT != 0
+        entropy_BT, kept_BT = batch.rollouts.entropy_BT, batch.advantage_BT != 0
         assert kept_BT.any()
         level = torch.quantile(entropy_BT[batch.mask_BT], 0.7)
         assert level > entropy_BT[batch.mask_BT].min()

@@ -14,7 +14,7 @@ import pytest
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.metrics import read_metrics
-from llm_pg.sampling.vllm import EngineError, leash
+from llm_pg.sampling.vllm import EngineError, parent_watchdog
 from llm_pg.sampling.vllm import pool as pool_module
 from llm_pg.terminal import Terminal
 from tests.sampling.fake_vllm import FakeVllm
@@ -33,7 +33,7 @@ def test_what_was_started_for_a_trainer_ends_with_its_sigkill(tmp_path: Path) ->
     mark = f"{os.getpid()}.5"  # seconds to sleep: a number that no other process has in its command line
     script = (
         "import os, subprocess, sys, time\n"
-        f"command = [sys.executable, '-I', {leash.__file__!r}, str(os.getpid()), 'sh', '-c', "
+        f"command = [sys.executable, '-I', {parent_watchdog.__file__!r}, str(os.getpid()), 'sh', '-c', "
         f"'sleep 1{mark} & sleep 2{mark}']\n"
         "subprocess.Popen(command, start_new_session=True)\n"
         "time.sleep(600)\n"

@@ -15,7 +15,7 @@ from ...config import ConfigError
 from ...sampling.native import NativeSampler
 from ...sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ...sampling.vllm import VllmSampler
-from .apart import Apart
+from .sampler_process import SamplerProcess
 
 
 class Engine(SamplingEngine, contextlib.AbstractContextManager[Any], Protocol):
@@ -91,4 +91,6 @@ def make_engine(sampler: SamplingEngine, model: Any, tokenizer: Any, *, max_stal
             f"rollout.max_staleness is {max_staleness}, and {type(sampler).__name__} keeps no older weights to sample "
             "with. Use rollout.max_staleness=0, or engine native or vllm."
         )
-    return Apart(model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log, dtype=sampler.dtype)
+    return SamplerProcess(
+        model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log, dtype=sampler.dtype
+    )

@@ -15,10 +15,10 @@ from ...metrics import Clock
 from ...prompts import Prompt
 from ..experience import Experience
 from ..source import Batches
-from . import shares
+from . import resharding
 from .engines import Engine
-from .flight import pack
-from .shares import Told
+from .resharding import RankBatches
+from .serialization import pack
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Ahead:
 
     # --- checkpoints hold what is in flight, sampled: the weights it came from are then not needed again
 
-    def state(self, step: int) -> Told:
+    def state(self, step: int) -> RankBatches:
         """The batches after `step`, once they are there, of this rank: what JSON holds of them, and their tensors.
 
         It ends before one whose making failed; that one is made again by a run that goes on.
@@ -141,13 +141,13 @@ class Ahead:
         device: Any,
         rank: tuple[int, int] = (0, 1),
     ) -> None:
-        """Put back what `shares.of_all` gave. A batch older than `max_staleness`, of a run with a larger one, is
+        """Put back what `resharding.of_all` gave. A batch older than `max_staleness`, of a run with a larger one, is
         dropped: it is sampled again. prompts: of the run, by index. pieces: see `Experience`. rank: its number, and how
         many there are."""
-        for batch, version, parts in shares.by_batch(told, tensors):
+        for batch, version, parts in resharding.by_batch(told, tensors):
             if batch - 1 - version > self.max_staleness:
                 continue
-            mine = shares.of_rank(parts, *rank, prompts, pieces, device)
+            mine = resharding.of_rank(parts, *rank, prompts, pieces, device)
             if mine is None:
                 continue
             clock = Clock()

@@ -18,7 +18,7 @@ from ...processes.guard import end_with
 from ...rewards.frames import HEADER, encode, read, write
 from ...sampling.native import NativeSampler
 from ...sampling.protocol import SamplingParams
-from .slots import Slots
+from .weight_buffers import WeightBuffers
 
 
 def main(parent: int) -> None:
@@ -30,12 +30,12 @@ def main(parent: int) -> None:
     setup = read(requests)
     if setup is None:
         return
-    sampler, slots = _made(setup)
+    sampler, buffers = _made(setup)
     state = {**dict(sampler.model.named_parameters()), **dict(sampler.model.named_buffers())}
     write(answers, encode({"ready": True}))
     while (request := read(requests)) is not None:
         try:
-            payload = _sampled(sampler, state, slots, request)
+            payload = _sampled(sampler, state, buffers, request)
         except Exception as error:  # noqa: BLE001  told to the trainer, which ends the run with it
             write(answers, encode({"error": f"{type(error).__name__}: {error}"}))
             continue
@@ -43,28 +43,32 @@ def main(parent: int) -> None:
         write(answers, HEADER.pack(len(payload)) + payload)
 
 
-def _made(setup: dict[str, Any]) -> tuple[NativeSampler, Slots]:
+def _made(setup: dict[str, Any]) -> tuple[NativeSampler, WeightBuffers]:
     torch.set_num_threads(setup["threads"])
     torch.set_float32_matmul_precision(setup["matmul_precision"])
     config = AutoConfig.from_pretrained(setup["folder"], local_files_only=True)
     model = AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, setup["dtype"]), attn_implementation=setup["attention"]
     )
-    slots = Slots(setup["handle"], [(name, dtype, shape) for name, dtype, shape in setup["layout"]], setup["count"])
-    types = {name: view.dtype for name, view in slots.views[0].items()}
+    buffers = WeightBuffers(
+        setup["handle"], [(name, dtype, shape) for name, dtype, shape in setup["layout"]], setup["count"]
+    )
+    types = {name: view.dtype for name, view in buffers.views[0].items()}
     for name, x in (*model.named_parameters(), *model.named_buffers()):
         x.data = x.data.to(types[name])
     model.eval()  # weights ask for a gradient, as autocast keeps the cast ones of such weights alone
     model.to(setup["device"])
     tokenizer = AutoTokenizer.from_pretrained(setup["folder"], local_files_only=True)
     products = getattr(torch, setup["products"]) if setup["products"] else None
-    return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"], dtype=products), slots
+    return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"], dtype=products), buffers
 
 
 @torch.no_grad()
-def _sampled(sampler: NativeSampler, state: dict[str, Tensor], slots: Slots, request: dict[str, Any]) -> bytes:
+def _sampled(
+    sampler: NativeSampler, state: dict[str, Tensor], buffers: WeightBuffers, request: dict[str, Any]
+) -> bytes:
     if request["slot"] is not None:
-        for name, view in slots.views[request["slot"]].items():
+        for name, view in buffers.views[request["slot"]].items():
             if name in state:  # a tied weight stands under its first name alone
                 state[name].copy_(view)
     params = SamplingParams(**{**request["params"], "stop": tuple(request["params"]["stop"])})

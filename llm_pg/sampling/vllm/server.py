@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.vllm import need_vllm
-from . import leash
+from . import parent_watchdog
 from .client import Client
 from .errors import EngineError, Unreachable
 
@@ -72,7 +72,7 @@ class LocalServer:
             "HF_HUB_OFFLINE": "1",  # the folder has everything
         }
         environment.pop("PYTHONPATH", None)  # this environment's packages are not those of the server's
-        command = [sys.executable, "-I", leash.__file__, str(os.getpid())]
+        command = [sys.executable, "-I", parent_watchdog.__file__, str(os.getpid())]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 command + arguments(python, model.absolute(), port, dtype, options),
@@ -113,7 +113,7 @@ class LocalServer:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(leash.PATIENCE + 5.0)
+                self.process.wait(parent_watchdog.PATIENCE + 5.0)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Spare:
+class TimeBudget:
     """Lets work be done now and then, such that it takes at most a share of the time gone by.
 
     A time is due where what was spent, and once more what the last time cost, stays inside the share.

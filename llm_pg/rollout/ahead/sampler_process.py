@@ -30,7 +30,7 @@ from ...rewards.frames import encode, read, read_bytes, write
 from ...sampling.protocol import Completions, SamplingParams
 from ...sampling.vllm.errors import EngineError
 from ...sampling.vllm.weights import merged_state
-from .slots import Slots, anonymous_file, layout_of
+from .weight_buffers import WeightBuffers, anonymous_file, layout_of
 
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -39,7 +39,7 @@ _START = (
 _LAST_LINES = 12
 
 
-class Apart:
+class SamplerProcess:
     """A `Sampler` in another process, with the weights of one of `count` slots. A context manager.
 
     Args:
@@ -69,11 +69,11 @@ class Apart:
         self._version, self._loaded = 0, -1  # whose weights are asked for, and which the process has
         self._is_ready = False
 
-    def __enter__(self) -> Apart:
+    def __enter__(self) -> SamplerProcess:
         """Start the process, without waiting for it."""
         self._handle = anonymous_file()
         state = self._state()
-        self.slots = Slots(self._handle, layout_of(state), self.count)
+        self.buffers = WeightBuffers(self._handle, layout_of(state), self.count)
         self._folder = tempfile.TemporaryDirectory(prefix="llm_pg-ahead-")
         core = core_of(self.model)
         self._device = core.device  # asked for now: weights in shards move while a batch is sampled
@@ -122,7 +122,7 @@ class Apart:
 
     def keep(self, version: int) -> None:
         """Copy the present weights as those of `version`; over those of `version` - count."""
-        self.slots.put(version % self.count, self._state())
+        self.buffers.put(version % self.count, self._state())
 
     def _state(self) -> dict[str, Tensor]:
         """Weights, and buffers that no checkpoint holds: a model cast as a whole has rounded those too."""

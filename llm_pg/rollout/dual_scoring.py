@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import reward_fns.twins
+import reward_fns.dual_scoring
 
 from ..config import Config
 from ..rewards.scorer import Scorer
@@ -14,14 +14,14 @@ IN_WORKER = {"boxed_equivalence"}  # computer algebra may need to be stopped
 
 
 @dataclass
-class Twins:
+class DualScoring:
     """scorer: of the other readings. names: strict and lenient -> its function there; None = what decides a pass."""
 
     scorer: Scorer
     names: dict[str, str | None]
 
 
-def make_twins(config: Config, functions: list[RewardFunction]) -> Twins | None:
+def make_dual_scoring(config: Config, functions: list[RewardFunction]) -> DualScoring | None:
     """The readings that `eval.strict_reward` and `eval.lenient_reward` name, else those shipped for the function that
     decides a pass; None where there are none."""
     settings = config.eval
@@ -30,10 +30,10 @@ def make_twins(config: Config, functions: list[RewardFunction]) -> Twins | None:
     if not any(given.values()):
         deciding = settings.pass_reward or functions[0].name
         known = next((f for f in functions if f.name == deciding and f.info is not None), None)
-        reading, name = reward_fns.twins.TWINS.get(deciding, ("", ""))
+        reading, name = reward_fns.dual_scoring.OTHER_READINGS.get(deciding, ("", ""))
         if known is None or not name:
             return None
-        function = getattr(reward_fns.twins, name)
+        function = getattr(reward_fns.dual_scoring, name)
         given[reading] = {"function": function, **known.options} if known.options else function
         in_process = in_process or name not in IN_WORKER
     specs = {reading: spec for reading, spec in given.items() if spec is not None}
@@ -45,4 +45,4 @@ def make_twins(config: Config, functions: list[RewardFunction]) -> Twins | None:
         max_unscorable=1.0,
     )
     of_reading = dict(zip(specs, (function.name for function in scorer.functions), strict=True))
-    return Twins(scorer, {reading: of_reading.get(reading) for reading in given})
+    return DualScoring(scorer, {reading: of_reading.get(reading) for reading in given})

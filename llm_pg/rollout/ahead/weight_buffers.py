@@ -20,7 +20,7 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     return [(name, str(x.dtype).removeprefix("torch."), list(x.shape)) for name, x in tensors.items()]
 
 
-class Slots:
+class WeightBuffers:
     """`count` places for tensors of one layout. What is written here is seen by whoever holds the same descriptor.
 
     Nothing guards a slot: the trainer reuses one only after everything sampled with it was trained on (see `loop`).

@@ -18,7 +18,7 @@ from reward_fns.text import exact_match, number_match
 
 WINDOW = 2_000  # characters at the end of a completion that are read
 # Deciding function: which reading its twin is, and the twin's name here.
-TWINS = {
+OTHER_READINGS = {
     "countdown": ("lenient", "countdown_anywhere"),
     "sort_letters": ("lenient", "sorted_anywhere"),
     "exact_match": ("lenient", "answer_at_the_end"),

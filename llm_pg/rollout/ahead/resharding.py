@@ -16,13 +16,13 @@ from ...config.check import share
 from ...prompts import Prompt
 from ..experience import Experience
 from ..refill import of_groups
-from .flight import unpack
+from .serialization import unpack
 
 # What JSON holds of batches, and their tensors.
-Told = tuple[list[dict[str, Any]], dict[str, Tensor]]
+RankBatches = tuple[list[dict[str, Any]], dict[str, Tensor]]
 
 
-def of_all(parts: Sequence[Told]) -> Told:
+def of_all(parts: Sequence[RankBatches]) -> RankBatches:
     """What every rank tells of itself, in their order, as one: the batches that all of them have."""
     have = [{(entry["batch"], entry["version"]) for entry in told} for told, _ in parts]
     common = set.intersection(*have)
@@ -38,10 +38,12 @@ def of_all(parts: Sequence[Told]) -> Told:
     return entries, tensors
 
 
-def by_batch(told: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, int, list[Told]]]:
-    """Batch, version, and what each rank had of it, with the names of tensors as `flight.pack` gave them."""
+def by_batch(
+    told: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[int, int, list[RankBatches]]]:
+    """Batch, version, and what each rank had of it, with the names of tensors as `serialization.pack` gave them."""
     for batch, version in dict.fromkeys((entry["batch"], entry["version"]) for entry in told):
-        parts: list[Told] = []
+        parts: list[RankBatches] = []
         for entry in (e for e in told if e["batch"] == batch):
             prefix = f"{_prefix(entry.get('rank', 0))}{batch}."
             own = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
@@ -50,7 +52,7 @@ def by_batch(told: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor]) -> I
 
 
 def of_rank(
-    parts: Sequence[Told], number: int, count: int, prompts: Mapping[int, Prompt], pieces: Any, device: Any
+    parts: Sequence[RankBatches], number: int, count: int, prompts: Mapping[int, Prompt], pieces: Any, device: Any
 ) -> tuple[Experience, dict[str, float]] | None:
     """The part of rank `number` of `count` in a batch, and the seconds that it took.
 
@@ -58,7 +60,7 @@ def of_rank(
     the ranks that made them.
     """
 
-    def opened(part: Told) -> Experience:
+    def opened(part: RankBatches) -> Experience:
         (entry,), tensors = part
         return unpack(entry["experience"], {n: x.to(device) for n, x in tensors.items()}, prompts, pieces)
 

@@ -1,4 +1,4 @@
-"""Runs a command for as long as the process that asked for it lives: `python leash.py PARENT_PID COMMAND...`.
+"""Runs a command for as long as the process that asked for it lives: `python parent_watchdog.py PARENT_PID COMMAND...`.
 
 A server that outlives its trainer holds the accelerator's memory. The trainer may end in ways that run no code of its
 own (SIGKILL), so this small process watches it: when its parent is another than PARENT_PID, or on SIGTERM, everything
