@@ -76,16 +76,19 @@ class Critic(torch.nn.Module):
         """What is trained, by the names that checkpoints use."""
         return {f"critic.{name}": p for name, p in self.named_parameters() if p.requires_grad}
 
-    def save(self, folder: str | Path, *, writes: bool = True) -> Path:
-        """Write the trained weights to `critic.safetensors`, beside the model's own files.
+    def collected(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        """Returns what is trained, in one piece; every rank must call it where weights are in shards. keep: False on
+        ranks that only bring theirs, which get nothing."""
+        return collect({name: p for name, p in self.named_parameters() if p.requires_grad}, keep)
 
-        writes: False on ranks that only bring their shards; every rank must call it where weights stand in shards.
+    def save(self, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> Path:
+        """Writes the trained weights to `critic.safetensors`, beside the model's own files.
+
+        weights: of `collected`; None = they are not in shards.
         """
         path = Path(folder) / CRITIC_FILE
-        tensors = collect({name: p for name, p in self.named_parameters() if p.requires_grad}, writes)
-        if writes:
-            own = {name: x.contiguous().clone() for name, x in tensors.items()}
-            save_file(own, path, metadata={"format": "pt", "kind": self.kind})
+        own = {name: x.contiguous().clone() for name, x in (self.collected() if weights is None else weights).items()}
+        save_file(own, path, metadata={"format": "pt", "kind": self.kind})
         return path
 
     @torch.no_grad()

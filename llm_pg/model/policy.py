@@ -219,12 +219,15 @@ class Policy:
             folder: made where it is not there. weights: gathered from shards; None = the model's own.
             writes: False on ranks that only bring their shards.
         """
-        if writes:
-            self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
-        if self.critic is not None and (writes or self.shards is not None):
-            self.critic.save(folder, writes=writes)
+        # All exchanges between ranks come before the first write: a write can fail, and on one rank alone.
+        values = None if self.critic is None else self.critic.collected(writes)
+        if not writes:
+            return
+        self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        if self.critic is not None:
+            self.critic.save(folder, values)
 
     def check_cut(self) -> None:
         """ValueError where weights in parts would leave no reference."""

@@ -18,6 +18,7 @@ from ..distributed.shards import like, writable
 from ..evaluate import Evaluation
 from .checkpoint import CheckpointError
 from .folder import replaced, said_by_disk
+from .ranks import Ranks
 
 FACTS = "best.json"
 
@@ -29,7 +30,7 @@ class Best:
         folder: where it is kept, replaced as a whole. metric: a name of `Evaluation.metrics()`.
         greater_is_better: else the smallest wins. A tie keeps the earlier model.
         save: writes model and tokenizer into a folder; called on every rank, since shards are gathered by all.
-        is_main: whether this rank writes. gather: a word from every rank to all; None = there is one.
+        ranks: of the run, of which the first writes; None = there is one.
     """
 
     def __init__(
@@ -38,11 +39,10 @@ class Best:
         metric: str,
         greater_is_better: bool,
         save: Callable[[Path], None],
-        is_main: bool,
-        gather: Callable[[str], list[str]] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.folder, self.metric, self.greater_is_better = folder, metric, greater_is_better
-        self.save, self.is_main, self.gather = save, is_main, gather
+        self.save, self.ranks, self.is_main = save, ranks, ranks is None or ranks.is_main
         self.problem = ""  # why the last better model was not kept
         self.step: int | None = None
         self.value = math.nan
@@ -79,6 +79,17 @@ class Best:
         better = value > self.value if self.greater_is_better else value < self.value
         if math.isnan(value) or not (better or self.step is None):
             return False
+        if self.ranks is None:
+            self._try_to_keep(step, value, evaluation)
+        else:  # only the first rank writes, and all must know the same best
+            self.ranks.together(lambda: self._try_to_keep(step, value, evaluation))
+            self.problem = self.ranks.gather(self.problem)[0]
+        if self.problem:
+            return False
+        self.step, self.value, self.evaluation = step, value, evaluation
+        return True
+
+    def _try_to_keep(self, step: int, value: float, evaluation: Evaluation) -> None:
         try:
             self._keep(step, value, evaluation)
         except Exception as error:
@@ -86,12 +97,6 @@ class Best:
                 raise
             # The run goes on, with the best before.
             self.problem = getattr(error, "strerror", None) or " ".join(str(error).split())
-        if self.gather is not None:  # only the first rank writes, and all must know the same best
-            self.problem = self.gather(self.problem)[0]
-        if self.problem:
-            return False
-        self.step, self.value, self.evaluation = step, value, evaluation
-        return True
 
     def _keep(self, step: int, value: float, evaluation: Evaluation) -> None:
         with replaced(self.folder, writes=self.is_main) as beside:

@@ -130,7 +130,7 @@ def make_best(context: RunContext, writer: ModelWriter) -> Best | None:
     metric = run.metric_for_best_model or ("eval/greedy" if run.load_best_model_at_end else None)
     if metric is None:
         return None
-    return Best(context.folder.best, metric, run.greater_is_better, writer.save, ranks.is_main, ranks.gather)
+    return Best(context.folder.best, metric, run.greater_is_better, writer.save, ranks)
 
 
 def evaluate_held_out(collector: Collector, prompts: Sequence[Prompt], settings: EvalConfig) -> Evaluation:

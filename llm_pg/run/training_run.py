@@ -214,11 +214,11 @@ class TrainingRun:
         self.context.ranks.leave(zero.close if zero is not None else lambda: None)
 
     def _leave(self) -> Evaluation | None:
-        clock, writer = self.context.clock, self.evaluator.writer
+        clock, writer, ranks = self.context.clock, self.evaluator.writer, self.context.ranks
         with clock("save"):
             if self.context.config.run.save_at_end:
                 self.checkpointer.try_to_save(self.step)
-            writer.save()
+            ranks.together(writer.save)
         try:
             after = self.evaluator.after_training(self.step)
         except Exception as error:
@@ -227,8 +227,8 @@ class TrainingRun:
         best = self.evaluator.restore_best(self.step)
         with clock("save"):
             if best is not None:
-                writer.save()
-            writer.save_merged()
+                ranks.together(writer.save)
+            ranks.together(writer.save_merged)
         return best or after
 
 

@@ -58,3 +58,19 @@ def test_processes_of_a_launcher_end_in_order_each_time(
         assert ended.status == 0, ended.output
         assert "terminate called" not in ended.output
         assert (tmp_path / f"r{number}" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("best", [False, True], ids=["at the end", "the best so far"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_model_that_the_first_rank_cannot_save_ends_every_rank_with_the_cause(
+    kind: str, best: bool, ranks: Callable[..., Any]
+) -> None:
+    """The second rank ended with "Connection closed by peer", and where a group has no sockets it would have waited."""
+    changes = {**SHORT, "save_steps": 0, "save_at_end": False}
+    changes |= {"metric_for_best_model": "eval/greedy", "eval_steps": 1} if best else {"num_eval_prompts": 0}
+    fault = {"fault": "the first rank cannot save the model", "at": 1}
+    ended = ranks("r", algorithm="ppo", changes=changes, env=KINDS[kind], **fault)
+    assert ended.status != 0
+    assert "ValueError: injected: the model cannot be written" in ended.output
+    assert "RunStopped: Rank 0 ended the run: ValueError: injected: the model cannot be written" in ended.output

@@ -156,3 +156,20 @@ def test_servers_follow_weights_in_parts(two_ranks: Callable[..., Any], tmp_path
     assert ended.status == 0, ended.output
     assert [server.count("/collective_rpc") for server in servers] == [5, 5]  # the start, updates 1 to 4
     assert max(line["sampler_gap"] for line in lines(tmp_path / "r")) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ranks_in_parts_balance_the_experts_that_one_rank_balances(
+    stage: int, two_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The load-balancing loss under ZeRO, cut into passes of one row: counts of all ranks, then each rank's part."""
+    sizes = {**SIZES, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    sizes.update(router_aux_loss_coef=1.0, initializer_range=0.5, num_key_value_heads=2)
+    changes = {**CALM, "max_steps": 3, "save_steps": 0, "per_device_train_batch_size": 1}
+    make({"out": str(tmp_path), "name": "one", "sizes": sizes, "changes": changes}).train()
+    both = two_ranks("two", sizes=sizes, changes=changes, env=env(stage))
+    assert both.status == 0, both.output
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        for name in ("reward", "grad_norm", "aux_loss", "policy_loss"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), name
+    assert a["aux_loss"] > 0

@@ -42,15 +42,15 @@ def test_the_best_is_kept_and_a_tie_keeps_the_earlier(greater: bool, kept: int, 
         (path / "weights").write_text(str(len(saved)))
         saved.append(path)
 
-    best = Best(tmp_path / "best", "eval/greedy", greater, save, True)
+    best = Best(tmp_path / "best", "eval/greedy", greater, save)
     for step, value in enumerate([0.5, 0.5, 0.2, 0.9, 0.9, 0.2]):
         best.observe(step, of(value))
     assert best.step == kept
     assert (tmp_path / "best" / "weights").read_text() == str(len(saved) - 1)
-    again = Best(tmp_path / "best", "eval/greedy", greater, save, True)
+    again = Best(tmp_path / "best", "eval/greedy", greater, save)
     again.recall(newest_step=5)
     assert (again.step, again.value, again.evaluation) == (kept, best.value, best.evaluation)
-    future = Best(tmp_path / "best", "eval/greedy", greater, save, True)
+    future = Best(tmp_path / "best", "eval/greedy", greater, save)
     future.recall(newest_step=kept - 1)
     assert future.step is None
 
@@ -66,7 +66,7 @@ def test_a_kill_while_the_best_is_replaced_leaves_one_whole(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     def made(folder: Path) -> Best:
-        return Best(folder, "eval/greedy", True, save, True)
+        return Best(folder, "eval/greedy", True, save)
 
     remove, rename = shutil.rmtree, Path.rename
     for at in range(5):
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_best_before_and_the_run_goes_on(tmp_path: Path) 
             raise OSError(28, "No space left on device")
         (path / "weights").write_text("whole")
 
-    best = Best(tmp_path / "best", "eval/greedy", True, save, True)
+    best = Best(tmp_path / "best", "eval/greedy", True, save)
     assert best.observe(1, of(0.5))
     room = False
     assert not best.observe(2, of(0.9))
@@ -211,6 +211,6 @@ def test_a_finished_run_that_is_resumed_still_has_its_steps_and_its_best_model(t
 
 
 def test_a_reading_that_the_task_does_not_have_ends_the_run_at_the_first_evaluation(tmp_path: Path) -> None:
-    best = Best(tmp_path / "best", "eval/strict", True, lambda path: None, True)
+    best = Best(tmp_path / "best", "eval/strict", True, lambda path: None)
     with pytest.raises(ConfigError, match=r"eval/strict.*gives eval/greedy"):
         best.observe(0, of(0.5))

@@ -68,6 +68,8 @@ def inject(trainer: Any, fault: str, at: int) -> None:
             time.sleep(0.5)
         if step == at + 1 and fault == "kill the second rank's sampler" and number == 1:
             os.kill(trainer.run.source.ahead.engine.process.pid, signal.SIGKILL)
+        if step == at and fault == "the first rank cannot save the model" and number == 0:
+            trainer.model.save_pretrained = cannot_save
         if step == at + 1 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -89,6 +91,10 @@ def inject(trainer: Any, fault: str, at: int) -> None:
 
     trainer.add_callback(Steps(before=before))
     trainer.algorithm.loss = faulty_loss
+
+
+def cannot_save(*_: Any, **__: Any) -> None:
+    raise ValueError("injected: the model cannot be written")
 
 
 def kill_wandb() -> None:
