@@ -28,6 +28,7 @@ class Settings(TypedDict, total=False):
     dataset_config: str | None
     dataset_split: str
     dataset_eval_split: str | None
+    dataset_streaming: bool
     data_files: str | list[str] | None
     eval_data_files: str | list[str] | None
     prompt_column: str
@@ -322,6 +323,7 @@ class Attributes:
     dataset_config: str | None
     dataset_split: str
     dataset_eval_split: str | None
+    dataset_streaming: bool
     data_files: str | list[str] | None
     eval_data_files: str | list[str] | None
     prompt_column: str

@@ -74,13 +74,18 @@ class DataConfig(Section):
     task: str | None = Field(None, description="Synthetic task by name: sort_letters, countdown, ...")
     task_options: dict[str, Any] = Field({}, description="Arguments of the task's prompts(seed, n, ...).")
     num_train_prompts: int = Field(
-        4096, gt=0, description="Prompts to make for a synthetic task; the most to read from a generator."
+        4096, gt=0, description="Prompts to make for a synthetic task; the most to read from a generator or a stream."
     )
     dataset_name: str | None = Field(None, description="Hub dataset, for example openai/gsm8k.")
     dataset_config: str | None = Field(None, description="Its configuration, for example main.")
     dataset_split: str = Field("train", description="Split that is trained on.")
     dataset_eval_split: str | None = Field(
         None, description="Split held out; None = hold out rows of the training split."
+    )
+    dataset_streaming: bool = Field(
+        False,
+        description="Read the first num_train_prompts rows of the hub dataset, and those held out, and do not fetch "
+        "the rest.",
     )
     data_files: str | list[str] | None = Field(None, description="Local JSONL, JSON, Parquet or CSV files.")
     eval_data_files: str | list[str] | None = Field(None, description="Local files held out.")

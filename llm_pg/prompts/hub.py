@@ -13,13 +13,17 @@ from pathlib import Path
 
 from ..config import ConfigError
 from ..config.schema import DataConfig
-from .table import Table
+from .table import Table, head
 
 REACH_SECONDS = 5.0
 
 
-def read_hub(data: DataConfig, split: str) -> Table:
-    """The rows of one split. ConfigError, within seconds and without retries, when it cannot be had."""
+def read_hub(data: DataConfig, split: str, most: int, setting: str) -> Table:
+    """The rows of one split; with `dataset_streaming` the first `most`, which `setting` sets.
+
+    Raises:
+        ConfigError: it cannot be had; within seconds and without retries.
+    """
     name = data.dataset_name
     assert name is not None
     if Path(name).is_file():
@@ -28,12 +32,12 @@ def read_hub(data: DataConfig, split: str) -> Table:
         # In a folder with a dataset card, `datasets` 5.2 does not see that a file has changed and gives the rows that
         # it cached before; so it gets a cache that lives as long as this call.
         with tempfile.TemporaryDirectory() as cache:
-            return _loaded(data, split, cache)
+            return _loaded(data, split, cache, most, setting)
     with nullcontext() if _reachable() else _no_network():
-        return _loaded(data, split, None)
+        return _loaded(data, split, None, most, setting)
 
 
-def _loaded(data: DataConfig, split: str, cache_dir: str | None) -> Table:
+def _loaded(data: DataConfig, split: str, cache_dir: str | None, most: int, setting: str) -> Table:
     import datasets
 
     config = f"/{data.dataset_config}" if data.dataset_config else ""
@@ -41,6 +45,9 @@ def _loaded(data: DataConfig, split: str, cache_dir: str | None) -> Table:
     place = (data.dataset_name, data.dataset_config)
     try:
         try:
+            if data.dataset_streaming:
+                stream = datasets.load_dataset(*place, split=split, cache_dir=cache_dir, streaming=True)
+                return Table(title, head(stream, most, title, setting))
             rows = datasets.load_dataset(*place, split=split, cache_dir=cache_dir).to_list()
         except datasets.exceptions.DatasetGenerationError:
             # `datasets` gives all splits the schema of the first: read the files of the wanted one alone.

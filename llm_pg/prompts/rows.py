@@ -70,6 +70,24 @@ def draft_prompts(data: DataConfig, table: Table) -> list[Draft]:
 def check_settings(data: DataConfig) -> None:
     """ConfigError where the settings alone, whatever the rows, cannot work."""
     _parse(data)
+    if data.dataset_streaming:
+        _check_stream(data)
+
+
+def _check_stream(data: DataConfig) -> None:
+    if data.dataset_name is None:
+        raise ConfigError(
+            "data.dataset_streaming is true and no data.dataset_name is given: a task and files are not streamed. Give "
+            "a hub dataset, or leave it false; an IterableDataset from Python needs no setting."
+        )
+    for setting in ("dataset_split", "dataset_eval_split"):
+        split = getattr(data, setting)
+        if split is not None and any(sign in split for sign in "[+"):
+            raise ConfigError(
+                f"data.{setting} is {split!r} and data.dataset_streaming is true: a stream has a beginning and no "
+                "known length, so no part of it can be named. Give the plain name of one split; the rows are its "
+                "first ones, as many as num_train_prompts and num_eval_prompts say."
+            )
 
 
 def _parse(data: DataConfig) -> _Shape:

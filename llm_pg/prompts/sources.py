@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Sized
 from importlib import import_module
-from itertools import islice
 from types import ModuleType
 from typing import Any
 
 from ..config import Config, ConfigError, nearest
 from .files import read_files
 from .hub import read_hub
-from .prompt import log
-from .table import Table, article, short
+from .table import Table, article, head, short
 
 HOW = (
     "Give one source of prompts: data.task (a synthetic task), data.dataset_name (a hub dataset), data.data_files "
@@ -34,8 +32,8 @@ def read_sources(config: Config, train_dataset: Any = None, eval_dataset: Any = 
     if not given:
         raise ConfigError(f"No prompts are given. {HOW}")
     held_out = read_held_out(config, eval_dataset)
+    cap = data.num_train_prompts + (data.num_eval_prompts if held_out is None else 0)
     if given == ["train_dataset"]:
-        cap = data.num_train_prompts + (data.num_eval_prompts if held_out is None else 0)
         train = read_object(train_dataset, "train_dataset", config, cap=cap)
         if held_out is None and _is_datasets(train_dataset, "DatasetDict", "IterableDatasetDict"):
             held_out = _held_out_split(train_dataset, config)
@@ -45,7 +43,7 @@ def read_sources(config: Config, train_dataset: Any = None, eval_dataset: Any = 
     elif given == ["data_files"]:
         train = read_files(data.data_files or [], "data.data_files")
     else:
-        train = read_hub(data, data.dataset_split)
+        train = read_hub(data, data.dataset_split, cap, "num_train_prompts")
     return train, held_out
 
 
@@ -59,7 +57,7 @@ def read_held_out(config: Config, eval_dataset: Any = None) -> Table | None:
     if data.eval_data_files:
         return read_files(data.eval_data_files, "data.eval_data_files")
     if data.dataset_name and data.dataset_eval_split:
-        return read_hub(data, data.dataset_eval_split)
+        return read_hub(data, data.dataset_eval_split, data.num_eval_prompts, "num_eval_prompts")
     return None
 
 
@@ -137,14 +135,8 @@ def read_object(value: Any, name: str, config: Config, cap: int) -> Table:
             f"{name} is {article(value)}. It can be a datasets Dataset, IterableDataset or DatasetDict, a list of "
             "dicts, or a generator of dicts."
         )
-    return Table(name, value if isinstance(value, Sized) else _up_to(value, cap, name))
-
-
-def _up_to(rows: Iterable[Any], cap: int, name: str) -> Iterator[Any]:
-    iterator = iter(rows)
-    yield from islice(iterator, cap)
-    if next(iterator, None) is not None:
-        log.warning("Of %s the first %d rows are used, and it has more; num_train_prompts sets how many.", name, cap)
+    setting = "num_eval_prompts" if name.startswith("eval_dataset") else "num_train_prompts"
+    return Table(name, value if isinstance(value, Sized) else head(value, cap, name, setting))
 
 
 def _split(splits: Any, split: str, name: str) -> Any:

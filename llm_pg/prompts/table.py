@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ..config import ConfigError
+from .prompt import log
 
 AlgorithmSpec = dict[str, Any]
 
@@ -67,6 +69,14 @@ class Table:
         head._parts = self._parts
         tail._parts = [(first - size, name, lines) for first, name, lines in self._parts]
         return head, tail
+
+
+def head(rows: Iterable[Any], most: int, name: str, setting: str) -> Iterator[Any]:
+    """The first rows of what may not end, with a warning where there are more. setting: what `most` comes from."""
+    iterator = iter(rows)
+    yield from islice(iterator, most)
+    if next(iterator, None) is not None:
+        log.warning("Of %s the first %d rows are used, and it has more; %s sets how many.", name, most, setting)
 
 
 def short(value: Any, width: int = 60) -> str:

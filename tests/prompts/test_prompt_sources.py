@@ -148,6 +148,66 @@ def test_a_folder_laid_out_like_a_hub_dataset_loads_by_name_configuration_and_sp
     assert [p.row for p in held_out] == gsm8k_rows(12)[9:]
 
 
+def stream_folder(folder: Path, **splits: list[dict[str, Any]]) -> Path:
+    """A dataset in the hub's layout: of each split a file of these rows, and one after it that is no JSON."""
+    card = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split, rows in splits.items():
+        write_jsonl(folder / f"{split}-0.jsonl", rows)
+        (folder / f"{split}-1.jsonl").write_text("this is no row\n")
+        card += [f"  - split: {split}", f"    path: [{split}-0.jsonl, {split}-1.jsonl]"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+    return folder
+
+
+def test_of_a_streamed_dataset_the_first_rows_are_used_and_the_rest_is_not_fetched(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second file of each split could not be read."""
+    rows = [{"prompt": f"{i}+{i}=", "answer": 2 * i} for i in range(30)]
+    sizes = {"num_train_prompts": 20, "num_eval_prompts": 4}
+    given = {"dataset_name": str(stream_folder(tmp_path, train=rows, test=rows[20:])), **sizes}
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_prompts(config(**given), tokenizer)
+    streamed = config(**given, dataset_streaming=True)
+    train, held_out = load_prompts(streamed, tokenizer)
+    assert sorted(p.row["answer"] for p in train + held_out) == [2 * i for i in range(24)]
+    assert len(held_out) == 4
+    assert "[train] the first 24 rows are used, and it has more; num_train_prompts sets" in caplog.text
+    assert check_data(streamed, read_hub=True) == ["prompt", "answer"]
+    train, held_out = load_prompts(config(**given, dataset_streaming=True, dataset_eval_split="test"), tokenizer)
+    assert [p.row for p in train] == rows[:20]
+    assert [p.row for p in held_out] == rows[20:24]
+    assert "[test] the first 4 rows are used, and it has more; num_eval_prompts sets" in caplog.text
+
+
+def test_a_stream_that_ends_before_its_rows_are_enough_says_how_many_there_are(tmp_path: Path, tokenizer: Any) -> None:
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:7])
+    given = config(dataset_name=str(tmp_path), dataset_streaming=True, num_eval_prompts=8)
+    with pytest.raises(ConfigError, match=r"\[train\] has 7 usable rows, and 8 held-out prompts"):
+        load_prompts(given, tokenizer)
+
+
+def test_a_streamed_row_that_cannot_be_read_is_refused_as_any_other(tmp_path: Path, tokenizer: Any) -> None:
+    given = config(dataset_name=str(stream_folder(tmp_path, train=ROWS[:5])), dataset_streaming=True)
+    with pytest.raises(ConfigError, match=r"\[train\] cannot be loaded: .*JSON"):
+        load_prompts(given, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data_files": "rows.jsonl"}, "no data.dataset_name is given"),
+        ({"task": "sort_letters"}, "no data.dataset_name is given"),
+        ({"dataset_name": "a/b", "dataset_split": "train[:10]"}, r"dataset_split is 'train\[:10\]'.*plain name"),
+        ({"dataset_name": "a/b", "dataset_eval_split": "test[10%:]"}, r"dataset_eval_split is 'test\[10%:\]'"),
+        ({"dataset_name": "a/b", "dataset_split": "train+test"}, r"dataset_split is 'train\+test'"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused_before_anything_is_read(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_data(config(dataset_streaming=True, **changes))
+
+
 def test_a_changed_file_of_a_folder_with_a_card_is_read_anew(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: rows.jsonl}\n---\n"
@@ -276,9 +336,13 @@ def test_a_split_of_a_hub_folder_is_read_although_another_has_other_columns(tmp_
     }
     for split, each in rows.items():
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+
+    def read(split: str) -> list[dict[str, Any]]:
+        return read_hub(DataConfig(dataset_name=str(tmp_path)), split, 1, "num_train_prompts").rows
+
     for split, each in rows.items():
-        assert read_hub(DataConfig(dataset_name=str(tmp_path)), split).rows == each
-    assert read_hub(DataConfig(dataset_name=str(tmp_path)), "train[2:4]").rows == rows["train"][2:4]
+        assert read(split) == each
+    assert read("train[2:4]") == rows["train"][2:4]
     (tmp_path / "test.jsonl").write_text('{"a": 1}\n{"a"')
     with pytest.raises(ConfigError, match=r"cannot be loaded: .*JSON"):
-        read_hub(DataConfig(dataset_name=str(tmp_path)), "test")
+        read("test")
