@@ -62,12 +62,45 @@ def test_probabilities_of_all_completions_add_up_to_one(warp: dict[str, float]) 
     assert torch.allclose(policy.prob_PS().sum(1), torch.ones(3, dtype=torch.float64), atol=1e-14)
 
 
+def test_a_warp_is_that_of_the_sampler() -> None:
+    """Half the temperature doubles the logits; a token outside the support has probability 0, unless it is kept."""
+    logits_PNV = TabularPolicy.random(4, 3, num_prompts=2).logits_PNV
+    colder, doubled = TabularPolicy(logits_PNV, 3, {"temperature": 0.5}), TabularPolicy(2 * logits_PNV, 3)
+    assert torch.allclose(colder.prob_PS(), doubled.prob_PS(), rtol=1e-12)
+    reward_PNV = torch.randn(logits_PNV.shape, dtype=torch.float64)
+    assert torch.allclose(state_values(colder, reward_PNV), state_values(doubled, reward_PNV), rtol=1e-12)
+    cut = TabularPolicy(logits_PNV, 3, {"top_k": 1})
+    assert (cut.prob_PS() > 0).sum().item() == 2
+    least = logits_PNV.argmin(2)
+    assert cut.warped(logits_PNV).gather(2, least.unsqueeze(2)).isinf().all()
+    assert cut.warped(logits_PNV, keep=least).gather(2, least.unsqueeze(2)).isfinite().all()
+
+
+def test_random_logits_are_a_function_of_their_seed_and_of_no_other_random_number() -> None:
+    def drawn(**options: float) -> torch.Tensor:
+        torch.manual_seed(torch.seed())
+        return TabularPolicy.random(5, 4, **options).logits_PNV  # type: ignore[arg-type]
+
+    assert drawn().shape == (1, 85, 5)
+    assert torch.equal(drawn(), drawn(seed=0, spread=1.0))
+    assert not torch.equal(drawn(seed=1), drawn())
+    assert torch.allclose(drawn(spread=3.0), 3 * drawn(), rtol=1e-14)
+    assert float(drawn().std()) == pytest.approx(1.0, abs=0.1)
+
+
 @pytest.mark.parametrize("gamma", [1.0, 0.8])
 def test_objective_equals_the_value_of_the_empty_prefix(gamma: float) -> None:
     policy = TabularPolicy.random(4, 3, num_prompts=2, seed=3)
     reward_PNV = torch.randn(policy.logits_PNV.shape, dtype=torch.float64)
     by_recursion = state_values(policy, reward_PNV, gamma)[:, 0].mean()
     assert objective(policy, reward_PNV, gamma).value == pytest.approx(float(by_recursion), rel=1e-12)
+
+
+def test_of_one_step_the_value_is_the_expected_reward() -> None:
+    policy = TabularPolicy.random(4, 1, num_prompts=2)
+    reward_PNV = torch.randn(policy.logits_PNV.shape, dtype=torch.float64)
+    expected_PN = (policy.logits_PNV.softmax(2) * reward_PNV).sum(2)
+    assert torch.allclose(state_values(policy, reward_PNV, 0.5), expected_PN, rtol=1e-12)
 
 
 @pytest.mark.parametrize("warp", [{}, {"temperature": 0.6}, {"top_k": 2}])

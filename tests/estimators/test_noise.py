@@ -74,6 +74,18 @@ def test_halves_of_a_gradient_give_the_lengths_of_their_difference() -> None:
     whole = [torch.tensor([3.0, 4.0]), torch.tensor([[2.0]])]
     assert [float(x) for x in half_square_norms(first, whole)] == [10.0, 17.0, 29.0]
     assert float(square_norm(whole)) == 29.0
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        half_square_norms(first, whole[:1])
+
+
+def test_lengths_are_summed_in_float64() -> None:
+    """In float32 a long gradient loses the short ones after it: 2^24 + 1 is 2^24."""
+    tensors = [torch.tensor([4096.0]), torch.tensor([1.0])]
+    assert float(square_norm(tensors)) == 2**24 + 1
+    assert float(square_norm([torch.cat(tensors)])) == 2**24 + 1
+    assert square_norm(tensors).dtype == torch.float64
+    for length in (square_norm([]), *half_square_norms([], [])):
+        assert (length.dtype, length.shape, float(length)) == (torch.float64, (), 0.0)
 
 
 def test_averages_are_corrected_for_their_start_and_survive_saving() -> None:
@@ -82,6 +94,8 @@ def test_averages_are_corrected_for_their_start_and_survive_saving() -> None:
         scale.update(GradientNoise(signal=0.5, noise=8.0, num_groups=4))
     again = NoiseScale(decay=0.9)
     again.load_state_dict(scale.state_dict())
+    assert again.weight == pytest.approx(1 - 0.9**3)  # divided by it, signal and noise are means
+    assert again.signal / again.weight == pytest.approx(0.5)
     assert again.simple_noise_scale == pytest.approx(16.0)
     assert again.signal_to_noise(num_groups=4) == pytest.approx(math.sqrt(4 * 0.5 / 8.0))
 
@@ -92,7 +106,29 @@ def test_signal_and_noise_are_equal_at_the_simple_noise_scale() -> None:
     assert scale.signal_to_noise(num_groups=int(scale.simple_noise_scale)) == pytest.approx(1.0)
 
 
+def test_an_estimate_weighs_one_minus_the_decay_and_none_before_it_counts_without_memory() -> None:
+    first, second = GradientNoise(1.0, 8.0, 4), GradientNoise(3.0, 2.0, 4)
+    half, none = NoiseScale(decay=0.5), NoiseScale(decay=0)
+    for estimate in (first, second):
+        half.update(estimate)
+        none.update(estimate)
+    assert half.state_dict() == {"signal": 0.25 * 1 + 0.5 * 3, "noise": 0.25 * 8 + 0.5 * 2, "weight": 0.75}
+    assert none.state_dict() == {"signal": 3.0, "noise": 2.0, "weight": 1.0}
+    for decay in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match=rf"in \[0, 1\); it is {decay}"):
+            NoiseScale(decay)
+
+
+def test_a_gradient_without_noise_is_all_signal() -> None:
+    scale = NoiseScale()
+    scale.update(GradientNoise(signal=0.5, noise=0.0, num_groups=4))
+    assert scale.simple_noise_scale == 0.0
+    assert scale.signal_to_noise(8) == math.inf
+
+
 def test_a_hidden_signal_is_not_reported_as_a_number() -> None:
+    unseen = NoiseScale()
+    assert (unseen.simple_noise_scale, unseen.signal_to_noise(8)) == (math.inf, 0.0)
     scale = NoiseScale()
     scale.update(GradientNoise(signal=-0.1, noise=1.0, num_groups=2))
     assert scale.simple_noise_scale == math.inf
@@ -102,6 +138,14 @@ def test_a_hidden_signal_is_not_reported_as_a_number() -> None:
 def test_a_step_of_one_group_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two parts"):
         gradient_noise([1.0], 1.0, [1])
+    for squares, parts in (([1.0], [1, 1]), ([1.0, 1.0], [1, 0])):
+        with pytest.raises(ValueError, match=rf"got {len(squares)} squared lengths for parts of \[1, {parts[1]}\]"):
+            gradient_noise(squares, 1.0, parts)
+
+
+def test_signal_and_noise_of_a_step_are_reported_with_its_groups() -> None:
+    """Two halves of two groups each, |g_k|² = 3 and |g|² = 8: (8 - 6) / (1 - 1/2) and 4 (8 - 4)."""
+    assert gradient_noise([3.0, 3.0], 8.0, [2, 2]) == GradientNoise(signal=4.0, noise=16.0, num_groups=4)
 
 
 def test_two_prompts_of_a_policy_are_drawn_with_equal_probability() -> None:
