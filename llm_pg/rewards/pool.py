@@ -1,10 +1,7 @@
 """A fixed number of worker processes: jobs go out, answers come in, and a worker that is late or dead is replaced."""
 
-import json
 import os
 import selectors
-import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -13,20 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-from llm_pg.processes.descendants import KILL_S
-from llm_pg.processes.guard import GRACE_S
-from llm_pg.rewards.frames import BrokenFrameError, Inbox, encode
+from llm_pg.processes.child import PATIENCE, Child
+from llm_pg.processes.frames import BrokenFrameError, Inbox, encode
 from llm_pg.rewards.jobs import Ledger, RewardJob
 
-START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llm_pg.processes.guard import stand_guard; stand_guard(int(sys.argv[2])); "
-    "from llm_pg.rewards.worker import main; main()"
-)
 START_DEADLINE = 30.0  # seconds until a worker must have begun a job; the job's own clock starts then
 TICK = 0.2  # seconds between looks at processes that may have died without closing their pipe
-PATIENCE = GRACE_S + 1.0  # seconds for a guard to tell how its worker ended: first it ends what that left behind
-GUARD_DEADLINE = GRACE_S + KILL_S + 5.0  # seconds after which a guard is killed that was asked to end all
 MAX_DEATHS = 5  # workers in a row that are lost before they begin a job, after which the pool gives up
 
 
@@ -43,26 +32,12 @@ class PoolError(Exception):
 
 
 class Worker:
-    """One process and its guard, seen from the trainer. It loads first, then takes one job at a time.
-
-    `process` is the guard, which ends as the worker does, and after everything that the worker has started.
-    """
+    """One process, seen from the trainer. It loads first, then takes one job at a time."""
 
     def __init__(self, setup: bytes, output: IO[bytes] | None, load_deadline: float) -> None:
-        path = json.dumps([str(entry) or os.getcwd() for entry in sys.path] + [os.getcwd()])
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", START, path, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C in the terminal is the trainer's to handle
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.stdin, False)
-        os.set_blocking(self.stdout, False)
+        self.child = Child("llm_pg.rewards.worker:main", output=output)
+        os.set_blocking(self.child.requests, False)
+        os.set_blocking(self.child.answers, False)
         self.state: Literal["loading", "idle", "busy"] = "loading"
         self.job: RewardJob | None = None
         self.started = time.monotonic()
@@ -79,7 +54,7 @@ class Worker:
     def flush(self) -> None:
         """Write what the pipe takes now. A closed pipe is noticed by the reader."""
         try:
-            self.outbox = self.outbox[os.write(self.stdin, self.outbox) :]
+            self.outbox = self.outbox[os.write(self.child.requests, self.outbox) :]
         except BlockingIOError:
             pass
         except BrokenPipeError:
@@ -88,7 +63,7 @@ class Worker:
     def receive(self) -> bool:
         """Read what there is; False at the end of the pipe."""
         try:
-            chunk = os.read(self.stdout, 1 << 18)
+            chunk = os.read(self.child.answers, 1 << 18)
         except BlockingIOError:
             return True
         self.inbox.feed(chunk)
@@ -96,30 +71,6 @@ class Worker:
 
     def is_late(self) -> bool:
         return self.state != "idle" and time.monotonic() > self.deadline
-
-    def ask_to_end(self) -> None:
-        """Have the guard end the worker and all it started; returns at once."""
-        self.process.terminate()
-        self.process.send_signal(signal.SIGCONT)  # a stopped process handles no signal but this one
-
-    def kill(self, patience: float = 0.0) -> str:
-        """End the worker and all it started, after `patience` seconds in which it may end by itself; says how."""
-        try:
-            code: int | None = self.process.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
-            code = None
-            self.ask_to_end()
-            try:
-                self.process.wait(timeout=GUARD_DEADLINE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()  # the kernel ends the worker with it
-                self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        if code is None:
-            return "killed"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 class WorkerPool:
@@ -164,12 +115,12 @@ class WorkerPool:
         if self._output is None and self._output_path is not None:
             self._output = self._output_path.open("ab")
         for worker in list(self._workers):
-            if worker.state == "idle" and worker.process.poll() is not None:
+            if worker.state == "idle" and worker.child.has_ended:
                 self._remove(worker)
         while len(self._workers) < self._size:
             worker = Worker(self._setup, self._output, self._load_deadline)
             self._workers.append(worker)
-            self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+            self._selector.register(worker.child.answers, selectors.EVENT_READ, worker)
             self._want_to_write(worker)
 
     def _listen(self) -> None:
@@ -182,7 +133,7 @@ class WorkerPool:
     def close(self) -> None:
         """End all workers, and what they started. The pool cannot be used again."""
         for worker in self._workers:
-            worker.ask_to_end()
+            worker.child.ask_to_end()
         for worker in list(self._workers):
             self._remove(worker)
         self._selector.close()
@@ -232,7 +183,7 @@ class WorkerPool:
 
     def _look_after(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
         """Replace a worker that has died or is late, once what it said before that is taken down."""
-        is_dead = worker.process.poll() is not None
+        is_dead = worker.child.has_ended
         if is_dead or worker.is_late():
             self._read(worker, jobs, ledger)
             if worker in self._workers and (is_dead or worker.is_late()):
@@ -296,14 +247,15 @@ class WorkerPool:
 
     def _remove(self, worker: Worker, patience: float = 0.0) -> str:
         self._workers.remove(worker)
-        for descriptor in (worker.stdin, worker.stdout):
+        for descriptor in (worker.child.requests, worker.child.answers):
             if descriptor in self._selector.get_map():
                 self._selector.unregister(descriptor)
-        return worker.kill(patience)
+        return worker.child.end(patience)
 
     def _want_to_write(self, worker: Worker) -> None:
-        registered = worker.stdin in self._selector.get_map()
+        requests = worker.child.requests
+        registered = requests in self._selector.get_map()
         if worker.outbox and not registered:
-            self._selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
+            self._selector.register(requests, selectors.EVENT_WRITE, worker)
         elif not worker.outbox and registered:
-            self._selector.unregister(worker.stdin)
+            self._selector.unregister(requests)

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from llm_pg.processes.frames import encode
 from llm_pg.rewards.batch import RewardBatch
-from llm_pg.rewards.frames import encode
 from llm_pg.rewards.jobs import RewardJob
 from llm_pg.rewards.models import ModelReward
 from llm_pg.rewards.perform import Loaded, Performer

@@ -1,7 +1,6 @@
 """The process that runs reward functions: loads them by address, answers jobs on a pipe, and is killed without notice.
 
-The protocol is on what were descriptors 0 and 1. Before any user code is loaded both are moved away: input becomes
-empty and output joins the standard error, so that a function that prints cannot break a message.
+The protocol is on what were descriptors 0 and 1, which are moved away before any user code is loaded.
 """
 
 import io
@@ -13,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llm_pg.processes.child import own_pipes
+from llm_pg.processes.frames import encode, read, write
 from llm_pg.rewards.contract import read_signature
 from llm_pg.rewards.forks import OneProcess
-from llm_pg.rewards.frames import encode, read, write
 from llm_pg.rewards.globals import GlobalsWatch, reads, unlogged
 from llm_pg.rewards.loading import LoadError, Target, load
 from llm_pg.rewards.perform import Loaded, Performer, failure
@@ -47,11 +47,7 @@ class _Output(io.FileIO):
 
 
 def _run() -> None:
-    jobs, answers = os.dup(0), os.dup(1)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.dup2(2, 1)
-    os.close(empty)
+    jobs, answers = own_pipes()
     output = _Output(1, "w", closefd=False)
     sys.stdout, sys.stderr = output.as_text(by_lines=False), output.as_text(by_lines=True)
     setup = read(jobs)

@@ -67,7 +67,7 @@ def inject(trainer: Any, fault: str, at: int) -> None:
         if fault == "slow steps":
             time.sleep(0.5)
         if step == at + 1 and fault == "kill the second rank's sampler" and number == 1:
-            os.kill(trainer.run.source.ahead.engine.process.pid, signal.SIGKILL)
+            os.kill(trainer.run.source.ahead.engine.child.process.pid, signal.SIGKILL)
         if step == at and fault == "the first rank cannot save the model" and number == 0:
             trainer.model.save_pretrained = cannot_save
         if step == at + 1 and fault == "kill":

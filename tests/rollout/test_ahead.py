@@ -59,7 +59,7 @@ def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
         ahead.train()
     told = lines(tmp_path / "ahead")
     assert [line.pop("staleness") for line in told] == [0] * 6
-    assert ahead.run.source.ahead.engine.process.returncode is not None  # no process stays behind
+    assert ahead.run.source.ahead.engine.child.process.returncode is not None  # no process stays behind
     assert told == lines(tmp_path / "synchronous")
     assert weights(tmp_path / "ahead") == weights(tmp_path / "synchronous")
 
@@ -214,11 +214,11 @@ def test_the_death_of_the_process_that_samples_is_told_and_survived(trainer: Cal
 
     def shot(step: int) -> None:
         if step == 2:
-            os.kill(run.run.source.ahead.engine.process.pid, signal.SIGKILL)
+            os.kill(run.run.source.ahead.engine.child.process.pid, signal.SIGKILL)
 
     run.add_callback(Steps(after=shot))
     with pytest.raises(
-        EngineError, match=r"The process that samples ahead was killed by signal 9\. Its log .*ahead.log"
+        EngineError, match=r"The process that samples ahead ended: killed by SIGKILL\. Its log .*ahead.log"
     ):
         run.train()
     run = trainer("r", max_staleness=1, inside=True)
@@ -230,7 +230,7 @@ def test_no_process_stays_behind_an_error_while_a_batch_is_in_flight(trainer: Ca
     run.algorithm.compute_advantages = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
         run.train()
-    assert run.run.source.ahead.engine.process.returncode is not None
+    assert run.run.source.ahead.engine.child.process.returncode is not None
 
 
 def test_an_adapter_is_sampled_as_it_is_trained(trainer: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.metrics import read_metrics
-from llm_pg.sampling.vllm import EngineError, parent_watchdog
+from llm_pg.sampling.vllm import EngineError
 from llm_pg.sampling.vllm import pool as pool_module
 from llm_pg.terminal import Terminal
 from tests.sampling.fake_vllm import FakeVllm
@@ -32,10 +32,9 @@ def test_what_was_started_for_a_trainer_ends_with_its_sigkill(tmp_path: Path) ->
     """The command and a child of it; the trainer has no time to run any code of its own."""
     mark = f"{os.getpid()}.5"  # seconds to sleep: a number that no other process has in its command line
     script = (
-        "import os, subprocess, sys, time\n"
-        f"command = [sys.executable, '-I', {parent_watchdog.__file__!r}, str(os.getpid()), 'sh', '-c', "
-        f"'sleep 1{mark} & sleep 2{mark}']\n"
-        "subprocess.Popen(command, start_new_session=True)\n"
+        "import time\n"
+        "from llm_pg.processes.child import Child\n"
+        f"child = Child(['sh', '-c', 'sleep 1{mark} & sleep 2{mark}'], grace=10.0)\n"
         "time.sleep(600)\n"
     )
     trainer = subprocess.Popen([sys.executable, "-c", script])

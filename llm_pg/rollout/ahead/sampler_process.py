@@ -2,21 +2,17 @@
 
 Why no thread: the decoding of a small model is mostly Python around short kernels, and so is the host's side of a large
 one on an accelerator; both would wait for the same interpreter lock as the update. A thread would need a second copy of
-the model all the same. The process is started by its own command and not forked (accelerators and thread pools do not
-survive a fork) nor by multiprocessing (whose start runs the user's script again, which need not be guarded for it).
+the model all the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load
@@ -26,17 +22,11 @@ from transformers import AutoModelForCausalLM
 
 from ...config import ConfigError
 from ...model.attention import core_of
-from ...rewards.frames import encode, read, read_bytes, write
+from ...processes.child import PATIENCE, Child, anonymous_file, end_of
 from ...sampling.protocol import Completions, SamplingParams
 from ...sampling.vllm.errors import EngineError
 from ...sampling.vllm.weights import merged_state
-from .weight_buffers import WeightBuffers, anonymous_file, layout_of
-
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from llm_pg.rollout.ahead.worker import main; main(int(sys.argv[2]))"
-)
-_LAST_LINES = 12
+from .weight_buffers import WeightBuffers, layout_of
 
 
 class SamplerProcess:
@@ -79,17 +69,8 @@ class SamplerProcess:
         self._device = core.device  # asked for now: weights in shards move while a batch is sampled
         core.config.save_pretrained(self._folder.name)
         self.tokenizer.save_pretrained(self._folder.name)
-        path = json.dumps([str(entry) or os.getcwd() for entry in sys.path] + [os.getcwd()])
-        with self.log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _START, path, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                bufsize=0,
-                pass_fds=(self._handle,),
-                start_new_session=True,  # Ctrl-C is for the trainer, which finishes its step first
-            )
+        with self.log.open("wb") as log:
+            self.child = Child("llm_pg.rollout.ahead.worker:main", output=log, pass_fds=(self._handle,))
         setup = {
             "folder": self._folder.name,
             "layout": layout_of(state),
@@ -108,17 +89,13 @@ class SamplerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self.child.end()
         os.close(self._handle)
         self._folder.cleanup()
 
     def stop(self) -> None:
         """End a batch that is being sampled: `sample` raises EngineError. Called from another thread."""
-        self.process.kill()
+        self.child.ask_to_end()
 
     def keep(self, version: int) -> None:
         """Copy the present weights as those of `version`; over those of `version` - count."""
@@ -154,7 +131,7 @@ class SamplerProcess:
             }
         )
         self._receive()
-        payload = read_bytes(_descriptor(self.process.stdout))
+        payload = self.child.receive_bytes()
         if payload is None:
             raise self._ended()
         self._loaded = self._version
@@ -163,12 +140,12 @@ class SamplerProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            write(_descriptor(self.process.stdin), encode(message))
+            self.child.send(message)
         except BrokenPipeError:
             raise self._ended() from None
 
     def _receive(self) -> dict[str, Any]:
-        answer = read(_descriptor(self.process.stdout))
+        answer = self.child.receive()
         if answer is None:
             raise self._ended()
         if "error" in answer:
@@ -180,16 +157,7 @@ class SamplerProcess:
         return answer
 
     def _ended(self) -> EngineError:
-        code = self.process.wait()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        lines = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-        told = "\n".join(f"  {line[:300]}" for line in lines)
-        return EngineError(f"The process that samples ahead {how}. Its log {self.log} ends:\n{told}")
-
-
-def _descriptor(pipe: IO[bytes] | None) -> int:
-    assert pipe is not None
-    return pipe.fileno()
+        return EngineError(f"The process that samples ahead ended: {self.child.end(PATIENCE)}. {end_of(self.log)}")
 
 
 def _check_remade(model: Any) -> list[str]:

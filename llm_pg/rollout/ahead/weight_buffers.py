@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Mapping
 
 import torch
@@ -53,11 +52,3 @@ class WeightBuffers:
 
 def _bytes(dtype: str, shape: list[int]) -> int:
     return math.prod(shape) * int(getattr(torch, dtype).itemsize)
-
-
-def anonymous_file() -> int:
-    """A descriptor of memory that belongs to no folder, so that nothing stays behind however the processes end."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("llm_pg-weights")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

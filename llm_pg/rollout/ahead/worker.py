@@ -1,12 +1,10 @@
 """The process that samples ahead for the native engine: a copy of the model, which takes its weights from a slot.
 
-Requests and answers are JSON on what were descriptors 0 and 1; both are moved away first, so that nothing that prints
-can break a message. Each request is answered by {"error": text} or by {"bytes": n} and a frame of four tensors.
+Requests and answers are JSON: each is answered by {"error": text}, or by {"bytes": n} and a frame of four tensors.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -14,19 +12,16 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ...processes.guard import end_with
-from ...rewards.frames import HEADER, encode, read, write
+from ...processes.child import own_pipes
+from ...processes.frames import encode, encode_bytes, read, write
 from ...sampling.native import NativeSampler
 from ...sampling.protocol import SamplingParams
 from .weight_buffers import WeightBuffers
 
 
-def main(parent: int) -> None:
-    """Serve the process `parent` until it closes the pipe or ends."""
-    end_with(parent)
-    requests, answers = os.dup(0), os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+def main() -> None:
+    """Serves the trainer until it closes the pipe; the guard ends this process with the trainer."""
+    requests, answers = own_pipes()
     setup = read(requests)
     if setup is None:
         return
@@ -40,7 +35,7 @@ def main(parent: int) -> None:
             write(answers, encode({"error": f"{type(error).__name__}: {error}"}))
             continue
         write(answers, encode({"bytes": len(payload)}))
-        write(answers, HEADER.pack(len(payload)) + payload)
+        write(answers, encode_bytes(payload))
 
 
 def _made(setup: dict[str, Any]) -> tuple[NativeSampler, WeightBuffers]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -13,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...config.vllm import need_vllm
-from . import parent_watchdog
+from ...processes.child import Child, end_of
 from .client import Client
 from .errors import EngineError, Unreachable
 
-LAST_LINES = 12
+GRACE = 10.0  # seconds to end in order
 
 
 def find_python(asked: str | None) -> str:
@@ -72,25 +70,16 @@ class LocalServer:
             "HF_HUB_OFFLINE": "1",  # the folder has everything
         }
         environment.pop("PYTHONPATH", None)  # this environment's packages are not those of the server's
-        command = [sys.executable, "-I", parent_watchdog.__file__, str(os.getpid())]
+        command = arguments(python, model.absolute(), port, dtype, options)
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                command + arguments(python, model.absolute(), port, dtype, options),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the trainer, which finishes its step first
-            )
+            self.child = Child(command, output=file, env=environment, grace=GRACE)
 
     def wait(self, seconds: float) -> None:
         """Until it answers. EngineError when it ended, or has not answered within `seconds`."""
         client, deadline = Client(self.url, timeout=5.0), time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise EngineError(
-                    f"The vLLM server ended with status {self.process.returncode} before it answered. {self.told()}"
-                )
+            if self.child.has_ended:
+                raise EngineError(f"The vLLM server ended before it answered: {self.child.end()}. {self.told()}")
             try:
                 client.get("/health")
             except Unreachable:
@@ -105,18 +94,11 @@ class LocalServer:
 
     def told(self) -> str:
         """Where its log is, and the last lines of it."""
-        lines = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        return f"Its log {self.log} ends:\n" + "\n".join(f"  {line[:300]}" for line in lines)
+        return end_of(self.log)
 
     def stop(self) -> None:
-        """End it and everything it started."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(parent_watchdog.PATIENCE + 5.0)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        """Ends it and everything it started."""
+        self.child.end()
 
 
 def _free_port() -> int:

@@ -16,7 +16,11 @@ class BrokenFrameError(Exception):
 
 def encode(message: dict[str, Any]) -> bytes:
     """A message as bytes. TypeError or ValueError when it holds what JSON cannot."""
-    body = json.dumps(message, separators=(",", ":")).encode("ascii")
+    return encode_bytes(json.dumps(message, separators=(",", ":")).encode("ascii"))
+
+
+def encode_bytes(body: bytes) -> bytes:
+    """The same of a body that is not JSON, for `read_bytes`."""
     return HEADER.pack(len(body)) + body
 
 
