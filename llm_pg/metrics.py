@@ -11,102 +11,169 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-# name -> (unit, meaning). A name that ends in "/" stands for all names that begin with it.
-METRICS: dict[str, tuple[str, str]] = {
-    "step": ("steps", "Batches of rollouts trained on so far."),
-    "reward": ("reward", "Mean reward of the scorable completions, before any KL penalty."),
-    "reward_std": ("reward", "Standard deviation of the same."),
-    "reward/": ("reward", "Mean of one reward function, unweighted."),
-    "log/": ("", "What reward functions reported through log_metric."),
-    "unscorable": ("share", "Completions that could not be scored; they carry no gradient."),
-    "failed/": (
+Minibatches = Literal["mean", "sum", "sum of seen tokens"]
+AcrossRanks = Literal["mean", "mean of scored", "mean of tokens", "sum", "max", "deviation"]
+
+
+class Metric(NamedTuple):
+    """One thing that a run measures.
+
+    Attributes:
+        unit: as it is printed; "" = none.
+        meaning: one or two sentences.
+        minibatches: how the values of the optimiser steps of one batch become one. mean: over the steps. sum: each is
+            a sum over its minibatch with the denominator of the batch, so those of a pass add up, and passes are
+            averaged. sum of seen tokens: the same, over the tokens of rows that had a forward pass.
+        ranks: how the values of the ranks become one: mean by completions, by scored completions or by tokens; sum,
+            where the denominator is already that of all ranks; max; deviation of all rewards together.
+    """
+
+    unit: str
+    meaning: str
+    minibatches: Minibatches = "mean"
+    ranks: AcrossRanks = "mean"
+
+
+# A name that ends in "/" is for all names that begin with it.
+METRICS: dict[str, Metric] = {
+    "step": Metric("steps", "Batches of rollouts trained on so far."),
+    "reward": Metric(
+        "reward",
+        "Mean reward of the scorable completions, before any KL penalty.",
+        ranks="mean of scored",
+    ),
+    "reward_std": Metric("reward", "Standard deviation of the same.", ranks="deviation"),
+    "reward/": Metric("reward", "Mean of one reward function, unweighted.", ranks="mean of scored"),
+    "log/": Metric("", "What reward functions reported through log_metric."),
+    "unscorable": Metric("share", "Completions that could not be scored; they carry no gradient."),
+    "failed/": Metric(
         "completions",
         "Of all that were sampled, those that this reward function failed on (raised, NaN, late, died); absent at 0.",
+        ranks="sum",
     ),
-    "uniform_groups": ("share", "Groups whose scorable rewards are all equal: no signal under a group baseline."),
-    "refill_rounds": ("rounds", "Rounds of further prompts that dynamic sampling took in this step."),
-    "groups_dropped": ("groups", "Groups that were sampled and not trained on, by dynamic sampling."),
-    "sampled_reward": (
+    "uniform_groups": Metric("share", "Groups whose scorable rewards are all equal: no signal under a group baseline."),
+    "refill_rounds": Metric(
+        "rounds",
+        "Rounds of further prompts that dynamic sampling took in this step.",
+        ranks="max",
+    ),
+    "groups_dropped": Metric(
+        "groups",
+        "Groups that were sampled and not trained on, by dynamic sampling.",
+        ranks="sum",
+    ),
+    "sampled_reward": Metric(
         "reward",
         "Mean reward of the step's own prompts where dynamic sampling replaced some; that of the batch is then biased.",
     ),
-    "prompts_tried": ("share", "Training prompts that a curriculum has met so far."),
-    "prompt_pass_rate": ("share", "Mean of the running pass rates of those."),
-    "staleness": ("updates", "Age of the completions: updates since the weights that they were sampled with."),
-    "steps": ("steps", "Classic control: environment steps so far, of all rows; its curves are drawn over them."),
-    "episodes": ("episodes", "Classic control: episodes that have ended so far."),
-    "return_mean": ("reward", "Mean return of the last episodes (`window` of them), as the environment pays it."),
-    "return_std": ("reward", "Standard deviation of the same."),
-    "true_return_mean": ("reward", "The same of the true reward, where the environment's own is only a proxy of it."),
-    "progress": ("share", "Classic control: how much of the run is over, by steps or episodes."),
-    "completion_length": ("tokens", "Mean length, the end token included."),
-    "truncated": ("share", "Completions that hit max_completion_length."),
-    "kl": ("nats/token", "Mean KL to the reference (k3), where there is one."),
-    "entropy": ("nats/token", "Mean entropy of the sampled distribution at completion tokens."),
-    "clip_fraction": ("share", "Tokens whose ratio was clipped."),
-    "approx_kl": (
+    "prompts_tried": Metric("share", "Training prompts that a curriculum has met so far."),
+    "prompt_pass_rate": Metric("share", "Mean of the running pass rates of those."),
+    "staleness": Metric("updates", "Age of the completions: updates since the weights that they were sampled with."),
+    "steps": Metric("steps", "Classic control: environment steps so far, of all rows; its curves are drawn over them."),
+    "episodes": Metric("episodes", "Classic control: episodes that have ended so far."),
+    "return_mean": Metric("reward", "Mean return of the last episodes (`window` of them), as the environment pays it."),
+    "return_std": Metric("reward", "Standard deviation of the same."),
+    "true_return_mean": Metric(
+        "reward",
+        "The same of the true reward, where the environment's own is only a proxy of it.",
+    ),
+    "progress": Metric("share", "Classic control: how much of the run is over, by steps or episodes."),
+    "completion_length": Metric("tokens", "Mean length, the end token included."),
+    "truncated": Metric("share", "Completions that hit max_completion_length."),
+    "kl": Metric("nats/token", "Mean KL to the reference (k3), where there is one.", ranks="mean of tokens"),
+    "entropy": Metric(
+        "nats/token",
+        "Mean entropy of the sampled distribution at completion tokens.",
+        minibatches="sum of seen tokens",
+        ranks="sum",
+    ),
+    "clip_fraction": Metric("share", "Tokens whose ratio was clipped.", minibatches="sum", ranks="sum"),
+    "approx_kl": Metric(
         "nats/token",
         "Mean KL between the policy before the batch and the one in training (0 in its first pass).",
+        minibatches="sum of seen tokens",
+        ranks="sum",
     ),
-    "kl_penalty": ("", "Weight of the adaptive penalty that keeps updates to kl_target."),
-    "off_policy_masked": ("share", "Tokens of completions dropped by off_policy_mask_threshold."),
-    "correction_bounded": ("share", "Tokens whose correction for the sampler was truncated or masked."),
-    "sampler_gap": (
+    "kl_penalty": Metric("", "Weight of the adaptive penalty that keeps updates to kl_target."),
+    "off_policy_masked": Metric(
+        "share",
+        "Tokens of completions dropped by off_policy_mask_threshold.",
+        minibatches="sum",
+        ranks="sum",
+    ),
+    "correction_bounded": Metric(
+        "share",
+        "Tokens whose correction for the sampler was truncated or masked.",
+        minibatches="sum of seen tokens",
+        ranks="sum",
+    ),
+    "sampler_gap": Metric(
         "nats/token",
         "Mean |log-probability of the sampler - of the trainer|; at the same weights where staleness is 0.",
+        minibatches="sum of seen tokens",
+        ranks="sum",
     ),
-    "policy_loss": ("", "The surrogate; its value says little, its gradient is what counts."),
-    "value_loss": ("reward²", "Of the critic."),
-    "aux_loss": (
+    "policy_loss": Metric(
         "",
-        "Load-balancing loss of a mixture of experts, without its coefficient; the number of experts of a token where "
-        "all are used alike.",
+        "The surrogate; its value says little, its gradient is what counts.",
+        minibatches="sum",
+        ranks="sum",
     ),
-    "explained_variance": (
+    "value_loss": Metric("reward²", "Of the critic.", minibatches="sum", ranks="sum"),
+    "aux_loss": Metric(
+        "",
+        "Load-balancing loss of a mixture of experts, without its coefficient; the number of experts of a token "
+        "where all are used alike.",
+        ranks="sum",
+    ),
+    "explained_variance": Metric(
         "share",
         "1 - Var[return - value] / Var[return] over tokens, values of before the step; absent where returns are equal.",
     ),
-    "critic_grad_norm": ("", "Norm of the critic's gradient before clipping, which is its own."),
-    "grad_norm": ("", "Norm of the gradient before clipping."),
-    "gradient_signal": (
+    "critic_grad_norm": Metric("", "Norm of the critic's gradient before clipping, which is its own."),
+    "grad_norm": Metric("", "Norm of the gradient before clipping."),
+    "gradient_signal": Metric("", "Squared length of the expected gradient, from two halves of a step; average it."),
+    "gradient_noise": Metric("", "Variance of one group's gradient; over the signal it is the simple noise scale."),
+    "learning_rate": Metric("", "Of this step."),
+    "entropy_coef": Metric("", "Weight of the entropy bonus in this step."),
+    "skipped_updates": Metric("steps", "Optimiser steps skipped because loss or gradient was not finite."),
+    "oom_splits": Metric(
         "",
-        "Squared length of the expected gradient, from two halves of a step; average it.",
+        "Times that a micro-batch did not fit into memory and was halved; absent where none was.",
+        ranks="sum",
     ),
-    "gradient_noise": (
-        "",
-        "Variance of one group's gradient; over the signal it is the simple noise scale.",
-    ),
-    "learning_rate": ("", "Of this step."),
-    "entropy_coef": ("", "Weight of the entropy bonus in this step."),
-    "skipped_updates": ("steps", "Optimiser steps skipped because loss or gradient was not finite."),
-    "oom_splits": ("", "Times that a micro-batch did not fit into memory and was halved; absent where none was."),
-    "tokens": ("tokens", "Completion tokens sampled."),
-    "tokens_per_second": ("tokens/s", "Of the sampling phase."),
-    "train_tokens_per_second": (
+    "tokens": Metric("tokens", "Completion tokens sampled.", ranks="sum"),
+    "tokens_per_second": Metric("tokens/s", "Of the sampling phase.", ranks="sum"),
+    "train_tokens_per_second": Metric(
         "tokens/s",
         "Of the update phase, each distinct prompt and each completion token once, less rows of weight 0.",
+        ranks="sum",
     ),
-    "mfu": ("share", "Model FLOPs of the update over its seconds and the machine's measured matrix products."),
-    "memory": ("MB", "Peak memory of this process so far (of the accelerator where there is one)."),
-    "seconds": ("s", "The whole step."),
-    "seconds/": (
+    "mfu": Metric("share", "Model FLOPs of the update over its seconds and the machine's measured matrix products."),
+    "memory": Metric("MB", "Peak memory of this process so far (of the accelerator where there is one).", ranks="max"),
+    "seconds": Metric("s", "The whole step.", ranks="max"),
+    "seconds/": Metric(
         "s",
         "One phase of it: sample, reward, reference, value, update, eval; save is that of the step before. With "
-        "max_staleness sample and reward of the batch went on in the background; wait is for what was left of them.",
+        "max_staleness sample and reward of the batch went on in the background; wait is for what was left of "
+        "them.",
+        ranks="max",
     ),
-    "eval/": (
+    "eval/": Metric(
         "share",
         "Held out: greedy, sampled, pass@k (unbiased), with 95 % intervals; strict (the answer in its form) and "
-        "lenient (in any form); reward and sampled_reward, the mean rewards; highest_score, of those that decide a "
-        "pass; length in tokens.",
+        "lenient (in any form); reward and sampled_reward, the mean rewards; highest_score, of those that decide "
+        "a pass; length in tokens.",
     ),
 }
 
 
-def described(name: str) -> bool:
-    return name in METRICS or any(name.startswith(prefix) for prefix in METRICS if prefix.endswith("/"))
+def metric(name: str) -> Metric | None:
+    """Returns the row of a name, or of the longest prefix that it begins with; None where there is none."""
+    prefixes = [prefix for prefix in METRICS if prefix.endswith("/") and name.startswith(prefix)]
+    return METRICS.get(name) or (METRICS[max(prefixes, key=len)] if prefixes else None)
 
 
 class Clock:
@@ -188,7 +255,7 @@ class MetricsFile:
         beside.replace(self.path)
 
     def write(self, values: dict[str, Any]) -> None:
-        unknown = [name for name in values if not described(name)]
+        unknown = [name for name in values if metric(name) is None]
         assert not unknown, f"metrics without a line in the table: {unknown}"
         with self.path.open("a") as file:
             file.write(as_line(values) + "\n")

@@ -70,7 +70,7 @@ under `nan`.
 def markdown() -> str:
     """The page."""
     lines = [HEAD, "| name | unit | what it is | how to read it |", "| --- | --- | --- | --- |"]
-    for name, (unit, meaning) in METRICS.items():
+    for name, (unit, meaning, *_) in METRICS.items():
         shown = f"`{name}…`" if name.endswith("/") else f"`{name}`"
         cells = [shown, unit or "–", meaning, READING.get(name, "")]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -17,11 +17,9 @@ from ..algorithms.algorithm import Algorithm, Batch
 from ..distributed.shards import whole
 from ..distributed.zero import Zero
 from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
+from ..metrics import METRICS
 from ..model.policy import Policy, PolicyOutput, halves
 from ..rollouts import TextRollouts
-
-# Sums over the batch that are told as means over tokens; shares of clipped and masked tokens are of all tokens.
-_MEANS = ("entropy", "approx_kl", "sampler_gap", "correction_bounded")
 
 
 @dataclass
@@ -131,7 +129,9 @@ class Updater:
         seen = (batch.mask_BT & self.algorithm.contributes_B(batch).unsqueeze(1)).sum().to(batch.num_tokens.dtype)
         share = float(self.accelerator.reduce(seen, reduction="sum") / batch.num_tokens)
         for stats in steps if share else ():
-            stats.values.update({name: stats.values[name] / share for name in _MEANS if name in stats.values})
+            for name in stats.values:
+                if METRICS[name].minibatches == "sum of seen tokens":
+                    stats.values[name] /= share
 
     def _step(self, batch: Batch, measure_noise: bool) -> UpdateStats:
         self.policy.model.train()
@@ -324,12 +324,6 @@ class Updater:
         return norm, critic_norm
 
 
-_SUMS_OF_A_PASS = (
-    *("policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl", "sampler_gap"),
-    *("off_policy_masked", "correction_bounded"),
-)
-
-
 def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, Any]:
     """Of the optimiser steps of one batch: means over them, where sums over a pass stay sums; NaN stays NaN.
 
@@ -337,7 +331,7 @@ def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, A
     """
     out: dict[str, Any] = {"skipped_updates": sum(not update.stepped for update in updates)}
     for name in dict.fromkeys(name for update in updates for name in update.values):
-        share = per_pass if name in _SUMS_OF_A_PASS else 1
+        share = 1 if METRICS[name].minibatches == "mean" else per_pass
         out[name] = sum(update.values.get(name, 0.0) for update in updates) / len(updates) * share
     out["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
     critic = [update.critic_grad_norm for update in updates if update.critic_grad_norm is not None]

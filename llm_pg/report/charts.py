@@ -122,8 +122,8 @@ def _seeds(runs: Sequence[Run]) -> list[Chart]:
                 band = median_band(found)
                 series.append(Series(label, [(x, mid) for x, _, mid, _ in band], [(x, a, b) for x, a, _, b in band]))
                 series[-1].style = place
-        caption = f"{METRICS[name][1]} Line: the median of the seeds; band: between their quartiles."
-        out.append(Chart(f"{title} over seeds", METRICS[name][0], caption, series, smooth=False))
+        caption = f"{METRICS[name].meaning} Line: the median of the seeds; band: between their quartiles."
+        out.append(Chart(f"{title} over seeds", METRICS[name].unit, caption, series, smooth=False))
     return out
 
 
@@ -171,7 +171,7 @@ def _returns(runs: Sequence[Run]) -> Chart:
     series = [
         Series(_name(run, runs, "return"), _floats(run, "return_mean"), style=place) for place, run in enumerate(runs)
     ]
-    caption = METRICS["return_mean"][1]
+    caption = METRICS["return_mean"].meaning
     if len(runs) == 1 and series[0].points:
         spread = dict(_floats(runs[0], "return_std"))
         series[0].band = [(x, y - spread.get(x, 0.0), y + spread.get(x, 0.0)) for x, y in series[0].points]
@@ -180,7 +180,7 @@ def _returns(runs: Sequence[Run]) -> Chart:
         goal = runs[0].summary.get("threshold")
         if goal is not None:
             series.append(Series("solved", [(x, goal) for x, _ in series[0].points], style=2))
-    return Chart("Return", METRICS["return_mean"][0], caption, [s for s in series if s.points])
+    return Chart("Return", METRICS["return_mean"].unit, caption, [s for s in series if s.points])
 
 
 def _reward(runs: Sequence[Run]) -> Chart:
@@ -193,7 +193,7 @@ def _reward(runs: Sequence[Run]) -> Chart:
             half = 1.96 * spread.get(int(step), 0.0) / math.sqrt(run.prompts_per_step)
             band.append((step, value - half, value + half))
         series.append(Series(_name(run, runs, "reward"), points, band if len(runs) == 1 else [], style=place))
-    caption = METRICS["reward"][1]
+    caption = METRICS["reward"].meaning
     if len(runs) == 1:
         caption += " Band: at most the 95 % interval of the mean (a group counted as one sample)."
     return Chart("Reward", "reward", caption, series)
@@ -219,7 +219,7 @@ def _floats(run: Run, name: str) -> list[tuple[float, float]]:
 def _curve(runs: Sequence[Run], name: str, title: str) -> Chart | None:
     if name in SILENT_AT_ZERO and not any(v for run in runs for v in run.values(name)):
         return None
-    unit, meaning = METRICS[name]
+    unit, meaning, *_ = METRICS[name]
     if all(run.counter == "steps" for run in runs):
         unit = unit.replace("token", "step")
     series = [Series(_name(run, runs, title), _floats(run, name), style=place) for place, run in enumerate(runs)]

@@ -9,25 +9,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ..metrics import metric
 from .guard import RunStopped, mean
 
 T = TypeVar("T")
-# Sums whose denominator is already that of all ranks; see algorithms.algorithm.
-_SUMS = (
-    *(
-        "tokens",
-        "tokens_per_second",
-        "train_tokens_per_second",
-        "policy_loss",
-        "value_loss",
-        "aux_loss",
-        "entropy",
-        "clip_fraction",
-        "approx_kl",
-    ),
-    *("sampler_gap", "oom_splits", "off_policy_masked", "correction_bounded", "groups_dropped"),
-)
-_MAXIMA = ("memory", "seconds", "refill_rounds")
 
 
 class Ranks:
@@ -89,38 +74,43 @@ class Ranks:
 
 
 def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, Any]:
-    """Metrics of one step from those of each rank: sums, maxima, else means by completions (rewards by the scorable
-    ones, the KL by tokens), and the deviation of all rewards together. rows: completions of each rank."""
+    """Returns the metrics of one step from those of each rank, each added up as its row of `METRICS` says.
+
+    Args:
+        parts: the metrics of each rank; a name may be missing in some.
+        rows: completions of each rank.
+    """
     if len(parts) == 1:
         return dict(parts[0])
     out: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         holders = [(part, count) for part, count in zip(parts, rows, strict=True) if name in part]
         values = [part[name] for part, _ in holders]
-        adds_up = name in _SUMS or name.startswith("failed/")
-        if all(value == values[0] for value in values) and not adds_up:
-            out[name] = values[0]
-        elif adds_up:
+        row = metric(name)
+        how = "mean" if row is None else row.ranks
+        if how == "sum":
             out[name] = sum(values)
-        elif name in _MAXIMA or name.startswith("seconds/"):
+        elif all(value == values[0] for value in values):
+            out[name] = values[0]
+        elif how == "max":
             out[name] = max(values)
         else:
-            out[name] = mean(values, [count * _share(part, name) for part, count in holders])
+            out[name] = mean(values, [count * _share(part, how) for part, count in holders])
     if "reward_std" in out:
         out["reward_std"] = _deviation(parts, out["reward"], rows)
     return out
 
 
-def _share(part: dict[str, Any], name: str) -> float:
+def _share(part: dict[str, Any], how: str) -> float:
     """What each completion of a rank counts for in the mean over all ranks."""
-    if name == "kl":
+    if how == "mean of tokens":
         return float(part["completion_length"])
-    return 1.0 - part.get("unscorable", 0.0) if name.startswith("reward") else 1.0
+    return 1.0 - part.get("unscorable", 0.0) if how == "mean of scored" else 1.0
 
 
 def _deviation(parts: Sequence[dict[str, Any]], reward: float, rows: Sequence[int]) -> float:
     """Of the rewards on all ranks, from each rank's mean and deviation and the mean of all."""
-    counts = [round(count * _share(part, "reward")) for part, count in zip(parts, rows, strict=True)]
+    counts = [round(count * _share(part, "mean of scored")) for part, count in zip(parts, rows, strict=True)]
     squares = math.fsum(
         (count - 1) * part["reward_std"] ** 2 + count * (part["reward"] - reward) ** 2
         for part, count in zip(parts, counts, strict=True)

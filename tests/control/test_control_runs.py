@@ -24,7 +24,7 @@ from llm_pg.control.settings import SPECS, resolve
 from llm_pg.control.train import train
 from llm_pg.doctor import examine_run
 from llm_pg.doctor.evidence import read_run
-from llm_pg.metrics import described, read_metrics
+from llm_pg.metrics import metric, read_metrics
 from llm_pg.report import write_report
 from llm_pg.report.charts import charts
 
@@ -233,7 +233,7 @@ def test_a_command_trains_and_writes_a_run_folder_of_the_main_track(
     assert lines[-1]["episodes"] >= 60
     assert lines[-1]["step"] == 60  # one episode an update
     assert lines[-1]["progress"] == 1.0
-    assert all(described(name) or name == "nan" for line in lines for name in line)
+    assert all(metric(name) or name == "nan" for line in lines for name in line)
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert settings["algorithm"]["baseline"] == "running_mean"
     assert settings["run"] == {"seed": 0}
