@@ -190,7 +190,7 @@ def _room_commands(commands: Commands) -> None:
     prove = commands.add_parser("prove", help="compare every estimator's expected update with the exact gradient")
     prove.add_argument("--quick", action="store_true", help="a smaller table, in under 10 seconds")
     prove.add_argument("--json", action="store_true", help="the rows as JSON")
-    prove.add_argument("--markdown", action="store_true", help="the table of the README")
+    prove.add_argument("--markdown", action="store_true", help="the table of docs/estimators.md")
     prove.add_argument("--advantage", metavar="my.py:fn", help="prove your own advantage function")
     prove.add_argument("--loss", metavar="my.py:fn", help="prove your own loss function")
     prove.set_defaults(run=_prove)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -269,6 +268,13 @@ def sync(path: Path) -> None:
 
 def peak_memory_mb() -> float:
     """Peak resident set of this process in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil  # accelerate needs it
+
+        facts = psutil.Process().memory_info()
+        return float(getattr(facts, "peak_wset", facts.rss)) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

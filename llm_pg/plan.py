@@ -43,8 +43,21 @@ class Machine:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One step. prompts: of all devices; rows: completions in one pass of training; passes: μ; weight_bytes: 4 where
-    weights are float32, as they are under train.bf16."""
+    """One step.
+
+    Attributes:
+        prompts: of all devices.
+        generations: completions of each prompt.
+        prompt_length: tokens.
+        completion_length: tokens.
+        rows: completions in one pass of training.
+        passes: over the same rollouts, μ.
+        reference: a KL penalty with a reference model.
+        checkpointing: activations are computed again in the backward pass.
+        weight_bytes: of a weight; 4 = float32, as it is under train.bf16.
+        trained: share of the parameters that is trained, in float32 beside the frozen ones; 1 = full weights, about
+            0.02 = LoRA, whose reference is the same model with the adapter off.
+    """
 
     prompts: int = 128
     generations: int = 8
@@ -55,17 +68,24 @@ class PlannedJob:
     reference: bool = False
     checkpointing: bool = True
     weight_bytes: int = 4
+    trained: float = 1.0
 
 
-MODELS = {  # Qwen2.5-0.5B, Qwen2.5-7B, Llama-3.1-70B
+MODELS = {  # Qwen2.5 from 0.5B to 7B, Llama-3.1-70B
     "0.5b": Model(0.494e9, 24, 896, 128),
+    "1.5b": Model(1.54e9, 28, 1536, 256),
+    "3b": Model(3.09e9, 36, 2048, 256),
     "7b": Model(7.62e9, 28, 3584, 512),
     "70b": Model(70.6e9, 80, 8192, 1024),
 }
-# Data sheets (dense bf16, HBM, NVLink one way, one 400 or 200 Gb/s card a GPU); `used` is what large runs report.
+# Data sheets (dense bf16 with float32 sums, memory, NVLink or PCIe one way, one 400 or 200 Gb/s card a GPU); `used` is
+# what large runs report.
 MACHINES = {
     "h100": Machine(989e12, 0.4, 3.35e12, 80e9, 450e9, 50e9),
     "a100": Machine(312e12, 0.45, 2.04e12, 80e9, 300e9, 25e9),
+    "rtx4090": Machine(165e12, 0.4, 1.01e12, 24e9, 32e9, 3e9),
+    "rtx3090": Machine(71e12, 0.4, 0.936e12, 24e9, 32e9, 3e9),
+    "l4": Machine(121e12, 0.4, 0.3e12, 24e9, 32e9, 3e9),
     "cpu": Machine(5e10, 0.5, 1e10, 16e9, 1e9, 1e9, devices=1, latency=2e-4, overhead=2e-3),
 }
 # vllm: servers on half of the devices. They are brought whole weights, which each training device gathers for it.
@@ -112,7 +132,10 @@ def memory(model: Model, job: PlannedJob, gpus: int, engine: str) -> dict[str, f
     cut = _training(gpus, engine) if engine.startswith("fsdp2") else 1
     weights = model.parameters * job.weight_bytes
     width = 2 if job.checkpointing else 34  # bytes a token, layer and unit of width: inputs alone, or all
-    rest = (weights * 2 + model.parameters * 8) / cut + (weights / cut if job.reference else 0)
+    full = job.trained == 1
+    # Gradients and two moments; an adapter is float32 and comes on top of the frozen weights, which are its reference.
+    beside = model.parameters * (job.weight_bytes + 8 if full else 16 * job.trained)
+    rest = (weights + beside + (weights if job.reference and full else 0)) / cut
     in_pass = job.rows * (job.completion_length + job.prompt_length / job.generations)
     training = in_pass * model.hidden * model.layers * width
     held = 0.0 if engine.endswith("vllm") else _keys(model, job, job.generations)
@@ -186,9 +209,10 @@ def phases(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: s
         )
     )  # fmt: skip
     if not sharded:
-        sent, messages = 2 * count * width * ring, 9 * model.layers * bool(ring)
+        sent, messages = 2 * count * job.trained * width * ring, 9 * model.layers * bool(ring)
         out.append(_phase("all-reduce", machine, 1, sent=sent, messages=messages, devices=training))
-    out.append(_phase("optimiser", machine, 1, moved=count * (20 + 2 * width) / (training if sharded else 1)))
+    moved = count * job.trained * (20 + 2 * width) / (training if sharded else 1)
+    out.append(_phase("optimiser", machine, 1, moved=moved))
     return [phase for phase in out if phase.seconds > 0]
 
 
@@ -198,11 +222,11 @@ def choose(model: Model, machine: Machine, job: PlannedJob, gpus: int) -> str:
         if memory(model, job, gpus, engine)["most"] <= machine.memory:
             return engine
     need = memory(model, job, gpus, "fsdp2")
-    told = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in need.items())
+    sizes = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in need.items())
     raise ConfigError(
         f"No engine of this project holds it on {gpus} devices of {machine.memory / 1e9:.0f} GB; FSDP2 needs, on each: "
-        f"{told}. What samples in the trainer's process holds whole weights. More devices lower the part at rest only; "
-        "an adapter (LoRA) or bfloat16 weights (--weight-bytes 2) lower the rest."
+        f"{sizes}. What samples in the trainer's process holds whole weights. More devices lower the part at rest "
+        "only; an adapter (--trained 0.02 --weight-bytes 2) lowers the rest."
     )
 
 
@@ -241,6 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=float, help=text)
     for name in ("prompts", "generations", "prompt_length", "completion_length", "rows", "passes", "weight_bytes"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(job, name))
+    parser.add_argument("--trained", type=float, default=job.trained, help="share of the parameters; LoRA: about 0.02")
     parser.add_argument("--reference", action="store_true", help="a KL penalty with a reference model (beta > 0)")
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="keep activations")
     parser.set_defaults(run=main)
@@ -253,6 +278,8 @@ def main(given: argparse.Namespace) -> int:
     job = PlannedJob(**{name: values[name] for name in PlannedJob.__dataclass_fields__})
     numbers = {**rates, "gpus": given.gpus, **vars(job)}
     low = [name for name, value in numbers.items() if value <= 0 and not isinstance(value, bool)]
+    if not job.trained <= 1:
+        raise ConfigError(f"--trained is a share of the parameters, over 0 and at most 1; {job.trained:g} is not.")
     if low:
         raise ConfigError(f"plan takes numbers above 0; {', '.join(low)} is not.")
     print(render(model, machine, job, given.gpus, given.engine or choose(model, machine, job, given.gpus)))

@@ -48,19 +48,27 @@ class PolicyGradientTrainer:
             `module:function` or `file.py:function`, reward models (hub id, folder or module); None = those of the
             config, or the task's own.
         args: `GRPOConfig(...)`, `RLOOConfig(...)`, `ReinforceConfig(...)` or a `Config`.
-        train_dataset, eval_dataset: `datasets` objects or lists of rows with a `prompt` column; None = the config's.
+        train_dataset: a `datasets` object, or rows (dicts) with a `prompt` column; None = the config's.
+        eval_dataset: the same for held-out prompts; None = the config's, or rows held out of the training data.
         processing_class: the tokenizer; None = the model's own.
-        reward_processing_classes: tokenizers of reward models, one for each of reward_funcs; None = they bring theirs.
         peft_config: a peft config; the reference is then the model with the adapter off.
+        reward_processing_classes: tokenizers of reward models, one for each of reward_funcs; None = they bring theirs.
         callbacks: transformers' TrainerCallbacks, objects or classes.
         sampler: an engine of your own, with the method of `sampling.protocol.SamplingEngine`; None = the config's
             `rollout.engine`. Its log-probabilities are compared with the trainer's at every step (`sampler_gap`).
-        terminal: where progress is printed. clock: phases that ended before (imports).
+        terminal: where progress is printed; None = chosen by what the output is.
+        clock: seconds of phases that ended before (imports).
+        **of_trl: further arguments of TRL's trainers, which are refused with what to do instead.
 
     Attributes:
-        config: the run's settings, as they are used. model, tokenizer, policy: what is trained.
-        prompts: those to train on, by step; train_prompts, eval_prompts: all of them, and those held out.
-        run: what `train` is made of, from its beginning on; None before.
+        config: the run's settings, as they are used.
+        model: what is trained.
+        tokenizer: its tokenizer.
+        policy: the model with its reference and critic.
+        prompts: training prompts by step.
+        train_prompts: all training prompts.
+        eval_prompts: those held out.
+        run: the parts that `train` uses, once it has begun; None before.
 
     Raises:
         ConfigError: bad settings, data, model or reward functions, before anything expensive.

@@ -1,6 +1,6 @@
 """What the generators of documentation pages share. Each prints its page, or writes it to the file that is named:
 
-python docs/generators/api_page.py docs/api.md
+python docs/generators/metrics_page.py docs/metrics.md
 """
 
 import sys

@@ -22,7 +22,11 @@ def _identity(x: Tensor) -> Tensor:
 def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, Tensor]:
     """Sum and number of the valid entries of each rollout's group, both shaped as `x_B`.
 
-    `x_B` is one number a rollout (B,), or one a step (B, T): then each step is taken with the same step of the others.
+    Args:
+        x_B: one number for each rollout (B,), or for each step (B, T). For steps, each is summed with the same step of
+            the others.
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
     """
     num_groups = int(group_B.max()) + 1 if group_B.numel() else 0
     valid = valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
@@ -37,6 +41,11 @@ def origin_of_group(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
 
     Sums are taken of the distance from it, so that a group of equal rewards has advantage 0 to the last bit: 0.7 is
     not (0.7 + 0.7 + 0.7) / 3 in floating point, and dividing by a deviation of 1e-4 would make a signal of the rest.
+
+    Args:
+        x_B: one number for each rollout (B,), or for each step (B, T).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
     """
     valid = valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
     index = group_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
@@ -50,6 +59,12 @@ def group_mean(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     """Mean of the rollout's group, itself included.
 
     Bias: the expected update is (G-1)/G of the gradient: the right direction, shrunk.
+
+    Args:
+        x_B: one number for each rollout (B,), or for each step (B, T).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
+
     Source: GRPO, Shao et al. 2024 (arXiv 2402.03300).
     """
     origin_B = origin_of_group(x_B, group_B, valid_B)
@@ -68,7 +83,10 @@ def length_weighted_mean(x_B: Tensor, length_B: Tensor, group_B: Tensor, valid_B
     Source: OPO, Hao et al. 2025 (arXiv 2505.23585).
 
     Args:
-        x_B: one number a rollout. length_B: steps inside the mask, > 0 for valid rollouts.
+        x_B: one number for each rollout (B,).
+        length_B: steps inside the mask (B,), > 0 for valid rollouts.
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
     """
     origin_B = origin_of_group(x_B, group_B, valid_B)
     weight_B = length_B.to(x_B.dtype)
@@ -82,6 +100,11 @@ def leave_one_out(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
 
     Bias: none, since the baseline of a rollout does not depend on its own actions. A rollout with no valid other
     gets itself as baseline, that is advantage 0: there is nothing to compare it with.
+
+    Args:
+        x_B: one number for each rollout (B,), or for each step (B, T).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
 
     Source: Kool et al. 2019; RLOO, Ahmadian et al. 2024 (arXiv 2402.14740).
     """
@@ -106,6 +129,11 @@ def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
 
     Dividing by it reweights prompts: the rarer success is, the larger the step (about 1/sqrt(p(1-p)) for 0/1
     rewards), and the more so the larger the group.
+
+    Args:
+        x_B: one number for each rollout (B,), or for each step (B, T).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
     """
     distance_B = x_B - group_mean(x_B, group_B, valid_B)
     _, num_B = group_sums(x_B, group_B, valid_B)
@@ -120,6 +148,11 @@ def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Ten
 
     The mean of what is left over is added to a first mean, so that equal numbers have deviation 0 to the last bit:
     see `origin_of_group`, whose least entry ranks could not agree on by sums.
+
+    Args:
+        x_B: one number for each rollout of this rank (B,).
+        valid_B: bool (B,); False for rollouts without a score.
+        all_sum: sums a tensor over all ranks; the identity on one rank.
     """
     nothing_B = torch.zeros_like(x_B)
     total = all_sum(torch.stack([torch.where(valid_B, x_B, nothing_B).sum(), valid_B.sum().to(x_B.dtype)]))
@@ -129,7 +162,13 @@ def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Ten
 
 
 def batch_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
-    """Sample standard deviation over all valid rollouts of all ranks, a scalar; 0 for a batch of one."""
+    """Sample standard deviation over all valid rollouts of all ranks, a scalar; 0 for a batch of one.
+
+    Args:
+        x_B: one number for each rollout of this rank (B,).
+        valid_B: bool (B,); False for rollouts without a score.
+        all_sum: sums a tensor over all ranks; the identity on one rank.
+    """
     centred_B = torch.where(valid_B, x_B - batch_mean(x_B, valid_B, all_sum), torch.zeros_like(x_B))
     num = all_sum(valid_B.sum().to(x_B.dtype))
     unit = _power_of_two(all_sum((centred_B.abs() / num.clamp(min=1)).sum()))
@@ -158,7 +197,12 @@ class RunningMean:
         return self.sum / self.weight if self.weight else 0.0
 
     def update(self, mean: float | Tensor, num_rows: float | Tensor = 1) -> None:
-        """Take in the mean return of a batch; of one without a scored row nothing: its mean is no return."""
+        """Take in the mean return of a batch; of one without a scored row nothing: its mean is no return.
+
+        Args:
+            mean: mean return of the batch.
+            num_rows: rollouts of the batch that have a score; 0 = the batch changes nothing.
+        """
         if not float(num_rows):
             return
         self.sum = self.decay * self.sum + (1 - self.decay) * float(mean)

@@ -60,36 +60,63 @@ def warp_logits(
 
 
 def token_logp(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log π(token) under softmax(`logits`). Shapes (..., V) and (...,) -> (...,); natural logarithm."""
+    """log π(token) under softmax(`logits`), nats, shape (...,).
+
+    Args:
+        logits: real numbers, shape (..., V).
+        tokens: int64 ids, shape (...,).
+    """
     return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(`logits`) in nats, (..., V) -> (...,); tokens outside the support (-inf) count as 0."""
+    """Entropy of softmax(`logits`) in nats, shape (...,); tokens outside the support (-inf) count as 0.
+
+    Args:
+        logits: real numbers, shape (..., V).
+    """
     logp = logits.log_softmax(-1)
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def kl_full(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(ref_logits)) summed over the vocabulary, in nats: (..., V) -> (...,)."""
+    """KL(softmax(logits) || softmax(ref_logits)) summed over the vocabulary, in nats, shape (...,).
+
+    Args:
+        logits: real numbers, shape (..., V).
+        ref_logits: real numbers, shape (..., V).
+    """
     logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     return (logp.exp() * (logp - ref_logp).masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def gaussian_logp(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log N(x; mean, std²) of independent coordinates, summed over the last axis: (..., A) -> (...,), natural log."""
+    """log N(x; mean, std²) of independent coordinates, summed over the last axis, natural logarithm, shape (...,).
+
+    Args:
+        x: where, shape (..., A).
+        mean: shape (..., A).
+        log_std: log σ, shape (..., A).
+    """
     z = (x - mean) * (-log_std).exp()
     return (-0.5 * z * z - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def gaussian_entropy(log_std: Tensor) -> Tensor:
-    """Differential entropy of independent coordinates, Σ (log σ + ½ log 2πe): (..., A) -> (...,), nats; may be < 0."""
+    """Differential entropy of independent coordinates, Σ (log σ + ½ log 2πe), nats, shape (...,); may be below 0.
+
+    Args:
+        log_std: log σ, shape (..., A).
+    """
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
 def tanh_log_jacobian(x: Tensor) -> Tensor:
-    """Σ log(1 - tanh(x)²), to be taken off log p(x) to get that of tanh(x): (..., A) -> (...,).
+    """Σ log(1 - tanh(x)²), shape (...,), to be subtracted from log p(x) for that of tanh(x).
 
     Written as 2(log 2 - x - softplus(-2x)), which does not overflow for large |x|.
+
+    Args:
+        x: before the tanh, shape (..., A).
     """
     return (2.0 * (math.log(2.0) - x - torch.nn.functional.softplus(-2.0 * x))).sum(-1)

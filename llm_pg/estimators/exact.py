@@ -26,6 +26,8 @@ class EnumeratedCompletions:
     """Every completion of at most `horizon` tokens out of `vocab_size`, where the last token is EOS.
 
     Attributes:
+        vocab_size: V, tokens with the end token, >= 2.
+        horizon: T, tokens of a completion at most, >= 1.
         tokens_ST: int64, EOS after the end.
         mask_ST: True at each token really produced, the EOS included.
         prefix_ST: int64, number of the prefix that each token continues; 0 is the empty one (and outside the mask).
@@ -55,14 +57,23 @@ class EnumeratedCompletions:
 
 
 def num_completions(vocab_size: int, horizon: int) -> int:
-    """Σ_{t<T} (V-1)^t that end in EOS, and (V-1)^T that are cut."""
+    """Σ_{t<T} (V-1)^t that end in EOS, and (V-1)^T that are cut.
+
+    Args:
+        vocab_size: V, tokens with the end token, >= 2.
+        horizon: T, tokens of a completion at most, >= 1.
+    """
     words = vocab_size - 1
     return sum(words**t for t in range(horizon)) + words**horizon
 
 
 @lru_cache(maxsize=32)
 def enumerate_completions(vocab_size: int, horizon: int) -> EnumeratedCompletions:
-    """List them, by length and then in the order of the tokens.
+    """Lists them, by length and then in the order of the tokens.
+
+    Args:
+        vocab_size: V, tokens with the end token, >= 2.
+        horizon: T, tokens of a completion at most, >= 1.
 
     Raises:
         ValueError: for V < 2, T < 1, or more than MAX_COMPLETIONS completions.
@@ -134,7 +145,15 @@ class TabularPolicy:
     def random(
         cls, vocab_size: int, horizon: int, num_prompts: int = 1, spread: float = 1.0, seed: int = 0
     ) -> TabularPolicy:
-        """Logits drawn from N(0, spread²)."""
+        """Logits drawn from N(0, spread²).
+
+        Args:
+            vocab_size: V, tokens with the end token, >= 2.
+            horizon: T, tokens of a completion at most, >= 1.
+            num_prompts: P, >= 1.
+            spread: standard deviation of the logits, >= 0.
+            seed: of the draw.
+        """
         num_prefixes = enumerate_completions(vocab_size, horizon).num_prefixes
         generator = torch.Generator().manual_seed(seed)
         shape = (num_prompts, num_prefixes, vocab_size)
@@ -152,7 +171,12 @@ class TabularPolicy:
         return dataclasses.replace(self, logits_PNV=logits_PNV)
 
     def warped(self, logits: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`warp_logits` with this policy's settings, over the last axis."""
+        """`warp_logits` with this policy's settings, over the last axis.
+
+        Args:
+            logits: real numbers, shape (..., V).
+            keep: ids that stay in the support, shape (...,); None = none.
+        """
         return warp_logits(logits, keep=keep, **self.warp)  # type: ignore[arg-type]
 
     def logp_PST(self) -> Tensor:
@@ -175,7 +199,12 @@ class TabularPolicy:
 
 @dataclass(frozen=True)
 class Exact:
-    """A quantity and its gradient with respect to the logits, by differentiating the sum over all completions."""
+    """A quantity and its gradient with respect to the logits, by differentiating the sum over all completions.
+
+    Attributes:
+        value: the quantity.
+        gradient_PNV: its gradient, float64.
+    """
 
     value: float
     gradient_PNV: Tensor
@@ -204,7 +233,12 @@ def objective(policy: TabularPolicy, reward_PNV: Tensor, gamma: float = 1.0) -> 
 
 
 def kl(policy: TabularPolicy, reference: TabularPolicy) -> Exact:
-    """KL(π‖ref) of whole completions, nats, the mean over prompts, and its gradient in θ of π."""
+    """KL(π‖ref) of whole completions, nats, the mean over prompts, and its gradient in θ of π.
+
+    Args:
+        policy: π.
+        reference: ref, of the same vocabulary, horizon and prompts.
+    """
     ref_PS = reference.logp_PST().sum(2).detach()
 
     def log_ratio_PS(leaf: TabularPolicy) -> Tensor:
@@ -219,6 +253,9 @@ def completion_entropy(policy: TabularPolicy) -> Exact:
 
     By the chain rule it is the expected sum of the token entropies; its gradient also credits a token with the
     entropies that it leads to.
+
+    Args:
+        policy: what is sampled.
     """
 
     def minus_log_PS(leaf: TabularPolicy) -> Tensor:
@@ -229,7 +266,12 @@ def completion_entropy(policy: TabularPolicy) -> Exact:
 
 
 def terminal_reward(completions: EnumeratedCompletions, reward_PS: Tensor) -> Tensor:
-    """A verdict on each whole completion as a reward_PNV that stands at its last token."""
+    """A verdict on each whole completion as a reward_PNV that stands at its last token.
+
+    Args:
+        completions: of the policy.
+        reward_PS: reward of each completion of each prompt, float64.
+    """
     num_prompts = reward_PS.shape[0]
     out_PNV = reward_PS.new_zeros(num_prompts, completions.num_prefixes, completions.vocab_size)
     last_S = completions.mask_ST.sum(1) - 1
@@ -239,7 +281,12 @@ def terminal_reward(completions: EnumeratedCompletions, reward_PS: Tensor) -> Te
 
 
 def step_values(completions: EnumeratedCompletions, table_PNV: Tensor) -> Tensor:
-    """A table over (prefix, token) read along each completion, (P, S, T); 0 outside the mask."""
+    """A table over (prefix, token) read along each completion, (P, S, T); 0 outside the mask.
+
+    Args:
+        completions: of the policy.
+        table_PNV: a number for each prompt, prefix and token.
+    """
     read_PST = table_PNV[:, completions.prefix_ST, completions.tokens_ST]
     return torch.where(completions.mask_ST, read_PST, torch.zeros_like(read_PST))
 
@@ -248,6 +295,11 @@ def state_values(policy: TabularPolicy, reward_PNV: Tensor, gamma: float = 1.0) 
     """V(n) = E[Σ_{k>=t} γ^(k-t) r_k | prefix n], (P, N), by recursion from the longest prefixes back.
 
     It is what an exact critic would say; `logp_PST` plays no part in it.
+
+    Args:
+        policy: what is sampled.
+        reward_PNV: reward of producing token v after prefix n.
+        gamma: discount in (0, 1].
     """
     c = policy.completions
     prob_PNV = policy.warped(policy.logits_PNV).softmax(-1)

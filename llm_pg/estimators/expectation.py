@@ -60,7 +60,8 @@ class Comparison:
     """An expected update beside the gradient.
 
     Attributes:
-        bias: |E[g] - ∇J| / |∇J|; bias_absolute: the same, not divided.
+        bias: |E[g] - ∇J| / |∇J|.
+        bias_absolute: the same, not divided.
         cosine: between the two; 0 where the expected update is 0.
         scale: length of E[g] along ∇J in units of |∇J|.
         off_direction: |E[g] - scale ∇J| / |E[g]|, 0 where only the length differs.
@@ -82,7 +83,14 @@ def _support(prob_S: Tensor) -> Tensor:
 
 
 def count_groups(prob_PS: Tensor, num_generations: int, *, all_prompts: bool = False, ordered: bool = False) -> int:
-    """How many batches there are: multisets of G completions a prompt (or ordered lists), and their product."""
+    """How many batches there are: multisets of G completions a prompt (or ordered lists), and their product.
+
+    Args:
+        prob_PS: probability of each completion of each prompt.
+        num_generations: G, completions of one prompt.
+        all_prompts: a step has a group of every prompt, not of one.
+        ordered: count each order of a group separately.
+    """
     sizes = [int((prob_S > 0).sum()) for prob_S in prob_PS]
     each = [n**num_generations if ordered else math.comb(n + num_generations - 1, num_generations) for n in sizes]
     return math.prod(each) if all_prompts else sum(each)
@@ -142,7 +150,15 @@ def enumerate_groups(
 def sample_groups(
     prob_PS: Tensor, num_generations: int, num_samples: int, *, all_prompts: bool = False, seed: int = 0
 ) -> Iterator[Groups]:
-    """`num_samples` batches drawn as a step would draw them, each of weight 1/num_samples."""
+    """`num_samples` batches drawn as a step would draw them, each of weight 1/num_samples.
+
+    Args:
+        prob_PS: probability of each completion of each prompt.
+        num_generations: G, completions of one prompt.
+        num_samples: batches to draw, >= 1.
+        all_prompts: a step has a group of every prompt, not of one.
+        seed: of the draws.
+    """
     generator = torch.Generator().manual_seed(seed)
     num_prompts = prob_PS.shape[0]
     if all_prompts:
@@ -163,7 +179,13 @@ def _chunks(groups: Iterator[Groups], size: int) -> Iterator[Groups]:
 
 
 def updates(loss_of: LossOfGroups, theta_MPNV: Tensor, groups: Groups) -> Tensor:
-    """-∂loss/∂θ of each batch, (M, D)."""
+    """-∂loss/∂θ of each batch, (M, D).
+
+    Args:
+        loss_of: the estimator, see `LossOfGroups`.
+        theta_MPNV: parameters, one set for each batch.
+        groups: M batches.
+    """
     leaf = theta_MPNV.detach().clone().requires_grad_()
     loss_M = loss_of(leaf, groups)
     (gradient,) = torch.autograd.grad(loss_M.sum(), leaf)
@@ -188,9 +210,12 @@ def expected_update(
         loss_of: the estimator, see `LossOfGroups`.
         theta_PNV: where to differentiate.
         prob_PS: probabilities of what the sampler draws (they need not be those of θ).
-        num_generations, all_prompts, ordered: see `enumerate_groups`.
-        num_samples, seed: draw instead of listing.
-        theta_of: parameters (M, P, N, V) that depend on the batch (a second pass over data the first has used).
+        num_generations: G, completions of one prompt.
+        all_prompts: a step has a group of every prompt, not of one; see `enumerate_groups`.
+        ordered: list each order of a group separately.
+        num_samples: batches to draw instead of listing all; None = list.
+        seed: of the draws.
+        theta_of: parameters (M, P, N, V) that depend on the batch (a second pass over data that the first has used).
     """
     if num_samples is None:
         source = enumerate_groups(prob_PS, num_generations, all_prompts=all_prompts, ordered=ordered)
@@ -210,7 +235,12 @@ def expected_update(
 
 
 def compare(update: ExpectedUpdate, gradient: Tensor) -> Comparison:
-    """Set an expected update against the gradient (any shape of D numbers), which must not be 0."""
+    """Set an expected update against the gradient (any shape of D numbers), which must not be 0.
+
+    Args:
+        update: of `expected_update`.
+        gradient: what it should be: D numbers of any shape, not all 0.
+    """
     mean_D, target_D = update.mean_D, gradient.reshape(-1)
     length, norm = float(mean_D.norm()), float(target_D.norm())
     if norm < 1e-12:

@@ -13,17 +13,32 @@ from torch import Tensor
 
 
 def k1(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
-    """k: unbiased as a value, may be negative. Natural logarithm, shape (B, T)."""
+    """k: unbiased as a value, may be negative. Natural logarithm, shape (B, T).
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        ref_logp_BT: log-probabilities of the same tokens under the reference, nats, shape (B, T).
+    """
     return logp_BT - ref_logp_BT
 
 
 def k2(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
-    """k²/2: never negative, biased as a value, small variance. Its gradient is k ∇log π."""
+    """k²/2: never negative, biased as a value, small variance. Its gradient is k ∇log π.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        ref_logp_BT: log-probabilities of the same tokens under the reference, nats, shape (B, T).
+    """
     return 0.5 * (logp_BT - ref_logp_BT) ** 2
 
 
 def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
-    """exp(-k) - 1 + k: never negative, unbiased as a value. Its gradient is (1 - exp(-k)) ∇log π."""
+    """exp(-k) - 1 + k: never negative, unbiased as a value. Its gradient is (1 - exp(-k)) ∇log π.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        ref_logp_BT: log-probabilities of the same tokens under the reference, nats, shape (B, T).
+    """
     k_BT = logp_BT - ref_logp_BT
     return torch.expm1(-k_BT) + k_BT
 

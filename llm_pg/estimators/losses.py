@@ -11,7 +11,14 @@ from .ratios import clip_range
 
 
 def reinforce(logp_BT: Tensor, advantage_BT: Tensor) -> Tensor:
-    """-w log π: the score-function gradient. On-policy only: it knows no ratio. Source: Williams 1992."""
+    """-w log π: the score-function gradient, on-policy only, as it has no ratio.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        advantage_BT: advantages, constants of the gradient, shape (B, T).
+
+    Source: Williams 1992.
+    """
     return -advantage_BT * logp_BT
 
 
@@ -25,10 +32,11 @@ def clipped(
     """-min(r w, clip(r) w): no gain from moving the ratio further than epsilon from 1.
 
     Args:
-        ratio_BT: importance ratio, > 0.
-        advantage_BT: advantage.
-        epsilon, epsilon_high: lower and upper width, each > 0 (`epsilon_high` None = `epsilon`; DAPO sets it wider).
-        delta: upper bound of the ratio also where the weight is negative (two-sided clipping, > 1 + epsilon_high);
+        ratio_BT: importance ratios, > 0, shape (B, T).
+        advantage_BT: advantages, constants of the gradient, shape (B, T).
+        epsilon: lower width of the range around 1, > 0.
+        epsilon_high: upper width, > 0; None = `epsilon` (DAPO sets it wider).
+        delta: upper bound of the ratio also where the advantage is negative (two-sided clipping, > 1 + epsilon_high);
             None = no bound.
 
     Bias: none at ratio 1; away from it, by design.
@@ -42,7 +50,12 @@ def clipped(
 def cispo(ratio_BT: Tensor, logp_BT: Tensor, advantage_BT: Tensor, epsilon_high: float) -> Tensor:
     """-min(r, epsilon_high)·w·log π with the ratio a constant: clipped tokens keep a gradient.
 
-    `epsilon_high` is the bound of the ratio itself here (TRL's meaning), not a distance from 1.
+    Args:
+        ratio_BT: importance ratios, > 0, shape (B, T).
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        advantage_BT: advantages, constants of the gradient, shape (B, T).
+        epsilon_high: bound of the ratio itself (TRL's meaning), not a distance from 1.
+
     Source: MiniMax-M1, 2025 (arXiv 2506.13585).
     """
     return -ratio_BT.detach().clamp(max=epsilon_high) * advantage_BT * logp_BT
@@ -55,9 +68,10 @@ def sapo(ratio_BT: Tensor, advantage_BT: Tensor, temperature_pos: float, tempera
     weight's sign; a larger τ closes sooner.
 
     Args:
-        ratio_BT: importance ratio, > 0.
-        advantage_BT: advantage.
-        temperature_pos, temperature_neg: τ where the weight is positive, and elsewhere, > 0.
+        ratio_BT: importance ratios, > 0, shape (B, T).
+        advantage_BT: advantages, constants of the gradient, shape (B, T).
+        temperature_pos: τ where the advantage is positive, > 0.
+        temperature_neg: τ elsewhere, > 0.
 
     Bias: none at ratio 1; away from it, by design.
     Source: Gao et al. 2025 (arXiv 2511.20347).
@@ -70,7 +84,14 @@ def sapo(ratio_BT: Tensor, advantage_BT: Tensor, temperature_pos: float, tempera
 def value_loss(
     value_BT: Tensor, target_BT: Tensor, old_value_BT: Tensor | None = None, clip: float | None = None
 ) -> Tensor:
-    """½(V - target)²; with `clip`, the larger of it and the loss of a V held within `clip` of its old value."""
+    """½(V - target)²; with `clip`, the larger of it and the loss of a V held within `clip` of its old value.
+
+    Args:
+        value_BT: V(s_t) of the critic in training, shape (B, T).
+        target_BT: what V should be, a constant, shape (B, T).
+        old_value_BT: V(s_t) before the update, shape (B, T); None = no clipping.
+        clip: largest change of V that the loss rewards, > 0; None = no clipping.
+    """
     loss_BT = 0.5 * (value_BT - target_BT) ** 2
     if clip is None or old_value_BT is None:
         return loss_BT

@@ -27,8 +27,10 @@ def in_top_share(
     above the quantile 1 - share. The least is found by halving, which needs no rank to know the others' entries.
 
     Args:
-        x_BT: numbers in [0, 64), such as entropies in nats. share: in [0, 1]; 0 leaves the largest entry alone.
-        all_sum: sums a tensor over ranks.
+        x_BT: numbers in [0, 64), such as entropies in nats.
+        mask_BT: bool (B, T), the sampled tokens.
+        share: in [0, 1]; 0 leaves the largest entry alone.
+        all_sum: sums a tensor over all ranks; the identity on one rank.
     """
     number = all_sum(mask_BT.sum().to(x_BT.dtype))
     wanted = number - ((1 - share) * (number - 1) - 1e-6).ceil().clamp(min=0)
@@ -41,5 +43,10 @@ def in_top_share(
 
 
 def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of `x_BT` where `mask_BT` is true, a scalar; 0 where the mask is empty."""
+    """Mean of `x_BT` where `mask_BT` is true, a scalar; 0 where the mask is empty.
+
+    Args:
+        x_BT: any finite values inside the mask, shape (B, T).
+        mask_BT: bool or 0/1, shape (B, T).
+    """
     return masked_sum(x_BT, mask_BT) / mask_BT.sum().clamp(min=1)

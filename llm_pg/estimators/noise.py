@@ -36,7 +36,11 @@ class GradientNoise:
 
 
 def square_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Σ |x|² over tensors, float64, on the device of the first; a scalar tensor, so that nothing waits for it."""
+    """Σ |x|² over tensors, float64, on the device of the first; a scalar tensor, so that nothing waits for it.
+
+    Args:
+        tensors: any shapes and devices.
+    """
     total: Tensor | None = None
     for x in tensors:
         square = x.detach().float().square().sum(dtype=torch.float64)
@@ -122,7 +126,11 @@ class NoiseScale:
         return self.noise / self.signal if self.signal > 0 else math.inf
 
     def signal_to_noise(self, num_groups: int) -> float:
-        """|μ| / sqrt(tr Σ / N), length of the expected gradient over the deviation of a step's; 0 while hidden."""
+        """|μ| / sqrt(tr Σ / N), length of the expected gradient over the deviation of a step's; 0 while hidden.
+
+        Args:
+            num_groups: N, groups of a step, >= 1.
+        """
         if self.signal <= 0:
             return 0.0
         return math.sqrt(num_groups * self.signal / self.noise) if self.noise > 0 else math.inf

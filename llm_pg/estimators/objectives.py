@@ -26,7 +26,10 @@ def best_of_k(x_B: Tensor, group_B: Tensor, valid_B: Tensor, k: int) -> Tensor:
     every advantage of a verdict at 0 or above.
 
     Args:
-        x_B: returns, any finite numbers. group_B, valid_B: see `baselines`. k: >= 1.
+        x_B: returns, any finite numbers (B,).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
+        k: completions of which the best counts, >= 1.
     """
     y_B = torch.where(valid_B, x_B - origin_of_group(x_B, group_B, valid_B), torch.zeros_like(x_B))
     same_BB = (group_B.unsqueeze(1) == group_B) & valid_B & valid_B.unsqueeze(1)
@@ -60,7 +63,10 @@ def over_the_mean(advantage_BT: Tensor, x_B: Tensor, group_B: Tensor, valid_B: T
     Source: MaxRL, 2026 (arXiv 2602.02710).
 
     Args:
-        x_B: returns, none below 0.
+        advantage_BT: advantages, shape (B, T).
+        x_B: returns, none below 0 (B,).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
     """
     mean_B = group_mean(x_B, group_B, valid_B)
     success_B = mean_B > 0

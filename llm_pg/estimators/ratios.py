@@ -18,6 +18,12 @@ def importance_ratio(logp_BT: Tensor, proximal_logp_BT: Tensor, mask_BT: Tensor,
     At the sequence levels the value is the row's and the gradient is passed through each token's own
     log-probability, so that per-token weights keep their meaning ("GSPO-token").
 
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        proximal_logp_BT: log-probabilities before the update, or of the sampler, a constant, shape (B, T).
+        mask_BT: bool (B, T), the sampled tokens.
+        level: token, sequence or sequence_sum.
+
     Source: PPO, Schulman et al. 2017 (arXiv 1707.06347); GSPO, Zheng et al. 2025 (arXiv 2507.18071).
     """
     log_ratio_BT = logp_BT - proximal_logp_BT
@@ -45,8 +51,12 @@ def sampler_correction(
     At the sequence level the ratio is the product over the row's tokens, the weight of the whole completion.
 
     Args:
-        logp_BT, sampled_BT: log-probabilities under the trainer at the time of sampling, and the sampler's own.
-        low, high: bounds of the ratio, None = no bound.
+        logp_BT: log-probabilities under the trainer at the time of sampling, nats, shape (B, T).
+        behavior_logp_BT: those that the sampler reports for the same tokens, shape (B, T).
+        mask_BT: bool (B, T), the sampled tokens.
+        mode: one of the four words above.
+        low: lower bound of the ratio; None = no bound.
+        high: upper bound; None = no bound.
 
     Bias: none without bounds at the sequence level; a bound takes out what would make the variance large.
     Source: Yao et al. 2025 (truncated, "Your efficient RL framework secretly brings you off-policy RL training"); Liu
@@ -73,6 +83,13 @@ def has_left(logp_BT: Tensor, behavior_logp_BT: Tensor, mask_BT: Tensor, thresho
 
     The mean estimates the KL from the sampler to the present policy. Dropping such rows where their weight is
     negative keeps completions that the policy would no longer give from being pushed further down.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        behavior_logp_BT: log-probabilities by the sampler, nats, shape (B, T).
+        mask_BT: bool (B, T), the sampled tokens.
+        threshold: nats for each token, > 0.
+
     Source: DeepSeek-V3.2 2025 (arXiv 2512.02556).
     """
     gap_B1 = masked_sum(behavior_logp_BT - logp_BT.detach(), mask_BT, 1).unsqueeze(1)
@@ -80,5 +97,11 @@ def has_left(logp_BT: Tensor, behavior_logp_BT: Tensor, mask_BT: Tensor, thresho
 
 
 def clip_range(ratio: Tensor, epsilon: float, epsilon_high: float | None = None) -> Tensor:
-    """The ratio held inside [1 - epsilon, 1 + epsilon_high] (epsilon_high = epsilon when None)."""
+    """The ratio held inside [1 - epsilon, 1 + epsilon_high].
+
+    Args:
+        ratio: importance ratios, > 0, any shape.
+        epsilon: lower width, > 0.
+        epsilon_high: upper width, > 0; None = `epsilon`.
+    """
     return torch.clamp(ratio, 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))

@@ -45,13 +45,24 @@ def reward_to_go(
 
 
 def total_return(reward_BT: Tensor, discount_BT: Tensor) -> Tensor:
-    """Σ_t (Π_{s<t} d_s) r_t, the discounted return from the first step: (B, T) -> (B,)."""
+    """Σ_t (Π_{s<t} d_s) r_t, the discounted return from the first step: (B, T) -> (B,).
+
+    Args:
+        reward_BT: r_t, shape (B, T).
+        discount_BT: d_t in [0, 1], shape (B, T); 0 where the episode ends.
+    """
     ahead_BT = torch.cat([torch.ones_like(discount_BT[:, :1]), discount_BT[:, :-1]], 1).cumprod(1)
     return (ahead_BT * reward_BT).sum(1)
 
 
 def next_values(value_BT: Tensor, cut_BT: Tensor, bootstrap_BT: Tensor) -> Tensor:
-    """V(s_{t+1}): the next column, or the bootstrap value where the row is cut; 0 after the last column."""
+    """V(s_{t+1}): the next column, or the bootstrap value where the row is cut; 0 after the last column.
+
+    Args:
+        value_BT: V(s_t), shape (B, T).
+        cut_BT: bool (B, T); True where the row stops and the episode does not.
+        bootstrap_BT: V(s_{t+1}) where `cut_BT`, shape (B, T).
+    """
     shifted_BT = torch.cat([value_BT[:, 1:], torch.zeros_like(value_BT[:, :1])], 1)
     return torch.where(cut_BT.bool(), bootstrap_BT, shifted_BT)
 
@@ -59,7 +70,16 @@ def next_values(value_BT: Tensor, cut_BT: Tensor, bootstrap_BT: Tensor) -> Tenso
 def td_error(reward_BT: Tensor, value_BT: Tensor, discount_BT: Tensor, cut_BT: Tensor, bootstrap_BT: Tensor) -> Tensor:
     """δ_t = r_t + d_t V(s_{t+1}) - V(s_t), shape (B, T).
 
-    Bias: unbiased as an advantage only where V is exact. Source: Sutton 1988.
+    Bias: unbiased as an advantage only where V is exact.
+
+    Args:
+        reward_BT: r_t, shape (B, T).
+        value_BT: V(s_t), shape (B, T).
+        discount_BT: d_t in [0, 1], shape (B, T); 0 where the episode ends.
+        cut_BT: bool (B, T); True where the row stops and the episode does not.
+        bootstrap_BT: V(s_{t+1}) where `cut_BT`, shape (B, T).
+
+    Source: Sutton 1988.
     """
     return reward_BT + discount_BT * next_values(value_BT, cut_BT, bootstrap_BT) - value_BT
 
@@ -78,11 +98,12 @@ def gae(
     any λ when V is exact.
 
     Args:
-        reward_BT, value_BT: r_t and V(s_t), shape (B, T).
-        discount_BT: in [0, 1], 0 where the episode ends.
-        cut_BT: bool; the sum stops there after its own δ.
-        bootstrap_BT: V(s_{t+1}) where `cut_BT`.
-        lam: λ in [0, 1], a number or one per row (B,).
+        reward_BT: r_t, shape (B, T).
+        value_BT: V(s_t), shape (B, T).
+        discount_BT: d_t in [0, 1], shape (B, T); 0 where the episode ends.
+        cut_BT: bool (B, T); the sum stops there after its own δ.
+        bootstrap_BT: V(s_{t+1}) where `cut_BT`, shape (B, T).
+        lam: λ in [0, 1], a number or one for each row (B,).
 
     Returns:
         A_t, shape (B, T). The value target is A_t + V(s_t).

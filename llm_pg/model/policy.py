@@ -150,10 +150,15 @@ class Policy:
 
         Args:
             model: hub id, or a folder written by `save_pretrained`.
-            temperature, top_k (0 = all), top_p, min_p: the distribution that is sampled and trained.
-            max_completion_length: tokens. stop: texts that end a completion.
+            temperature: of the distribution that is sampled and trained, > 0.
+            top_k: keep the k most probable tokens; 0 = all.
+            top_p: keep the smallest set of tokens of this mass, in (0, 1].
+            min_p: keep tokens of at least this share of the largest probability, in [0, 1).
+            max_completion_length: tokens, >= 1.
+            stop: texts that end a completion.
             peft_config: of a new adapter, which is then what is trained.
-            bf16: compute in bfloat16 by autocast. device: None = the accelerator where there is one.
+            bf16: compute in bfloat16 by autocast; weights stay float32.
+            device: None = the accelerator where there is one.
             packing: see `Policy`.
 
         Raises:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from .descendants import KILL_S
 from .frames import encode, read, read_bytes, write
-from .guard import GRACE_S
+from .guard import GRACE_S, can_stand
 
 PATIENCE = GRACE_S + 1.0  # seconds for a guard to say how a child ended: first it ends what that left behind
 _START = (
@@ -41,6 +41,9 @@ class Child:
         pass_fds: descriptors that it has under the same numbers. env: its environment; None = that of this process.
         grace: seconds that it has to end in order; 0 = it is killed at once.
 
+    Raises:
+        ValueError: the system has no fork.
+
     Attributes:
         process: the guard, which ends as the child does, and after everything that the child has started.
         requests, answers: descriptors to write to and to read from; -1 for a command.
@@ -55,6 +58,8 @@ class Child:
         env: Mapping[str, str] | None = None,
         grace: float = 0.0,
     ) -> None:
+        if not can_stand():
+            raise ValueError(f"{run} needs a process of its own, which needs os.fork: Linux or macOS.")
         path = json.dumps([str(entry) or os.getcwd() for entry in sys.path] + [os.getcwd()])
         is_function = isinstance(run, str)
         words = [str(run)] if is_function else ["", *run]

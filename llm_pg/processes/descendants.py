@@ -9,13 +9,17 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from functools import cache
 
 KILL_S = 5.0  # seconds within which descendants that were sent SIGKILL must be gone
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SIGKILL, _SIGTERM, _SIGSTOP = 9, 15, 19
 _LOOK_S = 0.01
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)  # not at import: Windows has none
 
 
 def become_subreaper() -> None:
@@ -98,6 +102,6 @@ def _send(pid: int, number: int) -> None:
 
 def _prctl(option: int, value: int, what: str) -> None:
     none = ctypes.c_ulong(0)
-    if _libc.prctl(option, ctypes.c_ulong(value), none, none, none) < 0:
+    if _libc().prctl(option, ctypes.c_ulong(value), none, none, none) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import sys
 import time
 from importlib import import_module
+from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn
 
@@ -26,7 +26,12 @@ from llm_pg.processes import descendants
 
 GRACE_S = 1.0  # seconds that what a child leaves behind has after SIGTERM; a sandbox removes its folder meanwhile
 _LOOK_S = 0.2  # seconds between looks at the parent
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDING = ("SIGTERM", "SIGINT", "SIGHUP")  # by name: this file is imported where there are no such signals, too
+
+
+def can_stand() -> bool:
+    """Returns whether this system has what a guard and its child need: fork, and limits of resources (not Windows)."""
+    return hasattr(os, "fork") and find_spec("resource") is not None
 
 
 def main(parent: str, grace: str, entry: str, *command: str) -> None:
@@ -62,7 +67,7 @@ def stand_guard(parent: int, grace: float = 0.0) -> None:
     os.set_blocking(wake, False)
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    watched = (*_ENDING, signal.SIGCHLD)
+    watched = (*(getattr(signal, name) for name in _ENDING), signal.SIGCHLD)
     before = {number: signal.signal(number, ask) for number in watched}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
     guard = os.getpid()
@@ -139,6 +144,8 @@ def _end_as(status: int | None) -> NoReturn:
     """End with the status of another process; 0 for one that was ended by us."""
     if status is not None and os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
+        import resource
+
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core file, the child's, is enough
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)

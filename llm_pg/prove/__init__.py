@@ -53,7 +53,7 @@ def _own(advantage: str | None, loss: str | None) -> tuple[Line, ...]:
 
 
 def markdown_table() -> str:
-    """The README's block: the short table, the rest folded away."""
+    """The block of docs/estimators.md: the short table, the rest folded away."""
     return _markdown(table(), table(quick=True))
 
 
@@ -69,7 +69,7 @@ def main(
     Args:
         quick: only the lines that matter most, in under 10 seconds.
         as_json: print the lines as a JSON list, or write it to this path.
-        markdown: print the README's table.
+        markdown: print the table of docs/estimators.md.
         advantage, loss: `my.py:fn`, functions of the user's to prove in the place of the table, see `user`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The table as text for a terminal, as markdown for the README, and as JSON."""
+"""The table as text for a terminal, as markdown for docs/estimators.md, and as JSON."""
 
 from __future__ import annotations
 

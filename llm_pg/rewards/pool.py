@@ -2,7 +2,6 @@
 
 import os
 import selectors
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import IO, Any, Literal
 
 from llm_pg.processes.child import PATIENCE, Child
 from llm_pg.processes.frames import BrokenFrameError, Inbox, encode
+from llm_pg.processes.guard import can_stand
 from llm_pg.rewards.jobs import Ledger, RewardJob
 
 START_DEADLINE = 30.0  # seconds until a worker must have begun a job; the job's own clock starts then
@@ -90,7 +90,7 @@ class WorkerPool:
         memory_bytes: int | None = None,
         output: Path | None = None,
     ) -> None:
-        if sys.platform == "win32":
+        if not can_stand():
             raise ValueError("Reward workers need Linux or macOS; use in_process=True here, without deadlines.")
         self._setup = encode({"functions": list(functions), "memory_bytes": memory_bytes})
         self._size, self._load_deadline, self._output_path = size, load_deadline, output

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from llm_pg.processes.frames import encode
+from llm_pg.processes.guard import can_stand
 from llm_pg.rewards.batch import RewardBatch
 from llm_pg.rewards.jobs import RewardJob
 from llm_pg.rewards.models import ModelReward
@@ -48,7 +49,8 @@ class Scorer:
     its slowest pace so far (never less than one deadline); `batch_deadline` sets it instead. After a failure it is
     called once for each completion, so that only the guilty one is lost; a function that compares the completions of
     its batch then sees lists of one.
-    in_process: run all functions here instead, without deadlines or protection. Functions that a worker cannot load
+    in_process: run all functions here instead, without deadlines or protection, as it is always where the system has no
+    fork (Windows), with a warning. Functions that a worker cannot load
     (lambdas, closures, notebooks) run here in any case, with one warning.
     max_unscorable: share of a batch in [0, 1]. RewardError when a function fails on more of it, or when more of its
     completions end without any score. strict: RewardError at the first failure. A returned None is no failure.
@@ -89,6 +91,12 @@ class Scorer:
         self._max_unscorable, self._strict = max_unscorable, strict
         self.share = 1.0  # of a step that the next completions are: max_unscorable is of the whole step
         self._workers, self._output, self._load_deadline = workers, output, load_deadline
+        if not in_process and not can_stand():
+            logger.warning(
+                "This system has no worker processes that can be killed (no os.fork): reward functions run in this "
+                "process, without deadlines. One that hangs stops the run."
+            )
+            in_process = True
         self._memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
         self._here = {
             place: Loaded(function.name, function.loaded(), function.signature, function.options)

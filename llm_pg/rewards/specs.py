@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llm_pg.processes.guard import can_stand
 from llm_pg.rewards.contract import FORMS, RESERVED, Signature, read_signature, shown
-from llm_pg.rewards.loading import Target, load, target_of
+from llm_pg.rewards.loading import LoadError, Target, load, target_of
 from llm_pg.rewards.models import ModelReward, is_module, names_model
 from llm_pg.rewards.pool import PoolError, UnloadedError, WorkerPool
 from reward_fns.registry import RewardInfo, rewards
@@ -248,6 +249,8 @@ def _shipped(name: str, options: dict[str, Any]) -> RewardFunction:
 def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
     if not unread:
         return []
+    if not can_stand():
+        return [_read_here(u) for u in unread]
     entries = [{"name": u.name, "target": u.target.to_json(), "options": {}} for u in unread]
     try:
         with WorkerPool(entries, 1, load_deadline=LOAD_DEADLINE) as pool:
@@ -262,6 +265,17 @@ def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
         )
         for u, s in zip(unread, found, strict=True)
     ]
+
+
+def _read_here(unread: _Unread) -> RewardFunction:
+    """The same without a worker, where the system has none."""
+    try:
+        function = load(unread.target)
+    except LoadError as error:
+        failed = UnloadedError(0, error.kind, str(error), error.near)
+        raise ValueError(explain(failed, unread.spec, unread.target.qualname)) from None
+    signature = read_signature(function, unread.name)
+    return RewardFunction(unread.name, signature, unread.target, function=function, options=unread.options)
 
 
 def _tuple(value: Any) -> Any:

@@ -28,7 +28,8 @@ from typing import Any
 OUT = Path(__file__).resolve().parents[2] / "docs" / "images" / "quickstart.svg"
 COLUMNS, LINES = 100, 38
 CELL, ROW, MARGIN, BAR = 8.0, 17, 14, 34
-NUM_SCREENS, SECONDS = 16, 11.0  # screens at even distances, and how long they are shown in all
+BEGIN = "Before"  # the line that ends the preparations
+NUM_SCREENS, SECONDS = 16, 11.0  # screens at even distances from there on, and how long they are shown in all
 STAYS = {"Held-out prompts, before and after": 4.0, "": 5.0}  # seconds of the screen with this line; of the last one
 PALETTE = {"red": "#ff7b72", "green": "#7ee787", "brown": "#e3b341", "blue": "#79c0ff", "magenta": "#d2a8ff",
            "cyan": "#76e3ea", "white": "#f0f6fc", "black": "#6e7681", "default": "#d1d7e0"}  # fmt: skip
@@ -62,28 +63,28 @@ def record(command: Sequence[str]) -> list[tuple[float, str]]:
 
 
 def screens(pieces: Sequence[tuple[float, str]], shown: str) -> tuple[list[tuple[Screen, float]], float]:
-    """Screens with the seconds that each is shown: one every so often from the first output on, those of STAYS and the
-    last one; and how many times as fast that is."""
+    """Screens with the seconds that each is shown: the first output, screens at even distances from BEGIN on, those of
+    STAYS and the last one; and how many times as fast those at even distances are."""
     import pyte
 
     screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.Stream(screen)
     stream.feed(f"$ {shown}\r\n")
-    first, last, each = pieces[0][0], pieces[-1][0], SECONDS / NUM_SCREENS
-    out = [(_spans(screen), each)]
-    due = [first + (last - first) * i / NUM_SCREENS for i in range(1, NUM_SCREENS)]
+    begin, last, each = next(at for at, piece in pieces if BEGIN in piece), pieces[-1][0], SECONDS / NUM_SCREENS
+    out: list[tuple[Screen, float]] = []
+    due = [pieces[0][0], *(begin + (last - begin) * i / NUM_SCREENS for i in range(NUM_SCREENS))]
     waited, stays = [line for line in STAYS if line], ""
     for seconds, piece in pieces:
         if stays and piece.startswith(("\r", "\x1b")):  # what was written together is whole
             out.append((_spans(screen), STAYS[stays]))
             stays = ""
-        while due and seconds > due[0]:
+        stream.feed(piece)
+        while due and seconds >= due[0]:
             out.append((_spans(screen), each))
             due.pop(0)
-        stream.feed(piece)
         if waited and waited[0] in piece:
             stays = waited.pop(0)
-    return [*out, (_spans(screen), STAYS[""])], (last - first) / SECONDS
+    return [*out, (_spans(screen), STAYS[""])], (last - begin) / SECONDS
 
 
 def _spans(screen: Any) -> Screen:
@@ -127,7 +128,7 @@ def svg(shown: Sequence[tuple[Screen, float]], faster: float, command: str) -> s
         f".s{{animation:s {total:g}s steps(1,end) infinite}}"
         f"@media (prefers-reduced-motion:reduce){{.s{{animation:none;transform:translateY(-{last}px)}}}}"
     )
-    title = f"{command}: a real run, played {faster:.0f} times as fast"
+    title = f"{command}: a real run; its training is played {faster:.0f} times as fast"
     size = f'width="{width:g}" height="{height}" viewBox="0 0 {width:g} {height}"'
     body = [line for i, (screen, _) in enumerate(shown) for line in _text(screen, BAR + height * i)]
     return "\n".join([

@@ -41,6 +41,13 @@ def test_shards_divide_what_is_at_rest_and_only_that() -> None:
     assert cut["sampling"] == pytest.approx(whole["sampling"] + 4 * 7.62e9)
 
 
+def test_an_adapter_of_2_percent_needs_its_own_16_bytes_a_weight_beside_the_frozen_ones_and_no_reference() -> None:
+    job = PlannedJob(trained=0.02, weight_bytes=2, reference=True)
+    assert memory(SEVEN, job, 1, "ddp")["at rest"] == pytest.approx(7.62e9 * (2 + 0.02 * 16))
+    of = {phase.name: phase for phase in phases(SEVEN, H100, job, 2, "ddp")}
+    assert of["all-reduce"].sent == pytest.approx(2 * 0.02 * 7.62e9 * 2 / 2)
+
+
 def test_the_simplest_engine_that_holds_the_model_is_chosen() -> None:
     assert choose(MODELS["0.5b"], H100, PlannedJob(), 1) == "ddp"
     assert choose(SEVEN, H100, PlannedJob(), 8) == "fsdp2"
@@ -69,6 +76,7 @@ def test_every_engine_gives_a_plan_that_names_its_bottleneck(engine: str, capsys
     "words, message",
     [
         (["--gpus", "0"], "numbers above 0; gpus is not"),
+        (["--trained", "2"], "at most 1; 2 is not"),
         (["--prompts", "10", "--gpus", "4"], "10 prompts cannot be dealt out to 4"),
         (["--gpus", "1", "--engine", "ddp+vllm"], "to 0 training devices"),
     ],

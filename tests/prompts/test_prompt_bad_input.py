@@ -169,7 +169,7 @@ def test_the_held_out_file_is_checked_too(tmp_path: Path) -> None:
 
 def test_an_unknown_task_or_option_is_refused_with_the_nearest() -> None:
     text = complaint(check_data, config(task="sort_leters"))
-    assert has(text, "'sort_leters'", "countdown, number_guessing, sort_letters", "Did you mean 'sort_letters'?")
+    assert has(text, "'sort_leters'", "arithmetic, countdown, number_guessing,", "Did you mean 'sort_letters'?")
     text = complaint(check_data, config(task="sort_letters", task_options={"max_lenght": 3}))
     assert has(text, "'max_lenght'", "data.task_options", "Did you mean 'max_length'?")
     text = complaint(check_data, config(task="sort_letters", task_options={"max_length": 2}, num_train_prompts=500))
