@@ -12,6 +12,7 @@ from ..algorithms.own import find_spec
 from ..algorithms.table import AlgorithmSpec
 from ..words import one_of
 from .combinations import check_combinations
+from .engines import ENGINES
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -195,7 +196,7 @@ def _check_critic(spec: AlgorithmSpec, config: Config) -> None:
 
 def _check_engine(config: Config) -> None:
     rollout = config.rollout
-    if rollout.engine != "vllm":
+    if not ENGINES[rollout.engine].served:
         return
     if config.model.load_in_4bit:
         raise ValueError(
@@ -257,8 +258,8 @@ def _check_ahead(spec: AlgorithmSpec, config: Config) -> None:
     """What cannot be sampled ahead of its update."""
     rollout = config.rollout
     refusals = {
-        "transformers' generate draws from the trainer's own random numbers. Use engine native or vllm": (
-            rollout.engine == "transformers"
+        f"engine {rollout.engine} keeps no older weights. Use engine native or vllm": (
+            ENGINES[rollout.engine].older_weights is None
         ),
         "an environment of several turns is played in the trainer. Leave rollout.environment out": (
             rollout.environment is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from .engines import ENGINES
 from .load import ConfigError
 
 if TYPE_CHECKING:
@@ -26,5 +27,5 @@ def need_vllm(*, colocated: bool) -> None:
 def check_vllm(config: Config) -> None:
     """ConfigError where the config wants a vllm of this environment and there is none."""
     rollout = config.rollout
-    if rollout.engine == "vllm" and not rollout.vllm_urls and not rollout.vllm_python:
+    if ENGINES[rollout.engine].served and not rollout.vllm_urls and not rollout.vllm_python:
         need_vllm(colocated=rollout.vllm_mode == "colocate")

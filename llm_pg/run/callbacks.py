@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
 
 from ..config import ConfigError
 
@@ -31,6 +32,20 @@ def logged(values: Mapping[str, Any]) -> dict[str, float]:
     numbers.update({theirs: numbers[ours] for theirs, ours in LOGGED.items() if ours in numbers})
     parts = {name.removeprefix("reward/"): value for name, value in numbers.items() if name.startswith("reward/")}
     return {**numbers, **{f"rewards/{name}/mean": value for name, value in parts.items()}}
+
+
+class Exported:
+    """The attributes of a callback of transformers that it names as its state."""
+
+    def __init__(self, callback: Any) -> None:
+        self.callback = callback
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.callback.state()["attributes"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self.callback, name, value)
 
 
 class Callbacks:
@@ -80,6 +95,20 @@ class Callbacks:
                 self.callbacks.remove(each)
                 return each
         return None
+
+    def stateful(self) -> dict[str, Any]:
+        """Returns the callbacks whose state checkpoints hold, by the name of their class (the second one of a class
+        with -1, ...): those with `state_dict` and `load_state_dict`, and transformers' `ExportableState`."""
+        found: dict[str, Any] = {}
+        for callback in self.callbacks:
+            own = hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
+            if own or isinstance(callback, ExportableState):
+                name, again = f"callback/{type(callback).__name__}", 0
+                while name in found:
+                    again += 1
+                    name = f"callback/{type(callback).__name__}-{again}"
+                found[name] = callback if own else Exported(callback)
+        return found
 
     def fire(self, event: str, **more: Any) -> None:
         for callback in list(self.callbacks):

@@ -79,6 +79,8 @@ class Checkpointer:
         self.register("algorithm", learner.algorithm)
         self.register("prompts", prompts)
         self.register("seconds", context.clock)
+        for name, callback in callbacks.stateful().items():
+            self.register(name, callback)
         self.saved: int | None = None
         self.extension = ""
         self.in_flight: Callable[[int], InFlight] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..config import Config, ConfigError
+from ..config.engines import ENGINES
 from ..model.loading import end_token_ids
 from ..sampling.generate import GenerateSampler
 from ..sampling.native import NativeSampler
@@ -17,7 +18,7 @@ from ..sampling.vllm.settings import Settings
 from .folder import RunFolder
 from .ranks import Ranks
 
-ENGINES: dict[str, Callable[..., SamplingEngine]] = {
+MAKERS: dict[str, Callable[..., SamplingEngine]] = {
     "native": NativeSampler,
     "transformers": GenerateSampler,
     "vllm": VllmSampler,
@@ -32,22 +33,26 @@ def make_sampler(
     ranks: Ranks | None = None,
     say: Callable[[str], None] | None = None,
 ) -> SamplingEngine:
-    """The engine of the config. With `ranks` it belongs to a run: vLLM's weights and log stand in the run's folder.
+    """Returns the engine of the config. With `ranks` it belongs to a run: servers' weights and log are in its folder.
 
-    Raises ConfigError where it cannot work here.
+    Raises:
+        ConfigError: it cannot work here.
     """
     rollout = config.rollout
-    more: dict[str, Any] = {"dtype": products_of(config)}
-    if rollout.engine == "vllm":
-        number, count = (ranks.number, ranks.count) if ranks is not None else (0, 1)
-        more = {"settings": vllm_settings(config, number, count), "say": say}
-        if ranks is not None:
-            more["folder"] = RunFolder(config).path / "vllm" / (f"rank{number}" if count > 1 else "")
+    options = _of_servers(config, ranks, say) if ENGINES[rollout.engine].served else {"dtype": products_of(config)}
     ends = end_token_ids(model, tokenizer)
     try:
-        return ENGINES[rollout.engine](model, tokenizer, ends, rollout.rollout_batch_size, **more)
+        return MAKERS[rollout.engine](model, tokenizer, ends, rollout.rollout_batch_size, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _of_servers(config: Config, ranks: Ranks | None, say: Callable[[str], None] | None) -> dict[str, Any]:
+    number, count = (ranks.number, ranks.count) if ranks is not None else (0, 1)
+    options = {"settings": vllm_settings(config, number, count), "say": say}
+    if ranks is None:
+        return options
+    return options | {"folder": RunFolder(config).path / "vllm" / (f"rank{number}" if count > 1 else "")}
 
 
 def products_of(config: Config) -> torch.dtype | None:

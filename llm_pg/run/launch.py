@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, ConfigError
+from ..config.engines import ENGINES
 from ..config.vllm import check_vllm
 
 FORMS = (
@@ -40,11 +41,12 @@ def check_ahead(config: Config, num_processes: int) -> None:
     """ConfigError where servers would be brought older weights by ranks that hold shards."""
     rollout = config.rollout
     cut = sharding_asked() or zero_in_parts()
-    if rollout.max_staleness and rollout.engine == "vllm" and num_processes > 1 and cut:
+    if rollout.max_staleness and ENGINES[rollout.engine].older_weights == "copy" and num_processes > 1 and cut:
         by = "FSDP2" if sharding_asked() else "DeepSpeed"
         raise ConfigError(
-            f"rollout.max_staleness is {rollout.max_staleness}, the engine is vllm, and {by} cuts the weights over "
-            f"{num_processes} ranks: servers get older weights from a copy of the model, and shards cannot be copied. "
+            f"rollout.max_staleness is {rollout.max_staleness}, the engine is {rollout.engine}, and {by} cuts the "
+            f"weights over {num_processes} ranks: servers get older weights from a copy of the model, and shards "
+            "cannot be copied. "
             "Use DDP (configs/accelerate/ddp.yaml), engine native, or rollout.max_staleness=0."
         )
 

@@ -11,6 +11,7 @@ import torch
 
 from ..algorithms.algorithm import Algorithm
 from ..config import ConfigError
+from ..config.engines import capabilities_of
 from ..evaluate import Evaluation
 from ..learner.learner import Learner
 from ..metrics import read_metrics
@@ -330,8 +331,9 @@ def _facts(context: RunContext, collector: Collector, prompts: Prompts) -> dict[
         "reward_weights": scorer.weights,
         "prompts_per_step": context.plan.prompts,
     }
-    # A minibatch holds the same share of every rank; transformers' generate draws for a rank's whole batch.
-    if config.algorithm.steps_per_generation > 1 or config.rollout.engine == "transformers":
+    # A minibatch holds the same share of every rank, and draws without keys are those of a rank's whole batch.
+    keyed = capabilities_of(collector.engine).keyed_draws
+    if config.algorithm.steps_per_generation > 1 or not keyed:
         facts["ranks"] = context.ranks.count
     return facts
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
+from ..config.engines import ENGINES
 from ..estimators.distributions import token_logp
 from ..model.attention import core_of, eval_mode, products_in
 from .protocol import Completions, SamplingParams, joined
@@ -21,6 +22,8 @@ from .protocol import Completions, SamplingParams, joined
 class GenerateSampler:
     """Samples by `model.generate`, in batches of `rows_at_once` completions (None = all at once); dtype: see
     `NativeSampler`."""
+
+    capabilities = ENGINES["transformers"]
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
+from ..config.engines import ENGINES
 from ..estimators.distributions import token_logp
 from ..model.attention import eval_mode, mixes_types, products_in
 from ..model.exact import packs_exactly
@@ -50,6 +51,8 @@ class NativeSampler:
         static: decode in steps of fixed shapes, which a GPU records once and replays, where a trial shows that it
             is exact; None = on CUDA. A batch that cannot be decoded so goes the other way, and the log says why.
     """
+
+    capabilities = ENGINES["native"]
 
     def __init__(
         self,

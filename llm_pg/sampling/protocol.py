@@ -49,7 +49,8 @@ def joined(parts: Sequence[Completions], pad_id: int) -> Completions:
 class SamplingEngine(Protocol):
     """An engine. Row i of the answer belongs to prompt i // num_generations.
 
-    One that needs more than this process is a context manager too, and is open while it samples.
+    One that needs more than this process is a context manager too, and is open while it samples. What else it can do
+    it says in an attribute `capabilities` (`llm_pg.config.engines`); without one it can do nothing else.
     """
 
     def sample(

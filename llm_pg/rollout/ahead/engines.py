@@ -6,15 +6,14 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ...config import ConfigError
-from ...sampling.native import NativeSampler
+from ...config.engines import capabilities_of
 from ...sampling.protocol import Completions, SamplingEngine, SamplingParams
-from ...sampling.vllm import VllmSampler
 from .sampler_process import SamplerProcess
 
 
@@ -36,13 +35,13 @@ class Engine(SamplingEngine, contextlib.AbstractContextManager[Any], Protocol):
 
 
 class Frozen:
-    """The vllm engine, which brings its servers the weights of a copy of the model beside the one in training.
+    """An engine whose attribute `model` is a copy of the model in training, which has the weights of one version.
 
     Args:
         sampler: of the run; from now on it follows the copy. count: versions that are kept.
     """
 
-    def __init__(self, sampler: VllmSampler, count: int) -> None:
+    def __init__(self, sampler: Any, count: int) -> None:
         self.sampler, self.live, self.count = sampler, sampler.model, count
         self._kept: dict[int, dict[str, Tensor]] = {}
 
@@ -68,7 +67,8 @@ class Frozen:
     def sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys_B: Tensor
     ) -> Completions:
-        return self.sampler.sample(prompt_ids, num_generations, params, keys_B)
+        done: Completions = self.sampler.sample(prompt_ids, num_generations, params, keys_B)
+        return done
 
     def _moving(self) -> list[tuple[str, Tensor]]:
         return [(name, x) for name, x in self.live.named_parameters() if x.requires_grad]
@@ -84,13 +84,13 @@ def make_engine(sampler: SamplingEngine, model: Any, tokenizer: Any, *, max_stal
     """For the run's own `sampler`. A version is needed until all that was sampled with it is trained on, and the
     next is kept before that: hence one slot more than the staleness."""
     count = max_staleness + 1
-    if isinstance(sampler, VllmSampler):
-        return Frozen(sampler, count)
-    if not isinstance(sampler, NativeSampler):
-        raise ConfigError(
-            f"rollout.max_staleness is {max_staleness}, and {type(sampler).__name__} keeps no older weights to sample "
-            "with. Use rollout.max_staleness=0, or engine native or vllm."
-        )
-    return SamplerProcess(
-        model, tokenizer, sampler.eos_ids, sampler.rows_at_once, count=count, log=log, dtype=sampler.dtype
+    how, given = capabilities_of(sampler).older_weights, cast(Any, sampler)
+    if how == "copy":
+        return Frozen(given, count)
+    if how == "process":
+        rows = given.rows_at_once
+        return SamplerProcess(model, tokenizer, given.eos_ids, rows, count=count, log=log, dtype=given.dtype)
+    raise ConfigError(
+        f"rollout.max_staleness is {max_staleness}, and {type(sampler).__name__} keeps no older weights to sample "
+        "with. Use rollout.max_staleness=0, or engine native or vllm."
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import StopStringCriteria
 
+from ...config.engines import ENGINES
 from ...model.attention import core_of
 from ..protocol import Completions, SamplingParams
 from .answers import Answer, Ask
@@ -48,6 +49,8 @@ class VllmSampler:
         settings: where it runs. folder: for weights and log, seen by servers too; None = a temporary one.
         say: prints one line.
     """
+
+    capabilities = ENGINES["vllm"]
 
     def __init__(
         self,
