@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import re
@@ -12,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup, escape
 
 from .. import __version__
@@ -66,12 +67,7 @@ def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
     style, script = _asset("page.css"), _asset("page.js")
     panels = charts(runs)
     data = {**gather(runs), "charts": [hover_data(chart) for chart in panels], "runs": [run.name for run in runs]}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = visible
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["number"] = number
-    environment.filters["linked"] = linked
-    return environment.from_string(_asset("page.html.j2")).render(
+    return _template().render(
         runs=runs,
         panels=[(chart, Markup(svg(chart, place))) for place, chart in enumerate(panels)],
         findings=[(run, by_gravity(examine(run))) for run in runs],
@@ -87,6 +83,16 @@ def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
         live=live,
         title=", ".join(run.name for run in runs),
     )
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["visible"] = visible
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["number"] = number
+    environment.filters["linked"] = linked
+    return environment.from_string(_asset("page.html.j2"))
 
 
 def _asset(name: str) -> str:

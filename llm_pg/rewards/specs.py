@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -114,7 +115,7 @@ def resolve_all(specs: Sequence[Spec]) -> list[RewardFunction]:
     """`resolve` for several specs with one worker process; equal names are told apart by a number."""
     drafts = [_draft(spec) for spec in specs]
     unread = [place for place, draft in enumerate(drafts) if isinstance(draft, _Unread)]
-    read = iter(_read_in_worker([drafts[place] for place in unread]))  # type: ignore[misc]
+    read = iter(_read([drafts[place] for place in unread]))  # type: ignore[misc]
     functions = [next(read) if isinstance(draft, _Unread) else draft for draft in drafts]
     named: dict[str, RewardFunction] = {}
     for function in functions:
@@ -246,7 +247,28 @@ def _shipped(name: str, options: dict[str, Any]) -> RewardFunction:
     return _of_object(shipped[name].function, options)
 
 
-def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
+_READ: dict[tuple[Any, ...], Signature] = {}  # of functions in files, each version of a file once in a process
+
+
+def _read(unread: Sequence[_Unread]) -> list[RewardFunction]:
+    known = [_READ.get(_version(each.target)) for each in unread]
+    read = iter(_read_in_worker([each for each, signature in zip(unread, known, strict=True) if signature is None]))
+    signatures = [next(read) if signature is None else signature for signature in known]
+    functions = []
+    for each, signature in zip(unread, signatures, strict=True):
+        if each.target.file is not None:
+            _READ[_version(each.target)] = signature
+        functions.append(RewardFunction(each.name, signature, each.target, options=each.options))
+    return functions
+
+
+def _version(target: Target) -> tuple[Any, ...]:
+    """What changes with the function's file."""
+    facts = os.stat(target.file) if target.file is not None and os.path.exists(target.file) else None
+    return (target,) if facts is None else (target, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+def _read_in_worker(unread: Sequence[_Unread]) -> list[Signature]:
     if not unread:
         return []
     if not can_stand():
@@ -259,12 +281,7 @@ def _read_in_worker(unread: Sequence[_Unread]) -> list[RewardFunction]:
         raise ValueError(explain(error, unread[error.place].spec, unread[error.place].target.qualname)) from None
     except PoolError as error:
         raise ValueError(f"Reward functions {', '.join(u.spec for u in unread)}: {error}") from error
-    return [
-        RewardFunction(
-            u.name, Signature(**{key: _tuple(value) for key, value in s.items()}), u.target, options=u.options
-        )
-        for u, s in zip(unread, found, strict=True)
-    ]
+    return [Signature(**{key: _tuple(value) for key, value in each.items()}) for each in found]
 
 
 def _read_here(unread: _Unread) -> RewardFunction:

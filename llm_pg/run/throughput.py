@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ SIDE_OTHERWISE = 8192
 REPEATS = 5
 
 
+@functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of a few products of square matrices: what this machine does now, not what a data sheet says.
+    """FLOP/s of the best of a few products of square matrices: what this machine does, not what a data sheet says.
 
-    A CPU gives its present number of threads; about 0.1 s.
+    Measured once in a process. A CPU gives its number of threads at that time; about 0.1 s.
     """
     n = SIDE.get(device.type, SIDE_OTHERWISE)
     a, b = torch.ones(n, n, device=device, dtype=dtype), torch.ones(n, n, device=device, dtype=dtype)

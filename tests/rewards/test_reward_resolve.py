@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_pg.config import ConfigError, load_config
-from llm_pg.rewards import Scorer, resolve, resolve_all
+from llm_pg.rewards import Scorer, resolve, resolve_all, specs
 from llm_pg.rewards.loading import has_main_guard, target_of
 from llm_pg.run.preflight import check_inputs
 from reward_fns.text import exact_match
@@ -268,3 +268,22 @@ def test_rows_that_a_function_cannot_grade_are_named_before_a_run(tmp_path):
     assert "row 3 of rows.jsonl (line 4)" in str(raised.value)
     (tmp_path / "rows.jsonl").write_text("\n".join(lines[::2][:2]))
     check_inputs(load_config(tmp_path / "run.yaml", []))
+
+
+def test_a_file_is_read_in_a_worker_once_and_again_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+    original = specs.WorkerPool
+    monkeypatch.setattr(specs, "WorkerPool", lambda *given, **named: starts.append(1) or original(*given, **named))
+    file = tmp_path / "mine.py"
+    file.write_text("def score(completion, answer):\n    return 1.0\n")
+    first, again = (resolve(f"{file}:score") for _ in range(2))
+    assert first == again
+    assert (first.signature.required, len(starts)) == (("answer",), 1)
+    file.write_text("def score(completion, gold, bonus=0):\n    return 1.0\n")
+    changed = resolve(f"{file}:score")
+    assert (changed.signature.required, changed.signature.optional, len(starts)) == (("gold",), ("bonus",), 2)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"mine\.py"):
+        resolve(f"{file}:score")
