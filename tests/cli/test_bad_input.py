@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -104,15 +106,55 @@ BAD = {
 }
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command in a fresh interpreter where importing torch is an error."""
-    code = "import sys; sys.modules['torch'] = None; from llm_pg.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+# An interpreter where importing torch is an error, which forks for each line of arguments that it reads.
+FORKS = """
+import json, os, sys
+sys.modules["torch"] = None
+from llm_pg.cli import main
+from llm_pg.config import arguments, load_config
+from llm_pg.run import preflight
+for line in sys.stdin:
+    words, *files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, path in enumerate(files, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        sys.exit(main(words))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass
+class Done:
+    """A command that ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[str]], Done]]:
+    """The command in an interpreter of its own where importing torch is an error."""
+    files = [tmp_path_factory.mktemp("run") / name for name in ("stdout", "stderr")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], **pipes) as server:  # type: ignore[call-overload]
+
+        def command(words: list[str]) -> Done:
+            for file in files:
+                file.unlink(missing_ok=True)
+            server.stdin.write(json.dumps([words, *map(str, files)]) + "\n")
+            server.stdin.flush()
+            return Done(int(server.stdout.readline()), *(file.read_text() for file in files))
+
+        yield command
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_in_one_paragraph_before_torch_is_imported(case: str, config: Path) -> None:
+def test_bad_input_is_named_in_one_paragraph_before_torch_is_imported(
+    case: str, config: Path, run: Callable[..., Done]
+) -> None:
     settings, words = BAD[case]
     settings = [s.format(tmp=config.parent) for s in settings]
     done = run(["train", str(config), f"output_dir={config.parent}/runs", *settings])
@@ -142,7 +184,9 @@ def test_bad_input_is_named_in_one_paragraph_before_torch_is_imported(case: str,
         (["report", "{tmp}/run", "--out", "/proc/nowhere/page.html"], ["cannot be written", "--out"]),
     ],
 )
-def test_bad_words_of_the_other_commands(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+def test_bad_words_of_the_other_commands(
+    arguments: list[str], words: list[str], tmp_path: Path, run: Callable[..., Done]
+) -> None:
     (tmp_path / "number.yaml").write_text("7: x\n")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     for name, text in (("torn", "a: [1"), ("flat", "data: 3"), ("run", "data: {task: sort_letters}")):
@@ -155,21 +199,20 @@ def test_bad_words_of_the_other_commands(arguments: list[str], words: list[str],
 
 
 @pytest.mark.faults
-def test_a_hub_name_without_a_network_is_one_paragraph(config: Path) -> None:
+def test_a_hub_name_without_a_network_is_one_paragraph(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llm_pg.cli import main
+
+    monkeypatch.setenv("HF_HOME", str(config.parent))
     settings = ["model.make=null", "model_name_or_path=nobody/no-such-model", f"output_dir={config.parent}/runs"]
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_pg.cli", "train", str(config), *settings],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(config.parent)},
-    )
-    assert done.returncode == 2, done.stderr
-    assert "nobody/no-such-model" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main(["train", str(config), *settings]) == 2
+    printed = capsys.readouterr().err
+    assert "nobody/no-such-model" in printed
+    assert "Traceback" not in printed
 
 
-def test_help_comes_without_torch() -> None:
+def test_help_comes_without_torch(run: Callable[..., Done]) -> None:
     for arguments in (["--help"], ["train", "--help"], ["quickstart", "--help"], ["prove", "--help"]):
         done = run(arguments)
         assert done.returncode == 0, done.stderr
@@ -184,12 +227,12 @@ def test_a_good_config_passes_all_that_is_checked_before_torch(config: Path) -> 
     preflight(load_config(config, [f"output_dir={config.parent}/runs"]))
 
 
-def test_cp_brings_the_module_that_a_recipe_imports_from_beside_it(tmp_path: Path) -> None:
+def test_cp_brings_the_module_that_a_recipe_imports_from_beside_it(tmp_path: Path, run: Callable[..., Done]) -> None:
     assert run(["cp", "control_entropy_sweep", str(tmp_path)]).returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"control_entropy_sweep.py", "figures.py"}
 
 
-def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path) -> None:
+def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path, run: Callable[..., Done]) -> None:
     assert run(["cp", "quickstart", str(tmp_path)]).returncode == 0
     assert (tmp_path / "quickstart.yaml").read_text().startswith("# llm-pg quickstart")
     again = run(["cp", "quickstart", str(tmp_path)])

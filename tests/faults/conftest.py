@@ -4,8 +4,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from tests.faults import tiny_run
 
+GRACE = 60.0  # seconds that ranks have to end once one of them has failed
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 TIMED = ("seconds", "tokens_per_second", "train_tokens_per_second", "mfu", "memory")
 
@@ -80,6 +83,49 @@ def two_ranks(launch: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., E
         return Ended(process.returncode, output)
 
     return run
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Callable[..., Ended]:
+    """ranks(name, count=2, env=None, **options): a run of `tiny_run` on `count` gloo ranks, to its end.
+
+    Nobody ends the others when one fails, as torchrun would: they must end by themselves.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.tiny_run"])
+
+    def run(name: str, count: int = 2, env: dict[str, str] | None = None, **options: Any) -> Ended:
+        given = {"out": str(tmp_path), "name": name, **options}
+        logs = [tmp_path / f"{name}-{rank}.log" for rank in range(count)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        more = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        children = []
+        for rank, log in enumerate(logs):
+            own = {k: str(v) for k, v in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()} | more
+            children.append(context.Process(target=tiny_run.logged, args=(given, own, str(log))))
+            children[-1].start()
+        statuses = _ended(children, 200)
+        return Ended(next((s for s in statuses if s), 0), "".join(log.read_text() for log in logs))
+
+    return run
+
+
+def _ended(children: list[Any], seconds: float) -> list[int]:
+    """Exit statuses; a child that outlives its time, or the failure of another by `GRACE`, fails the test."""
+    deadline = time.monotonic() + seconds
+    while any(child.exitcode is None for child in children) and time.monotonic() < deadline:
+        if any(child.exitcode for child in children):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        children[0].join(0.05) if children[0].exitcode is None else time.sleep(0.05)
+    late = [rank for rank, child in enumerate(children) if child.exitcode is None]
+    for rank in late:
+        children[rank].kill()
+        children[rank].join()
+    assert not late, f"ranks {late} did not end"
+    return [int(child.exitcode) for child in children]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -77,14 +78,19 @@ def test_a_judge_that_fails_in_the_last_evaluation_costs_the_evaluation_alone(
     assert [line["step"] for line in lines(tmp_path / "r")] == [1, 2]
 
 
+def train_judged(folder: Path, signal_name: str) -> None:
+    os.environ["JUDGE"] = signal_name
+    judged(folder).train()
+
+
 @pytest.mark.parametrize("name, code", [("SIGTERM", 0), ("SIGKILL", -signal.SIGKILL)])
 def test_a_signal_in_the_last_evaluation_leaves_model_and_checkpoint(name: str, code: int, tmp_path: Path) -> None:
-    script = (
-        f"from pathlib import Path; from tests.faults.test_ends import judged; judged(Path({str(tmp_path)!r})).train()"
-    )
-    env = {**os.environ, "JUDGE": name, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert ended.returncode == code, ended.stderr
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.tiny_run"])
+    child = context.Process(target=train_judged, args=(tmp_path, name))
+    child.start()
+    child.join(200)
+    assert child.exitcode == code
     assert weights(tmp_path)
     assert checkpoint.newest(tmp_path / "r" / "checkpoints")[0] == tmp_path / "r" / "checkpoints" / "step-000002"
 

@@ -81,9 +81,9 @@ def test_two_ranks_balance_the_experts_that_one_rank_balances(
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_both(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_nan_on_one_rank_skips_the_step_on_both(ranks: Callable[..., Any], tmp_path: Path) -> None:
     """R12: the ranks would else hold different weights from then on; the run goes on with the step after it."""
-    broken = two_ranks("broken", changes=CHANGES, fault="nan on the second rank once", at=2)
+    broken = ranks("broken", changes=CHANGES, fault="nan on the second rank once", at=2)
     assert broken.status == 0, broken.output
     found = lines(tmp_path / "broken")
     assert [line["skipped_updates"] for line in found] == [0, 1, 0, 0]
@@ -136,11 +136,11 @@ def test_another_number_of_ranks_is_refused_where_it_would_change_the_run(
 
 
 @pytest.mark.parametrize("fault", ["raises", "exits", "hangs"])
-def test_a_reward_that_fails_on_one_rank_ends_both_with_its_cause(fault: str, two_ranks: Callable[..., Any]) -> None:
-    """Deadline 1 s; the launcher takes the rest of the time."""
+def test_a_reward_that_fails_on_one_rank_ends_both_with_its_cause(fault: str, ranks: Callable[..., Any]) -> None:
+    """Deadline 1 s; no launcher ends the other rank."""
     changes = {"reward_timeout": 1.0, "max_steps": 2, "num_generations": 2, "prompts_per_step": 2}
     begin = time.monotonic()
-    ended = two_ranks("r", changes=changes, reward=f"{LIGHT}:on_rank_1", env={"FAULT": fault})
+    ended = ranks("r", changes=changes, reward=f"{LIGHT}:on_rank_1", env={"FAULT": fault})
     assert ended.status != 0
     assert time.monotonic() - begin < 150
     assert "Rank 1 ended the run: RewardError: Reward function on_rank_1 could not score" in ended.output

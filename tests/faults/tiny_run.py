@@ -1,8 +1,8 @@
 """One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
 Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward,
-sizes of the model, and inside: what is sampled ahead is sampled in a thread of this process, by the engine that vllm
-has, which is ready at once.
+sizes of the model, inside_folder: `out` is the working directory, and inside: what is sampled ahead is sampled in a
+thread of this process, by the engine that vllm has, which is ready at once.
 """
 
 import contextlib
@@ -200,6 +200,8 @@ def logged(given: dict[str, Any], env: dict[str, str], log: str) -> None:
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ.update(env)
+    if given.get("inside_folder"):
+        os.chdir(given["out"])
     if "kilobytes" in given:
         on_a_small_disk(given, main)
     else:

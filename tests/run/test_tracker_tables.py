@@ -3,36 +3,32 @@
 import json
 import os
 import sqlite3
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_pg.run.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
+from tests.faults.conftest import Ended, tiny
 from tests.faults.tiny_run import LIGHT
 
-ROOT = Path(__file__).resolve().parents[2]
-NEW = "import json, sys; from tests.faults.tiny_run import main; main(json.loads(sys.argv[1]))"
+__all__ = ["tiny"]
 
 
-def tracked(folder: Path, tracker: str, **env: str) -> str:
-    """A run of four steps that writes a line every second one; what it printed."""
-    changes = {"report_to": [tracker], "max_steps": 4, "logging_steps": 2, "reward_in_process": True}
-    given = {"out": str(folder), "name": "r", "changes": changes, "reward": f"{LIGHT}:digits"}
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "TRACKIO"))}
-    done = subprocess.run(
-        [sys.executable, "-c", NEW, json.dumps(given)],
-        env={**clean, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT), **env},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Nothing more is sent" not in done.stdout, done.stdout
-    return done.stdout
+@pytest.fixture
+def tracked(tiny: Callable[..., Ended]) -> Callable[..., None]:
+    """tracked(tracker, **environment): a run of four steps that writes a line every second one."""
+
+    def run(tracker: str, **env: str) -> None:
+        changes = {"report_to": [tracker], "max_steps": 4, "logging_steps": 2, "reward_in_process": True}
+        others = {k: "" for k in os.environ if k.startswith(("WANDB", "TRACKIO"))}
+        given = {"changes": changes, "reward": f"{LIGHT}:digits", "inside_folder": True}
+        done = tiny("r", env={**others, **env}, **given)
+        assert done.status == 0, done.output
+        assert "Nothing more is sent" not in done.output, done.output
+
+    return run
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -48,11 +44,13 @@ def test_a_table_is_bounded_and_keeps_what_is_unscorable_empty() -> None:
     assert data[0] == [7, "p", "x" * LONGEST_TEXT, None, None, 2, False]
 
 
-def test_tensorboard_holds_the_numbers_of_every_step_and_the_completions_as_text(tmp_path: Path) -> None:
+def test_tensorboard_holds_the_numbers_of_every_step_and_the_completions_as_text(
+    tmp_path: Path, tracked: Callable[..., None]
+) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tracked(tmp_path, "tensorboard")
+    tracked("tensorboard")
     [folder] = {path.parent for path in tmp_path.rglob("events.out.tfevents.*") if path.parent.name == "llm_pg"}
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -67,11 +65,11 @@ def test_tensorboard_holds_the_numbers_of_every_step_and_the_completions_as_text
     assert len(text.splitlines()) == 2 + MOST_ROWS
 
 
-def test_wandb_offline_keeps_the_tables_of_completions(tmp_path: Path) -> None:
+def test_wandb_offline_keeps_the_tables_of_completions(tmp_path: Path, tracked: Callable[..., None]) -> None:
     pytest.importorskip("wandb")
     home = tmp_path / "home"
     home.mkdir()
-    tracked(tmp_path, "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path), HOME=str(home), WANDB_SILENT="true")
+    tracked("wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path), HOME=str(home), WANDB_SILENT="true")
     [run] = (tmp_path / "wandb").glob("offline-run-*")
     tables = sorted((run / "files" / "media" / "table").rglob("completions_*.table.json"))
     assert len(tables) == 2
@@ -84,9 +82,9 @@ def test_wandb_offline_keeps_the_tables_of_completions(tmp_path: Path) -> None:
     assert len(table["data"]) == MOST_ROWS
 
 
-def test_trackio_keeps_numbers_and_tables_on_this_machine(tmp_path: Path) -> None:
+def test_trackio_keeps_numbers_and_tables_on_this_machine(tmp_path: Path, tracked: Callable[..., None]) -> None:
     pytest.importorskip("trackio")
-    tracked(tmp_path, "trackio", TRACKIO_DIR=str(tmp_path / "t"), HOME=str(tmp_path), HF_HOME=str(tmp_path / "hf"))
+    tracked("trackio", TRACKIO_DIR=str(tmp_path / "t"), HOME=str(tmp_path), HF_HOME=str(tmp_path / "hf"))
     [file] = [path for path in tmp_path.rglob("*.db") if "llm_pg" in path.name]
     with sqlite3.connect(file) as base:
         rows = [(step, json.loads(text)) for step, text in base.execute("select step, metrics from metrics")]
