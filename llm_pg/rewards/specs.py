@@ -251,6 +251,8 @@ _READ: dict[tuple[Any, ...], Signature] = {}  # of functions in files, each vers
 
 
 def _read(unread: Sequence[_Unread]) -> list[RewardFunction]:
+    if not can_stand():
+        return [_read_here(each) for each in unread]
     known = [_READ.get(_version(each.target)) for each in unread]
     read = iter(_read_in_worker([each for each, signature in zip(unread, known, strict=True) if signature is None]))
     signatures = [next(read) if signature is None else signature for signature in known]
@@ -271,8 +273,6 @@ def _version(target: Target) -> tuple[Any, ...]:
 def _read_in_worker(unread: Sequence[_Unread]) -> list[Signature]:
     if not unread:
         return []
-    if not can_stand():
-        return [_read_here(u) for u in unread]
     entries = [{"name": u.name, "target": u.target.to_json(), "options": {}} for u in unread]
     try:
         with WorkerPool(entries, 1, load_deadline=LOAD_DEADLINE) as pool:
