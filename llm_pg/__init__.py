@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .config import GRPOConfig as GRPOConfig
     from .config import ReinforceConfig as ReinforceConfig
     from .config import RLOOConfig as RLOOConfig
+    from .from_trl.parser import TrlParser as TrlParser
     from .learner.learner import Learner as Learner
     from .model.policy import Policy as Policy
     from .prompts import Prompts as Prompts
@@ -51,7 +52,13 @@ _ROOMS = {
     "Scorer": "llm_pg.rewards",
     "Algorithm": "llm_pg.algorithms.algorithm",
     "Learner": "llm_pg.learner.learner",
+    "TrlParser": "llm_pg.from_trl.parser",
 }
+# What scripts import from trl beside trainers and configs, as it is there.
+_OF_TRL = (
+    *("ModelConfig", "ScriptArguments", "DatasetMixtureConfig", "get_dataset"),
+    *("get_peft_config", "get_quantization_config", "get_kbit_device_map"),
+)
 
 __all__ = ["__version__", *_ROOMS]
 
@@ -59,6 +66,8 @@ __all__ = ["__version__", *_ROOMS]
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(_ROOMS[name]), name)
+    if name in _OF_TRL:
+        return getattr(import_module("trl"), name)
     raise AttributeError(f"module 'llm_pg' has no attribute {name!r}; it has {', '.join(sorted(_ROOMS))}.")
 
 

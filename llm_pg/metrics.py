@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 Minibatches = Literal["mean", "sum", "sum of seen tokens"]
-AcrossRanks = Literal["mean", "mean of scored", "mean of tokens", "sum", "max", "deviation"]
+AcrossRanks = Literal["mean", "mean of scored", "mean of ended", "mean of tokens", "sum", "max", "min", "deviation"]
 
 
 class Metric(NamedTuple):
@@ -25,8 +25,9 @@ class Metric(NamedTuple):
         minibatches: how the values of the optimiser steps of one batch become one. mean: over the steps. sum: each is
             a sum over its minibatch with the denominator of the batch, so those of a pass add up, and passes are
             averaged. sum of seen tokens: the same, over the tokens of rows that had a forward pass.
-        ranks: how the values of the ranks become one: mean by completions, by scored completions or by tokens; sum,
-            where the denominator is already that of all ranks; max; deviation of all rewards together.
+        ranks: how the values of the ranks become one: mean by completions, by scored ones, by those that ended or by
+            tokens; sum, where the denominator is already that of all ranks; max; min, without a rank that has 0;
+            deviation of all rewards together.
     """
 
     unit: str
@@ -45,6 +46,9 @@ METRICS: dict[str, Metric] = {
     ),
     "reward_std": Metric("reward", "Standard deviation of the same.", ranks="deviation"),
     "reward/": Metric("reward", "Mean of one reward function, unweighted.", ranks="mean of scored"),
+    "rewards/": Metric(
+        "reward", "`<function>/std`: standard deviation of one reward function, unweighted.", ranks="deviation"
+    ),
     "log/": Metric("", "What reward functions reported through log_metric."),
     "unscorable": Metric("share", "Completions that could not be scored; they carry no gradient."),
     "failed/": Metric(
@@ -80,6 +84,13 @@ METRICS: dict[str, Metric] = {
     ),
     "progress": Metric("share", "Classic control: how much of the run is over, by steps or episodes."),
     "completion_length": Metric("tokens", "Mean length, the end token included."),
+    "completions/min_length": Metric("tokens", "Of the shortest completion.", ranks="min"),
+    "completions/max_length": Metric("tokens", "Of the longest.", ranks="max"),
+    "completions/mean_terminated_length": Metric(
+        "tokens", "Mean over those that ended by themselves; 0 where none did.", ranks="mean of ended"
+    ),
+    "completions/min_terminated_length": Metric("tokens", "Of the shortest of those.", ranks="min"),
+    "completions/max_terminated_length": Metric("tokens", "Of the longest of those.", ranks="max"),
     "truncated": Metric("share", "Completions that hit max_completion_length."),
     "kl": Metric("nats/token", "Mean KL to the reference (k3), where there is one.", ranks="mean of tokens"),
     "entropy": Metric(
@@ -89,6 +100,10 @@ METRICS: dict[str, Metric] = {
         ranks="sum",
     ),
     "clip_fraction": Metric("share", "Tokens whose ratio was clipped.", minibatches="sum", ranks="sum"),
+    "clip_ratio/low_mean": Metric(
+        "share", "Tokens whose ratio was clipped and whose advantage is below 0.", minibatches="sum", ranks="sum"
+    ),
+    "clip_ratio/high_mean": Metric("share", "The same above 0.", minibatches="sum", ranks="sum"),
     "approx_kl": Metric(
         "nats/token",
         "Mean KL between the policy before the batch and the one in training (0 in its first pass).",
@@ -112,6 +127,13 @@ METRICS: dict[str, Metric] = {
         "nats/token",
         "Mean |log-probability of the sampler - of the trainer|; at the same weights where staleness is 0.",
         minibatches="sum of seen tokens",
+        ranks="sum",
+    ),
+    "loss": Metric(
+        "",
+        "What is minimised: policy_loss less the entropy bonus, with the critic's and the load-balancing loss times "
+        "their weights.",
+        minibatches="sum",
         ranks="sum",
     ),
     "policy_loss": Metric(
@@ -144,6 +166,7 @@ METRICS: dict[str, Metric] = {
         ranks="sum",
     ),
     "tokens": Metric("tokens", "Completion tokens sampled.", ranks="sum"),
+    "prompt_tokens": Metric("tokens", "Of the prompts, each as often as it has completions.", ranks="sum"),
     "tokens_per_second": Metric("tokens/s", "Of the sampling phase.", ranks="sum"),
     "train_tokens_per_second": Metric(
         "tokens/s",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from .algorithms.algorithm import Algorithm
 from .config import Config, ConfigError, flat, nearest
 from .config.load import checked
 from .config.trl import TRAINER
-from .evaluate import Evaluation
+from .from_trl.face import TrlFace
+from .from_trl.log import named_evaluation
+from .from_trl.overrides import check_overrides
+from .from_trl.result import EvaluationResult, TrainResult
+from .learner.optimizer import check_optimizer, make_optimizer, make_scheduler
 from .metrics import Clock
+from .model.loading import context_length
 from .model.policy import Policy
+from .prompts import Prompt
+from .prompts.load import load_held_out
 from .rollout.curriculum import make_stream
 from .rollout.reading import say_unread
 from .run.build import collector_of, make_scorer, sampling_params
@@ -23,9 +31,11 @@ from .run.evaluator import Evaluator
 from .run.folder import RunFolder
 from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prompts
 from .run.saving import ModelWriter
+from .run.start import Factories
 from .run.training_run import TrainingRun, open_run
 from .sampling.protocol import SamplingEngine
 from .terminal import Terminal
+from .words import choices
 
 
 def check_trainer_arguments(given: dict[str, Any]) -> None:
@@ -39,7 +49,7 @@ def check_trainer_arguments(given: dict[str, Any]) -> None:
             raise ConfigError(f"TRL's argument {name}={value!r} is refused: {word.note}.")
 
 
-class PolicyGradientTrainer:
+class PolicyGradientTrainer(TrlFace):
     """Fine-tunes a causal LM by policy gradient. The algorithm is the row that the config names.
 
     Args:
@@ -54,6 +64,8 @@ class PolicyGradientTrainer:
         peft_config: a peft config; the reference is then the model with the adapter off.
         reward_processing_classes: tokenizers of reward models, one for each of reward_funcs; None = they bring theirs.
         callbacks: transformers' TrainerCallbacks, objects or classes.
+        optimizers: an optimiser over the parameters of `model`, given as an object, and a schedule of it; either may be
+            None = the config's.
         sampler: an engine of your own, with the method of `sampling.protocol.SamplingEngine`; None = the config's
             `rollout.engine`. Its log-probabilities are compared with the trainer's at every step (`sampler_gap`).
         terminal: where progress is printed; None = chosen by what the output is.
@@ -89,14 +101,18 @@ class PolicyGradientTrainer:
         *,
         reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] | None = None,
         sampler: SamplingEngine | None = None,
         terminal: Terminal | None = None,
         clock: Clock | None = None,
         **of_trl: Any,
     ) -> None:
         check_trainer_arguments(of_trl)
+        check_overrides(self, PolicyGradientTrainer)
         self.config = config = checked((args or self.default_config()).model_copy(deep=True))
         self._check_algorithm()
+        check_optimizer(config)
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         train_dataset = fit_to_dataset(config, train_dataset, eval_dataset)
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)
         with context.clock("load"):
@@ -127,11 +143,15 @@ class PolicyGradientTrainer:
             gamma=context.spec.gamma,
         )
         say_unread(self.collector.sampler.reader, self.train_prompts, config, context.terminal.warn)
+        classes = reward_processing_classes
+        self.reward_processing_classes = list(classes) if isinstance(classes, (list, tuple)) else [classes]
         self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, context.ranks.gather)
         compared = self.eval_prompts or self.train_prompts
         writer = ModelWriter(context, self.policy, self.tokenizer, compared)
         self.evaluator = Evaluator(context, self.collector, self.eval_prompts, self.policy, writer, self.callbacks)
         self.run: TrainingRun | None = None
+        self._optimizer, self._lr_scheduler = optimizers or (None, None)
+        self.callbacks.emit = self.log
 
     def _check_algorithm(self) -> None:
         name = self.config.algorithm.name
@@ -147,8 +167,11 @@ class PolicyGradientTrainer:
         *,
         override: bool = False,
         resume_from_checkpoint: bool | str | Path | None = None,
-    ) -> dict[str, Any]:
-        """Run to `max_steps`; returns the summary that is also written to `summary.json`.
+    ) -> TrainResult:
+        """Run to `max_steps`; returns the summary that is also written to `summary.json`, with the fields of
+        transformers' TrainOutput: `global_step`, `training_loss`, `metrics`.
+
+        Called again, it trains the weights as they are by a further run, in the folder `<run>-2`.
 
         Args:
             resume: True = go on from the newest whole checkpoint of the run's folder; a path = from that one.
@@ -160,6 +183,9 @@ class PolicyGradientTrainer:
             RunStopped, RewardError, EngineError: the run cannot go on. Whatever a step raises, its batch and the state
                 before it are kept first (`crash/`).
         """
+        again = bool(resume or resume_from_checkpoint)
+        if self.run is not None and not again:
+            self._begin_again()
         with open_run(
             self.context,
             self.policy,
@@ -168,6 +194,7 @@ class PolicyGradientTrainer:
             self.collector,
             self.evaluator,
             self.callbacks,
+            factories=self._factories(),
             resume=resume or resume_from_checkpoint or False,
             override=override,
         ) as run:
@@ -183,78 +210,89 @@ class PolicyGradientTrainer:
                 run.checkpointer.after_step(step)
             return run.finish()
 
-    def evaluate(self, title: str = "Evaluation") -> Evaluation:
-        """Greedy and sampled pass rates and mean rewards on the held-out prompts, with intervals."""
-        return self.evaluator.evaluate(title)
+    def _factories(self) -> Factories:
+        """What this trainer makes itself: what was given, and what a subclass overrides."""
+        base = PolicyGradientTrainer
+        optimizer = self._optimizer is not None or type(self).create_optimizer is not base.create_optimizer
+        scheduler = self._lr_scheduler is not None or type(self).create_scheduler is not base.create_scheduler
+        return Factories(
+            (lambda: self.create_optimizer() or self._optimizer) if optimizer else None,
+            (lambda steps, made: self.create_scheduler(steps, made) or self._lr_scheduler) if scheduler else None,
+        )
 
-    def save_model(self, path: str | Path | None = None) -> None:
+    def create_optimizer(self) -> Any:
+        """The optimiser that was given, else that of the config. A subclass may make another."""
+        self._optimizer = self._optimizer or make_optimizer(self.config.train, self.policy.parameters())
+        return self._optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule that was given, else that of the config. A subclass may make another."""
+        if self._lr_scheduler is None:
+            self._lr_scheduler = make_scheduler(self.config, optimizer or self._optimizer, num_training_steps)
+        return self._lr_scheduler
+
+    def _begin_again(self) -> None:
+        """For a further run from the weights as they are: in a folder of its own, with a new optimiser."""
+        if self.context.ranks.count > 1:
+            raise ConfigError(
+                "train() was called again on several ranks, whose process groups ended with the first run. Start a "
+                "second script from the saved model, or go on with resume_from_checkpoint=True and a larger max_steps."
+            )
+        self.context.folder.move_on()
+        self.run = None
+        self.evaluator.begin_again()
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> EvaluationResult:
+        """Greedy and sampled pass rates and mean rewards, with intervals, as a dict by TRL's names and ours.
+
+        The numbers are also written to `state.log_history` and given to the callbacks' `on_evaluate`.
+
+        Args:
+            eval_dataset: rows to evaluate on, or several sets by name; None = the held-out prompts.
+            ignore_keys: of transformers; there are no model outputs here that could be left out.
+            metric_key_prefix: before each name; of several sets the name of the set follows it.
+        """
+        sets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+        values: dict[str, float] = {}
+        first = None
+        for name, dataset in sets.items():
+            prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
+            prompts = self.eval_prompts if dataset is None else self._prompts_of(dataset)
+            began = time.perf_counter()
+            evaluation = self.evaluator.evaluate(f"Evaluation {name}".strip(), prompts)
+            first = first or evaluation
+            seconds = time.perf_counter() - began
+            values.update(named_evaluation(evaluation, prefix))
+            values.update({f"{prefix}_runtime": seconds, f"{prefix}_samples_per_second": len(prompts) / seconds})
+        self.callbacks.evaluated_as(values)
+        return EvaluationResult(values, first)
+
+    def _prompts_of(self, dataset: Any) -> list[Prompt]:
+        if isinstance(dataset, str):
+            known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if dataset not in known:
+                raise ConfigError(
+                    f"evaluate got the name {dataset!r}, and eval_dataset {choices(dataset, list(known))}"
+                )
+            dataset = known[dataset]
+        every = self.config.model_copy(deep=True)
+        every.data.num_eval_prompts = 10**9
+        return load_held_out(every, self.tokenizer, eval_dataset=dataset, context_length=context_length(self.model))
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
 
-        path: a folder; None = `model/` in the run's folder. A critic is saved beside them, in `critic.safetensors`.
+        output_dir: a folder; None = `model/` in the run's folder. A critic is saved beside them, in
+            `critic.safetensors`.
         """
-        self.evaluator.writer.save(path)
+        self.evaluator.writer.save(output_dir)
 
     @property
     def folder(self) -> RunFolder:
         """Where the run writes."""
         return self.context.folder
-
-    # --- names of TRL's trainers
-
-    @property
-    def args(self) -> Config:
-        """The run's config."""
-        return self.config
-
-    @property
-    def processing_class(self) -> Any:
-        """The tokenizer."""
-        return self.tokenizer
-
-    @property
-    def state(self) -> Any:
-        """transformers' TrainerState: `log_history`, `global_step`, `epoch`, ..."""
-        return self.callbacks.state
-
-    @property
-    def accelerator(self) -> Any:
-        """accelerate's Accelerator."""
-        return self.context.accelerator
-
-    @property
-    def optimizer(self) -> Any:
-        """Of the run; None before `train`."""
-        return None if self.run is None else self.run.learner.optimizer
-
-    @property
-    def lr_scheduler(self) -> Any:
-        """Of the run; None before `train`."""
-        return None if self.run is None else self.run.learner.scheduler
-
-    def add_callback(self, callback: Any) -> None:
-        """Add a TrainerCallback, or make one of the class given."""
-        self.callbacks.add(callback)
-
-    def remove_callback(self, callback: Any) -> None:
-        """Take out this callback, or the first of this class."""
-        self.callbacks.pop(callback)
-
-    def pop_callback(self, callback: Any) -> Any:
-        """Take out this callback, or the first of this class, and return it; None where there is none."""
-        return self.callbacks.pop(callback)
-
-    def push_to_hub(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: nothing is uploaded by a run."""
-        raise ConfigError(
-            "push_to_hub is refused: a run uploads nothing. Save the model, `trainer.save_model(folder)`, and upload "
-            "the folder: `huggingface_hub.upload_folder(repo_id=..., folder_path=folder)`."
-        )
-
-    def create_model_card(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: a run writes a report instead."""
-        raise ConfigError(
-            "create_model_card is refused: the run's folder has report.html, config.yaml and summary.json instead."
-        )
 
 
 class ReinforceTrainer(PolicyGradientTrainer):

@@ -78,7 +78,7 @@ def main(words: list[str]) -> dict[str, Any]:
     print(f"{'step':>5}{'flawed (trained on)':>21}{'honest':>9}")
     for line in lines[:: max(len(lines) // 8, 1)]:
         print(f"{line['step']:>5}{line['reward/flawed']:>21.3f}{line['reward/honest']:>9.3f}")
-    print(f"a completion now: {trainer.evaluate('Last').examples[0]['completion']!r}")
+    print(f"a completion now: {trainer.evaluate().examples[0]['completion']!r}")
     for finding in examine_run(trainer.folder.path):
         print(f"doctor: {finding.rule}: {finding.evidence}")
     return {"findings": findings, "lines": lines}

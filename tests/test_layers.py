@@ -27,6 +27,7 @@ ORDER = [
     "rewards",
     "environments",
     "rollout",
+    "from_trl",
     "time_budget",
     "doctor",
     "terminal",

@@ -10,12 +10,14 @@ from publish import publish
 
 from llm_pg.config import flat
 from llm_pg.config.schema import LEAVES, Config
-from llm_pg.config.trl import WORDS
+from llm_pg.config.trl import FACTS, WORDS
 
 HEAD = """# Made by docs/generators/flat_stub.py from the tables of settings; do not edit.
 from typing import Any, ClassVar, Literal, TypedDict, Union
 
 from typing_extensions import Unpack
+
+from pydantic.fields import FieldInfo
 
 from .schema import Config
 
@@ -56,12 +58,20 @@ def stub() -> str:
     ]
     # Not a model of pydantic's: its fields would be arguments that must be given.
     lines += ["", "class Attributes:", *(f"    {name}: {kind}" for name, kind in attributes.items())]
-    lines += ["    output_dir: str", "", "class FlatConfig(Attributes, Config):", made]
+    lines += [*(f"    {name}: Any" for name in FACTS if name not in attributes), "    output_dir: str", ""]
+    lines += ["class FlatConfig(Attributes, Config):", "    _algorithm: ClassVar[str]", made]
+    lines += [
+        "    @classmethod",
+        "    def own_fields(cls) -> dict[str, FieldInfo]: ...",
+        "    def __post_init__(self) -> None: ...",
+    ]
+    lines += ["    def to_dict(self) -> dict[str, Any]: ...", "    def to_json_string(self) -> str: ..."]
+    lines += ["    def to_sanitized_dict(self) -> dict[str, Any]: ..."]
     lines += ["    def fit(self, num_rows: int, *, holds_out: bool) -> None: ..."]
     lines += ["    def settle(self, num_prompts: int, prompts_per_step: int) -> None: ...", ""]
     for name in ("ReinforceConfig", "RLOOConfig", "GRPOConfig", "ActorCriticConfig"):
         assert issubclass(getattr(flat, name), flat.FlatConfig)
-        lines += [f"class {name}(FlatConfig):", "    _algorithm: ClassVar[str]", made, ""]
+        lines += [f"class {name}(FlatConfig):", made, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -34,23 +34,42 @@ from llm_pg import GRPOConfig, GRPOTrainer  # instead of: from trl import GRPOCo
 A test compares the table with the signatures of the TRL that is installed and fails at an argument we do not know.
 Nothing is ignored without a word: a name that neither knows is an error with the nearest known one.
 
+`TrlParser`, `ModelConfig`, `ScriptArguments`, `get_peft_config`, `get_quantization_config` and `get_kbit_device_map`
+are imported from `llm_pg` too.
+
 """
 
+DIFFERENT = """
+## Defaults that differ
+
+What you give means the same; what you leave out is our default, not TRL's. These are all that are accepted and differ:
+
+| argument | TRL's default | ours | |
+| --- | --- | --- | --- |
+"""
+# What a default of TRL's becomes that is no default of a setting of the same name.
+CONSEQUENCES: dict[str, tuple[str, str]] = {
+    "num_train_epochs": ("100 steps", "`num_train_epochs=3` counts as TRL's"),
+    "max_steps": ("`100`", "where neither it nor `num_train_epochs` is given"),
+    "per_device_train_batch_size": (
+        "8 prompts",
+        "× `num_generations` completions, where nothing of a batch is given",
+    ),
+    "bf16": ("`False`", "TRL computes in bfloat16; a model in bfloat16 is computed in it here too"),
+    "eval_strategy": ("before and after", "on rows held out of the training data (256; a quarter of a small dataset)"),
+    "save_strategy": ("at the end", "`save_steps` between checkpoints"),
+    "logging_steps": ("`1`", "lines in the terminal and entries of `log_history`; metrics.jsonl has every step"),
+    "log_completions": ("`8`", "groups a step in `completions/`"),
+    "seed": ("`0`", ""),
+}
 MEANING = """
 ## What differs
 
-**Defaults.** What you give means the same; what you leave out is our default, not TRL's (the last column where they
-differ). The largest differences:
-
-- Without `max_steps` and `num_train_epochs` a run has 100 steps; TRL trains 3 epochs. `num_train_epochs=3` counts as
-  TRL's.
-- Without any argument of the batch a step has 8 prompts × `num_generations`; TRL has 8 completions.
-- Rows are held out of the training data (256; a quarter of a small dataset) and evaluated before and after.
-  `eval_strategy="no"` switches that off.
-- Dropout is off, gradient checkpointing is off, weights and passes are float32 (`bf16=True` as with TRL), the
-  learning rate is constant.
-- `output_dir` holds a folder for each run. A second run into the same folder is refused: `overwrite=True`, or another
-  `run_name`. The model is in `model/` there; `trainer.save_model(folder)` writes it elsewhere.
+**Folders.** `output_dir` holds a folder for each run, `<output_dir>/<run_name>`. A second run into the same folder is
+refused: `overwrite=True`, or another `run_name`; a second `train()` of one trainer goes into `<run_name>-2`. The
+model is in `model/` there; `trainer.save_model(folder)` writes it elsewhere. `<output_dir>/checkpoint-100` is a link
+to the checkpoint of step 100, which `get_last_checkpoint(output_dir)` finds, `AutoModelForCausalLM` loads and
+`train(resume_from_checkpoint=...)` goes on from.
 
 **The batch.** As in TRL: a pass has `per_device_train_batch_size` completions (8 where not given) on each rank, an
 optimiser step `gradient_accumulation_steps` passes (1), a batch of rollouts `steps_per_generation` passes
@@ -66,7 +85,8 @@ up.
 
 **Evaluation** gives pass rates, greedy and sampled, with intervals (`eval/greedy`, `eval/pass@4`), and mean rewards:
 `eval/reward` of the greedy completions, `eval/sampled_reward` of sampled ones, which TRL calls `eval_reward`.
-`trainer.evaluate()` returns them as an `Evaluation`.
+By TRL's names, in `trainer.evaluate()`, `log_history` and `on_evaluate`, they are `eval_greedy_reward` and, as TRL
+samples its evaluation, `eval_reward`. `metric_for_best_model="eval_reward"` reads `eval/reward`.
 
 **Reward functions** run unchanged: keywords, columns, `trainer_state` (an object with `global_step`, the steps that
 are done, and `max_steps`; in an evaluation `global_step` is 0), `log_extra`, `log_metric`, async, `None` for "does
@@ -87,10 +107,12 @@ model follow), `should_save`, `should_evaluate` and `should_log` act after the s
 held-out evaluations by `metric_for_best_model` (`eval_reward`, `eval/greedy`). An exception ends the run and
 propagates.
 
-`logs` and `trainer.state.log_history` have our names (docs/metrics.md) and, for what TRL measures too, its own:
-`loss`, `rewards/<function>/mean`, `completions/mean_length`, `completions/clipped_ratio`, `frac_reward_zero_std`,
-`step_time`, and in common `reward`, `kl`, `entropy`, `grad_norm`, `learning_rate`. `reward_std` is over the whole
-batch here, over each group in TRL.
+`logs` and `trainer.state.log_history` have every name that TRL logs, with its meaning: means over the steps since the
+entry before, `num_tokens`, `completions/...`, `rewards/<function>/mean` and `/std`, `clip_ratio/...` (but for the
+extremes `low_min` and `high_max`), what `log_metric` was given by its own name, `loss` with the entropy bonus and
+`policy_loss` without; beside them our names (docs/metrics.md) with the numbers of the step. The last entry has
+`train_loss`, `train_runtime`, `train_samples_per_second` (completions) and `train_steps_per_second`, as in
+transformers.
 
 ## After the construction
 
@@ -98,17 +120,22 @@ Of the trainers' arguments, those after `processing_class` are given by keyword.
 
 | call | here |
 | --- | --- |
-| `trainer.train(resume_from_checkpoint=True or folder)` | the newest whole checkpoint, or this one; a dict comes back |
+| `trainer.train(resume_from_checkpoint=True or folder)` | the newest whole checkpoint, or this one |
+| `result.global_step`, `.training_loss`, `.metrics` | the same; the result is our summary, a dict |
+| `trainer.evaluate(eval_dataset=...)` | the same, of one set or several by name; also our `Evaluation` |
 | `trainer.save_model(folder)` | the same; without a folder `<run>/model` |
+| `trainer.save_state()`, `log_metrics`, `save_metrics` | the same, into `output_dir` |
 | `trainer.state.log_history`, `.global_step`, `.epoch` | the same |
-| `trainer.add_callback`, `remove_callback`, `pop_callback` | the same |
-| `trainer.args`, `model`, `processing_class`, `accelerator` | the config, the model, the tokenizer, accelerate's |
-| `trainer.evaluate()` | an `Evaluation`; `.metrics()` is a dict |
+| `trainer.add_callback`, `remove_callback`, `pop_callback`, `callback_handler` | the same |
+| `trainer.args`, `model`, `ref_model`, `processing_class`, `accelerator`, `optimizer`, `lr_scheduler` | the same |
+| `trainer.reward_funcs`, `train_dataset`, `eval_dataset`, `get_train_dataloader()` | the same |
+| `args.learning_rate`, `args.beta`, `args.device`, `args.to_dict()`, ... | read by TRL's names, and set as if given |
+| `@dataclass class Mine(GRPOConfig)` | the same: fields of its own belong to the script |
+| `TrlParser((ScriptArguments, GRPOConfig, ModelConfig))` | the same; options that are left out keep our default |
+| a subclass with `log`, `create_optimizer`, `create_scheduler` | called |
+| a subclass with `compute_loss`, `training_step`, `_generate...` | refused by name, with what to do instead |
 | `trainer.push_to_hub()` | refused: save, then `huggingface_hub.upload_folder` |
 | `trainer.create_model_card()` | refused: `report.html`, `config.yaml` and `summary.json` stand in the run's folder |
-| `trainer.save_state()`, `log_metrics`, `save_metrics` | not there: see `metrics.jsonl` and `summary.json` |
-| `args.learning_rate`, `args.output_dir`, ... | read by TRL's names; supported ones can be set as well |
-| `TrlParser`, `HfArgumentParser` | they read dataclasses: use `llm-pg train settings.yaml key=value` |
 """
 TABLES = {
     "The batch and the length of a run": BATCH,
@@ -155,6 +182,17 @@ def _defaults(name: str, word: Word) -> tuple[str, str]:
     return shown, " / ".join(dict.fromkeys(f"`{value!r}`" for value in ours.values()))
 
 
+def different() -> list[str]:
+    """A line for each default that is accepted and differs."""
+    lines = []
+    for name, word in WORDS.items():
+        theirs, ours = _defaults(name, word)
+        if name in CONSEQUENCES or ours:
+            ours, note = CONSEQUENCES.get(name, (ours, word.note if word.kind == "supported" else ""))
+            lines.append(f"| `{name}` | {theirs} | {ours} | {note} |")
+    return lines
+
+
 def table(words: Mapping[str, Word]) -> list[str]:
     lines = ["| argument | TRL's default | here | | our default |", "| --- | --- | --- | --- | --- |"]
     for name, word in words.items():
@@ -166,7 +204,7 @@ def table(words: Mapping[str, Word]) -> list[str]:
 
 def markdown() -> str:
     """The page."""
-    lines = [HEAD + counts(), MEANING]
+    lines = [HEAD + counts(), DIFFERENT + "\n".join(different()), MEANING]
     for title, words in TABLES.items():
         lines += [f"## {title}", "", *table(words), ""]
     lines += ["## The trainers' own arguments", "", *table(TRAINER)]

@@ -292,9 +292,12 @@ class Algorithm:
         spec, n = self.spec, batch.num_tokens
         change_BT = logp_BT - proximal_logp_BT
         held_BT = CLIPPED[spec.surrogate](spec, ratio_BT, batch.advantage_BT)
+        low_BT, high_BT = held_BT & (batch.advantage_BT < 0), held_BT & (batch.advantage_BT > 0)
         behavior_logp_BT = batch.rollouts.logp_BT
         return {
             "clip_fraction": masked_sum(held_BT.to(logp_BT.dtype), batch.mask_BT) / n,
+            "clip_ratio/low_mean": masked_sum(low_BT.to(logp_BT.dtype), batch.mask_BT) / n,
+            "clip_ratio/high_mean": masked_sum(high_BT.to(logp_BT.dtype), batch.mask_BT) / n,
             "approx_kl": masked_sum(torch.expm1(change_BT) - change_BT, batch.mask_BT) / n,
             "sampler_gap": masked_sum((proximal_logp_BT - behavior_logp_BT).abs(), batch.mask_BT) / n,
         }

@@ -3,6 +3,8 @@ from typing import Any, ClassVar, Literal, TypedDict, Union
 
 from typing_extensions import Unpack
 
+from pydantic.fields import FieldInfo
+
 from .schema import Config
 
 
@@ -131,8 +133,10 @@ class Settings(TypedDict, total=False):
     prompts_per_step: int | None
     per_device_train_batch_size: int | None
     gradient_accumulation_steps: int | None
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_torch_8bit", "adamw_torch_4bit", "adamw_anyprecision", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "stable_adamw", "grokadamw", "adafactor", "adagrad", "rmsprop", "sgd"]
+    optim_args: str | None
     learning_rate: float
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"]
     lr_scheduler_kwargs: dict[str, Any]
     warmup_steps: int
     weight_decay: float
@@ -182,8 +186,6 @@ class Settings(TypedDict, total=False):
     num_train_epochs: Any
     average_tokens_across_devices: Any
     auto_find_batch_size: Any
-    optim: Any
-    optim_args: Any
     optim_target_modules: Any
     label_smoothing_factor: Any
     neftune_noise_alpha: Any
@@ -426,8 +428,10 @@ class Attributes:
     prompts_per_step: int | None
     per_device_train_batch_size: int | None
     gradient_accumulation_steps: int | None
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_torch_8bit", "adamw_torch_4bit", "adamw_anyprecision", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "stable_adamw", "grokadamw", "adafactor", "adagrad", "rmsprop", "sgd"]
+    optim_args: str | None
     learning_rate: float
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"]
     lr_scheduler_kwargs: dict[str, Any]
     warmup_steps: int
     weight_decay: float
@@ -476,8 +480,6 @@ class Attributes:
     num_train_epochs: Any
     average_tokens_across_devices: Any
     auto_find_batch_size: Any
-    optim: Any
-    optim_args: Any
     optim_target_modules: Any
     label_smoothing_factor: Any
     neftune_noise_alpha: Any
@@ -594,25 +596,39 @@ class Attributes:
     log_multimodal: Any
     log_unique_prompts: Any
     log_completions_hub_repo: Any
+    device: Any
+    n_gpu: Any
+    world_size: Any
+    process_index: Any
+    local_process_index: Any
+    should_save: Any
+    should_log: Any
+    distributed_state: Any
+    train_batch_size: Any
+    get_process_log_level: Any
+    get_warmup_steps: Any
     output_dir: str
 
 class FlatConfig(Attributes, Config):
+    _algorithm: ClassVar[str]
     def __init__(self, output_dir: str | None = None, **settings: Unpack[Settings]) -> None: ...
+    @classmethod
+    def own_fields(cls) -> dict[str, FieldInfo]: ...
+    def __post_init__(self) -> None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def to_json_string(self) -> str: ...
+    def to_sanitized_dict(self) -> dict[str, Any]: ...
     def fit(self, num_rows: int, *, holds_out: bool) -> None: ...
     def settle(self, num_prompts: int, prompts_per_step: int) -> None: ...
 
 class ReinforceConfig(FlatConfig):
-    _algorithm: ClassVar[str]
     def __init__(self, output_dir: str | None = None, **settings: Unpack[Settings]) -> None: ...
 
 class RLOOConfig(FlatConfig):
-    _algorithm: ClassVar[str]
     def __init__(self, output_dir: str | None = None, **settings: Unpack[Settings]) -> None: ...
 
 class GRPOConfig(FlatConfig):
-    _algorithm: ClassVar[str]
     def __init__(self, output_dir: str | None = None, **settings: Unpack[Settings]) -> None: ...
 
 class ActorCriticConfig(FlatConfig):
-    _algorithm: ClassVar[str]
     def __init__(self, output_dir: str | None = None, **settings: Unpack[Settings]) -> None: ...

@@ -23,6 +23,37 @@ Schedule = Literal[
     "constant",
     "constant_with_warmup",
     "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+Optimiser = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_anyprecision",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "stable_adamw",
+    "grokadamw",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "sgd",
 ]
 
 Tracker = Literal[
@@ -185,13 +216,19 @@ class TrainConfig(Section):
     gradient_accumulation_steps: int | None = Field(
         None, gt=0, description="Forward passes per step; with the line above it gives the batch, as in TRL."
     )
-    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate of AdamW.")
+    optim: Optimiser = Field(
+        "adamw_torch_fused",
+        description="An optimiser of transformers, by its name there; the 8-bit and paged ones need bitsandbytes, the "
+        "adamw_torch_4bit and _8bit ones torchao.",
+    )
+    optim_args: str | None = Field(None, description="Its own arguments, key=value and commas between (momentum=0.9).")
+    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate.")
     lr_scheduler_type: Schedule = Field(
         "constant_with_warmup", description="A schedule of transformers' get_scheduler."
     )
     lr_scheduler_kwargs: dict[str, Any] = Field({}, description="Its own arguments, for example num_cycles.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of matrices; biases and norms have none.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Of AdamW.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Of AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Of AdamW.")

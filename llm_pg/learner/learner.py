@@ -179,6 +179,9 @@ class Learner:
             "entropy_coef": batch.entropy_coef,
             **update_metrics(steps, self.updater.num_minibatches),
         }
+        if "aux_loss" in values:  # added pass by pass, beside the sum over the rows
+            assert self.policy.routers is not None
+            values["loss"] += self.policy.routers.coef * values["aux_loss"]
         if self.algorithm.spec.needs_critic:
             explained = self.algorithm.explained_variance(rollouts, batch.mask_BT, self._all_sum)
             values.update({} if explained is None else {"explained_variance": explained})

@@ -275,6 +275,7 @@ class Updater:
         )
         self.seen.note(rows, scores)
         loss, stats = self.algorithm.loss(scores.logp_BT, part, entropy_BT=scores.entropy_BT, value_BT=scores.value_BT)
+        stats["loss"] = loss.detach()
         # Each minibatch is an optimiser step of its own, of the size the whole batch would have had.
         loss = loss * self.num_minibatches
         if scores.balance is not None:  # a mean over the step's tokens already

@@ -196,8 +196,8 @@ def with_processing_classes(
         given = [None] * len(specs)
     if len(given) != len(specs):
         raise ValueError(
-            f"reward_processing_classes has {len(given)} entries and reward_funcs {len(specs)}; give one each, None "
-            "for functions."
+            f"reward_processing_classes has {len(given)} entries and reward_funcs {len(specs)}; their numbers must "
+            "match: give one each, None for functions."
         )
     return [_with_class(spec, each, chat_template_kwargs) for spec, each in zip(specs, given, strict=True)]
 

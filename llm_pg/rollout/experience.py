@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,15 +54,27 @@ class Experience:
             "completion_length": float(rollouts.length_B.double().mean()),
             "truncated": float(rollouts.truncated_B.double().mean()),
             "tokens": int(rollouts.mask_BT.sum()),
+            "prompt_tokens": self.num_generations * sum(len(prompt.ids) for prompt in self.prompts),
+            **self._lengths(),
         }
         for name, values in self.scores.parts.items():
             scored = [v for v in values if v is not None]
             out[f"reward/{name}"] = sum(scored) / len(scored) if scored else float("nan")
+            out[f"rewards/{name}/std"] = statistics.stdev(scored) if len(scored) > 1 else 0.0
         told = {name: value for name, value in self.scores.metrics.items() if not name.startswith("rewards/")}
         out.update({f"log/{name}": value for name, value in told.items()})
         if self.staleness is not None:
             out["staleness"] = self.staleness
         return {**out, **self._refilled()}
+
+    def _lengths(self) -> dict[str, float]:
+        """The spread of the lengths, by TRL's names."""
+        length_B = self.rollouts.length_B.double()
+        ended = length_B[~self.rollouts.truncated_B]
+        out = {"min_length": float(length_B.min()), "max_length": float(length_B.max())}
+        spread = {"mean": ended.mean(), "min": ended.min(), "max": ended.max()} if len(ended) else {}
+        out.update({f"{kind}_terminated_length": float(spread.get(kind, 0.0)) for kind in ("mean", "min", "max")})
+        return {f"completions/{name}": value for name, value in out.items()}
 
     def _refilled(self) -> dict[str, float]:
         """What dynamic sampling took, and the reward of the step's own prompts, which the batch's no longer is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,29 +10,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from ..config import ConfigError
+from ..evaluate import Evaluation
+from ..from_trl.log import TrlLog, named_evaluation
 
 if TYPE_CHECKING:
     from .best import Best
 
-# TRL's name of a logged number -> ours. Callbacks and `log_history` find both.
-LOGGED = {
-    "loss": "policy_loss",
-    "completions/mean_length": "completion_length",
-    "completions/clipped_ratio": "truncated",
-    "frac_reward_zero_std": "uniform_groups",
-    "step_time": "seconds",
-}
-
-
 _WISHES = ("should_evaluate", "should_save", "should_log", "should_training_stop", "should_epoch_stop")
 
 
-def logged(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a step under our names and, where TRL logs the same quantity, under TRL's."""
-    numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-    numbers.update({theirs: numbers[ours] for theirs, ours in LOGGED.items() if ours in numbers})
-    parts = {name.removeprefix("reward/"): value for name, value in numbers.items() if name.startswith("reward/")}
-    return {**numbers, **{f"rewards/{name}/mean": value for name, value in parts.items()}}
+def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """What of a line of metrics is a number."""
+    return {name: value for name, value in line.items() if isinstance(value, (int, float))}
 
 
 class Exported:
@@ -58,6 +48,10 @@ class Callbacks:
         callbacks: TrainerCallback objects or classes. args: the run's config, whose settings are read by TRL's names.
         model, processing_class: handed to every event, as are optimizer and lr_scheduler from `begin` on.
         gather: a rank's words -> those of all ranks; None = there is one rank.
+
+    Attributes:
+        trl: the numbers of the steps by TRL's names, of which entries of the log are made.
+        emit: what takes an entry of the log; `write` unless a trainer's `log` does more.
     """
 
     def __init__(
@@ -72,7 +66,9 @@ class Callbacks:
         self.args, self.state, self.control = args, TrainerState(log_history=[]), TrainerControl()
         self.offered: dict[str, Any] = {"model": model, "processing_class": processing_class}
         self.offered.update(optimizer=None, lr_scheduler=None, train_dataloader=None, eval_dataloader=None)
+        self.trl, self.emit = TrlLog(), self.write
         self.steps_per_epoch = 1.0
+        self._began = (0, time.perf_counter())
         self.best: Best | None = None  # of the run, where it keeps one
         self.callbacks: list[TrainerCallback] = []
         for callback in callbacks or ():
@@ -131,8 +127,9 @@ class Callbacks:
         """Before the first step. done: steps of an earlier process. earlier: its lines of metrics."""
         state = self.state
         state.global_step, state.max_steps = done, max_steps
-        state.log_history = [logged(line) for line in earlier]
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.trl = steps_per_epoch, TrlLog()
+        state.log_history = [self._entry(line) for line in earlier]
+        self._began = (done, time.perf_counter())
         state.epoch, state.num_train_epochs = done / steps_per_epoch, -int(-max_steps // steps_per_epoch)
         state.logging_steps, state.save_steps = self.args.run.logging_steps, self.args.run.save_steps
         state.eval_steps = self.args.eval.eval_steps
@@ -165,20 +162,47 @@ class Callbacks:
     def log(self, values: Mapping[str, Any]) -> None:
         """A step's line of metrics, where it is a step to log or a callback asked for it."""
         every = self.state.logging_steps
+        self.trl.add(values)
+        self.state.num_input_tokens_seen = int(self.trl.num_tokens)
         if self.state.global_step % every and not self.control.should_log:
             return
-        logs = {**logged(values), "epoch": round(float(self.state.epoch), 4)}
+        self.emit({**numbers_of(values), **self.trl.take(), "epoch": round(float(self.state.epoch), 4)})
+
+    def write(self, logs: dict[str, float]) -> None:
+        """An entry of the log: into the history, and to the callbacks."""
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.fire("on_log", logs=logs)
 
-    def evaluated(self, metrics: Mapping[str, Any]) -> None:
-        """An evaluation, by its names in metrics.jsonl with `eval_` for `eval/`; the best before it is in the state."""
-        named = {f"eval_{name.removeprefix('eval/')}": value for name, value in metrics.items()}
-        self.state.log_history.append({**named, "step": self.state.global_step})
+    def _entry(self, line: Mapping[str, Any]) -> dict[str, float]:
+        """Of a step that an earlier process did."""
+        self.trl.add(line)
+        return {**numbers_of(line), **self.trl.take()}
+
+    def close(self, completions_per_step: int) -> dict[str, float]:
+        """The last entry of a run that came to its end, as transformers writes it; returns what it says of the run."""
+        done, began = self._began
+        steps, seconds = self.state.global_step - done, max(time.perf_counter() - began, 1e-9)
+        of_run = {
+            "train_runtime": round(seconds, 4),
+            "train_samples_per_second": round(steps * completions_per_step / seconds, 3),
+            "train_steps_per_second": round(steps / seconds, 3),
+            "train_loss": self.trl.train_loss,
+            "epoch": round(float(self.state.epoch), 4),
+        }
+        self.emit({**self.trl.take(), **of_run})
+        return of_run
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """An evaluation between two steps; the best before it is in the state."""
         # EarlyStoppingCallback looks for what metric_for_best_model names behind `eval_`.
-        also = {} if self.best is None else {f"eval_{self.best.metric}": metrics[self.best.metric]}
-        self.fire("on_evaluate", metrics={**named, **also})
+        also = {} if self.best is None else {f"eval_{self.best.metric}": evaluation.metrics()[self.best.metric]}
+        self.evaluated_as(named_evaluation(evaluation), also)
         self._note_best()
+
+    def evaluated_as(self, values: Mapping[str, float], also: Mapping[str, float] | None = None) -> None:
+        """The numbers of an evaluation; `also` is for callbacks alone."""
+        self.state.log_history.append({**values, "step": self.state.global_step})
+        self.fire("on_evaluate", metrics={**values, **(also or {})})
 
     def _note_best(self) -> None:
         if self.best is not None and self.best.step is not None:

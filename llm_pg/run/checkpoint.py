@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,19 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def save(
-    root: Path, state: RunState, identity: dict[str, Any], keep: int | None = None, protected: Collection[int] = ()
+    root: Path,
+    state: RunState,
+    identity: dict[str, Any],
+    keep: int | None = None,
+    protected: Collection[int] = (),
+    write_model: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write a checkpoint of `state` under `root` and drop the oldest beyond `keep`.
 
     Args:
         identity: what must be the same to go on (config, data fingerprint, versions); kept in the manifest.
         protected: steps that are kept however old they are.
+        write_model: writes what `from_pretrained` reads beside the state, into the folder.
 
     Raises:
         CheckpointError: when a weight is not finite, or the disk has no room; older checkpoints stay.
@@ -72,10 +78,12 @@ def save(
         check_room(root, need)
         folder.mkdir()
         for name, tensors in (("weights", state.weights), ("optimizer", state.optimizer)):
-            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+            held = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+            save_file(held, folder / f"{name}.safetensors", {"format": "pt"})  # so that transformers reads it
         if state.in_flight:
             save_file({k: v.contiguous().cpu() for k, v in state.in_flight.items()}, folder / IN_FLIGHT)
         (folder / "numbers.json").write_text(json.dumps({"step": state.step, **state.numbers}, indent=1))
+        write_model(folder)
         _commit(folder, {"format": _FORMAT, "step": state.step, "identity": identity})
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(root).free if root.exists() else 0
@@ -117,10 +125,13 @@ def remove(folder: Path) -> None:
 
 
 def _commit(folder: Path, head: dict[str, Any]) -> None:
-    files = {}
+    files: dict[str, Any] = {}
+    digests: dict[int, str] = {}
     for path in sorted(folder.iterdir()):
         _sync(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        facts = path.stat()  # a hard link is another name of the same file
+        digests[facts.st_ino] = digests.get(facts.st_ino) or _sha256(path)
+        files[path.name] = {"size": facts.st_size, "sha256": digests[facts.st_ino]}
     with (folder / MANIFEST).open("w") as file:
         file.write(manifest_text({**head, "files": files}))
         file.flush()
@@ -179,13 +190,14 @@ def problem(folder: Path) -> str | None:
 
 
 def _well_formed(manifest: Any) -> bool:
-    """Exactly our files, by plain names: a manifest cannot point outside its folder."""
+    """Our files, and those of the model, by plain names: a manifest cannot point outside its folder."""
     return (
         isinstance(manifest, dict)
         and manifest.get("format") in (_FORMAT, _UNSIGNED_FORMAT)
         and isinstance(manifest.get("identity"), dict)
         and isinstance(manifest.get("files"), dict)
-        and set(manifest["files"]) - {IN_FLIGHT} == FILES
+        and set(manifest["files"]) >= FILES
+        and all(Path(name).name == name for name in manifest["files"])
         and all(isinstance(facts, dict) and {"size", "sha256"} <= set(facts) for facts in manifest["files"].values())
     )
 
@@ -263,10 +275,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Te
     Not by the optimiser's own numbers, which count along its groups: weight decay on or off makes others of them.
     """
     return {
-        f"{name}.{moment}": torch.as_tensor(value)
+        f"{name}.{moment}": _as_tensor(value)
         for name, parameter in weights.items()
         for moment, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
     }
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor as it is; a number of Python's in 64 bits, by which `_as_held` knows it again."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+
+
+def _as_held(value: Tensor) -> Any:
+    return value.item() if value.dim() == 0 and value.dtype in (torch.float64, torch.int64) else value
 
 
 def restore_optimizer(
@@ -278,5 +302,5 @@ def restore_optimizer(
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, moment = key.rsplit(".", 1)
-        state.setdefault(order.index(name), {})[moment] = value
+        state.setdefault(order.index(name), {})[moment] = _as_held(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +15,10 @@ import transformers
 
 from .. import __version__
 from ..config import ConfigError
+from ..config.flat import FlatConfig
 from ..config.rollout import RolloutConfig
-from ..distributed.shards import collect, like, put, shape_of
+from ..distributed.shards import collect, core_of, like, put, shape_of
+from ..from_trl.checkpoints import link_checkpoint
 from ..learner.learner import Learner
 from ..metrics import sync
 from ..prompts import Prompts
@@ -153,9 +158,15 @@ class Checkpointer:
         if self.saved == step:
             return
         state, problem = self._state(step, numbers, alone), ""
+        frozen = self._frozen(state) if not alone else {}
         if self.ranks.is_main:
             try:
-                checkpoint.save(self.root, state, self.identity(), self.config.run.save_total_limit)
+                keep = self.config.run.save_total_limit
+                folder = checkpoint.save(
+                    self.root, state, self.identity(), keep, write_model=lambda at: self._write_model(at, state, frozen)
+                )
+                if isinstance(self.config, FlatConfig):
+                    link_checkpoint(Path(self.config.run.output_dir), folder, step)
             except checkpoint.CheckpointError as error:
                 problem = str(error)
         if self.joint and not alone:
@@ -163,6 +174,33 @@ class Checkpointer:
         if problem:
             raise checkpoint.CheckpointError(problem)
         self.saved = step
+
+    def _frozen(self, state: checkpoint.RunState) -> dict[str, torch.Tensor]:
+        """What the model has beside its trained weights, gathered where it stands in parts; an adapter needs none."""
+        if not self.sharded or self.policy.has_adapter:
+            return {}
+        rest = {n: x for n, x in self.policy.model.state_dict(keep_vars=True).items() if n not in state.weights}
+        return collect(rest, self.ranks.is_main)
+
+    def _write_model(self, folder: Path, state: checkpoint.RunState, frozen: dict[str, torch.Tensor]) -> None:
+        """What `from_pretrained` reads; its weights are those of the state where that has all of them."""
+        policy, model = self.policy, core_of(self.policy.model)
+        own = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in model.state_dict()}
+        if policy.has_adapter or not own.keys() <= state.weights.keys():
+            whole = {**frozen, **{n: x for n, x in state.weights.items() if n in policy.model.state_dict()}}
+            policy.model.save_pretrained(folder, **({"state_dict": whole} if self.sharded else {}))
+        else:
+            facts = copy.deepcopy(model.config)
+            facts.architectures, facts.dtype = [type(model).__name__], next(iter(state.weights.values())).dtype
+            facts.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+            try:
+                os.link(folder / "weights.safetensors", folder / "model.safetensors")
+            except OSError:  # a file system without hard links
+                shutil.copy2(folder / "weights.safetensors", folder / "model.safetensors")
+        if policy.tokenizer is not None:
+            policy.tokenizer.save_pretrained(folder)
+        self.callbacks.state.save_to_json(str(folder / "trainer_state.json"))
 
     def check_room(self) -> None:
         """CheckpointError when the disk has no room for one checkpoint: weights and two moments of each."""
@@ -200,7 +238,7 @@ class Checkpointer:
         # What was sampled ahead under other settings is sampled again: other prompts, groups or distributions.
         as_before = all(name.startswith(("versions.", "rollout.max_staleness")) for name, _, _ in changed)
         self.landed = (state.numbers.get("in_flight", []), state.in_flight) if as_before else ([], {})
-        self.saved = state.step if folder.absolute() == checkpoint.folder_of(self.root, state.step).absolute() else None
+        self.saved = state.step if folder.resolve() == checkpoint.folder_of(self.root, state.step).resolve() else None
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
 
     def _new_length(self, then: str, numbers: dict[str, Any]) -> str:
@@ -284,6 +322,11 @@ class ScheduleState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         scheduler = self.scheduler
+        if not hasattr(scheduler, "lr_lambdas"):  # of a script's own making
+            scheduler.load_state_dict(state)
+            for group, rate in zip(self.optimizer.param_groups, state["_last_lr"], strict=True):
+                group["lr"] = rate
+            return
         own = {k: v for k, v in scheduler.state_dict().items() if k in ("base_lrs", "lr_lambdas")}
         scheduler.load_state_dict({**state, **own})
         rates = [

@@ -46,14 +46,20 @@ class Evaluator:
         self.newest: tuple[int, Evaluation] | None = None
         self.paused: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
-    def evaluate(self, title: str = "Evaluation") -> Evaluation:
-        """Greedy and sampled pass rates and mean rewards on the held-out prompts, with intervals, on this rank."""
-        if not self.prompts:
+    def evaluate(self, title: str = "Evaluation", prompts: Sequence[Prompt] | None = None) -> Evaluation:
+        """Greedy and sampled pass rates and mean rewards on these prompts, else on the held-out ones, with intervals,
+        on this rank."""
+        prompts = self.prompts if prompts is None else prompts
+        if not prompts:
             raise ConfigError("There are no held-out prompts to evaluate on: set data.num_eval_prompts above 0.")
         with self.context.clock("eval"), self.paused():
-            result = evaluate_held_out(self.collector, self.prompts, self.context.config.eval)
+            result = evaluate_held_out(self.collector, prompts, self.context.config.eval)
         self.context.terminal.evaluation(title, result)
         return result
+
+    def begin_again(self) -> None:
+        """For a further run, whose folder is another."""
+        self.best, self.before, self.newest = make_best(self.context, self.writer), None, None
 
     def resume(self, step: int) -> None:
         """Go on after `step` from what an earlier process found."""

@@ -43,7 +43,10 @@ class RunFolder:
     """The places of a run, and the writing of everything but metrics and checkpoints."""
 
     def __init__(self, config: Config) -> None:
-        self.path = Path(config.run.output_dir) / run_name(config)
+        self._place(Path(config.run.output_dir) / run_name(config))
+
+    def _place(self, path: Path) -> None:
+        self.path = path
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.start = self.path / "start"
@@ -51,6 +54,13 @@ class RunFolder:
         self.merged = self.path / "merged"
         self.best = self.path / "best"
         self.crash = self.path / "crash"
+
+    def move_on(self) -> None:
+        """From now on the places are those of a folder of the next free number, `<run>-2`: for a further run."""
+        base, number = self.path.name, 2
+        while (beside := self.path.with_name(f"{base}-{number}")).exists():
+            number += 1
+        self._place(beside)
 
     def check(self, config: Config, *, resume: bool) -> None:
         """Raises ConfigError when the folder cannot be written, or holds another run."""

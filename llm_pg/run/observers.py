@@ -85,8 +85,8 @@ class Observers:
         values.update(evaluated)
         values.update(self._pace(values["tokens"], experience, update))
         self._write(values, experience, readable)
-        if evaluated:
-            self.callbacks.evaluated(evaluated)
+        if evaluation is not None:
+            self.callbacks.evaluated(evaluation)
         self.callbacks.agree()
 
     def _readable(self, step: int, experience: Experience, update: Update) -> list[dict[str, Any]]:

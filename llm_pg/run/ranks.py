@@ -94,10 +94,13 @@ def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[
             out[name] = values[0]
         elif how == "max":
             out[name] = max(values)
+        elif how == "min":
+            out[name] = min((value for value in values if value), default=0.0)
         else:
             out[name] = mean(values, [count * _share(part, how) for part, count in holders])
-    if "reward_std" in out:
-        out["reward_std"] = _deviation(parts, out["reward"], rows)
+    for name in [name for name in out if (row := metric(name)) is not None and row.ranks == "deviation"]:
+        of = name.removeprefix("rewards/").removesuffix("/std")
+        out[name] = _deviation(parts, name, "reward" if name == "reward_std" else f"reward/{of}", out, rows)
     return out
 
 
@@ -105,15 +108,19 @@ def _share(part: dict[str, Any], how: str) -> float:
     """What each completion of a rank counts for in the mean over all ranks."""
     if how == "mean of tokens":
         return float(part["completion_length"])
+    if how == "mean of ended":
+        return 1.0 - float(part["truncated"])
     return 1.0 - part.get("unscorable", 0.0) if how == "mean of scored" else 1.0
 
 
-def _deviation(parts: Sequence[dict[str, Any]], reward: float, rows: Sequence[int]) -> float:
+def _deviation(
+    parts: Sequence[dict[str, Any]], name: str, mean_of: str, whole: dict[str, Any], rows: Sequence[int]
+) -> float:
     """Of the rewards on all ranks, from each rank's mean and deviation and the mean of all."""
     counts = [round(count * _share(part, "mean of scored")) for part, count in zip(parts, rows, strict=True)]
     squares = math.fsum(
-        (count - 1) * part["reward_std"] ** 2 + count * (part["reward"] - reward) ** 2
+        (count - 1) * part[name] ** 2 + count * (part[mean_of] - whole[mean_of]) ** 2
         for part, count in zip(parts, counts, strict=True)
-        if count
+        if count and name in part
     )
     return math.sqrt(squares / (sum(counts) - 1)) if sum(counts) > 1 else 0.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..model.policy import Policy
 from ..prompts import Prompt, fingerprint
 from .best import load_weights
 from .context import RunContext
-from .launch import make_zero, whole_models
+from .launch import deepspeed_asked, make_zero, whole_models
 from .ranks import Ranks
 from .warm_start import warm_start
 
@@ -41,9 +42,9 @@ def start_policy(context: RunContext, policy: Policy, *, resumes: bool, held_out
             policy.model.save_pretrained(folder.start, max_shard_size="1000GB")
     elif resumes and spec.beta and folder.start.exists():
         load_weights(policy.model, folder.start)
-    if spec.beta:
-        policy.freeze_reference()
-    if spec.needs_critic:
+    if spec.beta and (not policy.has_reference or resumes or context.config.warm_start.warm_start_steps):
+        policy.freeze_reference()  # a further run of the same trainer keeps that of the first
+    if spec.needs_critic and policy.critic is None:
         critic = context.config.critic
         try:
             policy.add_critic(critic.critic_kind, trunk_gradient=critic.critic_trunk_gradient, path=critic.critic_path)
@@ -64,12 +65,35 @@ def _warm_start(context: RunContext, policy: Policy, held_out: Sequence[Prompt])
     context.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {seconds:.1f} s.")
 
 
-def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm) -> Learner:
+@dataclass(frozen=True)
+class Factories:
+    """What a trainer makes itself; None = what the config says.
+
+    optimizer: makes it, over parameters of the model. scheduler: of the number of steps and the optimiser.
+    """
+
+    optimizer: Callable[[], Any] | None = None
+    scheduler: Callable[[int, Any], Any] | None = None
+
+
+def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, factories: Factories) -> Learner:
     """The learner of a run, with its optimiser and schedule; after `start_policy`."""
     config, train = context.config, context.config.train
     critic = [] if policy.critic is None else policy.critic.trainable()
-    optimizer = make_optimizer(train, policy.parameters(), critic, _critic_rate(context))
-    scheduler = make_scheduler(config, optimizer, train.max_steps - context.critic_only_steps)
+    if factories.optimizer is None:
+        optimizer = make_optimizer(train, policy.parameters(), critic, _critic_rate(context))
+    else:
+        optimizer = _own_optimizer(factories.optimizer(), policy)
+    steps = train.max_steps - context.critic_only_steps
+    if factories.scheduler is None:
+        scheduler = make_scheduler(config, optimizer, steps)
+    else:
+        scheduler = factories.scheduler(steps, optimizer)
+    if (context.in_parts or deepspeed_asked()) and context.ranks.count > 1 and type(optimizer) is not torch.optim.AdamW:
+        raise ConfigError(
+            f"Moments in parts over the ranks are those of AdamW, and optim={train.optim!r} has others: set optim="
+            "adamw_torch_fused, or launch with DDP."
+        )
     zero = make_zero(context.accelerator, policy, optimizer, train.max_grad_norm)
     moves = config.algorithm.sync_ref_model
     return Learner(
@@ -90,6 +114,22 @@ def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm) -> L
         seed=config.run.seed,
         clock=context.clock,
     )
+
+
+def _own_optimizer(optimizer: Any, policy: Policy) -> Any:
+    """ConfigError where what a trainer made is no optimiser of the weights in training."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"create_optimizer returned {optimizer!r}; it returns a torch.optim.Optimizer.")
+    if policy.critic is not None:
+        raise ConfigError("An optimiser of your own would leave the critic out: use optim, learning_rate and adam_*.")
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if held != set(policy.parameters()):
+        raise ConfigError(
+            f"The optimiser holds {len(held)} parameters, {len(held & set(policy.parameters()))} of them among the "
+            f"{len(policy.parameters())} that are trained. Make it over the parameters of trainer.model that require a "
+            "gradient, all of them."
+        )
+    return optimizer
 
 
 def _critic_rate(context: RunContext) -> float:

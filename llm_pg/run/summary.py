@@ -18,8 +18,9 @@ def run_summary(
     seconds: dict[str, float],
     model: str,
     versions: Any,
+    metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Pass rates are null where nothing was evaluated."""
+    """Pass rates are null where nothing was evaluated. metrics: the last entry of TRL's log."""
     return {
         "algorithm": algorithm,
         "task": config.data.task or config.data.dataset_name or "dataset",
@@ -41,6 +42,7 @@ def run_summary(
         "seconds_by_phase": {phase: round(s, 3) for phase, s in seconds.items()},
         "model": model,
         "versions": versions,
+        "metrics": metrics,
     }
 
 

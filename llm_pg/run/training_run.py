@@ -13,6 +13,7 @@ from ..algorithms.algorithm import Algorithm
 from ..config import ConfigError
 from ..config.engines import capabilities_of
 from ..evaluate import Evaluation
+from ..from_trl.result import TrainResult
 from ..learner.learner import Learner
 from ..metrics import read_metrics
 from ..model.policy import Policy
@@ -35,7 +36,7 @@ from .profiling import Profiler
 from .rehearsal import rehearse_end
 from .saving import ModelWriter
 from .sources import AllRanks, in_flight, make_ahead, make_source, put_back
-from .start import check_same_start, make_learner, start_policy
+from .start import Factories, check_same_start, make_learner, start_policy
 from .summary import run_summary
 from .trial import expected_seconds, try_longest_batch
 
@@ -189,12 +190,13 @@ class TrainingRun:
         self._end_groups()
         raise Interrupted(number, text)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> TrainResult:
         """After the last step: its checkpoint and the model, then the last evaluation, then the summary, which is
         returned. Whatever ends the evaluation, checkpoint and model are there."""
         context = self.context
         after = self._leave()
         self._inner.close()
+        metrics = self.callbacks.close(context.plan.rows)
         summary = run_summary(
             context.config,
             self.evaluator.before,
@@ -204,10 +206,11 @@ class TrainingRun:
             seconds=context.clock.seconds,
             model=str(context.folder.model),
             versions=self.checkpointer.identity()["versions"],
+            metrics=metrics,
         )
         context.ranks.together(lambda: self.observers.finish(summary, self.evaluator.before, after))
         self._end_groups()
-        return summary
+        return TrainResult(summary)
 
     def _end_groups(self) -> None:
         """The last that a run does on its ranks, all together: no rank ends while another still writes."""
@@ -243,12 +246,14 @@ def open_run(
     evaluator: Evaluator,
     callbacks: Callbacks,
     *,
+    factories: Factories,
     resume: bool | str | Path = False,
     override: bool = False,
 ) -> Iterator[TrainingRun]:
     """A run from its folder's lock to its end; what goes wrong in a step is kept before it is raised.
 
     Args:
+        factories: what the trainer makes itself.
         resume: True = go on from the newest whole checkpoint of the run's folder; a path = from that one.
         override: go on although the checkpoint belongs to other settings.
     """
@@ -267,7 +272,7 @@ def open_run(
             start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
             run = TrainingRun(
                 context,
-                make_learner(context, policy, algorithm),
+                make_learner(context, policy, algorithm, factories),
                 collector,
                 prompts,
                 evaluator,

@@ -47,6 +47,7 @@ FREE_TEXT = {
     "lora_target_modules",
     "model_name_or_path",
     "model_revision",
+    "optim_args",
     "output_dir",
     "project",
     "prompt_column",

@@ -316,16 +316,30 @@ def test_enums_and_types_of_the_libraries_are_read() -> None:
     assert (config.lr_scheduler_type, config.save_steps, config.dtype) == ("cosine", 0, "bfloat16")
 
 
-def test_a_supported_setting_of_a_made_config_is_set_and_checked_and_a_mapped_one_is_refused() -> None:
+def test_a_setting_of_a_made_config_is_set_and_checked() -> None:
     config = GRPOConfig("runs")
     config.learning_rate = 1e-4
     assert (config.learning_rate, config.train.learning_rate) == (1e-4, 1e-4)
     with pytest.raises(ValueError, match="greater than 0"):
         config.learning_rate = -1.0
-    with pytest.raises(ConfigError, match=r"GRPOConfig\(max_steps=5\)"):
-        config.max_steps = 5
     with pytest.raises(ValueError, match="no attribute 'learning_rat'"):
         config.learning_rat = 1.0
+
+
+def test_an_argument_set_on_a_made_config_is_as_if_it_had_been_given() -> None:
+    config = GRPOConfig("runs", num_iterations=2)
+    config.learning_rate = 1e-4
+    config.max_steps = 10  # optimiser steps, two of which are a batch
+    config.scale_rewards = False
+    config.model_init_kwargs = {"torch_dtype": "bfloat16", "revision": "r", "device_map": None, "use_cache": False}
+    whole = GRPOConfig(
+        "runs", num_iterations=2, max_steps=10, scale_rewards=False, dtype="bfloat16", learning_rate=1e-4
+    )
+    whole.model.model_revision = "r"
+    assert config.model_dump() == whole.model_dump()
+    assert config.model_init_kwargs["device_map"] is None
+    with pytest.raises(ConfigError, match="load the model yourself"):
+        config.model_init_kwargs = {"device_map": "auto"}
 
 
 @pytest.mark.parametrize("name", [name for name, word in TRAINER.items() if word.kind == "refused"])

@@ -97,7 +97,7 @@ def test_the_events_of_two_steps_come_in_transformers_order(
     seen = Recorder()
     trainer([seen], kind, config, max_steps=2, save_steps=2).train()
     one = ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log"]
-    expected = ["on_init_end", "on_train_begin", "on_epoch_begin", *one, *one, "on_save", "on_train_end"]
+    expected = ["on_init_end", "on_train_begin", "on_epoch_begin", *one, *one, "on_save", "on_log", "on_train_end"]
     assert [event for event, _ in seen.events] == expected
     assert [step for event, step in seen.events if event == "on_step_begin"] == [0, 1]
     assert [step for event, step in seen.events if event == "on_step_end"] == [1, 2]
@@ -126,19 +126,20 @@ def test_logs_have_the_metrics_and_trls_names_for_them(trainer: Callable[..., An
     made = trainer([seen], max_steps=2)
     made.train()
     lines = read_metrics(made.folder.metrics)
-    for logs, line in zip(seen.logs, lines, strict=True):
+    for logs, line in zip(seen.logs[:-1], lines, strict=True):
         assert {name: logs[name] for name in line} == line
-        assert logs["loss"] == line["policy_loss"]
+        assert logs["clip_ratio/region_mean"] == line["clip_fraction"]
         assert logs["rewards/digits/mean"] == line["reward/digits"]
         assert logs["completions/mean_length"] == line["completion_length"]
-    assert [entry["reward"] for entry in made.state.log_history] == [line["reward"] for line in lines]
-    assert [entry["step"] for entry in made.state.log_history] == [1, 2]
+    rewards = [line["reward"] for line in lines]
+    assert [entry["reward"] for entry in made.state.log_history] == [*rewards, rewards[-1]]
+    assert [entry["step"] for entry in made.state.log_history] == [1, 2, 2]
 
 
 def test_on_log_comes_every_logging_steps_and_when_it_is_asked_for(trainer: Callable[..., Any]) -> None:
     seen = Recorder(should_log=3)
     trainer([seen], logging_steps=2).train()
-    assert [step for event, step in seen.events if event == "on_log"] == [2, 3, 4]
+    assert [step for event, step in seen.events if event == "on_log"] == [2, 3, 4, 4]
 
 
 def test_a_callback_ends_the_run_after_its_step_and_the_model_is_saved(trainer: Callable[..., Any]) -> None:
@@ -245,7 +246,7 @@ def test_a_resumed_run_goes_on_with_the_history_of_the_first(trainer: Callable[.
     second = trainer(None)
     second.train(resume_from_checkpoint=str(first.folder.checkpoints / "step-000002"))
     assert second.state.global_step == 4
-    assert [entry["step"] for entry in second.state.log_history] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in second.state.log_history] == [1, 2, 3, 4, 4]
     assert [e["reward"] for e in second.state.log_history] == [e["reward"] for e in whole.state.log_history]
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(second.model.state_dict()[name], value, rtol=0, atol=0)

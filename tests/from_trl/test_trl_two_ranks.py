@@ -28,6 +28,6 @@ def test_two_ranks_hear_the_same_events_and_stop_together(tmp_path: Path) -> Non
     assert (first["is_first"], second["is_first"]) == (True, False)
     assert first["events"] == second["events"]
     assert first["rows"] == 4 * 2 * 2  # completions of a pass × passes of a step × ranks
-    assert (first["steps"], [event[0] for event in first["events"]]) == (3, [1, "evaluate", 2, "save", 3])
+    assert (first["steps"], [event[0] for event in first["events"]]) == (3, [1, "evaluate", 2, "save", 3, 3])
     # asked for by the callback, and that of the last step
     assert {path.name for path in (tmp_path / "r" / "checkpoints").glob("step-*")} == {"step-000002", "step-000003"}

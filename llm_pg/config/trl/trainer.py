@@ -29,11 +29,7 @@ TRAINER: dict[str, Word] = {
     "processing_class": same(None, "the tokenizer; a processor of images is refused by the data it would need"),
     "reward_processing_classes": same(None, "one for each of reward_funcs, None for functions"),
     "callbacks": same(None, "transformers' TrainerCallbacks; see below"),
-    "optimizers": refused(
-        (None, None),
-        "the optimiser is AdamW with a schedule of transformers, by `learning_rate`, "
-        "`lr_scheduler_type` and `adam_*`: resume, loss scaling and the critic's rate rest on it",
-    ),
+    "optimizers": same((None, None), "an optimiser over the parameters of `model`, given as an object, and a schedule"),
     "quantization_config": refused(
         None, "load the quantised model yourself and give the object as `model`, with a `peft_config`"
     ),

@@ -32,16 +32,17 @@ BATCH: dict[str, Word] = {
 }
 OPTIMISER: dict[str, Word] = {
     "learning_rate": same(1e-6),
-    "lr_scheduler_type": same("linear"),
+    "lr_scheduler_type": same(
+        "linear", "`reduce_lr_on_plateau` and `greedy`, which follow an evaluation's loss, are refused"
+    ),
     "lr_scheduler_kwargs": same(None),
     "warmup_steps": mapped(0, "below 1 a share of all steps"),
-    "optim": refused(
+    "optim": same(
         "adamw_torch_fused",
-        "the optimiser is AdamW: resume, loss scaling and the critic's rate rest on it; use "
-        "`adamw_torch`, and LoRA where memory is short",
-        "adamw_torch",
+        "by transformers' own factory. GaLore, APOLLO, LOMO and schedule-free ones are refused: they own the backward "
+        "pass, or sample with other weights than they train",
     ),
-    "optim_args": refused(None, "AdamW has `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay`"),
+    "optim_args": same(None),
     "optim_target_modules": refused(None, "use a LoRA adapter (`peft_config`)"),
     "weight_decay": same(0.0, "of matrices; biases and norms are left out, as in transformers"),
     "adam_beta1": same(0.9),

@@ -177,6 +177,8 @@ def _model(values: Values, schedule: TrlSchedule) -> None:
     kwargs = _mapping(values.pop("model_init_kwargs", None), "model_init_kwargs")
     for key, value in kwargs.items():
         if key not in _MODEL_WORDS:
+            if value is None or value in _MODEL_IDLE.get(key, ()):
+                continue
             raise _refusal(
                 f"model_init_kwargs[{key!r}]",
                 value,
@@ -196,6 +198,8 @@ _MODEL_WORDS = {
     "attn_implementation": "attn_implementation",
     "revision": "model_revision",
 }
+# Words of from_pretrained that ask for what is the case anyway.
+_MODEL_IDLE: dict[str, tuple[Any, ...]] = {"use_cache": (True, False), "trust_remote_code": (False,)}
 
 
 def _mapping(value: Any, name: str) -> Values:
@@ -211,6 +215,8 @@ def _mapping(value: Any, name: str) -> Values:
 
 def _sampling(values: Values, schedule: TrlSchedule) -> None:
     for key, value in _mapping(values.pop("generation_kwargs", None), "generation_kwargs").items():
+        if key == "do_sample" and value in (True, None):
+            continue
         if key not in _GENERATION_WORDS:
             raise _refusal(
                 f"generation_kwargs[{key!r}]",
@@ -254,7 +260,7 @@ def _vllm(values: Values, schedule: TrlSchedule) -> None:
 def _objective(values: Values, schedule: TrlSchedule) -> None:
     if "scale_rewards" in values:
         scale = values["scale_rewards"]
-        values["scale_rewards"] = {True: "group", False: "none"}[scale] if isinstance(scale, bool) else scale
+        values["scale_rewards"] = {True: "group", False: "none", "mean": "group_mean"}.get(scale, scale)
     if isinstance(values.get("normalize_advantages"), bool):
         values["normalize_advantages"] = "rollouts" if values["normalize_advantages"] else "none"
     loss = values.get("loss_type")

@@ -1,0 +1,1 @@
+"""What a script written for TRL reads and calls beside the arguments: logs, results, parser, checkpoints, the hub."""

@@ -1,0 +1,43 @@
+"""What `train()` and `evaluate()` return: our summary, with what scripts read of transformers' results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TrainResult(dict[str, Any]):
+    """The summary of a run, as it is written to `summary.json`, with the fields of transformers' `TrainOutput`."""
+
+    @property
+    def global_step(self) -> int:
+        """Steps that are done."""
+        return int(self["steps"])
+
+    @property
+    def training_loss(self) -> float:
+        """Mean loss over all steps."""
+        return float(self["metrics"]["train_loss"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """train_runtime in seconds, train_samples_per_second, train_steps_per_second, train_loss, epoch."""
+        return dict(self["metrics"])
+
+
+class EvaluationResult(dict[str, float]):
+    """The numbers of an evaluation by TRL's names (`eval_reward`, `eval_completions/mean_length`, ...) beside ours
+    (`eval_greedy`, `eval_pass@4`).
+
+    Attributes:
+        evaluation: of the set, or of the first of several. Its attributes are read as the result's own:
+            `result.greedy.mean`.
+    """
+
+    def __init__(self, values: dict[str, float], evaluation: Any) -> None:
+        super().__init__(values)
+        self.evaluation = evaluation
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "evaluation":
+            raise AttributeError(name)
+        return getattr(self.evaluation, name)
