@@ -7,6 +7,7 @@ an environment carries its own inputs beside this in a subclass; the algorithms 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,24 +125,35 @@ class Rollouts:
         mask_BT: Tensor,
         logp_BT: Tensor,
         group_B: Tensor,
-        reward_B: Tensor,
+        reward_B: Tensor | Sequence[float | None],
         truncated_B: Tensor | None = None,
         valid_B: Tensor | None = None,
         gamma: float = 1.0,
         **others: Any,
     ) -> Any:
-        """Rollouts whose only reward is the verdict `reward_B`, given at each row's last token.
+        """Returns rollouts whose only reward is one of the whole completion, given at each row's last token.
 
-        A NaN in `reward_B` means "could not be scored" (as `valid_B` False does).
+        Args:
+            mask_BT, logp_BT, group_B, truncated_B: see the class; nothing is truncated where it is left out.
+            reward_B: (B,), finite; in a list None = could not be scored.
+            valid_B: False where a row could not be scored, beside those that are None.
+            gamma: discount per token, in (0, 1].
+            others: further fields.
+
+        Raises:
+            ValueError: a reward that is not finite.
         """
         mask_BT = mask_BT.bool()
-        if reward_B.isinf().any():
-            row = int(reward_B.isinf().nonzero()[0])
+        known_B = torch.ones_like(mask_BT[:, 0])
+        if not isinstance(reward_B, Tensor):
+            reward_B, known_B = known(reward_B, mask_BT.device)
+        if not reward_B.isfinite().all():
+            row = int((~reward_B.isfinite()).nonzero()[0])
             raise ValueError(
-                f"reward_B holds {float(reward_B[row])} at row {row}: {reward_B.dtype} does not hold that reward. Only "
-                "finite numbers can be trained on."
+                f"reward_B holds {float(reward_B[row])} at row {row}: only finite numbers of {reward_B.dtype} can be "
+                "trained on. A row that could not be scored has valid_B False, or None in a list of rewards."
             )
-        valid_B = ~reward_B.isnan() if valid_B is None else valid_B.bool() & ~reward_B.isnan()
+        valid_B = known_B if valid_B is None else valid_B.bool() & known_B
         last_BT = is_last(mask_BT)
         reward_B = torch.where(valid_B, reward_B, torch.zeros_like(reward_B))
         return cls(
@@ -155,6 +167,13 @@ class Rollouts:
             truncated_B=torch.zeros_like(valid_B) if truncated_B is None else truncated_B.bool(),
             **others,
         )
+
+
+def known(rewards: Sequence[float | None], device: Any = None) -> tuple[Tensor, Tensor]:
+    """Returns float32 rewards, 0 where there is None, and where there is a reward: what `valid_B` says of rows."""
+    values = torch.tensor([0.0 if reward is None else reward for reward in rewards], dtype=torch.float32)
+    there = torch.tensor([reward is not None for reward in rewards], dtype=torch.bool)
+    return values.to(device), there.to(device)
 
 
 def is_last(mask_BT: Tensor) -> Tensor:

@@ -92,12 +92,12 @@ def prompts(number: int) -> list[Prompt]:
 
 
 def experience(
-    of: Sequence[Prompt], rewards: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]] | None = None
+    of: Sequence[Prompt], rewards: Sequence[Sequence[float | None]], tokens: Sequence[Sequence[int]] | None = None
 ) -> Experience:
-    """Groups with these rewards (NaN = unscorable); completion i of a group is k + 1 times the token k, k =
+    """Groups with these rewards (None = unscorable); completion i of a group is k + 1 times the token k, k =
     `tokens[group][i]`, and its text is "PROMPT/k"."""
     size = len(rewards[0])
-    flat = torch.tensor([r for group in rewards for r in group])
+    flat = [r for group in rewards for r in group]
     kind = torch.tensor([t for group in tokens for t in group]) if tokens else torch.zeros(len(flat), dtype=torch.int64)
     mask_BT = torch.arange(int(kind.max()) + 1) < (kind + 1).unsqueeze(1)
     rollouts = TextRollouts.of_scored_text(
@@ -108,6 +108,5 @@ def experience(
         tokens_BT=kind.unsqueeze(1) * mask_BT,
         prompt_ids_B=[p.ids for p in of for _ in range(size)],
     )
-    given = [None if r != r else r for r in flat.tolist()]
     texts = [f"{p.index}/{k}" for p, k in zip([p for p in of for _ in range(size)], kind.tolist(), strict=True)]
-    return Experience(list(of), rollouts, texts, Scores(list(given), {"f": list(given)}), size)
+    return Experience(list(of), rollouts, texts, Scores(list(flat), {"f": list(flat)}), size)

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..metrics import Clock
@@ -117,13 +116,12 @@ class Collector:
             scores = self._grade(samples)
         return samples.scored(scores, self._greedy_rewards(prompts, step, clock) if greedy else None)
 
-    def _greedy_rewards(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> Tensor:
-        """The reward of each prompt's greedy completion, under equal weights always the same; NaN = unscorable."""
+    def _greedy_rewards(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[float | None]:
+        """The reward of each prompt's greedy completion, under equal weights always the same."""
         with clock("sample"):
             samples = self._draw(prompts, 1, self._greedy, TRAIN_STREAM, step)
         with clock("reward"):
-            scores = self._grade(samples)
-        return torch.tensor([float("nan") if r is None else r for r in scores.reward], dtype=torch.float32)
+            return self._grade(samples).reward
 
     @property
     def _greedy(self) -> SamplingParams:

@@ -16,7 +16,7 @@ from ..prompts import Prompt
 from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
 from ..rewards.tally import RewardError, Scores
-from ..rollouts import TextRollouts, is_last
+from ..rollouts import TextRollouts, is_last, known
 from ..sampling.protocol import SamplingEngine, SamplingParams
 from .collector import Collector
 from .experience import Experience
@@ -88,10 +88,9 @@ class EpisodeCollector(Collector):
         fields = as_tensors(episodes, int(self.tokenizer.pad_token_id), self.device)
         mask_BT = fields["mask_BT"]
         if greedy:
-            told_P = torch.tensor([math.nan if r is None else r for r in greedy_P], dtype=torch.float32)
-            told_B = told_P.to(self.device).repeat_interleave(num_generations)
-            fields["greedy_B"] = told_B.nan_to_num()
-            fields["valid_B"] &= ~told_B.isnan()
+            greedy_B, valid_B = (x_P.repeat_interleave(num_generations) for x_P in known(greedy_P, self.device))
+            fields["greedy_B"] = greedy_B
+            fields["valid_B"] &= valid_B
         rollouts = TextRollouts(
             group_B=torch.arange(len(prompts), device=self.device).repeat_interleave(num_generations),
             discount_BT=(mask_BT & ~is_last(mask_BT)) * torch.tensor(self.gamma, device=self.device),

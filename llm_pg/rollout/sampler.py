@@ -13,7 +13,7 @@ from ..model.loading import end_token_ids
 from ..prompts import Prompt
 from ..prompts.decode import Reader
 from ..rewards.tally import Scores
-from ..rollouts import TextRollouts
+from ..rollouts import TextRollouts, known
 from ..sampling.native import NativeSampler
 from ..sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ..sampling.random import stream_key
@@ -60,26 +60,24 @@ class Samples:
         given, completions, rows = in_trls_form(repeated, self.texts)
         return given, completions, self.ids, rows
 
-    def scored(self, scores: Scores, greedy_P: Tensor | None = None) -> Experience:
-        """The rollouts of these completions.
+    def scored(self, scores: Scores, greedy: Sequence[float | None] | None = None) -> Experience:
+        """Returns the rollouts of these completions.
 
         Args:
             scores: of each completion; None in `scores.reward` = it could not be scored.
-            greedy_P: float32 (P,), the reward of each prompt's greedy completion; NaN = it could not be scored.
+            greedy: the reward of each prompt's greedy completion; None in it = it could not be scored.
         """
         done, group = self.completions, self.num_generations
         device = done.mask_BT.device
         others: dict[str, Tensor] = {}
-        if greedy_P is not None:
-            greedy_B = greedy_P.to(device).repeat_interleave(group)
-            others = {"greedy_B": greedy_B.nan_to_num(), "valid_B": ~greedy_B.isnan()}
-        unknown = float("nan")
-        reward_B = torch.tensor([unknown if r is None else r for r in scores.reward], dtype=torch.float32)
+        if greedy is not None:
+            greedy_B, valid_B = (x_P.repeat_interleave(group) for x_P in known(greedy, device))
+            others = {"greedy_B": greedy_B, "valid_B": valid_B}
         rollouts = TextRollouts.of_scored_text(
             mask_BT=done.mask_BT,
             logp_BT=done.logp_BT,
             group_B=torch.arange(len(self.prompts), device=device).repeat_interleave(group),
-            reward_B=reward_B.to(device),
+            reward_B=scores.reward,
             truncated_B=done.truncated_B,
             gamma=self.gamma,
             tokens_BT=done.tokens_BT,

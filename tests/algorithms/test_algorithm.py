@@ -23,7 +23,11 @@ def algorithm(row: AlgorithmSpec | str, **changes: object) -> Algorithm:
 
 
 def text(
-    reward_B: list[float], *, group_B: list[int] | None = None, length_B: list[int] | None = None, **others: object
+    reward_B: list[float] | list[float | None],
+    *,
+    group_B: list[int] | None = None,
+    length_B: list[int] | None = None,
+    **others: object,
 ) -> Rollouts:
     num = len(reward_B)
     length = torch.tensor(length_B or [3] * num)
@@ -32,7 +36,7 @@ def text(
         mask_BT=torch.arange(int(length.max())).expand(num, -1) < length.unsqueeze(1),
         logp_BT=torch.full((num, int(length.max())), -1.0),
         group_B=torch.tensor(group_B or [0] * num),
-        reward_B=torch.tensor(reward_B),
+        reward_B=reward_B,
         **others,  # type: ignore[arg-type]
     )
 
@@ -48,7 +52,7 @@ def test_a_group_of_equal_rewards_weighs_nothing_to_the_last_bit(name: str, rewa
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_no_weight_is_nan_when_nothing_could_be_scored(name: str) -> None:
-    nothing = text([math.nan] * 4, value_BT=torch.zeros(4, 3))
+    nothing = text([None] * 4, value_BT=torch.zeros(4, 3))
     batch = algorithm(name).compute_advantages(nothing)
     assert torch.equal(batch.advantage_BT, torch.zeros(4, 3))
     assert not batch.mask_BT.any()
@@ -157,7 +161,7 @@ def test_truncated_completions_follow_the_policy_that_is_named() -> None:
 
 def test_a_row_that_could_not_be_scored_enters_neither_baseline_nor_denominator() -> None:
     """What remains is the batch without it."""
-    with_hole = algorithm("rloo").compute_advantages(text([1.0, math.nan, 0.0, 0.5]))
+    with_hole = algorithm("rloo").compute_advantages(text([1.0, None, 0.0, 0.5]))
     without = algorithm("rloo").compute_advantages(text([1.0, 0.0, 0.5]))
     keep = torch.tensor([0, 2, 3])
     assert torch.allclose(with_hole.advantage_BT[keep], without.advantage_BT)
@@ -300,7 +304,7 @@ def test_a_batch_that_could_not_be_scored_leaves_the_running_mean_alone() -> Non
     tried = algorithm("reinforce", baseline="running_mean")
     tried.compute_advantages(text([1.0, 3.0]))
     before = tried.running_mean.value
-    tried.compute_advantages(text([math.nan, math.nan]))
+    tried.compute_advantages(text([None, None]))
     assert before != 0
     assert tried.running_mean.value == before
 

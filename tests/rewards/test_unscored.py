@@ -91,7 +91,7 @@ def weights_of(rewards):
         mask_BT=torch.ones(num, 1, dtype=torch.bool),
         logp_BT=torch.full((num, 1), -1.0),
         group_B=torch.zeros(num, dtype=torch.int64),
-        reward_B=torch.tensor([math.nan if r is None else r for r in rewards]),
+        reward_B=rewards,
     )
     return Algorithm(ALGORITHMS["grpo"]).compute_advantages(rollouts).advantage_BT.squeeze(1).tolist()
 
@@ -161,9 +161,11 @@ def test_what_is_logged_may_be_of_any_size():
     assert math.isnan(scores.metrics["infinite"])
 
 
-def test_rollouts_name_a_reward_that_is_infinite():
-    with pytest.raises(ValueError, match=r"reward_B holds inf at row 1: torch\.float32 does not hold that reward"):
-        weights_of([1.0, 1e39])
+@pytest.mark.parametrize("reward, name", [(1e39, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])
+def test_rollouts_name_a_reward_that_is_no_finite_number(reward, name):
+    """Unscored is None in a list of rewards, or False in valid_B; a NaN is a fault of whoever made the tensor."""
+    with pytest.raises(ValueError, match=f"reward_B holds {name} at row 1: only finite numbers of torch.float32"):
+        weights_of([1.0, reward])
 
 
 # --- parameters of the other form

@@ -292,7 +292,7 @@ def test_the_correction_is_on_unless_it_is_refused() -> None:
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"engine": "transformers"}, "generate draws"),
+        ({"engine": "transformers"}, "keeps no older weights"),
         ({"environment": "number_guessing"}, "rollout.environment"),
         ({"name": "ppo"}, "ppo has a critic"),
         ({"dynamic_sampling_max_rounds": 1, "curriculum": "pass_rate"}, "curriculum"),

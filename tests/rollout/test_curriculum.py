@@ -103,7 +103,7 @@ def batch(values: list[float | None], *, size: int = 2, name: str = "f") -> Expe
         mask_BT=mask_BT,
         logp_BT=-torch.ones(mask_BT.shape),
         group_B=torch.arange(len(values)) // size,
-        reward_B=torch.tensor([float("nan") if v is None else v for v in values]),
+        reward_B=values,
     )
     prompts = [Prompt(i, "", None, (i,), {}) for i in range(len(values) // size)]
     return Experience(prompts, rollouts, [""] * len(values), Scores(list(values), {name: values}), size)

@@ -16,39 +16,15 @@ from llm_pg.config import ConfigError
 from llm_pg.estimators.exact import TabularPolicy, objective, terminal_reward
 from llm_pg.metrics import read_metrics
 from llm_pg.prompts import Prompt, Prompts
-from llm_pg.rewards.tally import Scores
 from llm_pg.rollout.experience import Experience
 from llm_pg.rollout.refill import mixed_groups, refill
-from llm_pg.rollouts import TextRollouts
 from llm_pg.run.ranks import merge_metrics
 from llm_pg.terminal import Terminal
 from tests.seams import Steps, raising
+from tests.tiny import experience, prompts
 
 REWARD_PS = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-UNKNOWN = float("nan")
-
-
-def prompts(number: int) -> list[Prompt]:
-    return [Prompt(i, f"prompt {i}", None, (i + 1,), {}) for i in range(number)]
-
-
-def experience(of: list[Prompt], rewards: list[list[float]], tokens: list[list[int]] | None = None) -> Experience:
-    """Groups with these rewards; completion i of a group is `tokens[group][i]` and has that many tokens."""
-    size = len(rewards[0])
-    flat = torch.tensor([r for group in rewards for r in group])
-    kind = torch.tensor([t for group in tokens for t in group]) if tokens else torch.zeros(len(flat), dtype=torch.int64)
-    mask_BT = torch.arange(int(kind.max()) + 1) < (kind + 1).unsqueeze(1)
-    rollouts = TextRollouts.of_scored_text(
-        mask_BT=mask_BT,
-        logp_BT=-torch.ones(mask_BT.shape) * mask_BT,
-        group_B=torch.arange(len(of)).repeat_interleave(size),
-        reward_B=flat,
-        tokens_BT=kind.unsqueeze(1) * mask_BT,
-        prompt_ids_B=[p.ids for p in of for _ in range(size)],
-    )
-    told = [None if r != r else r for r in flat.tolist()]
-    texts = [f"{p.index}/{k}" for p, k in zip([p for p in of for _ in range(size)], kind.tolist(), strict=True)]
-    return Experience(of, rollouts, texts, Scores(list(told), {"f": list(told)}), size)
+UNKNOWN = None  # could not be scored
 
 
 def test_a_group_is_mixed_where_two_scorable_completions_differ() -> None:

@@ -13,7 +13,7 @@ from llm_pg.estimators.kl import k3
 from llm_pg.rollout.experience import Experience, Pieces
 from tests.tiny import experience, prompts
 
-UNKNOWN = math.nan
+UNKNOWN = None
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_reference_brings_its_log_probabilities_and_k3(batch: Experience) ->
 
 
 def test_further_numbers_are_null_where_they_are_unknown_and_left_out_of_a_row_without_any(batch: Experience) -> None:
-    entropy_BT = torch.tensor([[1.0, 0, 0], [UNKNOWN, 2.0, 0], [UNKNOWN, UNKNOWN, UNKNOWN], [3.0, 0, 0]])
+    entropy_BT = torch.tensor([[1.0, 0, 0], [math.nan, 2.0, 0], [math.nan] * 3, [3.0, 0, 0]])
     rows = batch.readable(batch.rollouts.logp_BT, 2, {"entropy": entropy_BT})
     assert [row["tokens"].get("entropy") for row in rows] == [[1.0], [None, 2.0], None, [3.0]]
 

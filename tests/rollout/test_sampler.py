@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +171,6 @@ def test_scored_samples_are_rollouts_with_the_verdict_at_the_last_token(policy: 
 
 def test_a_group_without_a_greedy_reward_cannot_be_trained_on(samples: Samples) -> None:
     scores = Scores([1.0, None, 3.0, 4.0, 5.0, 6.0], {})
-    rollouts = samples.scored(scores, torch.tensor([0.25, math.nan, 0.75])).rollouts
+    rollouts = samples.scored(scores, [0.25, None, 0.75]).rollouts
     assert rollouts.greedy_B.tolist() == [0.25, 0.25, 0.0, 0.0, 0.75, 0.75]
     assert rollouts.valid_B.tolist() == [True, False, False, False, True, True]
