@@ -303,5 +303,9 @@ def peak_memory_mb() -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, one a step, in their order; names and units are those of `METRICS`."""
+    """Returns the lines of a `metrics.jsonl`, one a step, in their order; names and units are those of `METRICS`.
+
+    Args:
+        path: the file.
+    """
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

@@ -23,10 +23,10 @@ class Rollouts:
 
     Attributes:
         mask_BT: bool, True where the policy acted (for text: each completion token, the EOS included).
-        logp_BT: log-probability of each action under the distribution that was really sampled; nats, <= 0 for
-            discrete actions.
+        logp_BT: log-probability of each action under the distribution that was really sampled; nats, <= 0 for discrete
+            actions.
         group_B: int64, 0..P-1; rows with the same number share their prompt or start state.
-        reward_BT: r_t; a verdict on a whole completion stands at its last token.
+        reward_BT: r_t; a verdict on a whole completion is at its last token.
         discount_BT: factor between step t and t+1, 0 where the episode ends (and outside the mask).
         cut_BT: True where the row stops although the episode does not.
         valid_B: False where the row could not be scored: it enters no baseline and gets weight 0.
@@ -34,7 +34,8 @@ class Rollouts:
         greedy_B: return of the greedy completion of the row's prompt, the baseline `greedy`.
         entropy_BT: entropy of the distribution that each action was drawn from, nats.
         ref_logp_BT: log-probability of the same actions under the frozen reference.
-        value_BT: V(s_t); bootstrap_BT: V(s_{t+1}), read where `cut_BT`.
+        value_BT: V(s_t) of the critic.
+        bootstrap_BT: V(s_{t+1}), read where `cut_BT`.
     """
 
     mask_BT: Tensor
@@ -85,7 +86,11 @@ class Rollouts:
             )
 
     def rows(self, index: Tensor) -> Any:
-        """The rows `index` (int64, any order) of every field whose name ends in _B or _BT."""
+        """Returns the rows of every field whose name ends in _B or _BT.
+
+        Args:
+            index: int64, numbers of rows, in any order.
+        """
         rows = self._copy()
         for name, value in self.__dict__.items():
             if value is not None and name.endswith(_BY_ROW):
@@ -94,7 +99,11 @@ class Rollouts:
         return rows
 
     def steps(self, kept: Tensor) -> Any:
-        """The steps `kept` (int64, numbers of the flattened B·T, rising) as rows of one step each."""
+        """Returns single steps as rows of one step each.
+
+        Args:
+            kept: int64, numbers of the flattened B·T, rising.
+        """
         steps = self._copy()
         row = kept // self.mask_BT.shape[1]
         every = len(kept) == self.mask_BT.numel()
@@ -134,11 +143,14 @@ class Rollouts:
         """Returns rollouts whose only reward is one of the whole completion, given at each row's last token.
 
         Args:
-            mask_BT, logp_BT, group_B, truncated_B: see the class; nothing is truncated where it is left out.
+            mask_BT: bool, each completion token, the EOS included.
+            logp_BT: log-probability of each token by the sampler, nats.
+            group_B: int64, the number of each row's group.
             reward_B: (B,), finite; in a list None = could not be scored.
+            truncated_B: True where the row hit the length limit; None = no row did.
             valid_B: False where a row could not be scored, beside those that are None.
-            gamma: discount per token, in (0, 1].
-            others: further fields.
+            gamma: discount for each token, in (0, 1].
+            **others: further fields.
 
         Raises:
             ValueError: a reward that is not finite.

@@ -226,7 +226,12 @@ class PolicyGradientTrainer(TrlFace):
         return self._optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule that was given, else that of the config. A subclass may make another."""
+        """The schedule that was given, else that of the config. A subclass may make another.
+
+        Args:
+            num_training_steps: steps of the run.
+            optimizer: whose rate it moves; None = the run's own.
+        """
         if self._lr_scheduler is None:
             self._lr_scheduler = make_scheduler(self.config, optimizer or self._optimizer, num_training_steps)
         return self._lr_scheduler
@@ -282,10 +287,12 @@ class PolicyGradientTrainer(TrlFace):
         return load_held_out(every, self.tokenizer, eval_dataset=dataset, context_length=context_length(self.model))
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
-        """Weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (a PEFT model: its adapter).
+        """Writes weights and tokenizer as `AutoModelForCausalLM.from_pretrained` reads them (of a PEFT model the
+        adapter), and a critic beside them in `critic.safetensors`.
 
-        output_dir: a folder; None = `model/` in the run's folder. A critic is saved beside them, in
-            `critic.safetensors`.
+        Args:
+            output_dir: a folder; None = `model/` in the run's folder.
+            _internal_call: as in transformers; without effect.
         """
         self.evaluator.writer.save(output_dir)
 

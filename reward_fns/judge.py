@@ -111,24 +111,41 @@ async def judge(
 ) -> float:
     """The score that a language model gives the completion by a rubric, from 0 (`low`) to 1 (`high`).
 
-    model: as the server knows it. rubric: what earns which score; {column} stands for a column of the row.
-    base_url: the server's address, up to /v1; None = OpenAI's. api_key_env: the environment variable with the key; a
-    server of your own needs none. low, high: the range that the judge scores in. instructions, question: the system's
-    and the user's message in words of your own, with {rubric}, {low}, {high}, {prompt}, {completion} and columns; the
-    line `Score: N` must be asked for. temperature, max_tokens: of its answer; None = not said, for servers that refuse
-    them. extra_body: further fields of the request, by the names of the server (vLLM: structured output that holds a
-    small model to the line).
-    seconds: for one completion with all retries and the wait for a free place; `reward.reward_timeout` ends it too, so
-    set that above it. retries: after a refusal for load, a fault of the server or of the network, with growing pauses.
-    concurrency: requests at once, of each reward worker. cache: a folder in which answers are kept by the content of
-    the request, for all workers and later runs; without one a process remembers its last 16,384.
-    price_in, price_out: of a million tokens. The metrics have log/judge/prompt_tokens, log/judge/completion_tokens,
-    log/judge/cost and log/judge/cached, each a mean over the completions that got a score; an answer from the cache
-    costs nothing.
+    The metrics have log/judge/prompt_tokens, log/judge/completion_tokens, log/judge/cost and log/judge/cached, each a
+    mean over the completions that got a score; an answer from the cache costs nothing.
 
     Range [0, 1]. Floor 1: what a judge pays for is its opinion, which a text without work may win.
 
-    Raises JudgeDownError and NoScoreError, which leave the completion without a score.
+    Args:
+        completion: the text to score.
+        prompt: what it answers.
+        model: as the server knows it.
+        rubric: what earns which score; {column} is replaced by a column of the row.
+        base_url: the server's address, up to /v1; None = OpenAI's.
+        api_key_env: the environment variable with the key; a server of your own needs none.
+        low: the lowest score that the judge gives.
+        high: the highest.
+        instructions: the system's message in words of your own, with {rubric}, {low}, {high}, {prompt}, {completion}
+            and columns; it must ask for the line `Score: N`.
+        question: the user's message, likewise.
+        temperature: of its answer; None = not sent, for servers that refuse it.
+        max_tokens: of its answer; None = not sent.
+        seconds: for one completion with all retries and the wait for a free place; `reward.reward_timeout` ends it
+            too, so set that above it.
+        retries: after a refusal for load, a fault of the server or of the network, with growing pauses.
+        concurrency: requests at once, of each reward worker.
+        cache: a folder in which answers are saved by the content of the request, for all workers and later runs; None
+            = a process remembers its last 16,384.
+        price_in: of a million tokens of the prompt.
+        price_out: of a million tokens of the answer.
+        extra_body: further fields of the request, by the names of the server (vLLM: structured output that holds a
+            small model to the line).
+        log_metric: given by the scorer.
+        **row: columns of the data, for the rubric.
+
+    Raises:
+        JudgeDownError: the server cannot be reached, refuses or is late; the completion has no score.
+        NoScoreError: the answer holds no score; the completion has none.
     """
     wanted = {**row, "low": f"{low:g}", "high": f"{high:g}"}
     system = _filled(instructions, {**wanted, "rubric": _filled(rubric, row)})

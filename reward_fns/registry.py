@@ -24,14 +24,16 @@ READS = frozenset({"alone", "tag", "box", "hashes", "said", "text", "marks", "th
 
 @dataclass(frozen=True)
 class Gold:
-    """What a right completion of a row gives as its answer: what an audit dresses and disguises.
+    """The right answer of a row, and the forms in which a completion may give it; an audit makes right and wrong
+    completions from it.
 
-    text: the answer, short; of a program its whole source, "" where the row has none.
-    kind: "number", "formula" (mathematics), "text", or "program".
-    reads: those of `READS` that the function pays; other ways of giving the answer are left out of an audit.
-    tolerance: absolute and relative, within which another number is as right.
-    entry: of a program the function or class under test; "" where it reads standard input.
-    more: right completions that are no way of writing `text`, by a name for each.
+    Attributes:
+        text: the answer, short; of a program its whole source, "" where the row has none.
+        kind: "number", "formula" (mathematics), "text", or "program".
+        reads: those of `READS` that the function pays; other forms are left out of an audit.
+        tolerance: absolute and relative, within which another number is as right.
+        entry: of a program the function or class under test; "" where it reads standard input.
+        more: right completions that are no form of `text`, by a name for each.
     """
 
     text: str
@@ -46,18 +48,21 @@ class Gold:
 class RewardInfo:
     """The facts about a reward function that a program can use.
 
-    low, high: the closed range of its values.
-    floor: the highest score that a completion without work in it can earn, in [low, high].
-    checks: "answer" when a right answer is needed for more than the floor; "shape" when only the form is looked at. A
-        shape reward pays junk of the right form, so it belongs beside an answer reward, with a small weight. "opinion"
-        when a model decides, of which nothing can be promised.
-    requires: modules it imports when first called; a worker imports them before the first deadline starts.
-    extra: the extra of this distribution that installs them.
-    check_row: raises ValueError for a row that the function could not grade; called with the columns and the fixed
-        arguments before a run, for every row.
-    special_tokens: the completion must be handed over with its special tokens, since the function reads tags that a
-        tokenizer may have made into tokens.
-    gold: the right answer of a row, called with the columns and the fixed arguments; None of it where the row has none.
+    Attributes:
+        low: the lowest of its values.
+        high: the highest.
+        floor: the highest score that a completion without work in it can earn, in [low, high].
+        checks: "answer" when a right answer is needed for more than the floor; "shape" when only the form is looked
+            at. A shape reward pays junk of the right form, so it belongs beside an answer reward, with a small weight.
+            "opinion" when a model decides, of which nothing can be promised.
+        requires: modules it imports when first called; a worker imports them before the first deadline starts.
+        extra: the extra of this distribution that installs them.
+        check_row: raises ValueError for a row that the function could not grade; called with the columns and the fixed
+            arguments before a run, for every row.
+        special_tokens: the completion must be handed over with its special tokens, since the function reads tags that
+            a tokenizer may have made into tokens.
+        gold: returns the right answer of a row, called with the columns and the fixed arguments; None = the row has
+            none.
     """
 
     low: float

@@ -59,7 +59,14 @@ class Algorithm:
         self.kl_penalty = AdaptivePenalty(spec.kl_target) if spec.kl_target else None
 
     def check_rewards(self, rollouts: Rollouts) -> None:
-        """Raise ValueError where rewards are such that this row's weights would mean nothing."""
+        """Checks that the rewards have a meaning for this algorithm.
+
+        Args:
+            rollouts: a scored batch.
+
+        Raises:
+            ValueError: they have none (such as rewards below 0 over the mean of a group).
+        """
         if self.spec.scale_rewards == "group_mean":
             least = float(total_return(rollouts.reward_BT, rollouts.discount_BT).min())
             if least < 0:
@@ -175,7 +182,13 @@ class Algorithm:
         return advantage_BT, target_BT.detach()
 
     def explained_variance(self, rollouts: Rollouts, mask_BT: Tensor, all_sum: AllSum = _identity) -> float | None:
-        """Explained variance of the rewards-to-go (penalties in the reward included) by `value_BT`; see `critics`."""
+        """Explained variance of the rewards-to-go (penalties in the reward included) by `value_BT`; see `critics`.
+
+        Args:
+            rollouts: a scored batch with `value_BT`.
+            mask_BT: steps that count.
+            all_sum: sums a tensor over ranks.
+        """
         assert rollouts.value_BT is not None
         return_BT = reward_to_go(self._rewards(rollouts), rollouts.discount_BT, rollouts.cut_BT, rollouts.bootstrap_BT)
         return explained_variance(rollouts.value_BT, return_BT, mask_BT, all_sum)
@@ -303,7 +316,11 @@ class Algorithm:
         }
 
     def observe_kl(self, kl: float) -> None:
-        """After an update: the KL(old || new) it came to, in nats a step (`approx_kl`), moves the adaptive penalty."""
+        """Moves the adaptive penalty after an update.
+
+        Args:
+            kl: KL(old || new) of the update, nats for each step (`approx_kl`).
+        """
         if self.kl_penalty is not None:
             self.kl_penalty.update(kl)
 
@@ -311,6 +328,9 @@ class Algorithm:
         """True for rows whose gradient can differ from 0; the others need no forward pass.
 
         A row of weight 0 still counts where a KL stands in the loss, with an entropy bonus, or with a critic.
+
+        Args:
+            batch: of `compute_advantages`.
         """
         kl = batch.ref_logp_BT is not None or self.kl_penalty is not None
         anyway = kl or batch.entropy_coef or batch.value_target_BT is not None

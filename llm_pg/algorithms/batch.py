@@ -14,14 +14,18 @@ class Batch:
     """What training needs of a batch of rollouts, row by row.
 
     Attributes:
+        rollouts: the rows as they were scored.
         mask_BT: steps that enter the loss.
         advantage_BT: advantage of each step, a constant of the gradient; 0 outside the mask.
         loss_scale_BT: the reduction: what each step's term is multiplied by before it is summed.
-        proximal_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first use).
-        ref_logp_BT: those of the reference, where the KL stands in the loss.
+        num_tokens: steps inside the mask, on all ranks, a tensor without axes.
+        entropy_coef: weight of the entropy bonus in this step.
+        proximal_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first
+            use).
+        ref_logp_BT: those of the reference, where the KL is in the loss.
         bonus_BT: what each step's entropy is multiplied by in the bonus; None = 1/num_tokens inside the mask.
-        value_target_BT, old_value_BT: for the critic.
-        num_tokens: steps inside the mask, on all ranks, a tensor without axes. entropy_coef: this step's.
+        value_target_BT: what the critic learns; None = no critic.
+        old_value_BT: the critic's values before the update; None = no critic.
     """
 
     rollouts: Rollouts
@@ -37,7 +41,11 @@ class Batch:
     old_value_BT: Tensor | None = None
 
     def rows(self, index: Tensor) -> Batch:
-        """The same batch, cut to the rows `index`; the scales stay those of the whole."""
+        """The same batch, cut to the rows `index`; the scales stay those of the whole.
+
+        Args:
+            index: int64, numbers of rows, in any order.
+        """
         from_B = {
             name: value[index] for name, value in self.__dict__.items() if value is not None and name.endswith("_BT")
         }

@@ -183,9 +183,14 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> schema.Config:
-    """The checked Config of a YAML file with `key=value` overrides. Raises ConfigError, before torch is imported.
+    """Returns the checked Config of a YAML file with overrides; torch is not imported.
 
-    An override whose key is repeated replaces the one before, so that a script can append its own.
+    Args:
+        path: the YAML file; None = defaults.
+        overrides: words `key=value`; the last one of a key counts, so that a script can append its own.
+
+    Raises:
+        ConfigError: a setting that is unknown, wrong, or cannot work with the others.
     """
     values = nest(read_yaml(path)) if path is not None else {}
     given = nest(dict(parse_override(text) for text in overrides))

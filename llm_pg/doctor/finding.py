@@ -16,8 +16,10 @@ class Finding:
     Attributes:
         rule: its name, stable, as in the table of rules.
         level: problem (the run cannot do what it is for), warning (it is likely to suffer), note (worth knowing).
-        cause: what is wrong, in a sentence. evidence: the settings or numbers that show it.
-        change: what to do. source: the paper, or the command that proves it.
+        cause: what is wrong, in a sentence.
+        evidence: the settings or numbers that show it.
+        change: what to do.
+        source: the paper, or the command that proves it.
     """
 
     rule: str

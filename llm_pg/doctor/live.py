@@ -391,5 +391,12 @@ def examine(run: Run) -> list[Finding]:
 
 
 def examine_run(path: str | Path) -> list[Finding]:
-    """Findings on the run in a folder. Raises ConfigError where the folder holds no run."""
+    """Returns findings on the run in a folder.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
     return examine(read_run(path))

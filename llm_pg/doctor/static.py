@@ -361,6 +361,7 @@ def examine_config(config: Config, *, num_ranks: int = 1, memory_bytes: int | No
     """Findings on a config that `load_config` accepted.
 
     Args:
+        config: of `load_config`.
         num_ranks: processes that will share a step.
         memory_bytes: what one rank has to train in; None = this machine's memory where that can be read.
     """

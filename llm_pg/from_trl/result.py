@@ -31,6 +31,10 @@ class EvaluationResult(dict[str, float]):
     Attributes:
         evaluation: of the set, or of the first of several. Its attributes are read as the result's own:
             `result.greedy.mean`.
+
+    Args:
+        values: the numbers, by name.
+        evaluation: of the set, or of the first of several.
     """
 
     def __init__(self, values: dict[str, float], evaluation: Any) -> None:

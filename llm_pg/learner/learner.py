@@ -57,14 +57,16 @@ class Learner:
         scheduler: of the learning rate, stepped once an update; None = constant.
         accelerator: accelerate's; None = one of this process alone, without mixed precision.
         micro_rows: completions in one forward pass; None = all. Any value gives the same gradient.
-        num_iterations: passes over a batch (μ). num_minibatches: optimiser steps in a pass, of equal shares.
+        num_iterations: passes over a batch (μ), >= 1.
+        num_minibatches: optimiser steps in a pass, of equal shares, >= 1.
         max_grad_norm: norm that gradients are clipped to; 0 = no clipping.
         num_steps: updates of the whole run, for coefficients that move over it; None = they stay at their start.
         critic_only_steps: first updates in which only the critic learns.
         noise_steps: gradient noise is measured at every so many updates; 0 = never.
         reference_steps: the reference moves towards the policy every so many updates; 0 = never.
         reference_share: by this share of the distance, in (0, 1].
-        seed: of the orders in which minibatches are drawn. clock: seconds by phase.
+        seed: of the orders in which minibatches are drawn.
+        clock: takes the seconds of each phase.
 
     Raises:
         ValueError: the algorithm needs a critic and the policy has none.
@@ -121,6 +123,9 @@ class Learner:
 
     def update(self, experience: Scored) -> Update:
         """One update; on several ranks all must call it, each with its own rows.
+
+        Args:
+            experience: scored completions, of `Scorer.score` or with an attribute `rollouts`.
 
         Raises:
             torch.OutOfMemoryError: a single row does not fit into memory.

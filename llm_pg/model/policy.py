@@ -194,7 +194,8 @@ class Policy:
         """Make the critic from the policy as it is now; before an optimiser is made of `parameters`.
 
         Args:
-            kind: head or model. trunk_gradient: whether its loss reaches the policy's body. See `Critic`.
+            kind: head (a small network on the policy's hidden states) or model (one of its own).
+            trunk_gradient: whether its loss reaches the policy's body. See `Critic`.
             path: folder in which a run left a critic to begin with; None = a new one, whose values are 0.
 
         Raises:
@@ -206,7 +207,12 @@ class Policy:
         return self.critic
 
     def shard(self, shards: Shards) -> None:
-        """Cut the weights, those of reference and critic too, over the ranks. Before an optimiser is made of them."""
+        """Divides the weights, those of reference and critic too, between the ranks; before an optimiser is made of
+        them.
+
+        Args:
+            shards: how, see `llm_pg.distributed`.
+        """
         self.check_cut()
         self.shards = shards
         for model in (self.model, self.reference):
@@ -221,7 +227,8 @@ class Policy:
         """Writes model (of a PEFT model the adapter), tokenizer and critic, as `from_pretrained` reads them.
 
         Args:
-            folder: made where it is not there. weights: gathered from shards; None = the model's own.
+            folder: made where it does not exist.
+            weights: gathered from shards; None = the model's own.
             writes: False on ranks that only bring their shards.
         """
         # All exchanges between ranks come before the first write: a write can fail, and on one rank alone.
@@ -245,7 +252,11 @@ class Policy:
             )
 
     def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
-        """The whole weights (of the policy) inside the block, where they stand in shards: every rank must enter it."""
+        """A context in which weights that are sharded are whole; every rank must enter it.
+
+        Args:
+            model: of the policy, its reference or its critic; None = the model in training.
+        """
         return contextlib.nullcontext() if self.shards is None else self.shards.gathered(model or self.model)
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -261,9 +272,16 @@ class Policy:
         balance: bool = False,
         frozen: bool = False,
     ) -> PolicyOutput:
-        """Of the sampled tokens under the present weights, with gradient: log-probabilities, entropies, and values
-        where there is a critic. balance: also their part of the load-balancing loss of the batch that `count_choices`
-        saw last. frozen: only values carry a gradient, and none that reaches the policy."""
+        """Computes log-probabilities and entropies of the sampled tokens under the present weights, with a gradient,
+        and the critic's values where there is a critic.
+
+        Args:
+            rollouts: scored or unscored rows of text.
+            with_entropy: compute the entropies.
+            entropy_grad: with a gradient of their own.
+            balance: also the rows' part of the load-balancing loss of the batch that `count_choices` saw last.
+            frozen: only values carry a gradient, and none that reaches the policy.
+        """
         ask = OutputFlags(
             entropy=with_entropy,
             entropy_grad=entropy_grad and not frozen,
@@ -289,7 +307,10 @@ class Policy:
     ) -> None:
         """Counts which experts the tokens of a batch choose, for the load-balancing loss of its passes.
 
-        rollouts: of this rank; None = it has none. all_sum: over the ranks, which must all call this.
+        Args:
+            rollouts: of this rank; None = it has none.
+            micro_rows: completions in one forward pass; the result does not depend on it.
+            all_sum: sums a tensor over the ranks, which must all call this.
         """
         if self.routers is None:
             return
@@ -303,25 +324,45 @@ class Policy:
 
     @torch.no_grad()
     def observe(self, rollouts: TextRollouts, micro_rows: int, *, with_logp: bool, after: bool) -> PolicyOutput:
-        """The critic's values at the time of sampling, in one pass with the log-probabilities where those are wanted.
+        """Computes the critic's values at the time of sampling, in one pass with the log-probabilities.
 
-        after: also the value of the state in which each truncated row was cut.
+        Args:
+            rollouts: scored or unscored rows of text.
+            micro_rows: completions in one forward pass; the result does not depend on it.
+            with_logp: compute the log-probabilities too.
+            after: also the value of the state in which each truncated row was cut.
         """
         return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags(logp=with_logp, value=True, after=after))
 
     @torch.no_grad()
     def logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
-        """Log-probabilities under the present weights, without a gradient."""
+        """Log-probabilities under the present weights, without a gradient.
+
+        Args:
+            rollouts: scored or unscored rows of text.
+            micro_rows: completions in one forward pass; the result does not depend on it.
+        """
         return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags()).logp_BT
 
     @torch.no_grad()
     def entropies(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
-        """Entropy of the distribution that each token was drawn from, nats, without a gradient."""
+        """Entropy of the distribution that each token was drawn from, nats, without a gradient.
+
+        Args:
+            rollouts: scored or unscored rows of text.
+            micro_rows: completions in one forward pass; the result does not depend on it.
+        """
         return self._in_pieces(self.model, rollouts, micro_rows, OutputFlags(logp=False, entropy=True)).entropy_BT
 
     @torch.no_grad()
     def refresh_reference(self, share: float) -> None:
-        """Move the reference: reference ← share·policy + (1 - share)·reference. Source: TR-DPO, arXiv 2404.09656."""
+        """Moves the reference: reference ← share·policy + (1 - share)·reference.
+
+        Args:
+            share: in (0, 1].
+
+        Source: TR-DPO, arXiv 2404.09656.
+        """
         if self.reference is None:
             raise ValueError("This policy has no reference of its own weights to refresh (beta is 0, or an adapter).")
         for own, present in zip(self.reference.parameters(), self.model.parameters(), strict=True):
@@ -330,7 +371,12 @@ class Policy:
 
     @torch.no_grad()
     def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
-        """Log-probabilities under the frozen reference."""
+        """Computes log-probabilities under the frozen reference, nats, shape (B, T).
+
+        Args:
+            rollouts: scored or unscored rows of text.
+            micro_rows: completions in one forward pass; the result does not depend on it.
+        """
         if not self.has_reference:
             raise ValueError("This policy has no reference (beta is 0): call freeze_reference() before training.")
         if self.reference is not None:
@@ -369,6 +415,10 @@ class Policy:
         """Rows of each forward pass: at most as many tokens as `micro_rows` of the longest rows have.
 
         Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
+
+        Args:
+            rollouts: scored or unscored rows of text.
+            micro_rows: completions in one forward pass.
         """
         lengths, device = rollouts.context_length_B.tolist(), rollouts.mask_BT.device
         longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
@@ -380,7 +430,11 @@ class Policy:
         return [torch.tensor(rows, device=device) for rows in passes]
 
     def num_tokens(self, rollouts: TextRollouts) -> int:
-        """Tokens that one pass over these rows computes: padding too, or, packed, each prompt once."""
+        """Tokens that one pass over these rows computes: padding too, or, packed, each prompt once.
+
+        Args:
+            rollouts: scored or unscored rows of text.
+        """
         prompts, lengths = rollouts.prompt_ids_B, rollouts.context_length_B.tolist()
         if self._packs_now():
             return sum(len(prompt) for prompt in set(prompts)) + sum(lengths)

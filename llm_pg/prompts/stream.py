@@ -57,10 +57,12 @@ class Prompts:
     epochs, and never holds a prompt twice. The number of ranks plays no part; each takes a slice of the step.
 
     Args:
-        dataset: rows with a column `prompt`, a text or a list of messages (a `datasets.Dataset`, or dicts), whose other
-            columns reward functions receive; or `Prompt` objects.
+        dataset: rows with a column `prompt`, a text or a list of messages (a `datasets.Dataset`, or dicts), whose
+            other columns reward functions receive; or `Prompt` objects.
         tokenizer: encodes rows, by its chat template where they are conversations; not needed for `Prompt` objects.
-        per_step: n. seed: of the order. shuffle: False keeps the dataset's order in every epoch.
+        per_step: n, prompts of a step, on all ranks.
+        seed: of the order.
+        shuffle: False = the dataset's order in every epoch.
 
     Raises:
         ConfigError: fewer prompts than one step needs, or rows that hold no prompt.
@@ -79,16 +81,24 @@ class Prompts:
         return self.take(step)
 
     def take(self, step: int) -> list[Prompt]:
-        """The prompts of a step, counted from 0."""
+        """The prompts of a step, counted from 0.
+
+        Args:
+            step: counted from 0.
+        """
         if step < 0:
             raise ValueError(f"Steps count from 0; got {step}.")
         return [self.prompts[place] for place in self._taken(step)]
 
     def further(self, step: int, number: int) -> list[Prompt | None]:
-        """The prompts that round `number` (from 1) of a refill has for each place of the step; None = no more are left.
+        """The prompts that a round of a refill has for each place of the step; None = no more are left.
 
         A function of (seed, step, round, place): a place that needs none in a round leaves its prompt unused. Over all
         rounds no prompt comes twice, nor one of the step's own. Drawn at random also where the data is not shuffled.
+
+        Args:
+            step: counted from 0.
+            number: of the round, counted from 1.
         """
         each, size = self.prompts_per_step, len(self.prompts)
         queue = self._queue(step, min(each * number, size - each))[each * (number - 1) :]
@@ -114,21 +124,33 @@ class Prompts:
     learns = False
 
     def observe(self, attempts: Sequence[tuple[int, int, int]]) -> None:
-        """Hear of completions sampled in a step: (index of the prompt, passes, scorable completions)."""
+        """Takes in what was sampled in a step; a curriculum draws by it.
+
+        Args:
+            attempts: (index of the prompt, passes, scorable completions) of each prompt.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What must be saved, beside the step's number, to go on; JSON."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave.
+
+        Args:
+            state: of `state_dict`.
+        """
 
     def metrics(self) -> dict[str, float]:
         """What the stream knows of its prompts."""
         return {}
 
     def epoch(self, step: int) -> float:
-        """Epochs that are over when this step begins."""
+        """Epochs that are over when this step begins.
+
+        Args:
+            step: counted from 0.
+        """
         return step * self.prompts_per_step / len(self.prompts)
 
     def _order(self, epoch: int) -> Sequence[int]:

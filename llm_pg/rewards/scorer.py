@@ -43,24 +43,31 @@ class Scorable(Protocol):
 class Scorer:
     """Runs reward functions in worker processes that are killed when they are late. A context manager.
 
-    funcs: specs as `resolve` takes them. weights: one finite number each; 1 by default.
-    workers: processes. deadline: seconds for one completion; past it the worker is killed, the completion has no score
-    (None) and the rest is kept. A batch function has deadline x completions, at most 600 s, and no more than 20 times
-    its slowest pace so far (never less than one deadline); `batch_deadline` sets it instead. After a failure it is
-    called once for each completion, so that only the guilty one is lost; a function that compares the completions of
-    its batch then sees lists of one.
-    in_process: run all functions here instead, without deadlines or protection, as it is always where the system has no
-    fork (Windows), with a warning. Functions that a worker cannot load
-    (lambdas, closures, notebooks) run here in any case, with one warning.
-    max_unscorable: share of a batch in [0, 1]. RewardError when a function fails on more of it, or when more of its
-    completions end without any score. strict: RewardError at the first failure. A returned None is no failure.
-    memory_gib: limit on the address space of a worker (RLIMIT_AS); None for none. A process that uses CUDA reserves
-    far more than it uses. load_deadline: seconds for a worker to import the functions. output: file to which workers'
-    prints are appended; the standard error by default.
+    A batch function has deadline x completions, at most 600 s, and no more than 20 times its slowest pace so far
+    (never less than one deadline). After a failure it is called once for each completion, so that only the one that
+    fails is lost; a function that compares the completions of its batch then sees lists of one.
 
     Before each call a worker's `random` and numpy generators are seeded with the batch and the completion's place in
     it, so a function that draws numbers gives the same score in whichever worker it runs, and after a resume. An async
     function draws before its first await: afterwards the others that wait beside it draw too.
+
+    Args:
+        funcs: functions, names, addresses or reward models, as `reward_funcs` of a trainer.
+        weights: one finite number each; None = 1 each.
+        workers: processes, >= 1.
+        deadline: seconds for one completion; past it the worker is killed, the completion has no score (None) and the
+            rest is scored.
+        batch_deadline: seconds for one call of a batch function; None = as above.
+        in_process: run all functions in this process, without deadlines or protection. Always so where the system has
+            no fork (Windows), with a warning. Functions that a worker cannot load (lambdas, closures, notebooks) run
+            here in any case, with one warning.
+        max_unscorable: share of a batch in [0, 1]. RewardError when a function fails on more of it, or when more of
+            its completions end without any score. A returned None is no failure.
+        strict: RewardError at the first failure.
+        memory_gib: limit on the address space of a worker (RLIMIT_AS); None = no limit. A process that uses CUDA
+            reserves far more than it uses.
+        load_deadline: seconds for a worker to import the functions.
+        output: file to which workers' prints are appended; None = the standard error.
     """
 
     def __init__(
@@ -122,7 +129,11 @@ class Scorer:
         self.close()
 
     def write_output_to(self, path: Path) -> None:
-        """From the next start of the workers on, append what they print to this file."""
+        """Appends what workers print to a file, from the next start of the workers on.
+
+        Args:
+            path: the file.
+        """
         self._output = path
 
     def close(self) -> None:
@@ -133,12 +144,26 @@ class Scorer:
         self._performer.close()
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """ValueError when a function needs a column that is not among these."""
+        """Checks that the data have what the functions need.
+
+        Args:
+            columns: names of the data's columns.
+
+        Raises:
+            ValueError: a function needs a column that is not among these.
+        """
         for function in self.functions:
             function.check_columns(columns)
 
     def check_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """ValueError when there are rows that a function cannot grade."""
+        """Checks every row with the functions that can.
+
+        Args:
+            rows: of the data.
+
+        Raises:
+            ValueError: there are rows that a function cannot grade.
+        """
         for function in self.functions:
             function.check_rows(rows)
 
@@ -164,13 +189,17 @@ class Scorer:
         rows: Sequence[Mapping[str, Any]],
         trainer_state: Any = None,
     ) -> Scores:
-        """Scores for B completions.
+        """Scores B completions.
 
-        prompts, completions: texts, or lists of messages. completion_ids: token ids of each, unpadded, with the end
-        token. rows: the dataset row of each (a mapping of columns). trainer_state: given to functions that ask for it,
-        its scalar fields only.
+        Args:
+            prompts: texts, or lists of messages.
+            completions: texts, or lists of messages.
+            completion_ids: token ids of each, unpadded, with the end token.
+            rows: the dataset row of each (a mapping of columns).
+            trainer_state: given to functions that ask for it, its scalar fields only.
 
-        Raises RewardError when the run should stop; the scorer stays usable.
+        Raises:
+            RewardError: the run should stop; the scorer stays usable.
         """
         batch = RewardBatch(prompts, completions, completion_ids, rows, trainer_state)
         tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share)
@@ -185,9 +214,18 @@ class Scorer:
         completion_ids: Sequence[Sequence[int]],
         rows: Sequence[Mapping[str, Any]],
     ) -> Scores:
-        """What the function `name` alone says of completions, in the same workers; for audits.
+        """Scores completions with one function alone, in the same workers; for audits. Failures are counted in
+        `problems`, and neither shown nor limited.
 
-        Failures are counted in `problems` and neither shown nor limited. RewardError where it breaks its contract.
+        Args:
+            name: of the function.
+            prompts: texts, or lists of messages.
+            completions: texts, or lists of messages.
+            completion_ids: token ids of each.
+            rows: the dataset row of each.
+
+        Raises:
+            RewardError: the function breaks its contract.
         """
         place = [function.name for function in self.functions].index(name)
         batch = RewardBatch(prompts, completions, completion_ids, rows)
@@ -203,13 +241,24 @@ class Scorer:
         return tally.scores(self.weights)
 
     def place_models(self, device: Any) -> None:
-        """Load the reward models among the functions and move them to a device. ValueError for what is none."""
+        """Loads the reward models among the functions and moves them to a device.
+
+        Args:
+            device: of torch.
+
+        Raises:
+            ValueError: one is no reward model.
+        """
         for function in self.functions:
             if isinstance(function.function, ModelReward):
                 function.function.place(device)
 
     def runs_here(self, name: str) -> bool:
-        """Whether the function of this name runs in this process, and not in a worker."""
+        """Returns whether a function runs in this process, and not in a worker.
+
+        Args:
+            name: of the function.
+        """
         return any(self.functions[place].name == name for place in self._here)
 
     def _run(self, batch: RewardBatch, tally: Tally, places: Sequence[int]) -> None:

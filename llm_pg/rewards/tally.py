@@ -24,12 +24,17 @@ class RewardError(RuntimeError):
 class Scores:
     """What B completions earned.
 
-    reward: the weighted sum of the functions that gave a score; None, "unscored", where none did and where one failed
-    (raised, returned NaN, was late, died): a failure is no word on the completion, unlike a None that is returned,
-    "does not apply", which the sum skips. A function of weight 0 is only looked at, so its failure costs nothing.
-    parts: by function name, and by "function/part" for named parts. extra: columns from `log_extra`. metrics: means of
-    what went to `log_metric`, and "rewards/<part>/mean". problems: by function, causes with the number of completions;
-    "returned None" is counted only where it left a completion without any score.
+    A completion is unscored where no function gave a score and where one failed (raised, returned NaN, was late,
+    died). A function that returns None does not apply: the sum leaves it out. A function of weight 0 is only reported,
+    so its failure costs nothing.
+
+    Attributes:
+        reward: the weighted sum of the functions that gave a score; None = unscored.
+        parts: by function name, and by "function/part" for named parts.
+        extra: columns from `log_extra`.
+        metrics: means of what went to `log_metric`, and "rewards/<part>/mean".
+        problems: by function, causes with the number of completions; "returned None" is counted only where it left a
+            completion without any score.
     """
 
     reward: list[float | None]

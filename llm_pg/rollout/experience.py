@@ -23,8 +23,16 @@ MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of the longest character in UTF-8
 class Experience:
     """A scored batch. Row i belongs to prompt i // num_generations.
 
-    collected: with dynamic sampling all that was sampled for it, round by round; [] = this is all.
-    staleness: with rollouts ahead, the updates between the weights it was sampled with and those it meets.
+    Attributes:
+        prompts: of the groups.
+        rollouts: tensors of the completions, as the algorithm reads them.
+        texts: of each completion.
+        scores: what each completion earned, in parts.
+        num_generations: completions of each prompt.
+        pieces: splits ids into the text of each token; None = not known.
+        collected: with dynamic sampling all that was sampled for it, round by round; [] = this is all.
+        staleness: with rollouts ahead, the updates between the weights it was sampled with and those it meets; None =
+            none.
     """
 
     prompts: list[Prompt]
@@ -92,10 +100,14 @@ class Experience:
     def readable(
         self, advantage_BT: Tensor, num_groups: int, more: dict[str, Tensor] | None = None
     ) -> list[dict[str, Any]]:
-        """The first groups as JSON rows: texts, scores, and the text and numbers of every token.
+        """Returns the first groups as JSON rows: texts, scores, and the text and numbers of every token.
 
-        more: further numbers of every token, (B, T); null where NaN, and left out of a row that has none. Tokens that
-        an environment inserted stand in their place, with null for every number.
+        Tokens that an environment inserted are in their place, with null for every number.
+
+        Args:
+            advantage_BT: advantage of each token.
+            num_groups: groups from the first on.
+            more: further numbers of every token, (B, T); null where NaN, and left out of a row that has none.
         """
         rollouts, rows = self.rollouts, []
         lengths, ids = rollouts.length_B.tolist(), rollouts.context_ids()

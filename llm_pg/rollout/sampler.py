@@ -37,11 +37,14 @@ class Samples:
     """Completions without scores. Row i belongs to prompt i // num_generations.
 
     Attributes:
-        prompts: of the groups. num_generations: completions of each.
+        prompts: of the groups.
+        num_generations: completions of each prompt.
         completions: token ids, their log-probabilities, and which were cut by the length limit.
-        texts, ids: of each completion, as reward functions get them.
-        num_steps: updates that were done before; functions are told.
-        pieces: splits ids into the text of each token. gamma: discount per token.
+        texts: of each completion, as reward functions get it.
+        ids: token ids of each completion, unpadded.
+        num_steps: updates that were done before; reward functions can read it.
+        pieces: splits ids into the text of each token.
+        gamma: discount for each token, in (0, 1].
     """
 
     prompts: list[Prompt]
@@ -116,7 +119,8 @@ class Sampler:
         """`num_generations` completions of each prompt.
 
         Args:
-            prompts: of one step. num_generations: at least 1.
+            prompts: of one step.
+            num_generations: completions of each prompt, >= 1.
             seed: (seed of the run, step), steps counted from 0. A completion is a function of them, of the place of
                 its prompt in the step, and of the weights, whatever else is in the batch.
             first_place: place of the first prompt in its step, or int64 (P,) the places of all.
@@ -134,7 +138,16 @@ class Sampler:
         *,
         num_steps: int = 0,
     ) -> Samples:
-        """The same by any distribution, from the random streams `keys_B`, int64 (P·G,)."""
+        """Samples as `sample` does, by any distribution and from given random streams.
+
+        Args:
+            prompts: any.
+            num_generations: completions of each prompt, >= 1.
+            params: the distribution and the limits; `dataclasses.replace(policy.params, greedy=True)` for greedy
+                completions.
+            keys_B: the random stream of each completion, int64 (P·G,), see `keys`.
+            num_steps: updates that were done before, which reward functions can read.
+        """
         done = self.engine.sample([prompt.ids for prompt in prompts], num_generations, params, keys_B)
         lengths = done.mask_BT.sum(1).tolist()
         ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
@@ -145,7 +158,16 @@ class Sampler:
     def keys(
         seed: int, stream: int, step: int, num_prompts: int, num_generations: int, first_place: int | Tensor = 0
     ) -> Tensor:
-        """The random stream of each row, int64 (P·G,). step: counted from 1."""
+        """Returns the random stream of each completion, int64 (P·G,).
+
+        Args:
+            seed: of the run.
+            stream: 1 for training, 2 for evaluation; other numbers are free.
+            step: counted from 1.
+            num_prompts: P, >= 1.
+            num_generations: G, >= 1.
+            first_place: place of the first prompt in its step, or int64 (P,) the places of all.
+        """
         place_P = first_place if isinstance(first_place, Tensor) else first_place + torch.arange(num_prompts)
         keys_PG = stream_key(seed, stream, step, place_P.unsqueeze(1), torch.arange(num_generations))
         return keys_PG.reshape(-1)

@@ -18,9 +18,11 @@ __all__ = ["Completions", "SamplingEngine", "SamplingParams", "joined"]
 class Completions:
     """What was sampled for B rows.
 
-    tokens_BT: completion ids, right-padded with the pad id. mask_BT: True on each sampled token, the end token
-    included. logp_BT: their log-probability under the distribution sampled, float32 nats. truncated_B: True where
-    neither the end token nor a stop string came within the length limit.
+    Attributes:
+        tokens_BT: completion ids, right-padded with the pad id.
+        mask_BT: True on each sampled token, the end token included.
+        logp_BT: their log-probability under the distribution sampled, float32, nats.
+        truncated_B: True where neither the end token nor a stop string came within the length limit.
     """
 
     tokens_BT: Tensor

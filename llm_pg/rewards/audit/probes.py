@@ -31,8 +31,12 @@ HUGE = 1_000_000  # characters
 class ProbeFinding:
     """What one function made of one kind of completion over all rows.
 
-    highest: the best score any row earned; None when none was scored. problems: causes with counts. ran_code: the
-    payload of the completion was executed.
+    Attributes:
+        function: its name.
+        probe: the kind of completion.
+        highest: the best score that any row earned; None = none was scored.
+        problems: causes with counts.
+        ran_code: the payload of the completion was executed.
     """
 
     function: str
@@ -43,11 +47,16 @@ class ProbeFinding:
 
 
 def probe_texts(prompt: Any, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], marker: str) -> dict[str, str]:
-    """Completions for one row that no work went into, by name.
+    """Returns completions for one row that contain no work, by name.
 
-    rows: other rows of the dataset, whose values make up "every answer at once". Those lists begin and end with a value
-    that is none of the row's own: a function that looks at one place only takes a guess, which is no way around it.
-    marker: a path that the payloads try to create.
+    "Every answer at once" begins and ends with a value that is none of the row's own: a function that looks at one
+    place only takes a guess, which is no way around it.
+
+    Args:
+        prompt: of the row.
+        row: its columns.
+        rows: other rows of the dataset, whose values make up "every answer at once".
+        marker: a path that the payloads try to create.
     """
     text = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content", "")) for message in prompt)
     values = all_answers(row, rows)
@@ -101,9 +110,13 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def probe_rewards(
     funcs: Sequence[Any], prompts: Sequence[Any], rows: Sequence[Mapping[str, Any]], *, deadline: float = 10.0
 ) -> list[ProbeFinding]:
-    """Score every probe of every row with every function, in workers.
+    """Scores every probe of every row with every function, in workers.
 
-    funcs: specs as `Scorer` takes them. prompts, rows: a few of the dataset's, one prompt for each row.
+    Args:
+        funcs: specs as `Scorer` takes them.
+        prompts: a few of the dataset's.
+        rows: the row of each prompt.
+        deadline: seconds for one completion.
     """
     findings: list[ProbeFinding] = []
     # Letters only: a number in the path would be a guess at a number.

@@ -13,8 +13,13 @@ EXAMPLE = 90  # characters of an example
 class Mistake:
     """One kind of completion that a function got wrong.
 
-    kind: what the completion is. rows: on how many rows, `of` so many. example: the shortest such completion.
-    gold: the right answer of its row. score: what it earned; None where it got no score.
+    Attributes:
+        kind: what the completion is.
+        rows: on how many rows.
+        of: of so many rows.
+        example: the shortest such completion.
+        gold: the right answer of its row.
+        score: what it earned; None = it got no score.
     """
 
     kind: str
@@ -34,10 +39,18 @@ class Mistake:
 class Audit:
     """What one reward function made of right and of wrong answers.
 
-    rows, right, wrong: how many rows and completions were tried; right ones and wrong ones. paid: kinds of wrong
-    completions that were paid, on `paid_rows` rows. lost: kinds of right ones that were not, on `lost_rows` rows.
-    unread: ways of giving the answer that a function without declared forms never paid: perhaps it wants another.
-    note: why nothing, or not everything, was tried. seconds: what it took.
+    Attributes:
+        function: its name.
+        rows: rows that were tried.
+        right: right completions that were tried.
+        wrong: wrong completions that were tried.
+        paid: kinds of wrong completions that were paid.
+        lost: kinds of right completions that were not paid.
+        paid_rows: rows on which a wrong completion was paid.
+        lost_rows: rows on which a right one was not.
+        unread: forms of the answer that a function without declared forms never paid: perhaps it expects another.
+        note: why nothing, or not everything, was tried.
+        seconds: what it took.
     """
 
     function: str

@@ -36,14 +36,17 @@ def spread(things: Sequence[Thing], count: int) -> list[Thing]:
 def audit_rewards(
     scorer: Scorer, prompts: Sequence[Any], rows: Sequence[Mapping[str, Any]], *, seconds: float | None = None
 ) -> list[Audit]:
-    """What each function of a scorer pays for right answers in honest dresses and for wrong ones that resemble them.
+    """Scores right answers in many forms, and wrong ones that resemble them, with each function of a scorer.
 
     Args:
-        scorer: the run's own. prompts, rows: of the data, one prompt for each row.
+        scorer: the run's own.
+        prompts: of the data.
+        rows: the row of each prompt.
         seconds: after which no more is tried, for all functions together; functions that wait for others (async) or
             run in this process are then left out, as one audit may cost them much. None = everything is tried.
 
-    Raises RewardError where a function breaks its contract.
+    Raises:
+        RewardError: a function breaks its contract.
     """
     audits = []
     for place, function in enumerate(scorer.functions):
