@@ -150,6 +150,7 @@ class PolicyGradientTrainer(TrlFace):
         writer = ModelWriter(context, self.policy, self.tokenizer, compared)
         self.evaluator = Evaluator(context, self.collector, self.eval_prompts, self.policy, writer, self.callbacks)
         self.run: TrainingRun | None = None
+        self._result: TrainResult | None = None
         self._optimizer, self._lr_scheduler = optimizers or (None, None)
         self.callbacks.emit = self.log
 
@@ -208,7 +209,10 @@ class PolicyGradientTrainer(TrlFace):
                 run.observers.after_step(step, experience, update, evaluation)
                 run.finite.observe([each.stepped for each in update.steps], step)
                 run.checkpointer.after_step(step)
-            return run.finish()
+            self._result = run.finish()
+        if getattr(config := self.config, "push_to_hub", False) is True:
+            self.push_to_hub(dataset_name=config.data.dataset_name)
+        return self._result
 
     def _factories(self) -> Factories:
         """What this trainer makes itself: what was given, and what a subclass overrides."""

@@ -134,8 +134,8 @@ Of the trainers' arguments, those after `processing_class` are given by keyword.
 | `TrlParser((ScriptArguments, GRPOConfig, ModelConfig))` | the same; options that are left out keep our default |
 | a subclass with `log`, `create_optimizer`, `create_scheduler` | called |
 | a subclass with `compute_loss`, `training_step`, `_generate...` | refused by name, with what to do instead |
-| `trainer.push_to_hub()` | refused: save, then `huggingface_hub.upload_folder` |
-| `trainer.create_model_card()` | refused: `report.html`, `config.yaml` and `summary.json` stand in the run's folder |
+| `trainer.push_to_hub()`, `push_to_hub=True` | the same, of the run's model with its card |
+| `trainer.create_model_card()` | the same: data, algorithm, before and after with intervals, how to reproduce |
 """
 TABLES = {
     "The batch and the length of a run": BATCH,

@@ -229,12 +229,12 @@ class Settings(TypedDict, total=False):
     save_on_each_node: Any
     enable_jit_checkpoint: Any
     push_to_hub: Any
+    hub_model_id: Any
     hub_token: Any
     hub_private_repo: Any
-    hub_model_id: Any
+    hub_revision: Any
     hub_strategy: Any
     hub_always_push: Any
-    hub_revision: Any
     ignore_data_skip: Any
     restore_callback_states_from_checkpoint: Any
     resume_from_checkpoint: Any
@@ -523,12 +523,12 @@ class Attributes:
     save_on_each_node: Any
     enable_jit_checkpoint: Any
     push_to_hub: Any
+    hub_model_id: Any
     hub_token: Any
     hub_private_repo: Any
-    hub_model_id: Any
+    hub_revision: Any
     hub_strategy: Any
     hub_always_push: Any
-    hub_revision: Any
     ignore_data_skip: Any
     restore_callback_states_from_checkpoint: Any
     resume_from_checkpoint: Any

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import trainer_pt_utils
 
-from ..config import Config, ConfigError
+from ..config import Config
+from .hub import upload, write_card
 
 
 class TrlFace:
@@ -31,6 +32,9 @@ class TrlFace:
     reward_processing_classes: list[Any]
     _optimizer: Any
     _lr_scheduler: Any
+    _result: Any
+    _hub_model_id: str | None = None
+    save_model: Any
 
     # --- what it is made of
 
@@ -172,15 +176,52 @@ class TrlFace:
     def end(self) -> None:
         """Ends what is still open; a run closes its trackers and process groups itself."""
 
-    def push_to_hub(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: nothing is uploaded by a run."""
-        raise ConfigError(
-            "push_to_hub is refused: a run uploads nothing. Save the model, `trainer.save_model(folder)`, and upload "
-            "the folder: `huggingface_hub.upload_folder(repo_id=..., folder_path=folder)`."
+    # --- the hub
+
+    @property
+    def hub_model_id(self) -> str | None:
+        """Of the repository that `push_to_hub` made or found; before, as it was given."""
+        return self._hub_model_id or getattr(self.config, "hub_model_id", None)
+
+    def create_model_card(self, model_name: Any = None, dataset_name: Any = None, tags: Any = (), **more: Any) -> None:
+        """Writes the model's card, `README.md`, into `output_dir`: data, algorithm, before and after, how to reproduce.
+
+        Args:
+            model_name: in the title; None = that of the run. dataset_name, tags: in the card's data.
+            more: of transformers' Trainer; what the card has no place for is left out.
+        """
+        if self.is_world_process_zero():
+            self._write_card(Path(self.config.run.output_dir), model_name, dataset_name or more.get("dataset"), tags)
+
+    def _write_card(self, folder: Path, model_name: Any, dataset_name: Any, tags: Any) -> None:
+        write_card(
+            folder,
+            self.config,
+            self.context.spec,
+            self._result,
+            model_name=model_name if isinstance(model_name, str) else self.context.folder.path.name,
+            dataset_name=dataset_name,
+            tags=tags or (),
         )
 
-    def create_model_card(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: a run writes a report instead."""
-        raise ConfigError(
-            "create_model_card is refused: the run's folder has report.html, config.yaml and summary.json instead."
-        )
+    def push_to_hub(self, commit_message: str = "End of training", blocking: bool = True, **options: Any) -> Any:
+        """Uploads the model of the run and its card to the hub; returns huggingface_hub's CommitInfo.
+
+        Args:
+            commit_message: of the upload. blocking: of transformers; the upload is always waited for.
+            options: token, revision, and what `create_model_card` takes.
+
+        Raises:
+            ConfigError: the hub refuses, or cannot be reached; the model is where it was.
+        """
+        folder = self.context.folder.model
+        if not folder.exists():
+            self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        card = {name: options.get(name) for name in ("model_name", "dataset_name", "tags")}
+        self._write_card(folder, **card)
+        name = Path(self.config.run.output_dir).name
+        done = upload(folder, self.config, default_name=name, commit_message=commit_message, **options)
+        self._hub_model_id = done.repo_url.repo_id
+        return done

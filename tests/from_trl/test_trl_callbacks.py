@@ -268,10 +268,6 @@ def test_what_scripts_read_and_call_afterwards(trainer: Callable[..., Any], tmp_
     )  # a full cosine's trough
     made.save_model(tmp_path / "mine")
     assert (tmp_path / "mine" / "config.json").exists()
-    with pytest.raises(ConfigError, match="upload_folder"):
-        made.push_to_hub()
-    with pytest.raises(ConfigError, match=r"report\.html"):
-        made.create_model_card(model_name="x")
 
 
 def test_a_run_without_evaluation_ends_with_no_pass_rate(trainer: Callable[..., Any]) -> None:

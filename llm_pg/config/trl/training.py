@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .words import Word, idle, mapped, refused, same
 
-_HUB = "upload the saved folder: `trainer.save_model(folder)`, then `huggingface_hub.upload_folder`"
 _SHARDED = (
     "the launcher says how weights are cut over GPUs: FSDP2, `accelerate launch --config_file "
     "configs/accelerate/fsdp2.yaml`"
@@ -134,13 +133,13 @@ SAVING: dict[str, Word] = {
     "save_on_each_node": refused(False, "the first rank saves; its folder must be seen by all that resume"),
     "save_total_limit": same(None, "None = all"),
     "enable_jit_checkpoint": idle(False, "SIGTERM and SIGINT end a run with a checkpoint in any case"),
-    "push_to_hub": refused(False, _HUB),
-    "hub_token": refused(None, _HUB),
-    "hub_private_repo": refused(None, _HUB),
-    "hub_model_id": refused(None, _HUB),
-    "hub_strategy": refused("every_save", _HUB),
-    "hub_always_push": refused(False, _HUB),
-    "hub_revision": refused(None, _HUB),
+    "push_to_hub": mapped(False, "True: model and card are uploaded when a run ends, as by `trainer.push_to_hub()`"),
+    "hub_model_id": mapped(None, "of the repository; None = the name of `output_dir`"),
+    "hub_token": mapped(None, "None = that of `hf auth login`; it is never written"),
+    "hub_private_repo": mapped(None, "of a repository that is made"),
+    "hub_revision": mapped(None, "branch of the upload"),
+    "hub_strategy": refused("every_save", "the model is uploaded when a run ends; `end`", "end"),
+    "hub_always_push": idle(False, "the upload at the end is waited for"),
     "ignore_data_skip": refused(False, "a resumed run goes on bit for bit; leave it out"),
     "restore_callback_states_from_checkpoint": refused(
         False, "callbacks are made anew; let them read `state.log_history`"

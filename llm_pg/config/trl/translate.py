@@ -279,6 +279,8 @@ def _objective(values: Values, schedule: TrlSchedule) -> None:
 def _watching(values: Values, schedule: TrlSchedule) -> None:
     if isinstance(values.get("log_completions"), bool) and not values.pop("log_completions"):
         values["log_completions"] = 0
+    for name in ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"):
+        values.pop(name, None)  # read of the config as they were given
     for theirs, ours in _RENAMED.items():
         if theirs in values:
             _say(values, ours, values.pop(theirs), theirs)
