@@ -18,7 +18,7 @@ def write_card(
     summary: Mapping[str, Any] | None,
     *,
     model_name: str,
-    dataset_name: str | Sequence[str] | None = None,
+    dataset_name: str | list[str] | None = None,
     tags: str | Sequence[str] = (),
 ) -> Path:
     """Writes the card of a model, `README.md`, into a folder; returns its place.
