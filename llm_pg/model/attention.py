@@ -17,6 +17,8 @@ from transformers import AttentionInterface
 from ..distributed.shards import core_of
 
 NAME = "llm_pg_layout"
+# What a model raises in a trial that gives it something it was not written for: a cache, positions, a mask, no mask.
+FAULTS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 class Layout(Protocol):
@@ -72,6 +74,12 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
+def body_of(model: Any) -> Any:
+    """The model without its output layer; the model itself where it has no such part."""
+    core = core_of(model)
+    return core.base_model if core.base_model is not core else getattr(core, "model", core)  # of Llama-4's text
+
+
 @contextlib.contextmanager
 def _own_attention(core: Any) -> Iterator[None]:
     before = core.config._attn_implementation
@@ -90,7 +98,7 @@ def forward(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tenso
     core = core_of(model)
     given = {"inputs_embeds" if ids.is_floating_point() else "input_ids": ids}
     with _own_attention(core):
-        out = core.base_model(**given, position_ids=positions, use_cache=False, layout=layout)
+        out = body_of(core)(**given, position_ids=positions, use_cache=False, layout=layout)
     hidden: Tensor = out.last_hidden_state
     return hidden
 
@@ -99,7 +107,7 @@ def attends(model: Any) -> bool:
     """Every token attends to those before it, to all or within a window, in every layer, as far as the config tells."""
     core = core_of(model)
     kinds = set(getattr(core.config.get_text_config(), "layer_types", None) or [])
-    return kinds <= {"full_attention", "sliding_attention"} and core.base_model is not core
+    return kinds <= {"full_attention", "sliding_attention"} and body_of(core) is not core
 
 
 def window_of(model: Any) -> int | None:

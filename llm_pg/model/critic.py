@@ -19,7 +19,7 @@ from torch import Tensor
 from ..distributed.shards import collect, like
 from ..rollouts import TextRollouts, is_last
 from ..words import one_of
-from .attention import core_of
+from .attention import body_of, core_of
 
 HEAD_LEARNING_RATE = 3e-3
 CRITIC_FILE = "critic.safetensors"
@@ -45,14 +45,14 @@ class Critic(torch.nn.Module):
         super().__init__()
         one_of("critic_kind", kind, ("head", "model"))
         core = core_of(model)
-        if core.base_model is core:
+        if body_of(core) is core:
             raise ValueError(
                 f"{type(core).__name__} has no body apart from its output layer, so a critic finds no hidden states to "
                 "read. Use an algorithm without a critic: rloo, grpo or reinforce."
             )
         self.kind, self.trunk_gradient = kind, trunk_gradient
         self.body = _body_of(model) if kind == "model" else None
-        weight: Tensor = next(core.base_model.parameters())
+        weight: Tensor = next(body_of(core).parameters())
         width = core.config.get_text_config().hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same on every rank, and no draw from the run's own stream

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import UnsupportedAttention, attends, core_of, eval_mode, forward, tolerance, window_of
+from .attention import FAULTS, UnsupportedAttention, attends, body_of, core_of, eval_mode, forward, tolerance, window_of
 from .flex import FlexBlocks
 from .packing import Packed
 from .segments import MaskedCalls, PackedAttention
@@ -67,8 +67,8 @@ def _objection(model: Any, way: type[PackedAttention], autocast: Autocast) -> st
         return str(error)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler or a driver raises; it is told
-        if not way.compiled:
+    except Exception as error:  # whatever a compiler or a driver raises; it is reported
+        if not way.compiled and not isinstance(error, FAULTS):
             raise
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return None
@@ -91,7 +91,7 @@ def _agrees(
     ]
 
     def alone() -> Tensor:
-        states = (core.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows)
+        states = (body_of(core)(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows)
         return torch.cat([s[len(p) - 1 :] for s, p in zip(states, prompt_ids_B, strict=True)])
 
     def together() -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..estimators.distributions import entropy, token_logp
-from .attention import core_of, eval_mode
+from .attention import body_of, core_of, eval_mode
 from .distribution import SamplingParams
 
 # Logits of one chunk: 64 MiB in float32. What fits into one is kept for the backward pass, more is computed again.
@@ -135,6 +135,9 @@ def head_width(head: Any) -> int:
     return int(getattr(head, "out_features", None) or head.weight.shape[0])
 
 
+LOGITS_TRIED = 50.0  # their size in the trial of the output layer: caps on logits do not show where these are small
+
+
 def head_is_separate(model: Any) -> bool:
     """Whether logits are just the output embedding of the last hidden state, tried on three tokens.
 
@@ -142,11 +145,24 @@ def head_is_separate(model: Any) -> bool:
     comparison and take the whole forward.
     """
     core = core_of(model)
-    head = core.get_output_embeddings()
-    if head is None or core.base_model is core:
+    head, body = core.get_output_embeddings(), body_of(core)
+    if head is None or body is core:
         return False
     ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
+    enlarged: list[Tensor] = []
+
+    def enlarge(_module: Any, _inputs: Any, out: Any) -> Any:
+        states = out.last_hidden_state
+        states = states * (LOGITS_TRIED / head(states).abs().max().clamp(min=1e-6)).to(states.dtype)
+        enlarged.append(states)
+        out.last_hidden_state = states
+        return out
+
     with torch.no_grad(), eval_mode(model):
-        split = head(core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        whole = model(input_ids=ids, use_cache=False).logits
-    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5)
+        hook = body.register_forward_hook(enlarge)
+        try:
+            whole = model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        split = head(enlarged[0])
+    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5 * LOGITS_TRIED)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rollouts import TextRollouts
-from .attention import core_of
+from .attention import body_of, core_of
 
 
 def padded_states(
@@ -25,14 +25,14 @@ def padded_states(
         ends = after_B.nonzero().squeeze(1)
         row_M = torch.cat([row_M, ends])
         place_M = torch.cat([place_M, start_B[ends] - 1 + rollouts.context_length_B[ends]])
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
+    # Padded on the right, positions are the model's own, which not every model counts from 0.
+    inputs = {"input_ids": ids, "attention_mask": attention, "use_cache": False}
     core = core_of(model)
     if not with_logits:
-        hidden: Tensor = core.base_model(**inputs).last_hidden_state
+        hidden: Tensor = body_of(core)(**inputs).last_hidden_state
         return hidden[row_M, place_M], None
     seen: list[Tensor] = []
-    hook = core.base_model.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state))
+    hook = body_of(core).register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state))
     try:
         logits: Tensor = model(**inputs).logits
     finally:

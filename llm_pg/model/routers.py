@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..estimators.balance import choices, load_balancing
-from .attention import core_of, eval_mode, tolerance
+from .attention import body_of, core_of, eval_mode, tolerance
 
 Heard = Callable[[tuple[Tensor, ...], Tensor], None]
 
@@ -80,7 +80,7 @@ def _hearing(model: Any, hear: Heard) -> Iterator[None]:
     """Inside the block `hear` is called with the router logits of each pass of the model's body, and with how often
     each of its tokens counts: as often as rows have it before a token that they predict."""
     core = core_of(model)
-    config = core.base_model.config.get_text_config()
+    config = body_of(core).config.get_text_config()
 
     def note(module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         layout = kwargs.get("layout")
@@ -92,7 +92,7 @@ def _hearing(model: Any, hear: Heard) -> Iterator[None]:
         hear(tuple(logits.flatten(0, -2) for logits in out.router_logits), weight_N)
 
     before, config.output_router_logits = config.output_router_logits, True
-    hook = core.base_model.register_forward_hook(note, with_kwargs=True)
+    hook = body_of(core).register_forward_hook(note, with_kwargs=True)
     try:
         yield
     finally:
@@ -158,7 +158,7 @@ def _tried(model: Any, weight: float, autocast: Any) -> RouterLoss | str:
     seen: list[tuple[tuple[Tensor, ...], Tensor]] = []
     with eval_mode(model), autocast(), _hearing(model, lambda *heard: seen.append(heard)):
         try:
-            core.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            body_of(core)(input_ids=ids, attention_mask=mask, use_cache=False)
             ends = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
             theirs = core(input_ids=ids, attention_mask=ends, use_cache=False, output_router_logits=True).aux_loss
         except (AttributeError, TypeError, ValueError) as error:

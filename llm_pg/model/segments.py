@@ -114,14 +114,14 @@ class _SegmentCall:
             scores = grouped(query * (d**-0.5 if scale is None else scale), kv_heads) @ key.transpose(2, 3)
             wide = torch.promote_types(scores.dtype, torch.float32)
             weight = (scores.to(wide) + self._mask(heads // kv_heads, wide)).softmax(-1).to(value.dtype)
-            return (weight @ value).reshape(rows, heads, n, d).transpose(1, 2)
+            return (weight @ value).reshape(rows, heads, n, -1).transpose(1, 2)
         if self.causal:
             key, value = (x.repeat_interleave(heads // kv_heads, 1) for x in (key, value))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
         out = F.scaled_dot_product_attention(
             grouped(query, kv_heads), key, value, attn_mask=self._mask(heads // kv_heads, query.dtype), scale=scale
         )
-        return out.reshape(rows, heads, n, d).transpose(1, 2)
+        return out.reshape(rows, heads, n, -1).transpose(1, 2)
 
     def _mask(self, repeats: int, dtype: torch.dtype) -> Tensor:
         if (repeats, dtype) not in self._masks:
@@ -179,14 +179,15 @@ class MaskedCalls:
             F.embedding(index, x[0].transpose(0, 1).flatten(1))
             for index, x in ((self._query_index, query), (self._key_index, key), (self._key_index, value))
         )
-        d, out, q_at, k_at = query.shape[-1], [], 0, 0
+        # Values may be of another width than keys.
+        widths, out, q_at, k_at = (query.shape[-1], key.shape[-1], value.shape[-1]), [], 0, 0
         for call in self._calls:
             (rows, q), k = call.query_index.shape, call.key_index.shape[1]
             parts = (queries[q_at : q_at + rows * q], keys[k_at : k_at + rows * k], values[k_at : k_at + rows * k])
             q_at, k_at = q_at + rows * q, k_at + rows * k
-            split = [x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x in parts]
+            split = [x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x, d in zip(parts, widths, strict=True)]
             out.append(call(split[0], split[1], split[2], scale).reshape(rows * q, -1))
-        return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, d)
+        return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, widths[2])
 
 
 def _alike(segments: Segments) -> list[Segments]:

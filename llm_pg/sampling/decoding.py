@@ -1,7 +1,7 @@
-"""One token for every row at a time: two ways to keep what was computed before.
+"""One token for every row at a time, after prompts whose keys are kept once.
 
-`SharedDecoder` keeps each prompt's keys once for all its completions and reads them once a group, and allocates the
-completions' own keys ahead. `CacheDecoder` goes through the library's cache, for models whose attention is special.
+`SharedDecoder` reads each prompt's keys once for all its completions, and allocates the completions' own keys ahead.
+For models whose attention is special there is `cached.CacheDecoder`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from ..model.attention import core_of, eval_mode, forward, tolerance
+from ..model.attention import core_of, forward
 from ..model.packing import Packed
-from .lean import LeanDecoder, NotLlamaStyle
+from .lean import LeanDecoder
 
 FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever they are full
 
@@ -35,46 +34,9 @@ class Decoder(Protocol):
         """Go on with the rows `index` alone."""
         ...
 
-
-class CacheDecoder:
-    """Left-padded rows through the model's own attention and transformers' DynamicCache."""
-
-    def __init__(self, model: Any, pad_id: int) -> None:
-        self.model, self.pad_id = model, pad_id
-
-    def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
-        distinct, row_R = _distinct(prompts_R, self.model.device)
-        device, width = self.model.device, max(len(ids) for ids in distinct)
-        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in distinct], device=device)
-        self.attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)
-        positions = (self.attention.cumsum(1) - 1).clamp(min=0)
-        self.position = positions[:, -1]
-        self.cache = DynamicCache(config=self.model.config)
-        logits: Tensor = self._forward(ids, positions, logits_to_keep=1)
-        if len(distinct) < len(prompts_R):
-            self.keep(row_R)
-            logits = logits[row_R]
-        return logits
-
-    def step(self, next_R: Tensor, depth_R: Tensor) -> Tensor:
-        self.attention = torch.cat([self.attention, self.attention.new_ones((len(next_R), 1))], 1)
-        self.position = self.position + 1
-        return self._forward(next_R.unsqueeze(1), self.position.unsqueeze(1))
-
-    def keep(self, index: Tensor) -> None:
-        self.cache.batch_select_indices(index)
-        self.attention, self.position = self.attention[index], self.position[index]
-
-    def _forward(self, ids: Tensor, positions: Tensor, **options: Any) -> Tensor:
-        logits: Tensor = self.model(
-            input_ids=ids,
-            attention_mask=self.attention,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **options,
-        ).logits
-        return logits[:, -1]
+    def refill(self, slot_N: Tensor, prompts_N: Sequence[tuple[int, ...]]) -> Tensor:
+        """The rows `slot_N` begin anew, each after its prompt; logits after those: (N, V)."""
+        ...
 
 
 class _Recorded(Packed):
@@ -254,7 +216,7 @@ class SharedDecoder:
         weight = torch.cat([self._to_rows(before, rows), after], -1).float().softmax(-1).to(query.dtype)
         read = self._to_rows(self._to_slots(weight[..., :width]) @ prompt_values, rows)
         out = read + weight[..., width:] @ values[:, :, :columns]
-        return out.reshape(rows, 1, heads, d)
+        return out.reshape(rows, 1, heads, -1)
 
     def _to_slots(self, x: Tensor) -> Tensor:
         """(R, kv_heads, n, w) -> (P, kv_heads, slots · n, w)."""
@@ -290,23 +252,3 @@ def _put(table: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
     inside: tuple[Tensor | slice, ...] = (torch.tensor(places, device=rows.device), *(slice(n) for n in rows.shape[1:]))
     table[inside] = rows
     return table
-
-
-@torch.no_grad()
-def decodes_leanly(model: Any) -> bool:
-    """Whether the lean decoder gives this model's own logits, tried on two prompts, two completions and two steps."""
-    vocabulary = core_of(model).get_input_embeddings().weight.shape[0]
-    prompts = [tuple(i % vocabulary for i in ids) for ids in (range(7, 40, 3), range(11, 31, 5))]
-    tokens = torch.tensor([[13, 29, 47, 3], [5, 61, 17, 19]], device=model.device) % vocabulary
-    answers = []
-    with eval_mode(model):
-        try:
-            for lean in (None, LeanDecoder(model)):
-                decoder = SharedDecoder(model, lean)
-                decoder.prefill([prompt for prompt in prompts for _ in range(2)])
-                steps = [decoder.step(next_R, torch.full_like(next_R, t)) for t, next_R in enumerate(tokens)]
-                answers.append(torch.stack(steps))
-        except (NotLlamaStyle, RuntimeError):  # RuntimeError: shapes that do not fit, such as a partial rotation
-            return False
-    plain, lean_too = answers
-    return bool((lean_too - plain).abs().max() <= tolerance(plain.dtype) * plain.abs().max())

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.attention import Layout, core_of
+from ..model.attention import Layout, body_of, core_of
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 # The layout is chosen for a number of rows; any from 8 to 64 gives the same speed over 1 to 64 rows.
@@ -105,7 +105,7 @@ class LeanDecoder:
 
     def __init__(self, model: Any) -> None:
         core = core_of(model)
-        base, head = core.base_model, core.get_output_embeddings()
+        base, head = body_of(core), core.get_output_embeddings()
         _require(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
         on_cpu = core.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         # The type of the blocks where autocast is on; it is then off for everything else in a step.

@@ -1,4 +1,4 @@
-"""The in-process sampler: the trainer's own weights through the model's forward and the library's cache.
+"""The in-process sampler: the trainer's own weights through the model's forward.
 
 Each prompt is computed once for its G completions. Rows that have ended leave the batch, and where not all fit at once
 those that wait take their slots. A row's draws hang on its key alone, so none of this changes what is sampled.
@@ -16,11 +16,8 @@ from transformers import StopStringCriteria
 
 from ..config.engines import ENGINES
 from ..estimators.distributions import token_logp
-from ..model.attention import eval_mode, mixes_types, products_in
-from ..model.exact import packs_exactly
-from ..model.head import head_is_separate
-from .decoding import CacheDecoder, Decoder, SharedDecoder, decodes_leanly
-from .lean import LeanDecoder
+from ..model.attention import core_of, eval_mode, mixes_types, products_in
+from .choice import choose
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
 from .static.batch import StaticSampler, steps_statically
@@ -41,11 +38,10 @@ class NativeSampler:
         model: a decoder-only transformers model.
         tokenizer: for the pad id and stop strings.
         eos_ids: ids that end a completion.
-        rows_at_once: completions in the batch at a time; None = all. Rows that wait enter as others end (through the
-            library's cache: when all have ended).
+        rows_at_once: completions in the batch at a time; None = all. Rows that wait enter as others end.
         dtype: of the matrix products, by autocast, as in the update; None = that of the weights.
         share_prompts: keep each prompt's keys once for its completions, where a trial shows that it is exact; False =
-            always through the library's cache.
+            always through the model's cache.
         lean: layers in the style of Llama step by step without the library's overhead, where a trial shows that it
             is exact; False = always through the model's own forward.
         static: decode in steps of fixed shapes, which a GPU records once and replays, where a trial shows that it
@@ -72,8 +68,14 @@ class NativeSampler:
         self.rows_at_once, self.dtype = rows_at_once, dtype
         self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
         with products_in(dtype if mixes_types(model) else None, model):
-            self.shares = share_prompts and head_is_separate(model) and packs_exactly(model)
-            self.is_lean = lean and self.shares and decodes_leanly(model)
+            self.choice = choose(model, self.pad_id, share_prompts=share_prompts, lean=lean)
+        self.shares, self.is_lean = self.choice.name in ("lean", "shared"), self.choice.name == "lean"
+        if self.choice.name == "whole rows":
+            log.warning(
+                "%s is decoded by computing each row whole for every token, which is slow; its cache is of no use: %s.",
+                type(core_of(model)).__name__,
+                self.choice.why,
+            )
         self.static: StaticSampler | None = None
         self._static_asked: bool | None = static
         self._said: set[str] = set()
@@ -117,7 +119,7 @@ class NativeSampler:
                     prompts_P = prompts_B[::num_generations]
                     return self.static.sample(prompts_P, num_generations, at_once, params, keys_B, self.progress)
                 self._say(reason)
-            if self.shares:
+            if self.choice.refills:
                 return self._rows(prompts_B, at_once, params, keys_B)
             waves = range(0, len(prompts_B), at_once)
             parts = [self._rows(prompts_B[i : i + at_once], at_once, params, keys_B[i : i + at_once]) for i in waves]
@@ -129,17 +131,12 @@ class NativeSampler:
         """A completion for each of `prompts_B`, at most `at_once` at a time."""
         slots = min(at_once, len(prompts_B))
         rows = _Rows(self, params, keys_B, slots)
-        if not self.shares:
-            decoder: Decoder = CacheDecoder(self.model, self.pad_id)
-        else:
-            lean = LeanDecoder(self.model) if self.is_lean else None
-            decoder = SharedDecoder(self.model, lean, refills=slots < len(prompts_B))
+        decoder = self.choice.make(slots < len(prompts_B))
         rows.take(decoder.prefill(prompts_B[:slots]), slice(None))
         entered = slots
         while entered < len(prompts_B) or rows.num_live:
             num_slots = len(rows.row_R)
             if entered < len(prompts_B):
-                assert isinstance(decoder, SharedDecoder)
                 if num_slots - rows.num_live >= REFILL_AT * num_slots:
                     free = (~rows.live_R).nonzero().squeeze(1)[: len(prompts_B) - entered]
                     upto = entered + len(free)

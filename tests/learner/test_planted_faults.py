@@ -20,7 +20,7 @@ from llm_pg.model.attention import UnsupportedAttention
 from llm_pg.model.distribution import SamplingParams
 from llm_pg.model.policy import Policy
 from llm_pg.sampling import native
-from llm_pg.sampling.decoding import CacheDecoder
+from llm_pg.sampling.cached import CachedForward
 from llm_pg.sampling.native import NativeSampler
 from tests.model import test_policy as policies
 from tests.sampling import test_samplers as samplers
@@ -30,14 +30,13 @@ THROUGH_CACHE = functools.partial(NativeSampler, share_prompts=False)
 
 
 def positions_that_count_the_padding(patch: Patch) -> None:
-    original = CacheDecoder._forward
+    original = CachedForward.__call__
 
-    def wrong(self: Any, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
-        width = self.attention.shape[1]
-        columns = torch.arange(width - ids.shape[1], width).expand_as(ids)
-        return original(self, ids, columns, **options)
+    def wrong(self: Any, ids: torch.Tensor, positions: Any, mask: Any, cache: Any) -> Any:
+        columns = positions if mask is None else torch.arange(mask.shape[1])[-ids.shape[1] :].expand_as(ids)
+        return original(self, ids, columns, mask, cache)
 
-    patch.setattr(CacheDecoder, "_forward", wrong)
+    patch.setattr(CachedForward, "__call__", wrong)
 
 
 def masked(patch: Patch, rule: Callable[[Any, Any], torch.Tensor]) -> None:

@@ -21,7 +21,7 @@ PATHS = {
     "llama, lean": ("llama", {}),
     "llama, its own layers": ("llama", {"lean": False}),
     "gpt2, learned positions": ("gpt2", {}),
-    "gemma2, the library's cache in waves": ("gemma2", {}),
+    "gemma2, the model's cache": ("gemma2", {}),
 }
 
 
