@@ -97,6 +97,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 # Architectures that this page leaves out, and why.
 LEFT_OUT = {
+    "bert-generation": "is the half of an encoder-decoder",
     "blt": "reads bytes in patches that a second model cuts",
     "cohere_compass_text": "its config class makes no model by its own defaults",
     "cpmant": "counts a task's prompt tokens among the positions",

@@ -151,18 +151,20 @@ def head_is_separate(model: Any) -> bool:
     ids = torch.arange(3, device=head.weight.device).unsqueeze(0)
     enlarged: list[Tensor] = []
 
-    def enlarge(_module: Any, _inputs: Any, out: Any) -> Any:
-        states = out.last_hidden_state
-        states = states * (LOGITS_TRIED / head(states).abs().max().clamp(min=1e-6)).to(states.dtype)
-        enlarged.append(states)
-        out.last_hidden_state = states
-        return out
+    def enlarge(_module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        scale = LOGITS_TRIED / split.abs().max().clamp(min=1e-6)
+        enlarged.append(inputs[0] * scale.to(inputs[0].dtype))
+        return enlarged[0]
 
     with torch.no_grad(), eval_mode(model):
-        hook = body.register_forward_hook(enlarge)
+        split = head(body(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(input_ids=ids, use_cache=False).logits
+        hook = head.register_forward_pre_hook(enlarge)
         try:
-            whole = model(input_ids=ids, use_cache=False).logits
+            large = model(input_ids=ids, use_cache=False).logits
         finally:
             hook.remove()
-        split = head(enlarged[0])
-    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5 * LOGITS_TRIED)
+        split_large = head(enlarged[0])
+    return torch.allclose(split.float(), whole.float(), rtol=1e-4, atol=1e-5) and torch.allclose(
+        split_large.float(), large.float(), rtol=1e-4, atol=1e-5 * LOGITS_TRIED
+    )

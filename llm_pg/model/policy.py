@@ -22,7 +22,8 @@ from .adapters import StartingAdapter, has_adapter, starts_switched_off, switche
 from .attention import core_of, eval_mode, mixes_types, recomputes
 from .critic import Critic
 from .distribution import SamplingParams
-from .exact import exact_way
+from .exact import exact_groups, exact_way, follows_its_past
+from .grouped import Grouped, is_worth_it
 from .head import head_is_separate, token_scores
 from .loading import default_device, load_model, load_tokenizer
 from .packing import bins, packed_hidden
@@ -78,18 +79,21 @@ class Policy:
         with_reference: keep a frozen reference (needed where beta > 0); see `freeze_reference`.
         autocast: context in which forwards run (mixed precision).
         packing: shared_prefix (no padding, each prompt once for all its completions), padded (a row a completion), or
-            auto: shared_prefix where a trial shows that it computes the same.
+            auto: shared_prefix where a trial shows that it computes the same; else grouped (each prompt once, its
+            completions from the model's cache) where a trial shows that; else padded.
         critic: whose values `forward` and `observe` give; None = the algorithm has none.
         router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None = the model's own,
             0 = none.
 
     Attributes:
         routers: that loss; None = the model has none, or it cannot be trained (a warning says why).
-        way: how packed completions attend; None = rows are padded.
+        way: how packed completions attend; None = they are not packed.
+        grouped: passes of completions that go on from their prompt's cache; None = there are none.
+        layout: packed, grouped or padded. why_padded: what speaks against the others.
         most_tokens: tokens of one pass that are known to fit into memory; None = nothing is known.
 
     Raises:
-        ValueError: packing is shared_prefix and the model's attention is not covered.
+        ValueError: packing is shared_prefix and the model's attention is not covered; the model is not causal.
     """
 
     def __init__(
@@ -118,17 +122,50 @@ class Policy:
         self.has_reference = False
         if with_reference:
             self.freeze_reference()
+        self.routers = make_router_loss(model, router_aux_loss_coef, autocast)
         with autocast() if mixes_types(model) else contextlib.nullcontext():
             self._splits = head_is_separate(model)
             self.way = exact_way(model, autocast) if packing != "padded" and self._splits else None
-        if packing == "shared_prefix" and not self._packs_now():
+            self._find_groups(packing)
+        if packing == "shared_prefix" and self.layout != "packed":
             raise ValueError(
                 f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "
                 "the hidden states they have alone (sliding windows, soft caps, gradient checkpointing, layers with a "
                 "state). Use train.packing: auto, which takes the padded layout for such a model."
             )
 
-        self.routers = make_router_loss(model, router_aux_loss_coef, autocast)
+    def _find_groups(self, packing: str) -> None:
+        """Where completions are not packed: the next best layout, and a look whether padding is exact at least."""
+        self.grouped: Grouped | None = None
+        self.why_padded = "" if packing == "auto" else f"train.packing is {packing}"
+        if self.way is not None:
+            return
+        core = type(core_of(self.model)).__name__
+        if not follows_its_past(self.model, self.pad_id):
+            raise ValueError(
+                f"{core} gives a token a log-probability that depends on tokens behind it, on padding or on another "
+                "row of the batch, so it is no policy over completions. Take a causal language model (an encoder's "
+                "config needs is_decoder=True)."
+            )
+        if packing != "auto":
+            return
+        if not self._splits:
+            self.why_padded = "its logits are more than the product of its output layer"
+        elif self.routers is not None:
+            self.why_padded = "the load-balancing loss of its experts is counted over whole rows"
+        else:
+            found = exact_groups(self.model, self.autocast)
+            if isinstance(found, Grouped):
+                self.grouped = found
+            else:
+                self.why_padded = found
+
+    @property
+    def layout(self) -> str:
+        """Of training passes: packed, grouped or padded."""
+        if not self._shares_prompts():
+            return "padded"
+        return "packed" if self.way is not None else "grouped"
 
     @classmethod
     def from_pretrained(
@@ -422,7 +459,7 @@ class Policy:
         """
         lengths, device = rollouts.context_length_B.tolist(), rollouts.mask_BT.device
         longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
-        if not self._packs_now():
+        if not self._shares_prompts():
             fitting = micro_rows if self.most_tokens is None else max(self.most_tokens // longest, 1)
             return list(micro_batches(rollouts.context_length_B, min(micro_rows, fitting)))
         most = self.most_tokens or TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
@@ -436,13 +473,15 @@ class Policy:
             rollouts: scored or unscored rows of text.
         """
         prompts, lengths = rollouts.prompt_ids_B, rollouts.context_length_B.tolist()
-        if self._packs_now():
+        if self._shares_prompts():
             return sum(len(prompt) for prompt in set(prompts)) + sum(lengths)
         return len(lengths) * max(len(p) + n for p, n in zip(prompts, lengths, strict=True))
 
-    def _packs_now(self) -> bool:
-        # Gradient checkpointing may be switched on after the policy is made.
-        return self.way is not None and not recomputes(self.model)
+    def _shares_prompts(self) -> bool:
+        """Whether a prompt is computed once for all its completions. Gradient checkpointing may be switched on after
+        the policy is made; in groups ranks would make different numbers of passes, which shards cannot have."""
+        found = self.way is not None or (self.grouped is not None and self.shards is None)
+        return found and not recomputes(self.model)
 
     def _forward(self, model: Any, rollouts: TextRollouts, ask: OutputFlags) -> PolicyOutput:
         assert rollouts.tokens_BT is not None
@@ -501,8 +540,11 @@ class Policy:
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states that predict each completion token, then those after the last tokens of the rows `after_B`;
         and the logits of the former where the head is not separate."""
-        if self.way is not None and self._packs_now():
-            return packed_hidden(model, rollouts, after_B, self.way), None
+        if self._shares_prompts():
+            if self.way is not None:
+                return packed_hidden(model, rollouts, after_B, self.way), None
+            if self.grouped is not None and is_worth_it(rollouts):
+                return self.grouped.hidden(model, rollouts, after_B), None
         return padded_states(model, rollouts, after_B, self.pad_id, with_logits=with_logits and not self._splits)
 
 

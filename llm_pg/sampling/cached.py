@@ -8,7 +8,6 @@ computes every row anew for every token.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
-from ..model.attention import core_of
-from .cache_rows import NAMES, CacheRows, UnknownCache
+from ..model.cache import CachedForward
 
 CUT_AT = 64  # columns that no row needs any more are cut from the cache when there are so many
 
@@ -31,56 +28,6 @@ class _Computed:
     cache: Any
     mask_RW: Tensor
     logits_RV: Tensor
-
-
-class CachedForward:
-    """The model's forward with its cache as one value, and how to work on that.
-
-    Most models return their cache; a few keep parts of it in their modules, which are then taken out and put back.
-
-    Raises:
-        UnknownCache: the model makes no cache, or one whose rows are not found.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.name = model, NAMES[0]
-        takes = inspect.signature(core_of(model).forward).parameters
-        self.one_logit = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        vocabulary = core_of(model).get_input_embeddings().weight.shape[0]
-        self.given = False  # whether the model has to be given an empty cache
-        self.held: list[tuple[Any, str]] = []  # a module and the name of a tensor in it
-        ids = torch.arange(6, device=model.device).view(3, 2) % vocabulary
-        self._find(ids)
-        made = [self(part, None, torch.ones_like(part), None)[1] for part in (ids[:2], ids, ids.view(2, 3))]
-        self.rows = CacheRows((made[0], made[1], made[2]))
-
-    def __call__(self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> tuple[Tensor, Any]:
-        """Logits of the last tokens, (rows, V), and the cache after them; cache: None = there is nothing before."""
-        past = {} if positions is None else {"position_ids": positions}
-        if cache is not None:
-            past[self.name] = cache["returned"]
-            for (module, name), value in zip(self.held, cache["held"], strict=True):
-                setattr(module, name, value)
-        elif self.given:
-            past[self.name] = DynamicCache(config=core_of(self.model).config)
-        out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, **past, **self.one_logit)
-        returned = past[self.name] if self.given else out[self.name]
-        return out.logits[:, -1], {"returned": returned, "held": [getattr(*place) for place in self.held]}
-
-    def _find(self, ids: Tensor) -> None:
-        """Where the cache is: what the output calls it, and which tensors in modules grow with the rows."""
-        before = None
-        for part in (ids[:2], ids):
-            out = self.model(input_ids=part, attention_mask=torch.ones_like(part), use_cache=True)
-            modules = list(self.model.modules())
-            now = {(m, n): x.shape for m in modules for n, x in vars(m).items() if isinstance(x, Tensor)}
-            if before is not None:
-                self.held = [place for place, shape in now.items() if shape != before.get(place, shape)]
-            before = now
-        name = next((name for name in NAMES if out.get(name) is not None), None)
-        if name is None and not self.held:
-            raise UnknownCache("it returns no cache")
-        self.name, self.given = name or NAMES[0], name is None
 
 
 class CacheDecoder:
@@ -98,7 +45,7 @@ class CacheDecoder:
         self, forward: CachedForward, pad_id: int, *, pads_prompts: bool = True, masks_steps: bool = True
     ) -> None:
         self.forward, self.rows, self.pad_id = forward, forward.rows, pad_id
-        self.device = forward.model.device
+        self.device = forward.device
         self.pads_prompts, self.masks_steps = pads_prompts, masks_steps
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
@@ -128,7 +75,8 @@ class CacheDecoder:
         self.mask_RW = F.pad(self.mask_RW, (0, 1), value=1)
         self.position_R = self.position_R + 1
         mask = self.mask_RW if self.masks_steps else None
-        logits, self.cache = self.forward(next_R.unsqueeze(1), self.position_R.unsqueeze(1), mask, self.cache)
+        out, self.cache = self.forward(next_R.unsqueeze(1), self.position_R.unsqueeze(1), mask, self.cache)
+        logits: Tensor = out.logits[:, -1]
         return logits
 
     def keep(self, index: Tensor) -> None:
@@ -153,8 +101,8 @@ class CacheDecoder:
         width = max(len(ids) for ids in prompts)
         ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        logits, cache = self.forward(ids, (mask.cumsum(1) - 1).clamp(min=0), mask, None)
-        return _Computed(cache, mask, logits)
+        out, cache = self.forward(ids, (mask.cumsum(1) - 1).clamp(min=0), mask, None)
+        return _Computed(cache, mask, out.logits[:, -1])
 
     def _joined(self, one: _Computed, other: _Computed) -> _Computed:
         width = max(one.mask_RW.shape[1], other.mask_RW.shape[1])

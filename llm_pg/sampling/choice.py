@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..model.attention import FAULTS, core_of, eval_mode, tolerance
+from ..model.cache import CachedForward, UnknownCache
 from ..model.exact import packs_exactly
 from ..model.head import head_is_separate
-from .cache_rows import UnknownCache
-from .cached import CacheDecoder, CachedForward, WholeRowDecoder
+from .cached import CacheDecoder, WholeRowDecoder
 from .decoding import Decoder, SharedDecoder
 from .lean import LeanDecoder, NotLlamaStyle
 

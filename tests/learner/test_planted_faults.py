@@ -17,10 +17,10 @@ import torch
 from llm_pg.model import padding
 from llm_pg.model import policy as policy_module
 from llm_pg.model.attention import UnsupportedAttention
+from llm_pg.model.cache import CachedForward
 from llm_pg.model.distribution import SamplingParams
 from llm_pg.model.policy import Policy
-from llm_pg.sampling import native
-from llm_pg.sampling.cached import CachedForward
+from llm_pg.sampling import choice, native
 from llm_pg.sampling.native import NativeSampler
 from tests.model import test_policy as policies
 from tests.sampling import test_samplers as samplers
@@ -37,6 +37,7 @@ def positions_that_count_the_padding(patch: Patch) -> None:
         return original(self, ids, columns, mask, cache)
 
     patch.setattr(CachedForward, "__call__", wrong)
+    patch.setattr(choice, "_objection", lambda *_, **__: None)  # the trial before the first step finds it too
 
 
 def masked(patch: Patch, rule: Callable[[Any, Any], torch.Tensor]) -> None:
@@ -96,7 +97,7 @@ def predicted_one_place_late(patch: Patch) -> None:
         return ids, attention, (start_B + 1).clamp(max=ids.shape[1] - rollouts.mask_BT.shape[1])
 
     patch.setattr(padding, "_layout", wrong)
-    patch.setattr(Policy, "_packs_now", lambda self: False)
+    patch.setattr(Policy, "_shares_prompts", lambda self: False)
 
 
 def log_probabilities_in_half_precision(patch: Patch) -> None:

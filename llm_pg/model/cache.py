@@ -1,4 +1,4 @@
-"""Rows of the cache that a model makes itself: chosen, repeated, put below each other, cut on the left.
+"""The cache that a model makes itself: a pass after another, and rows chosen, repeated, put below each other.
 
 Caches differ: keys and values, windows of them, convolution and recurrent states, compressed keys. Their methods to
 choose rows differ too, and some forget half of a layer. So what a cache holds is found by its shape: passes of two and
@@ -8,6 +8,7 @@ which numbers count tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
+
+from .attention import body_of, core_of
 
 Path = tuple[Any, ...]
 # What a model's output calls its cache, and its forward takes it by. rwkv has a state, xlstm cache_params.
@@ -141,3 +144,84 @@ class CacheRows:
         size = max(x.shape[axis], y.shape[axis])
         behind = x.dim() - 1 - axis
         return [F.pad(t, [0, 0] * behind + [size - t.shape[axis], 0]) for t in (x, y)]
+
+
+class CachedForward:
+    """Passes of a model, or of its body, with the cache as one value, and how to work on its rows.
+
+    Most models return their cache; a few keep parts of it in their modules, which are then taken out and put back.
+
+    Args:
+        model: whose passes. of_body: those of its body, without the output layer.
+
+    Raises:
+        UnknownCache: the model makes no cache, or one whose rows are not found.
+    """
+
+    def __init__(self, model: Any, *, of_body: bool = False) -> None:
+        self.module, self.config = body_of(model) if of_body else model, core_of(model).config
+        self.device = model.device
+        takes = inspect.signature(core_of(self.module).forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        vocabulary = core_of(model).get_input_embeddings().weight.shape[0]
+        self.name, self.given = NAMES[0], False  # whether the model has to be given an empty cache
+        self.held: list[tuple[str, str]] = []  # the path of a module, and the name of a tensor in it
+        ids = torch.arange(6, device=self.device).view(3, 2) % vocabulary
+        self._find(ids)
+        made = [self(part, None, torch.ones_like(part), None)[1] for part in (ids[:2], ids, ids.view(2, 3))]
+        self.rows = CacheRows((made[0], made[1], made[2]))
+
+    def __call__(
+        self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any, module: Any = None
+    ) -> tuple[Any, Any]:
+        """The output, of a model with logits of the last tokens alone, and the cache after it.
+
+        cache: None = there is nothing before. module: another of the same architecture, such as a reference.
+        """
+        module = self.module if module is None else module
+        past = {} if positions is None else {"position_ids": positions}
+        if cache is not None:
+            past[self.name] = cache["returned"]
+            for (path, name), value in zip(self.held, cache["held"], strict=True):
+                setattr(module.get_submodule(path), name, value)
+        elif self.given:
+            past[self.name] = DynamicCache(config=self.config)
+        out = module(input_ids=ids, attention_mask=mask, use_cache=True, **past, **self.options)
+        returned = past[self.name] if self.given else out[self.name]
+        return out, {
+            "returned": returned,
+            "held": [getattr(module.get_submodule(path), name) for path, name in self.held],
+        }
+
+    def _find(self, ids: Tensor) -> None:
+        """Where the cache is: what the output calls it, and which tensors in modules grow with the rows."""
+        before = None
+        for part in (ids[:2], ids):
+            out = self.module(input_ids=part, attention_mask=torch.ones_like(part), use_cache=True)
+            modules = list(self.module.named_modules())
+            now = {(path, n): x.shape for path, m in modules for n, x in vars(m).items() if isinstance(x, Tensor)}
+            if before is not None:
+                self.held = [place for place, shape in now.items() if shape != before.get(place, shape)]
+            before = now
+        name = next((name for name in NAMES if out.get(name) is not None), None)
+        if name is None and not self.held:
+            raise UnknownCache("it returns no cache")
+        self.name, self.given = name or NAMES[0], name is None
+
+
+def without_copies(cache: Any) -> None:
+    """Makes the states of `cache` be put in place of the old ones, not copied into them, which a backward pass reads.
+
+    Only the layers of transformers with recurrent states copy into them.
+    """
+    for layer in getattr(cache["returned"], "layers", []):
+        if hasattr(layer, "update_recurrent_state"):
+            layer.update_recurrent_state = _put_state(layer)
+
+
+def _put_state(layer: Any) -> Any:
+    def put(recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+        layer.recurrent_states[state_idx] = recurrent_states
+        return recurrent_states
+
+    return put
