@@ -243,7 +243,8 @@ class TrainConfig(Section):
     packing: Literal["auto", "padded", "shared_prefix"] = Field(
         "auto",
         description="Layout of a training pass: shared_prefix = no padding and each prompt once for all its "
-        "completions, padded = a row a completion; auto = shared_prefix where a trial shows that it is exact.",
+        "completions, padded = a row a completion; auto = the first that a trial finds exact of shared_prefix, "
+        "each prompt once with its completions going on from the model's cache (hybrids), and padded.",
     )
     router_aux_loss_coef: float | None = Field(
         None,

@@ -8,7 +8,7 @@ the right, which no causal model sees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ WORTH = 1.3
 class Grouped:
     """Passes of one model.
 
+    Attributes:
+        listener: called after a pass with the outputs of its parts, and with how often each of their tokens counts: a
+            prompt's as often as rows have it, padding 0 times.
+
     Raises:
         UnknownCache: see `CachedForward`.
     """
@@ -34,6 +38,7 @@ class Grouped:
     def __init__(self, model: Any) -> None:
         with torch.no_grad():
             self.forward = CachedForward(model, of_body=True)
+        self.listener: Callable[[list[Any], list[Tensor]], None] | None = None
 
     def hidden(self, model: Any, rollouts: TextRollouts, after_B: Tensor | None = None) -> Tensor:
         """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask; behind
@@ -58,6 +63,8 @@ class Grouped:
     ) -> Tensor:
         """See `hidden`; sampled_B: the places of the sampled tokens in what follows each prompt."""
         parts: list[Tensor] = []
+        outs: list[Any] = []
+        times: list[Tensor] = []
         steps_B: list[list[int]] = [[] for _ in prompt_ids_B]  # where the state before and after each token is
         begin = 0
         for length in sorted({len(prompt) for prompt in prompt_ids_B}):
@@ -66,34 +73,44 @@ class Grouped:
             place = {prompt: i for i, prompt in enumerate(prompts)}
             of_R = [place[prompt_ids_B[row]] for row in rows]
             read_R = [completions_B[row][: len(completions_B[row]) - (not after_B[row])] for row in rows]
-            last_P, states_RW = self._pass(body_of(model), prompts, of_R, read_R)
-            parts += [last_P, states_RW.flatten(0, 1)]
-            width = states_RW.shape[1]
+            made = self._pass(body_of(model), prompts, of_R, read_R)
+            parts += [made[0].last_hidden_state[:, -1], *(out.last_hidden_state.flatten(0, 1) for out in made[1:])]
+            width = made[1].last_hidden_state.shape[1] if len(made) > 1 else 0
+            outs += made
+            times += _times(of_R, length, [len(read) for read in read_R], width, parts[0].device)
             for i, row in enumerate(rows):
                 at = begin + len(prompts) + i * width
                 steps_B[row] = [begin + of_R[i], *range(at, at + len(read_R[i]))]
             begin += len(prompts) + len(rows) * width
         places = [steps[t] for steps, sampled in zip(steps_B, sampled_B, strict=True) for t in sampled]
         ends = [steps[-1] for steps, after in zip(steps_B, after_B, strict=True) if after]
+        if self.listener is not None:
+            self.listener(outs, times)
         return F.embedding(torch.tensor(places + ends, device=parts[0].device), torch.cat(parts))
 
     def _pass(
         self, body: Any, prompts: Sequence[tuple[int, ...]], of_R: Sequence[int], read_R: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """The states after the prompts, (P, hidden), and after each token that is read, (R, W, hidden)."""
+    ) -> list[Any]:
+        """The outputs of the body for the prompts, (P, L), and for what is read behind them, (R, W), if anything is."""
         device = self.forward.device
         ids = torch.tensor(prompts, device=device)
-        out, cache = self.forward(ids, _positions(ids, 0), None, None, body)
-        last_P: Tensor = out.last_hidden_state[:, -1]
+        first, cache = self.forward(ids, _positions(ids, 0), None, None, body)
         width = max(len(read) for read in read_R)
         if width == 0:
-            return last_P, last_P.new_zeros((len(of_R), 0, last_P.shape[1]))
+            return [first]
         width = max(width, LEAST_WIDTH)
         self.forward.rows.select(cache, torch.tensor(of_R, device=device))
         without_copies(cache)
         more = torch.tensor([[*read, *[0] * (width - len(read))] for read in read_R], device=device)
-        out, _ = self.forward(more, _positions(more, ids.shape[1]), None, cache, body)
-        return last_P, out.last_hidden_state
+        second, _ = self.forward(more, _positions(more, ids.shape[1]), None, cache, body)
+        return [first, second]
+
+
+def _times(of_R: Sequence[int], length: int, read_R: Sequence[int], width: int, device: torch.device) -> list[Tensor]:
+    """How often each token of the two parts of a pass counts, one tensor a part."""
+    prompts = torch.bincount(torch.tensor(of_R, device=device)).repeat_interleave(length)
+    inside = torch.arange(width, device=device) < torch.tensor(read_R, device=device).unsqueeze(1)
+    return [prompts, inside.long().flatten()][: 1 + (width > 0)]
 
 
 def _positions(ids: Tensor, first: int) -> Tensor:

@@ -151,12 +151,12 @@ class Policy:
             return
         if not self._splits:
             self.why_padded = "its logits are more than the product of its output layer"
-        elif self.routers is not None:
-            self.why_padded = "the load-balancing loss of its experts is counted over whole rows"
         else:
             found = exact_groups(self.model, self.autocast)
             if isinstance(found, Grouped):
                 self.grouped = found
+                if self.routers is not None:
+                    self.routers.grouped = found
             else:
                 self.why_padded = found
 

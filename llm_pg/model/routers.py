@@ -20,6 +20,7 @@ from torch import Tensor
 from ..config import ConfigError
 from ..estimators.balance import choices, load_balancing
 from .attention import body_of, core_of, eval_mode, tolerance
+from .grouped import Grouped
 
 Heard = Callable[[tuple[Tensor, ...], Tensor], None]
 
@@ -29,12 +30,16 @@ class RouterLoss:
 
     Args:
         coef: its weight beside the policy's loss. top_k: experts of a token. num_experts: of a layer.
+
+    Attributes:
+        grouped: passes in parts that the policy makes; None = it makes none.
     """
 
     def __init__(self, coef: float, top_k: int, num_experts: int) -> None:
         self.coef, self.top_k, self.num_experts = coef, top_k, num_experts
         self.choices_E = torch.zeros(num_experts)
         self.total: Tensor | None = None
+        self.grouped: Grouped | None = None
 
     def forget(self) -> None:
         """The next passes are each a whole batch, and count for themselves."""
@@ -50,7 +55,7 @@ class RouterLoss:
             self.choices_E += chosen_E
             self.total = weight if self.total is None else self.total + weight
 
-        return _hearing(model, hear)
+        return _hearing(model, hear, self.grouped)
 
     def sum_over(self, all_sum: Callable[[Tensor], Tensor]) -> None:
         """Makes the counts those of all ranks, which must all call it."""
@@ -68,7 +73,7 @@ class RouterLoss:
                 chosen_E, total = self._count(router_logits, weight_N)
             parts.append(load_balancing(router_logits, weight_N, chosen_E, total))
 
-        with _hearing(model, hear):
+        with _hearing(model, hear, self.grouped):
             yield parts
 
     def _count(self, router_logits: tuple[Tensor, ...], weight_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +81,7 @@ class RouterLoss:
 
 
 @contextlib.contextmanager
-def _hearing(model: Any, hear: Heard) -> Iterator[None]:
+def _hearing(model: Any, hear: Heard, grouped: Grouped | None = None) -> Iterator[None]:
     """Inside the block `hear` is called with the router logits of each pass of the model's body, and with how often
     each of its tokens counts: as often as rows have it before a token that they predict."""
     core = core_of(model)
@@ -88,16 +93,26 @@ def _hearing(model: Any, hear: Heard) -> Iterator[None]:
             weight_N = layout.times_N
         else:
             mask = kwargs["attention_mask"]  # rows are padded on the right
+            if mask is None:
+                return  # a part of a grouped pass, which is heard as one
             weight_N = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1).flatten()
         hear(tuple(logits.flatten(0, -2) for logits in out.router_logits), weight_N)
 
+    def note_parts(outs: list[Any], times: list[Tensor]) -> None:
+        layers = zip(*(out.router_logits for out in outs), strict=True)
+        hear(tuple(torch.cat([x.flatten(0, -2) for x in parts]) for parts in layers), torch.cat(times))
+
     before, config.output_router_logits = config.output_router_logits, True
+    if grouped is not None:
+        grouped.listener = note_parts
     hook = body_of(core).register_forward_hook(note, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
         config.output_router_logits = before
+        if grouped is not None:
+            grouped.listener = None
 
 
 def make_router_loss(

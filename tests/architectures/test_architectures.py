@@ -37,7 +37,7 @@ KINDS = {
     "mistral": ("cache", "grouped"),  # a sliding window
     "gemma2": ("cache", "padded"),  # a cap on the logits
     "llama4_text": ("cache", "grouped"),  # windows in chunks, layers without positions
-    "minimax": ("cache", "padded"),  # a cache of a class of its own
+    "minimax": ("cache", "grouped"),  # a cache of a class of its own
     "diffllama": ("cache", "packed"),  # its values differ from layer to layer
     "rwkv": ("whole rows", "padded"),
 }

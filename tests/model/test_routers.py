@@ -30,6 +30,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"model_type": "qwen2_moe", **MOE, "shared_expert_intermediate_size": 16, "decoder_sparse_step": 1},
     "qwen3_moe": {"model_type": "qwen3_moe", **MOE, "head_dim": 8},
     "olmoe": {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
+    "mixtral with windows, grouped": {
+        "model_type": "mixtral",
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    },
 }
 COEF = 0.3
 
