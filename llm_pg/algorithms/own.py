@@ -12,14 +12,13 @@ worth: `llm-pg prove --advantage my.py:centred`.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from ..files import load_file
 from ..words import one_of
 from .table import ALGORITHMS, AlgorithmSpec
 
@@ -101,7 +100,7 @@ def find_spec(algorithm: str | AlgorithmSpec, changes: Mapping[str, Any] = Mappi
 def load_function(address: str, setting: str) -> Callable[..., Any]:
     """The function at `file.py:function` or `module:function`. ValueError where there is none."""
     place, _, name = address.rpartition(":")
-    found = getattr(_module(place, address), name, None)
+    found = getattr(_module(place, address, setting), name, None)
     if not callable(found):
         raise ValueError(f"{setting} {address!r}: {place} has no function {name!r}.")
     return found  # type: ignore[no-any-return]
@@ -116,7 +115,7 @@ def load_spec(address: str) -> AlgorithmSpec:
     place, _, name = address.rpartition(":")
     if not place or not name:
         raise ValueError(f"algorithm.name {address!r} is not of the form file.py:function or module:function.")
-    found = getattr(_module(place, address), name, None)
+    found = getattr(_module(place, address, "algorithm.name"), name, None)
     if isinstance(found, AlgorithmSpec):
         return found
     if callable(found):
@@ -128,30 +127,8 @@ def load_spec(address: str) -> AlgorithmSpec:
     )
 
 
-def _module(place: str, address: str) -> ModuleType:
+def _module(place: str, address: str, setting: str) -> ModuleType:
     try:
-        return _file(Path(place).resolve()) if place.endswith(".py") else import_module(place)
+        return load_file(Path(place).resolve()) if place.endswith(".py") else import_module(place)
     except Exception as error:
-        raise ValueError(
-            f"algorithm.name {address!r}: loading {place} raised {type(error).__name__}: {error}."
-        ) from error
-
-
-def _file(path: Path) -> ModuleType:
-    name = f"llm_pg_algorithm_file_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    spec = spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look it up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+        raise ValueError(f"{setting} {address!r}: loading {place} raised {type(error).__name__}: {error}.") from error

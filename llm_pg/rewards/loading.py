@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, Literal
+
+from ..files import load_file
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,6 @@ def _is_importable(module: str) -> bool:
         return find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-
-
-def load_file(path: Path) -> ModuleType:
-    """A Python file as a module; its folder joins the import path, so that it can import its neighbours.
-
-    Its name is not `__main__`, so a script's guarded main part does not run.
-    """
-    name = f"llm_pg_reward_file_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise LoadError("module", f"{path} is not a Python file", [])
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickling helpers look it up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _siblings(module: str) -> list[str]:

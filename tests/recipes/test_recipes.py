@@ -71,7 +71,7 @@ def small(tmp_path: Path, make_model: Callable[..., Any], tokenizer: Any) -> lis
 )
 def test_workers_that_load_a_recipes_reward_functions_load_no_torch(name: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from llm_pg.rewards.loading import load_file; "
+        "import sys; from pathlib import Path; from llm_pg.files import load_file; "
         f"load_file(Path({str(FOLDER / name)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent).returncode == 0
