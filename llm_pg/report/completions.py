@@ -12,6 +12,7 @@ from ..doctor.evidence import Run, json_lines
 BUDGET = 1_900_000  # bytes of completions in the page, all runs together
 LONGEST_TEXT = 20_000  # characters
 MOST_TOKENS = 4_000
+EXPECTED = ("answer", "ground_truth", "solution", "target", "expected", "label", "reference")  # shown first
 SCALE = 1000  # numbers of tokens are kept as whole thousandths
 
 
@@ -20,12 +21,14 @@ class Shared:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.length = 0  # characters
         self._places: dict[str, int] = {}
 
     def place(self, text: str) -> int:
         if text not in self._places:
             self._places[text] = len(self.texts)
             self.texts.append(text)
+            self.length += len(text)
         return self._places[text]
 
     def size(self) -> int:
@@ -56,7 +59,20 @@ def _thousandths(values: Sequence[float | None]) -> Any:
     return whole[0] if whole and all(v == whole[0] for v in whole) else whole
 
 
-def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: Shared) -> dict[str, Any]:
+def shortened(text: str) -> str:
+    """The beginning and the end of a text that is too long for the page."""
+    half = LONGEST_TEXT // 2
+    return text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}"
+
+
+def columns(row: dict[str, Any]) -> str:
+    """The columns of the row's prompt as JSON, the expected answer first."""
+    given = row.get("columns") or {}
+    first = [name for name in EXPECTED if name in given]
+    return encoded({name: given[name] for name in [*first, *(n for n in given if n not in first)]}).decode("utf-8")
+
+
+def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: Shared, shown: Shared) -> dict[str, Any]:
     """A row of completions/ for the page. Long ones are cut, with what they were."""
     text, tokens = str(row.get("completion", "")), row.get("tokens") or {}
     parts = row.get("pieces")
@@ -64,7 +80,8 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
         "r": run,
         "s": step,
         "g": row.get("group", 0),
-        "p": prompts.place(str(row.get("prompt", ""))[:LONGEST_TEXT]),
+        "p": prompts.place(shortened(str(row.get("prompt", "")))),
+        "d": shown.place(columns(row)),
         "w": row.get("reward"),
         "c": list((row.get("parts") or {}).values()),
         "n": len(tokens.get("logp") or row.get("ids") or []),
@@ -74,7 +91,7 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
     if parts and len(parts) == out["n"] and sum(map(len, parts[:MOST_TOKENS])) <= 4 * LONGEST_TEXT:
         out["t"] = [pieces.place(part) for part in parts[:MOST_TOKENS]]
     else:
-        out["text"] = text[:LONGEST_TEXT]
+        out["text"] = shortened(text)
     if len(text) > LONGEST_TEXT or out["n"] > MOST_TOKENS:
         out["cut"] = len(text)
     if "t" in out:
@@ -92,7 +109,7 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
 
 def gather(runs: Sequence[Run], budget: int = BUDGET) -> dict[str, Any]:
     """Rows, the texts that they share, and how many steps of each run are in the page."""
-    prompts, pieces = Shared(), Shared()
+    prompts, pieces, shown = Shared(), Shared(), Shared()
     rows: list[dict[str, Any]] = []
     kept, there, parts = [], [], []
     used = 0
@@ -108,10 +125,10 @@ def gather(runs: Sequence[Run], budget: int = BUDGET) -> dict[str, Any]:
             room = max(until - used, budget // 20)
             for row in json_lines(path):
                 names = list((row.get("parts") or {}).keys()) or names
-                before = sum(map(len, prompts.texts)) + sum(map(len, pieces.texts))
-                small = compact(row, place, step, prompts, pieces)
+                before = sum(text.length for text in (prompts, pieces, shown))
+                small = compact(row, place, step, prompts, pieces, shown)
                 size = len(encoded(small)) + 1
-                size += 4 * (sum(map(len, prompts.texts)) + sum(map(len, pieces.texts)) - before)
+                size += 4 * (sum(text.length for text in (prompts, pieces, shown)) - before)
                 rows.append(small)
                 used, room = used + size, room - size
                 if room <= 0:
@@ -125,6 +142,7 @@ def gather(runs: Sequence[Run], budget: int = BUDGET) -> dict[str, Any]:
         "rows": rows,
         "prompts": prompts.texts,
         "pieces": pieces.texts,
+        "columns": shown.texts,
         "parts": parts,
         "steps_shown": kept,
         "steps_there": there,

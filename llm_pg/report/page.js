@@ -86,6 +86,7 @@
   };
   const options = (id, pairs) => $(id).replaceChildren(...pairs.map(([v, label]) => el("option", { value: v, textContent: visible(label) })));
   const clip = (s, n) => (s.length > n ? s.slice(0, n) + "…" : s);
+  const ends = (s) => (s.length > 150 ? `${s.slice(0, 70)} … ${s.slice(-70)}` : s); /* an answer is often at the end */
 
   const choices = () => {
     const run = +$("run").value;
@@ -135,7 +136,7 @@
     $("list").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
       const button = el("button", { type: "button", className: "row" },
         el("span", { className: "quiet", textContent: `step ${row.s}` }),
-        el("span", { className: "clip", textContent: visible(clip(text(row), 200)) || "(empty)" }),
+        el("span", { className: "clip", textContent: visible(ends(text(row))) || "(empty)" }),
         el("span", { className: "score" }, num(score(row)), ...flags(row)),
         el("span", { className: "quiet", textContent: `${row.n} tok` }),
         el("span", { className: "clip of-prompt", textContent: visible(clip(data.prompts[row.p].trim(), 200)) }));
@@ -197,7 +198,7 @@
     return el("p", { className: "scale" }, num(at(from)), box, num(at(to)), el("em", { textContent: MODES[mode][1] + note }));
   };
   const tokens = (row, box) => {
-    const out = el("output", { id: "numbers", "aria-live": "polite", textContent: "Point at a token, or focus the text and press the arrow keys." });
+    const out = el("output", { id: "numbers", "aria-live": "polite", hidden: true });
     const spans = row.t.map((place, i) => {
       const piece = visible(data.pieces[place]);
       const span = el("span", { className: "tok", textContent: piece === "\n" ? "↵\n" : piece.replace(/\n/g, "↵\n") || "▯" });
@@ -210,6 +211,12 @@
       const l = value(row, "l", i);
       if (l !== null) said.push(`probability ${num(Math.exp(l))}`);
       out.textContent = `token ${i + 1} of ${row.n} “${clip(spans[i].textContent.replace(/\n/g, ""), 40)}”: ${said.join(", ")}`;
+      out.hidden = false;
+      /* Below the token's first line, or above it where the window ends; never beyond the text's sides. */
+      const token = spans[i].getClientRects()[0] ?? spans[i].getBoundingClientRect(), area = frame.getBoundingClientRect();
+      const below = token.bottom + out.offsetHeight + 8 < innerHeight;
+      out.style.top = `${(below ? token.bottom + 4 : token.top - out.offsetHeight - 4) - area.top}px`;
+      out.style.left = `${Math.max(0, Math.min(token.left - area.left, area.width - out.offsetWidth))}px`;
     };
     let at = 0;
     const move = (to) => {
@@ -221,9 +228,15 @@
     };
     const group = el("div", { className: "text tokens", role: "group", "aria-label": "Tokens of the completion" }, ...spans);
     if (spans.length) spans[0].tabIndex = 0;
+    const frame = el("div", { className: "frame" }, group, out);
+    group.addEventListener("click", (event) => { if (event.target.dataset.i) move(+event.target.dataset.i); });
+    group.addEventListener("pointerleave", () => { if (group.contains(document.activeElement)) read(at); else out.hidden = true; });
+    group.addEventListener("focusout", () => { out.hidden = true; });
+    group.addEventListener("scroll", () => { out.hidden = true; });
     group.addEventListener("pointerover", (event) => { if (event.target.dataset.i) read(+event.target.dataset.i); });
     group.addEventListener("focusin", (event) => { if (event.target.dataset.i) { at = +event.target.dataset.i; read(at); } });
     group.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") out.hidden = true;
       const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
       if (to !== undefined) { event.preventDefault(); move(to); }
     });
@@ -234,7 +247,8 @@
     picks.querySelector("select").addEventListener("change", (event) => { mode = event.target.value; repaint(); });
     if (row[mode] === undefined) mode = "a";
     repaint();
-    box.append(picks, key, group, out);
+    const hint = el("p", { className: "quiet", textContent: "Numbers of a token: point at it, tap it, or focus the text and press the arrow keys." });
+    box.append(picks, key, hint, frame);
   };
   const show = (row, scroll) => {
     chosen = row;
@@ -250,9 +264,13 @@
       button.addEventListener("click", () => { show(other, false); $("detail").focus({ preventScroll: true }); });
       return button;
     }));
+    const asked = Object.entries(JSON.parse(data.columns[row.d]));
+    const given = el("dl", { id: "columns" }, ...asked.flatMap(([name, value]) => [
+      el("dt", { textContent: visible(name) }), el("dd", { textContent: visible(value ?? "–") })]));
     const box = $("detail");
     box.replaceChildren(el("h3", { textContent: `Step ${row.s}, group ${row.g + 1}` }), facts,
-      el("h3", { textContent: "Prompt" }), el("div", { className: "text", textContent: visible(data.prompts[row.p]) || "(empty)" }), el("h3", { textContent: "Completion" }));
+      el("h3", { textContent: "Prompt" }), el("div", { className: "text", textContent: visible(data.prompts[row.p]) || "(empty)" }),
+      ...(asked.length ? [el("h3", { textContent: "Its row: what the reward reads" }), given] : []), el("h3", { textContent: "Completion" }));
     if (row.t && row.t.length) tokens(row, box);
     else box.append(el("div", { className: "text", textContent: visible(text(row)) || "(empty)" }));
     box.append(el("h3", { textContent: "Its group, by reward" }), others);

@@ -17,6 +17,7 @@ from ..rewards.tally import Scores
 from ..rollouts import TextRollouts
 
 MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of the longest character in UTF-8
+LONGEST_COLUMN = 2_000  # characters of a column beside a completion
 
 
 @dataclass
@@ -127,6 +128,7 @@ class Experience:
                     "prompt_index": prompt.index,
                     "group": i // self.num_generations,
                     "prompt": prompt.text,
+                    "columns": columns_of(prompt),
                     "completion": self.texts[i],
                     "ids": ids[i],
                     "reward": self.scores.reward[i],
@@ -139,6 +141,17 @@ class Experience:
                 }
             )
         return rows
+
+
+def columns_of(prompt: Prompt) -> dict[str, Any]:
+    """The other columns of a prompt's row, as JSON holds them; long ones shortened."""
+    out = {}
+    for name, value in prompt.row.items():
+        if name != "prompt":
+            plain = isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+            text = value if isinstance(value, str) else str(value)
+            out[name] = value if plain or value is None else text[:LONGEST_COLUMN]
+    return out
 
 
 def _spread(values: list[float], places: list[int], length: int) -> list[float]:

@@ -12,6 +12,7 @@ def token_row(step: int, group: int, sample: int, pieces: list[str], **changes: 
         "prompt_index": group,
         "group": group,
         "prompt": f"prompt {group}",
+        "columns": {"hint": f"of {group}", "answer": f"right {group}"},
         "completion": "".join(pieces),
         "ids": list(range(len(pieces))),
         "reward": float(sample % 2 == 0),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from report_browser import MISSING, Browser, started
+from report_rows import token_row
 
 from llm_pg.report import write_report
 
@@ -124,6 +125,39 @@ def test_arrow_keys_walk_the_tokens(page: Browser) -> None:
     page.press(RIGHT)
     assert page.js("return document.activeElement.dataset.i") == "2"
     assert "token 3 of 3" in texts(page, "#numbers")[0]
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+@pytest.mark.parametrize("place", [0, 300, 518])
+def test_a_token_s_numbers_are_beside_it_in_the_window_by_pointer_touch_and_keyboard(
+    browser: Browser, make_run: Any, width: int, height: int, place: int
+) -> None:
+    """Of a completion of 519 tokens; the numbers had been below all of them."""
+    browser.size(width, height)
+    long = [f" word{i}" for i in range(519)]
+    browser.open(write_report([make_run("long", 1, lambda step: [token_row(step, 0, 0, long)])]))
+    where = """
+        const token = document.querySelectorAll('.tok')[arguments[0]].getClientRects()[0];
+        const tip = document.getElementById('numbers').getBoundingClientRect();
+        const across = Math.max(tip.left - token.right, token.left - tip.right);
+        const apart = Math.max(tip.top - token.bottom, token.top - tip.bottom, across);
+        return [apart, tip.top >= 0, tip.bottom <= innerHeight, tip.left >= 0, tip.right <= innerWidth];
+    """
+    touch = "document.querySelectorAll('.tok')[arguments[0]].click()"
+    keys = "const t = document.querySelectorAll('.tok')[arguments[0]]; t.tabIndex = 0; t.focus()"
+    for reach in ("pointer", touch, keys):
+        browser.hover(".tok", place) if reach == "pointer" else browser.js(reach, place)
+        assert f"token {place + 1} of 519" in texts(browser, "#numbers")[0]
+        apart, *inside = browser.js(where, place)
+        assert 0 <= apart <= 8
+        assert inside == [True] * 4
+    browser.press("\ue00c")  # Escape
+    assert browser.js("return document.getElementById('numbers').hidden")
+
+
+def test_the_row_s_columns_are_beside_its_completion_the_expected_answer_first(page: Browser) -> None:
+    assert texts(page, "#columns dt") == ["answer", "hint"]
+    assert texts(page, "#columns dd") == ["right 0", "of 0"]
 
 
 def test_arrow_keys_walk_the_list_and_enter_opens(page: Browser) -> None:

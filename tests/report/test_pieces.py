@@ -50,5 +50,5 @@ def test_a_number_that_json_cannot_hold_is_left_out_of_the_page() -> None:
     """A ratio of a run that diverged can be infinite; the page had not been written at all."""
     tokens = {"logp": [-1.0, math.nan], "weight": [0.5, 0.25], "ratio": [math.inf, 2.0]}
     row = {"prompt": "p", "completion": "ab", "pieces": ["a", "b"], "ids": [1, 2], "reward": 1.0, "tokens": tokens}
-    told = compact(row, 0, 1, Shared(), Shared())
+    told = compact(row, 0, 1, Shared(), Shared(), Shared())
     assert (told["l"], told["a"], told["q"]) == ([-1000, None], [500, 250], [None, 2000])
