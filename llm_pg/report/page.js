@@ -158,7 +158,7 @@
 
   /* One completion, a span a token. */
   const MODES = {
-    a: ["weight", "advantage of the token: what its log-probability is pushed by"],
+    a: ["advantage", "of the token: what its log-probability is pushed by"],
     l: ["log-prob", "log-probability under the sampled distribution, nats"],
     q: ["ratio", "probability in the last training pass over that of the sampler; no colour at 1"],
     k: ["KL", "log-probability less that of the reference, nats"],

@@ -128,7 +128,7 @@ class Experience:
                     "prompt_index": prompt.index,
                     "group": i // self.num_generations,
                     "prompt": prompt.text,
-                    "columns": columns_of(prompt),
+                    **({"columns": given} if (given := columns_of(prompt)) else {}),
                     "completion": self.texts[i],
                     "ids": ids[i],
                     "reward": self.scores.reward[i],

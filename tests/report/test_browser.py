@@ -113,7 +113,7 @@ def test_pointing_at_a_token_reads_its_numbers(page: Browser) -> None:
     (said,) = texts(page, "#numbers")
     assert "token 2 of 3" in said
     assert "“ b”" in said
-    assert "weight 1," in said
+    assert "advantage 1," in said
     assert "log-prob -0.6" in said
     assert "KL 0.25" in said
     assert "probability 0.549" in said  # exp(-0.6)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llm_pg.estimators.kl import k3
-from llm_pg.rollout.experience import Experience, Pieces
+from llm_pg.prompts import Prompt
+from llm_pg.rollout.experience import Experience, Pieces, columns_of
 from tests.tiny import experience, prompts
 
 UNKNOWN = None
@@ -101,6 +102,20 @@ def test_readable_rows_hold_texts_scores_and_the_numbers_of_every_token(batch: E
     assert [row["ids"] for row in rows] == [[0], [1, 1], [2, 2, 2], [0]]
     assert (rows[0]["truncated"], rows[0]["reward"], rows[0]["parts"]) == (True, 0.0, {"f": 0.0})
     assert rows[0]["tokens"]["logp"] == [-0.12346]  # five digits
+
+
+def test_the_other_columns_of_a_prompt_s_row_are_beside_its_completions_as_json_holds_them() -> None:
+    row = {
+        "prompt": "1+1",
+        "answer": "2",
+        "level": 3,
+        "weight": math.inf,
+        "steps": [1, 2],
+        "note": None,
+        "long": "x" * 9_999,
+    }
+    found = columns_of(Prompt(0, "1+1", None, (1,), row))
+    assert found == {"answer": "2", "level": 3, "weight": "inf", "steps": "[1, 2]", "note": None, "long": "x" * 2_000}
 
 
 @pytest.mark.parametrize("num_groups, rows", [(0, 0), (1, 2), (2, 4), (9, 4)])
