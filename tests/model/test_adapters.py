@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.cli import main
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
@@ -21,9 +20,9 @@ from llm_pg.run.best import load_weights
 from llm_pg.sampling.vllm.weights import tensors
 from llm_pg.terminal import Terminal
 from llm_pg.trainer import PolicyGradientTrainer
+from tests import tiny
 from tests.seams import Steps, raising
 
-ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
 SMALL = {
     **{"max_steps": 2, "prompts_per_step": 4, "num_generations": 4, "max_completion_length": 3, "beta": 0.05},
     **{"num_eval_prompts": 4, "eval_num_samples": 0, "learning_rate": 1e-2, "use_cpu": True, "run_name": "r"},
@@ -51,15 +50,8 @@ def letters(completion: str, **row: Any) -> float:
 @pytest.fixture
 def make(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
     def trainer(peft_config: Any = None, model: Any = None, **changes: Any) -> Any:
-        return GRPOTrainer(
-            model=model if model is not None else make_model("llama"),
-            reward_funcs=letters,
-            args=GRPOConfig(str(tmp_path), **{**SMALL, **changes}),
-            train_dataset=ROWS,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            terminal=Terminal(quiet=True),
-        )
+        model = make_model("llama") if model is None else model
+        return tiny.trainer(model, tokenizer, tmp_path, letters, peft_config=peft_config, **{**SMALL, **changes})
 
     return trainer
 

@@ -10,20 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.cli import main
 from llm_pg.config import ConfigError
 from llm_pg.model import merging
 from llm_pg.model.merging import rehearse_merge, save_merged
-from llm_pg.terminal import Terminal
+from tests import tiny
 from tests.model.test_peft_kinds import TRAINED
 from tests.seams import Steps
 
-ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
 SMALL = {
-    **{"max_steps": 2, "prompts_per_step": 4, "num_generations": 4, "max_completion_length": 3, "beta": 0.0},
-    **{"num_eval_prompts": 4, "eval_num_samples": 0, "learning_rate": 0.05, "use_cpu": True, "run_name": "r"},
-    **{"reward_in_process": True, "merge_adapter": True, "noise_steps": 0, "eval_on_start": False},
+    **{"max_steps": 2, "prompts_per_step": 4, "max_completion_length": 3, "num_eval_prompts": 4, "eval_num_samples": 0},
+    **{"learning_rate": 0.05, "merge_adapter": True, "noise_steps": 0, "eval_on_start": False},
 }
 PLACES: dict[str, dict[str, Any]] = {
     "head": {"target_modules": ["lm_head"]},
@@ -40,34 +37,12 @@ PLACES: dict[str, dict[str, Any]] = {
 UNMERGED = {"BEFT"}  # learns biases, which this model has none of
 
 
-def letters(completion: str, **row: Any) -> float:
-    return sum(ord(c) for c in completion) % 97 / 97
-
-
-class Heard(Terminal):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    warn = say
-
-
 @pytest.fixture
 def make(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
     def trainer(family: str, peft_config: Any, **changes: Any) -> Any:
         sizes = {"tie_word_embeddings": True} if family == "tied" else {}
-        return GRPOTrainer(
-            model=make_model("llama", **sizes),
-            reward_funcs=letters,
-            args=GRPOConfig(str(tmp_path), **{**SMALL, **changes}),
-            train_dataset=ROWS,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            terminal=Heard(),
-        )
+        model = make_model("llama", **sizes)
+        return tiny.trainer(model, tokenizer, tmp_path, peft_config=peft_config, **{**SMALL, **changes})
 
     return trainer
 

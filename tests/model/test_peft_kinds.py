@@ -10,19 +10,14 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftType
 from peft.tuners.lora import config as of_lora
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
-from llm_pg.terminal import Terminal
+from tests import tiny
 from tests.model.test_policy import rollouts
 from tests.seams import Steps
 
-ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
-SMALL = {
-    **{"max_steps": 3, "prompts_per_step": 4, "num_generations": 4, "max_completion_length": 3, "beta": 0.05},
-    **{"num_eval_prompts": 0, "learning_rate": 1e-2, "use_cpu": True, "run_name": "r", "reward_in_process": True},
-    **{"noise_steps": 0, "log_completions": 0, "report_seconds": 0},
-}
+SMALL = {"max_steps": 3, "prompts_per_step": 4, "max_completion_length": 3, "beta": 0.05}
+SMALL |= {"noise_steps": 0, "log_completions": 0}
 TWO = ["q_proj", "v_proj"]
 TOKENS = list(range(5, 95))
 VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
@@ -120,22 +115,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-def letters(completion: str, **row: Any) -> float:
-    return sum(ord(c) for c in completion) % 97 / 97
-
-
 @pytest.fixture
 def make(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
     def trainer(peft_config: Any, family: str = "llama", **changes: Any) -> Any:
-        return GRPOTrainer(
-            model=make_model(family),
-            reward_funcs=letters,
-            args=GRPOConfig(str(tmp_path), **{**SMALL, **changes}),
-            train_dataset=ROWS,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            terminal=Terminal(quiet=True),
-        )
+        return tiny.trainer(make_model(family), tokenizer, tmp_path, peft_config=peft_config, **{**SMALL, **changes})
 
     return trainer
 

@@ -8,46 +8,23 @@ import peft
 import pytest
 import torch
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config.schema import ModelConfig, TrainConfig
 from llm_pg.learner.optimizer import make_optimizer
 from llm_pg.model.loading import incoming_half
 from llm_pg.model.precision import half_type
-from llm_pg.terminal import Terminal
+from tests import tiny
 
-ROWS = [{"prompt": f"{a}+{b}="} for a in range(8) for b in range(8)]
-SMALL = {
-    **{"max_steps": 20, "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 4, "beta": 0.0},
-    **{"num_eval_prompts": 0, "learning_rate": 1e-6, "use_cpu": True, "run_name": "r", "reward_in_process": True},
-}
-
-
-def letters(completion: str, **row: Any) -> float:
-    return sum(ord(c) for c in completion) % 97 / 97
+SMALL = {"max_steps": 20, "learning_rate": 1e-6}
 
 
 def run(model: Any, tokenizer: Any, folder: Path, peft_config: Any = None, **changes: Any) -> Any:
-    said: list[str] = []
-
-    class Heard(Terminal):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=letters,
-        args=GRPOConfig(str(folder), **{**SMALL, **changes}),
-        train_dataset=ROWS,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        terminal=Heard(quiet=True),
-    )
+    trainer: Any = tiny.trainer(model, tokenizer, folder, peft_config=peft_config, **{**SMALL, **changes})
     start = {name: p.detach().float().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     after = dict(trainer.model.named_parameters())
     moved = sum(int((after[name].detach().float() != value).sum()) for name, value in start.items())
     trainer.moved = moved / sum(value.numel() for value in start.values())
-    trainer.said = said
+    trainer.said = trainer.context.terminal.said
     return trainer
 
 

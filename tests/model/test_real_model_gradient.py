@@ -131,8 +131,8 @@ SCALES = {"reinforce": 1.0, "rloo": 1.0, "dr_grpo": (GROUP - 1) / GROUP / LONGES
     [
         ("rloo", DISTRIBUTIONS[0]),
         ("rloo", DISTRIBUTIONS[1]),
-        ("reinforce", DISTRIBUTIONS[0]),
-        ("dr_grpo", DISTRIBUTIONS[1]),
+        pytest.param("reinforce", DISTRIBUTIONS[0], marks=pytest.mark.slow),  # twice the samples for the same path
+        pytest.param("dr_grpo", DISTRIBUTIONS[1], marks=pytest.mark.slow),
     ],
     ids=["rloo", "rloo-temperature-top-k", "reinforce", "dr_grpo-temperature-top-k"],
 )

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
 from llm_pg.model.loading import load_model
@@ -17,7 +16,7 @@ from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
-from llm_pg.terminal import Terminal
+from tests import tiny
 
 ORIGINAL, LONGEST = 16, 40
 SIZES = {
@@ -107,35 +106,20 @@ def test_rows_within_the_original_context_are_left_as_they_are(kind: str, make: 
 def test_what_is_sampled_across_the_border_is_what_is_trained(
     kind: str, make: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:
-    trainer = GRPOTrainer(
-        model=make(KINDS[kind], max_position_embeddings=64) if "dynamic" not in kind else make(KINDS[kind]),
-        reward_funcs=lambda completion, **_: len(completion) % 3 / 2,
-        args=GRPOConfig(
-            str(tmp_path),
-            **{"max_steps": 2, "prompts_per_step": 2, "num_generations": 4, "learning_rate": 1e-3, "beta": 0.05},
-            **{"num_eval_prompts": 0, "use_cpu": True, "run_name": "r", "reward_in_process": True, "report_seconds": 0},
-            max_completion_length=ORIGINAL - 5 if "dynamic" in kind else LONGEST - 5,
-        ),
-        train_dataset=[{"prompt": "1+1=" + " " * (n % 2)} for n in range(8)],
-        processing_class=tokenizer,
-        terminal=(heard := Heard()),
+    trainer = tiny.trainer(
+        make(KINDS[kind], max_position_embeddings=64) if "dynamic" not in kind else make(KINDS[kind]),
+        tokenizer,
+        tmp_path,
+        lambda completion, **_: len(completion) % 3 / 2,
+        rows=[{"prompt": "1+1=" + " " * (n % 2)} for n in range(8)],
+        **{"max_steps": 2, "learning_rate": 1e-3, "beta": 0.05},
+        max_completion_length=ORIGINAL - 5 if "dynamic" in kind else LONGEST - 5,
     )
     trainer.train()
     lines = read_metrics(trainer.folder.metrics)
     assert all(line["sampler_gap"] < 1e-5 for line in lines)
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert sum("longrope" in line for line in heard.said) == int("longrope" in kind)
-
-
-class Heard(Terminal):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    warn = say
+    assert sum("longrope" in line for line in trainer.context.terminal.said) == int("longrope" in kind)
 
 
 def test_a_sampler_draws_the_same_row_beside_a_longer_one(make: Callable[..., Any], tokenizer: Any) -> None:

@@ -8,39 +8,28 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.learner.update import Updater
 from llm_pg.metrics import Clock
 from llm_pg.prompts import Prompt
-from llm_pg.rewards.scorer import Scorer
 from llm_pg.rollout.collector import Collector
-from llm_pg.sampling.native import NativeSampler
-from llm_pg.sampling.protocol import SamplingParams
-from llm_pg.terminal import Terminal
+from tests import tiny
 
 TEXTS = ["ab=", "a longer prompt, and more: ", "x"]
-
-
-def length(completions: list[str], **row: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
 
 
 @pytest.fixture
 def collector_of(make_model: Callable[..., Any], tokenizer: Any) -> Callable[..., Collector]:
     """A collector of completions of a random model. Changes are sampling parameters."""
 
-    def make(seed: int = 0, gamma: float = 1.0, reward: Callable[..., Any] = length, **changes: Any) -> Collector:
-        model = make_model("llama")
-        params = SamplingParams(**{"max_completion_length": 12, **changes})
-        sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
-        return Collector(sampler, Scorer([reward], in_process=True), tokenizer, params, seed=seed, gamma=gamma)
+    def make(seed: int = 0, **changes: Any) -> Collector:
+        return tiny.collector(make_model("llama"), tokenizer, seed=seed, **changes)
 
     return make
 
 
 @pytest.fixture
 def prompts(tokenizer: Any) -> list[Prompt]:
-    return [Prompt(i, text, None, tuple(tokenizer(text)["input_ids"]), {}) for i, text in enumerate(TEXTS)]
+    return tiny.encoded(tokenizer, TEXTS)
 
 
 def test_equal_steps_sample_equal_completions_and_other_steps_others(
@@ -131,14 +120,8 @@ def test_every_step_of_a_run_draws_numbers_of_its_own(
     monkeypatch.setattr(Updater, "update", noted)
     settings = {"max_steps": 3, "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 6}
     settings |= {"steps_per_generation": 2, "num_iterations": 2, "num_eval_prompts": 0, "learning_rate": 1e-9}
-    trainer = GRPOTrainer(
-        model=make_model("llama"),
-        reward_funcs=length,
-        args=GRPOConfig(str(tmp_path), use_cpu=True, reward_in_process=True, engine="native", **settings),
-        train_dataset=[{"prompt": text} for text in TEXTS[:2]],
-        processing_class=tokenizer,
-        terminal=Terminal(quiet=True),
-    )
+    rows = [{"prompt": text} for text in TEXTS[:2]]
+    trainer = tiny.trainer(make_model("llama"), tokenizer, tmp_path, tiny.length, rows=rows, **settings)
     trainer.train()
     seen: dict[str, list[str]] = {}
     for file in sorted((trainer.folder.path / "completions").iterdir()):

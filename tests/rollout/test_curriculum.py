@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
 from llm_pg.prompts import Prompt
@@ -17,7 +16,7 @@ from llm_pg.rewards.tally import Scores
 from llm_pg.rollout.curriculum import CurriculumStream, attempts
 from llm_pg.rollout.experience import Experience
 from llm_pg.rollouts import TextRollouts
-from llm_pg.terminal import Terminal
+from tests import tiny
 
 
 def stream(size: int = 12, per_step: int = 3, seed: int = 0, **settings: float) -> CurriculumStream:
@@ -133,14 +132,8 @@ def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Cal
             **{"num_eval_prompts": 12, "eval_num_samples": 0, "learning_rate": 1e-9, "use_cpu": True},
             **{"reward_in_process": True, "engine": "native", "curriculum": "pass_rate", "run_name": "r", **changes},
         }
-        trainer = GRPOTrainer(
-            model=make_model("llama"),
-            reward_funcs=digit_where_possible,
-            args=GRPOConfig(str(tmp_path), **settings),
-            train_dataset=ROWS,
-            processing_class=tokenizer,
-            terminal=Terminal(quiet=True),
-        )
+        reward = digit_where_possible
+        trainer = tiny.trainer(make_model("llama"), tokenizer, tmp_path, reward, rows=ROWS, **settings)
         trainer.train(resume=resume)
         return trainer
 

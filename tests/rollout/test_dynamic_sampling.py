@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import ConfigError
@@ -19,7 +18,7 @@ from llm_pg.prompts import Prompt, Prompts
 from llm_pg.rollout.experience import Experience
 from llm_pg.rollout.refill import mixed_groups, refill
 from llm_pg.run.ranks import merge_metrics
-from llm_pg.terminal import Terminal
+from tests import tiny
 from tests.seams import Steps, raising
 from tests.tiny import experience, prompts
 
@@ -196,9 +195,6 @@ def test_further_prompts_never_repeat_within_a_step_and_end_with_the_data() -> N
     assert stream.further(0, 1) != stream.further(1, 1) != Prompts(prompts(30), per_step=8, seed=1).further(1, 1)
 
 
-ROWS = [{"prompt": f"{a}+{b}="} for a in range(10) for b in range(10)]
-
-
 def begins_with_a_digit(completion: str, **row: Any) -> float:
     return float(completion[:1].isdigit())
 
@@ -211,14 +207,13 @@ def train(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Cal
             **{"num_eval_prompts": 4, "eval_num_samples": 0, "learning_rate": 1e-2, "use_cpu": True},
             **{"reward_in_process": True, "dynamic_sampling_max_rounds": 3, "run_name": "r", **changes},
         }
-        trainer = GRPOTrainer(
-            model=make_model("llama"),
-            reward_funcs=begins_with_a_digit,
-            args=GRPOConfig(str(tmp_path), **settings),
-            train_dataset=ROWS,
-            processing_class=tokenizer,
-            terminal=Terminal(quiet=True),
+        trainer = tiny.trainer(
+            make_model("llama"),
+            tokenizer,
+            tmp_path,
+            begins_with_a_digit,
             callbacks=[Steps(after=raising(KeyboardInterrupt, dies_at))],
+            **settings,
         )
         trainer.train(resume=resume)
         return trainer

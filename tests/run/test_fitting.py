@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from transformers import AddedToken, GenerationConfig
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.model.loading import character_tokenizer, end_token_ids
-from llm_pg.terminal import Terminal
+from tests import tiny
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -19,23 +18,6 @@ CHATML = (
 CHAT = [{"prompt": [{"role": "user", "content": f"{n}+1="}]} for n in range(16)]
 RENDERED = [{"prompt": f"<|im_start|>user\n{n}<|im_end|>\n<|im_start|>assistant\n"} for n in range(16)]
 PLAIN = [{"prompt": f"{n}+1="} for n in range(16)]
-SMALL = {
-    **{"max_steps": 1, "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 4, "beta": 0.0},
-    **{"num_eval_prompts": 0, "use_cpu": True, "run_name": "r", "reward_in_process": True, "report_seconds": 0},
-}
-
-
-class Heard(Terminal):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
-
-
-def letters(completion: Any, **row: Any) -> float:
-    return len(str(completion)) % 7 / 7
 
 
 @pytest.fixture
@@ -47,14 +29,7 @@ def make(make_model: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         model = make_model("llama", vocab_size=len(tokenizer))
         if changes.pop("no_generation_config", False):
             model.generation_config = None
-        return GRPOTrainer(
-            model=model,
-            reward_funcs=letters,
-            args=GRPOConfig(str(tmp_path), **{**SMALL, **changes}),
-            train_dataset=rows,
-            processing_class=tokenizer,
-            terminal=Heard(),
-        )
+        return tiny.trainer(model, tokenizer, tmp_path, rows=rows, **changes)
 
     return trainer
 
@@ -67,7 +42,7 @@ def test_a_turn_that_ends_by_another_token_than_eos_ends_completions_and_says_so
     end = trainer.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert trainer.tokenizer.eos_token_id != end
     assert end in trainer.collector.engine.eos_ids
-    (said,) = trainer.context.terminal.said
+    (said,) = trainer.context.terminal.warned
     assert "ends a turn by <|im_end|>, and the model would end at <eos> alone" in said
     trainer.train()
     settings = GenerationConfig.from_pretrained(trainer.folder.model)
@@ -107,7 +82,7 @@ def test_only_prompts_in_the_form_of_the_template_need_it(
     trainer = make(template, rows, special)
     ends = end_token_ids(trainer.model, trainer.tokenizer)
     assert len(ends) == 1 + bool(adds)
-    assert bool(trainer.context.terminal.said) == bool(adds)
+    assert bool(trainer.context.terminal.warned) == bool(adds)
 
 
 def test_a_model_without_a_generation_config_gets_one(make: Callable[..., Any]) -> None:
@@ -117,6 +92,6 @@ def test_a_model_without_a_generation_config_gets_one(make: Callable[..., Any]) 
 
 def test_an_end_of_turn_that_is_no_token_is_said_until_it_is_a_stop_string(make: Callable[..., Any]) -> None:
     template = "{% for m in messages %}{{ m['content'] }}\n### End\n{% endfor %}"
-    (said,) = make(template, CHAT).context.terminal.said
+    (said,) = make(template, CHAT).context.terminal.warned
     assert "set rollout.stop to ['### End']" in said
-    assert make(template, CHAT, stop=["### End"]).context.terminal.said == []
+    assert make(template, CHAT, stop=["### End"]).context.terminal.warned == []

@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
 from llm_pg.model.loading import context_length
-from llm_pg.terminal import Terminal
+from tests import tiny
 
 TEXT = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8},
@@ -31,25 +30,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "vision_config": {**VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 32, "patch_size": 8},
     },
 }
-ROWS = [{"prompt": f"{a}+{b}="} for a in range(4) for b in range(4)]
-SMALL = {
-    **{"max_steps": 1, "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 4, "beta": 0.0},
-    **{"num_eval_prompts": 0, "use_cpu": True, "run_name": "r", "reward_in_process": True, "report_seconds": 0},
-    **{"learning_rate": 1e-2},
-}
-
-
-class Heard(Terminal):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
-
-
-def letters(completion: Any, **row: Any) -> float:
-    return sum(ord(c) for c in completion) % 97 / 97
 
 
 @pytest.fixture
@@ -69,19 +49,10 @@ def checkpoint(tokenizer: Any, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def trained(model: Any, tokenizer: Any, folder: Path, **changes: Any) -> Any:
-    peft_config = changes.pop("peft_config", None)
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=letters,
-        args=GRPOConfig(str(folder), **{**SMALL, **changes}),
-        train_dataset=ROWS,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        terminal=Heard(),
-    )
-    trainer.before = list(trainer.context.terminal.said)
+    trainer: Any = tiny.trainer(model, tokenizer, folder, **changes)
+    trainer.before = list(trainer.context.terminal.warned)
     trainer.train()
-    trainer.after = trainer.context.terminal.said[len(trainer.before) :]
+    trainer.after = trainer.context.terminal.warned[len(trainer.before) :]
     return trainer
 
 

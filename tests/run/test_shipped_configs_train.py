@@ -2,7 +2,6 @@
 and sizes are replaced."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,13 +97,16 @@ def test_a_shipped_config_is_checked_trained_and_evaluated_by_the_command(
     assert again["eval/sampled"] == pytest.approx(summary["sampled_after"])
 
 
-def test_the_readme_s_command_reads_jsonl_from_the_hub_s_layout_in_a_process_of_its_own(
-    make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+@pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_readme_s_command_reads_jsonl_from_the_hub_s_layout(
+    own_process: bool, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:
     name = "gsm8k_qwen2.5-0.5b_grpo.yaml"
     given = changes(name, make_model, tokenizer, tmp_path, "jsonl")
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_pg", "train", name, *given], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["train", name, *given]
+    if own_process:
+        done = subprocess.run([sys.executable, "-m", "llm_pg", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert main(command) == 0
     assert len(read_metrics(tmp_path / "runs" / "one" / "metrics.jsonl")) == 2
