@@ -13,10 +13,10 @@ class Bytes:
     """A tokenizer whose tokens are bytes, so that a character can take several."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+        return bytes(token for token in ids if token or not skip_special_tokens).decode("utf-8", "replace")
 
     def convert_ids_to_tokens(self, token: int) -> str:
-        return "▁a" if token == ord("a") else "b"
+        return {ord("a"): "▁a", ord(" "): "▁"}.get(token, "b")
 
 
 def test_pieces_join_to_the_text_and_a_character_of_several_tokens_belongs_to_the_last() -> None:
@@ -31,7 +31,12 @@ def test_a_cut_character_is_shown_by_the_mark_of_replacement_and_nothing_is_lost
 
 
 def test_a_sentencepiece_token_keeps_its_leading_space() -> None:
-    assert Pieces(Bytes())(list(b"ba")) == ["b", " a"]
+    assert Pieces(Bytes())(list(b"ba a")) == ["b", " a", " ", " a"]
+
+
+def test_a_special_token_is_shown_and_bytes_that_make_no_character_are_not_waited_for_beyond_four() -> None:
+    assert Pieces(Bytes())(list(b"b\x00")) == ["b", "\x00"]
+    assert Pieces(Bytes())(list(b"\xff\xff\xff\xffb")) == ["", "", "", "\ufffd" * 4, "b"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,12 @@ def test_metrics_are_over_the_scorable_rows_and_lengths_over_all(batch: Experien
         "completion_length": 7 / 4,
         "truncated": 0.25,
         "tokens": 7,
+        "prompt_tokens": 4,
+        **{"completions/min_length": 1.0, "completions/max_length": 3.0},
+        **{"completions/min_terminated_length": 1.0, "completions/max_terminated_length": 3.0},
+        "completions/mean_terminated_length": 2.0,  # of 2, 3 and 1 tokens
         "reward/f": pytest.approx(2 / 3, abs=1e-15),
+        "rewards/f/std": pytest.approx(math.sqrt(1 / 3), abs=1e-15),
         "log/seen": 3.0,
     }
 
@@ -50,8 +55,15 @@ def test_a_batch_without_any_score_has_no_mean_reward_and_only_uniform_groups() 
 
 
 def test_one_score_has_no_deviation_and_two_have() -> None:
-    assert experience(prompts(1), [[2.0, UNKNOWN]]).metrics()["reward_std"] == 0.0
-    assert experience(prompts(1), [[2.0, 4.0]]).metrics()["reward_std"] == pytest.approx(math.sqrt(2))
+    for rewards, expected in (([2.0, UNKNOWN], 0.0), ([2.0, 4.0], math.sqrt(2))):
+        found = experience(prompts(1), [rewards]).metrics()
+        assert (found["reward_std"], found["rewards/f/std"]) == pytest.approx((expected, expected))
+
+
+def test_where_every_completion_was_cut_none_has_a_length_at_its_end(batch: Experience) -> None:
+    batch.rollouts.truncated_B = torch.ones(4, dtype=torch.bool)
+    found = batch.metrics()
+    assert [found[f"completions/{kind}_terminated_length"] for kind in ("mean", "min", "max")] == [0.0, 0.0, 0.0]
 
 
 def test_means_are_taken_in_float64() -> None:
@@ -100,6 +112,7 @@ def test_readable_rows_hold_texts_scores_and_the_numbers_of_every_token(batch: E
         "tokens": {"logp": [-3.0, -4.0, -5.0], "weight": [-6.0, -8.0, -10.0]},
     }
     assert [row["ids"] for row in rows] == [[0], [1, 1], [2, 2, 2], [0]]
+    assert [row["group"] for row in rows] == [0, 0, 1, 1]
     assert (rows[0]["truncated"], rows[0]["reward"], rows[0]["parts"]) == (True, 0.0, {"f": 0.0})
     assert rows[0]["tokens"]["logp"] == [-0.12346]  # five digits
 
