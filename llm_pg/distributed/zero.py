@@ -12,95 +12,110 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import ConfigError
+from .sharded import Sharded
+from .strategy import Outcome
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Zero:
-    """An optimiser whose moments, and the gradients that it steps by, stand in parts over all ranks.
+class Zero(Sharded):
+    """Moments, and the gradients that steps are made by, in parts over all ranks.
 
     Args:
-        stage: 1 (moments) or 2 (gradients too: each pass is an exchange, so all ranks must make the same number); 3 is
-            `zero3.Zero3`.
-        model: whose weights it moves, float32. optimizer: AdamW over them. max_grad_norm: 0 = no clipping.
-        num_ranks: of the run; its process group is there already.
+        device: of this rank.
+        stage: 1 (moments) or 2 (gradients too); 3 is `zero3.Zero3`.
     """
 
-    def __init__(
-        self, stage: int, model: Any, optimizer: torch.optim.AdamW, *, max_grad_norm: float, num_ranks: int
-    ) -> None:
+    parts = "gradients and moments"
+
+    def __init__(self, device: torch.device | str, stage: int) -> None:
+        super().__init__(device)
+        self.stage = stage
+
+    @property
+    def description(self) -> str:
+        return f"DeepSpeed: {self.parts} in parts over {self.num_ranks} ranks."
+
+    def prepare(self, policy: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        """Starts the engine. optimizer: AdamW over float32 weights of the policy; ConfigError where they are not."""
+        super().prepare(policy, optimizer, max_grad_norm)
+        self._start(policy.model)
+
+    def _start(self, module: Any) -> None:
         import deepspeed
 
-        _check_types(model.parameters())
+        _check_types(module.parameters())
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self.optimizer, self.num_ranks = optimizer, num_ranks
         # The engine puts a flat part of each group in the place of its parameters.
-        self.group_of = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        groups = enumerate(self.optimizer.param_groups)
+        self.group_of = {p: number for number, group in groups for p in group["params"]}
+        # A small weight is cut as well; what is gathered together with it costs one message more or less.
+        persistence = {"stage3_param_persistence_threshold": 0} if self.stage == 3 else {}
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # asked for, and used in its own reports alone
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
-            "gradient_clipping": max_grad_norm,
-            # A small weight is cut as well; what is gathered together with it costs one message more or less.
-            "zero_optimization": {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})},
+            "gradient_clipping": self.max_grad_norm,
+            "zero_optimization": {"stage": self.stage, **persistence},
             "zero_allow_untested_optimizer": True,  # torch's AdamW, as everywhere else here
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
         }
-        self.engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        self.engine = deepspeed.initialize(model=module, optimizer=self.optimizer, config=settings)[0]
 
-    @property
-    def told(self) -> str:
-        """What stands in parts."""
-        return "gradients and moments"
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = self.optimizer.param_groups
-        return groups
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         """Of the passes since the last step nothing is kept here: `step` ends with that."""
         self.engine.zero_grad()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` on this rank to the sum over ranks and passes."""
         self.engine.backward(loss * self.num_ranks)  # it divides by their number
 
-    def step(self) -> tuple[float, bool]:
-        """One step by the gradients since the last; their norm before clipping, and whether it was made. A gradient
-        that is not finite on any rank is dropped on all, and its norm is NaN."""
+    def step(
+        self,
+        own: Sequence[torch.nn.Parameter],
+        critic: Sequence[torch.nn.Parameter] | None,
+        *,
+        has_rows: bool,
+        is_finite: bool,
+        spoil: Callable[[], None],
+    ) -> Outcome:
+        """One step by the sum that the engine made. It drops a gradient that is not finite on any rank on all."""
+        if not has_rows:
+            return Outcome(0.0, None, True)
+        if not is_finite:
+            spoil()
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
         made = bool(self.engine.was_step_applied()) and math.isfinite(norm)
-        return (norm if made else math.nan), made
+        return Outcome(norm if made else math.nan, None, made)
 
-    def moments(self, weights: Mapping[str, torch.nn.Parameter], keep: bool) -> dict[str, Tensor]:
-        """As `checkpoint.optimizer_tensors` names them, whole; nothing on ranks that do not keep them. All must ask."""
+    def moments(self, weights: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         out: dict[str, Tensor] = {}
-        for name, parameter in weights.items():
+        for name, parameter in self._moved(weights).items():
             state = self.optimizer.state.get(self._part(parameter))
             if not state:  # before the first step
                 continue
             self._link(parameter)
             told = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-            if keep:
+            if self.is_main:
                 told["step"] = state["step"].clone()
                 out.update({f"{name}.{moment}": value for moment, value in told.items()})
         return out
 
     def restore(self, weights: Mapping[str, torch.nn.Parameter], moments: Mapping[str, Tensor]) -> None:
-        """Put the weights, as they stand in the model, and moments back into the parts."""
+        """Puts the weights, as they stand in the model, and moments back into the parts."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        for name, parameter in weights.items():
+        for name, parameter in self._moved(weights).items():
             safe_set_full_fp32_param(parameter, parameter.detach())
             if f"{name}.step" not in moments:
                 continue
@@ -115,12 +130,16 @@ class Zero:
                 safe_set_full_optimizer_state(parameter, value, moment)
 
     def close(self) -> None:
-        """End the engine and all process groups, and what DeepSpeed remembers of them. All ranks must call it."""
+        """Ends the engine and all process groups, and what DeepSpeed remembers of them."""
         from deepspeed import comm
 
         self.engine.destroy()
         del self.engine
         comm.destroy_process_group()
+
+    def _moved(self, weights: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+        """Those of the optimiser: a reference that moves has no moments."""
+        return {name: parameter for name, parameter in weights.items() if parameter in self.group_of}
 
     def _link(self, parameter: torch.nn.Parameter) -> None:
         """Tell a parameter where its moments stand. DeepSpeed does so once, after the step of the first group, when
@@ -135,10 +154,10 @@ class Zero:
 
 
 def _check_types(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """ValueError where weights are not float32: the engine would keep a wider copy, which no checkpoint here has."""
+    """ConfigError where weights are not float32: the engine would keep a wider copy, which no checkpoint here has."""
     other = sorted({str(p.dtype) for p in parameters if p.dtype != torch.float32})
     if other:
-        raise ValueError(
+        raise ConfigError(
             f"Under DeepSpeed weights must be float32, and some are {', '.join(other)}: its steps are made on a copy "
             "in float32, which no checkpoint of this project holds. Use dtype=float32 with train.bf16, DDP or FSDP2."
         )

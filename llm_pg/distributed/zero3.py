@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO, stage 3: weights in parts too, read in the two ways in which `shards` reads those of FSDP2.
+"""DeepSpeed's ZeRO, stage 3: weights in parts too, read in the two ways in which `fully_sharded` reads those of FSDP2.
 
 Passes with a gradient run inside the engine's own forward pass: its hooks gather a layer before it is used and give it
 back; what stands outside the layers (embedding, last norm, head) is told to the engine as used by the whole pass, since
@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .shards import core_of, own_part
+from .sharded import check_reference
+from .tensors import core_of, is_partitioned, own_part
 from .zero import MOMENTS, Zero
 
 T = TypeVar("T")
@@ -35,35 +36,39 @@ class Pass(nn.Module):
 
 
 class Zero3(Zero):
-    """`Zero` of stage 3, and what a `Policy` asks of `Shards`. Arguments as there."""
+    """`Zero` of stage 3."""
 
-    def __init__(self, model: Any, optimizer: torch.optim.AdamW, *, max_grad_norm: float, num_ranks: int) -> None:
-        super().__init__(3, Pass(model), optimizer, max_grad_norm=max_grad_norm, num_ranks=num_ranks)
-        from deepspeed.runtime.zero import register_external_parameter
+    parts, shards_weights = "weights, gradients and moments", True
 
-        names = frozenset(core_of(model)._no_split_modules or ())
-        layers = [module for module in model.modules() if type(module).__name__ in names]
-        inside = {id(p) for layer in layers for p in layer.parameters()}
-        for parameter in model.parameters():
-            if id(parameter) not in inside:
-                register_external_parameter(self.engine.module, parameter)
+    def __init__(self, device: torch.device | str) -> None:
+        super().__init__(device, 3)
         self._depth = 0
 
-    @property
-    def told(self) -> str:
-        return "weights, gradients and moments"
+    def _start(self, module: Any) -> None:
+        super()._start(Pass(module))
+        from deepspeed.runtime.zero import register_external_parameter
 
-    def through(self, model: Any, work: Callable[[], T]) -> T:
-        """`work` as a pass with a gradient; every rank must make the same number, each with its backward pass."""
+        names = frozenset(core_of(module)._no_split_modules or ())
+        layers = [each for each in module.modules() if type(each).__name__ in names]
+        inside = {id(p) for layer in layers for p in layer.parameters()}
+        for parameter in module.parameters():
+            if id(parameter) not in inside:
+                register_external_parameter(self.engine.module, parameter)
+
+    def shard(self, policy: Any) -> None:
+        """Only a check: the engine cuts the weights when it gets the optimiser."""
+        check_reference(policy)
+
+    def forward(self, model: Any, work: Callable[[], T]) -> T:
+        """`work` as a pass of the engine; every rank makes the same number, each with its backward pass."""
         result: T = self.engine(work)
         return result
 
     @contextlib.contextmanager
     def gathered(self, model: Any) -> Iterator[None]:
-        """The whole weights on every rank inside the block, to read. Every rank must enter it."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        parameters = [p for p in model.parameters() if in_parts(p)]
+        parameters = [p for p in model.parameters() if is_partitioned(p)]
         if self._depth or not parameters:  # a reference is whole
             yield
             return
@@ -86,16 +91,16 @@ class Zero3(Zero):
         finally:
             del hooks.pre_sub_module_forward_function, hooks.post_sub_module_forward_function
 
-    def moments(self, weights: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
+    def moments(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         out: dict[str, Tensor] = {}
-        for name, parameter in weights.items():
+        for name, parameter in self._moved(weights).items():
             state = self._state_of(parameter)
             if not state:  # before the first step
                 continue
             told = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-            if keep:
+            if self.is_main:
                 told["step"] = state["step"].clone()
                 out.update({f"{name}.{moment}": value.clone() for moment, value in told.items()})
         return out
@@ -104,7 +109,7 @@ class Zero3(Zero):
         """The moments, and the weights that the engine steps from, from those that stand in the parts."""
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        for name, parameter in weights.items():
+        for name, parameter in self._moved(weights).items():
             safe_set_local_fp32_param(parameter, parameter.ds_tensor.data)  # type: ignore[attr-defined]
             if f"{name}.step" not in moments:
                 continue
@@ -123,8 +128,3 @@ class Zero3(Zero):
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.optimizer.state[self._flat(parameter)]
         return state
-
-
-def in_parts(x: Any) -> bool:
-    """Whether ZeRO-3 holds this parameter."""
-    return hasattr(x, "ds_tensor")

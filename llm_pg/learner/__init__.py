@@ -1,1 +1,1 @@
-"""The policy in training: weights, adapters, critic, shards, and the update that sums what an algorithm weighed."""
+"""The policy in training: weights, adapters, critic, and the update that sums what an algorithm weighed."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
+from ..distributed.strategy import Strategy
 from ..estimators.kl import k3
 from ..estimators.masked import masked_mean
 from ..metrics import Clock
@@ -53,9 +54,9 @@ class Learner:
         policy: what is trained. Where the algorithm has a KL penalty and the policy no reference yet, the reference is
             the policy as it is now.
         algorithm: gives advantages and loss.
-        optimizer: of torch, over `policy.parameters()`, or accelerate's around one.
+        optimizer: of torch, over `policy.parameters()`.
         scheduler: of the learning rate, stepped once an update; None = constant.
-        accelerator: accelerate's; None = one of this process alone, without mixed precision.
+        strategy: how an update is spread over processes; None = the policy's, which is this process alone.
         micro_rows: completions in one forward pass; None = all. Any value gives the same gradient.
         num_iterations: passes over a batch (μ), >= 1.
         num_minibatches: optimiser steps in a pass, of equal shares, >= 1.
@@ -79,7 +80,7 @@ class Learner:
         optimizer: Any,
         scheduler: Any = None,
         *,
-        accelerator: Any = None,
+        strategy: Strategy | None = None,
         micro_rows: int | None = None,
         num_iterations: int = 1,
         num_minibatches: int = 1,
@@ -100,7 +101,7 @@ class Learner:
         if algorithm.spec.beta and not policy.has_reference:
             policy.freeze_reference()
         self.policy, self.algorithm, self.optimizer = policy, algorithm, optimizer
-        self.accelerator = accelerator or _alone(policy)
+        self.strategy = strategy or policy.strategy
         self.scheduler = scheduler or torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         self.num_steps, self.seed, self.clock = num_steps, seed, clock or Clock()
         self.critic_only_steps, self.noise_steps = critic_only_steps, noise_steps
@@ -111,7 +112,7 @@ class Learner:
             algorithm,
             optimizer,
             self.scheduler,
-            self.accelerator,
+            self.strategy,
             micro_rows=self.micro_rows,
             num_iterations=num_iterations,
             num_minibatches=num_minibatches,
@@ -138,7 +139,8 @@ class Learner:
         metrics: dict[str, float] = {"learning_rate": rate}
         with self.clock("update"):
             progress = (self.step - 1) / self.num_steps if self.num_steps else 0.0
-            batch = self.batch = self.algorithm.compute_advantages(rollouts, progress=progress, all_sum=self._all_sum)
+            all_sum = self.strategy.all_sum
+            batch = self.batch = self.algorithm.compute_advantages(rollouts, progress=progress, all_sum=all_sum)
             if proximal_logp_BT is not None:
                 batch.proximal_logp_BT = proximal_logp_BT
             noise = bool(self.noise_steps) and self.step % self.noise_steps == 0
@@ -147,7 +149,7 @@ class Learner:
         metrics.update(self._metrics(batch, steps))
         metrics.update(self._follow(steps))
         # Gradients are dead weight while keys and values of the next batch are held.
-        self.optimizer.zero_grad(set_to_none=True)
+        self.strategy.zero_grad()
         return Update(batch, steps, self.updater.seen, metrics)
 
     def _observed(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
@@ -176,7 +178,7 @@ class Learner:
         passes = torch.arange(self.updater.num_iterations)
         keys = stream_key(self.seed, ORDER_STREAM, self.step, passes)
         noise = uniform(keys.unsqueeze(1), torch.arange(num_rows).unsqueeze(0))
-        return noise.argsort(1).to(self.accelerator.device)
+        return noise.argsort(1).to(self.strategy.device)
 
     def _metrics(self, batch: Batch, steps: list[UpdateStats]) -> dict[str, float]:
         rollouts = batch.rollouts
@@ -188,7 +190,7 @@ class Learner:
             assert self.policy.routers is not None
             values["loss"] += self.policy.routers.coef * values["aux_loss"]
         if self.algorithm.spec.needs_critic:
-            explained = self.algorithm.explained_variance(rollouts, batch.mask_BT, self._all_sum)
+            explained = self.algorithm.explained_variance(rollouts, batch.mask_BT, self.strategy.all_sum)
             values.update({} if explained is None else {"explained_variance": explained})
         if rollouts.ref_logp_BT is not None:
             values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
@@ -201,16 +203,5 @@ class Learner:
         if self.algorithm.kl_penalty is None:
             return {}
         last = steps[-self.updater.num_minibatches :]
-        kl = torch.tensor(sum(step.values.get("approx_kl", 0.0) for step in last), device=self.accelerator.device)
-        self.algorithm.observe_kl(float(self._all_sum(kl)))
+        self.algorithm.observe_kl(*self.strategy.totals([sum(step.values.get("approx_kl", 0.0) for step in last)]))
         return {"kl_penalty": self.algorithm.kl_penalty.weight}
-
-    def _all_sum(self, x: Tensor) -> Tensor:
-        return x if self.accelerator.num_processes == 1 else self.accelerator.reduce(x, reduction="sum")
-
-
-def _alone(policy: Policy) -> Any:
-    """accelerate's Accelerator for one process, on the device of the policy."""
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=next(policy.model.parameters()).device.type == "cpu")

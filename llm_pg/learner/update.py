@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
-from ..distributed.shards import whole
-from ..distributed.zero import Zero
+from ..distributed.strategy import Strategy
 from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from ..metrics import METRICS
 from ..model.policy import Policy, PolicyOutput, halves
@@ -24,9 +23,17 @@ from ..rollouts import TextRollouts
 
 @dataclass
 class UpdateStats:
-    """Of one optimiser step: sums over the batch, the gradient's norm before clipping, whether it stepped (not where
-    loss or gradient were not finite on any rank), how often a micro-batch was halved for want of memory, and signal and
-    noise of the gradient where they were measured."""
+    """Of one optimiser step.
+
+    Attributes:
+        values: sums over this rank's rows.
+        grad_norm: of the gradient before clipping.
+        stepped: not where loss or gradient were not finite on any rank.
+        splits: how often a micro-batch was halved for want of memory.
+        noise: signal and noise of the gradient, where they were measured.
+        critic_grad_norm: None where there is no critic.
+        tokens: of all ranks, that a pass came by.
+    """
 
     values: dict[str, float]
     grad_norm: float
@@ -34,6 +41,7 @@ class UpdateStats:
     splits: int = 0
     noise: GradientNoise | None = None
     critic_grad_norm: float | None = None
+    tokens: float = 0.0
 
 
 class SeenTokens:
@@ -61,9 +69,8 @@ class Updater:
 
     Args:
         policy: what is trained. algorithm: whose `loss` is summed.
-        optimizer, scheduler: stepped once per minibatch; the scheduler once per batch of rollouts. A `Zero` sums and
-            clips gradients itself.
-        accelerator: accelerate's, for mixed precision and for sums over ranks.
+        optimizer, scheduler: stepped once per minibatch; the scheduler once per batch of rollouts.
+        strategy: how an update is spread over processes; None = the policy's.
         micro_rows: completions in one forward pass; any value gives the same gradient.
         num_iterations, num_minibatches: μ and the cuts of a pass; with both 1 the data are on-policy.
         max_grad_norm: 0 = no clipping.
@@ -75,17 +82,17 @@ class Updater:
         algorithm: Algorithm,
         optimizer: Any,
         scheduler: Any,
-        accelerator: Any,
+        strategy: Strategy | None = None,
         *,
         micro_rows: int,
         num_iterations: int = 1,
         num_minibatches: int = 1,
         max_grad_norm: float = 1.0,
     ) -> None:
-        self.policy, self.algorithm, self.accelerator = policy, algorithm, accelerator
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.zero = optimizer if isinstance(optimizer, Zero) else None
-        self.micro_rows, self.max_grad_norm = micro_rows, max_grad_norm
+        self.policy, self.algorithm, self.scheduler = policy, algorithm, scheduler
+        self.strategy = strategy or policy.strategy
+        self.strategy.prepare(policy, optimizer, max_grad_norm)
+        self.micro_rows = micro_rows
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
         self.progress: Callable[[int], None] | None = None  # told the rows of each pass that is done
         self.critic_only = False
@@ -112,7 +119,7 @@ class Updater:
             rollouts = batch.rollouts
             assert isinstance(rollouts, TextRollouts)
             batch.proximal_logp_BT = self.policy.logp(rollouts, self.micro_rows)
-        alone = self.accelerator.num_processes == 1 and self.accelerator.scaler is None
+        alone = self.strategy.num_ranks == 1 and self.strategy.scaler is None
         measure_noise = measure_noise and alone and self.num_minibatches == 1 and not critic_only
         self.seen, steps = SeenTokens(batch.rollouts.logp_BT), []
         for iteration in range(self.num_iterations):
@@ -126,54 +133,48 @@ class Updater:
 
     def _over_seen_tokens(self, batch: Batch, steps: list[UpdateStats]) -> None:
         """Means over tokens, of sums divided by the number of all: rows of weight 0 are dropped and have no entropy."""
-        seen = (batch.mask_BT & self.algorithm.contributes_B(batch).unsqueeze(1)).sum().to(batch.num_tokens.dtype)
-        share = float(self.accelerator.reduce(seen, reduction="sum") / batch.num_tokens)
+        seen = sum(stats.tokens for stats in steps[: len(steps) // self.num_iterations])
+        share = float(batch.num_tokens.new_tensor(seen) / batch.num_tokens)
         for stats in steps if share else ():
             for name in stats.values:
                 if METRICS[name].minibatches == "sum of seen tokens":
                     stats.values[name] /= share
 
     def _step(self, batch: Batch, measure_noise: bool) -> UpdateStats:
-        self.policy.model.train()
-        if self.policy.critic is not None:
-            self.policy.critic.train()
-        values, splits, noise = self._gradient(batch, measure_noise)
-        if self.zero is not None:
-            return self._step_of(self.zero, batch, values)
-        self._sum_gradients(batch)
-        grad_norm, critic_norm = self._clip()
-        if not self._finite_everywhere(values):
-            grad_norm = float("nan")
-        stepped = math.isfinite(grad_norm + (critic_norm or 0.0))
-        # A loss scaler looks at gradients alone, so a NaN of the loss is not left to it. It lowers its scale where they
-        # overflowed; where no row had a weight there are none that it could have looked at.
-        scaler = self.accelerator.scaler
-        if stepped and (scaler is None or self._has_gradient()):
-            self.optimizer.step()
-        elif scaler is not None and self._has_gradient():
-            scaler.update()
-        return UpdateStats(values, grad_norm, stepped, splits, noise if stepped else None, critic_norm)
+        policy = self.policy
+        policy.model.train()
+        if policy.critic is not None:
+            policy.critic.train()
+        alive_B = self.algorithm.contributes_B(batch)
+        alive = alive_B.nonzero().squeeze(1)
+        values, splits, noise = self._gradient(batch, alive, measure_noise)
+        own_tokens = int((batch.mask_BT & alive_B.unsqueeze(1)).sum())
+        # A NaN in the loss can have a gradient that is finite.
+        own_loss = sum(value for key, value in values.items() if key.endswith("_loss"))
+        rows, tokens, loss = self.strategy.totals([len(alive), own_tokens, own_loss])
+        done = self.strategy.step(
+            [] if self.critic_only else policy.parameters(),
+            None if policy.critic is None else policy.critic.trainable(),
+            has_rows=rows > 0,
+            is_finite=math.isfinite(loss),
+            spoil=lambda: self._keep_pace(batch, 1, math.nan),
+        )
+        kept = noise if done.stepped else None
+        return UpdateStats(values, done.grad_norm, done.stepped, splits, kept, done.critic_grad_norm, tokens)
 
-    def _step_of(self, zero: Zero, batch: Batch, values: dict[str, float]) -> UpdateStats:
-        """The sum over ranks is there, and what of it is not finite is dropped; the loss itself is looked at here."""
-        if not self.passes:  # no row of any rank counts
-            return UpdateStats(values, 0.0, True)
-        if not self._finite_everywhere(values):
-            self._keep_pace(batch, 1, math.nan)
-        return UpdateStats(values, *zero.step())
-
-    def _gradient(self, batch: Batch, measure_noise: bool) -> tuple[dict[str, float], int, GradientNoise | None]:
-        """Sums over this rank's rows, their gradient in `.grad`, the halvings of a micro-batch it took, and its noise.
+    def _gradient(
+        self, batch: Batch, alive: Tensor, measure_noise: bool
+    ) -> tuple[dict[str, float], int, GradientNoise | None]:
+        """Sums over this rank's rows `alive`, their gradient in `.grad`, the halvings of a micro-batch it took, and its
+        noise.
 
         A backward pass that runs out of memory leaves a part of its gradient behind, so all of it is made again with
         smaller pieces. The longest rows come first, so little is lost; the gradient is the same however it is cut.
         """
         most, splits = len(batch.mask_BT), 0  # rows in one piece; lowered where memory ends
-        alive = self.algorithm.contributes_B(batch).nonzero().squeeze(1)
         parts = self._halves(batch, alive) if measure_noise else [alive]
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.passes = 0  # idle ones too
+            self.strategy.zero_grad()
             values: dict[str, float] = {}
             first: list[Tensor] | None = None
             piece = alive
@@ -182,8 +183,7 @@ class Updater:
                 for number, part in enumerate(parts):
                     first = self._gradients() if number else None
                     pieces = self._pieces(batch, part, most)
-                    idle = self._idle_passes(len(pieces))
-                    self.passes += len(pieces) + idle
+                    idle = self.strategy.idle_passes(len(pieces))
                     for piece in pieces:
                         for key, value in self._backward(batch.rows(piece), self.rows[piece]).items():
                             values[key] = values.get(key, 0.0) + value
@@ -192,7 +192,7 @@ class Updater:
                     self._keep_pace(batch, idle)
                 return values, splits, self._noise(batch, first) if first is not None else None
             except torch.OutOfMemoryError as error:
-                if self._in_step:  # the other ranks are waiting for this one in the same pass
+                if self.strategy.sharded:  # the other ranks are waiting for this one in the same pass
                     raise
                 most = len(halves(piece, error)[0])
                 splits += 1
@@ -200,16 +200,16 @@ class Updater:
     def _count_choices(self, batch: Batch, alive: Tensor, most: int, parts: int) -> None:
         """Of the experts, by all tokens of this step on all ranks, before the passes that weigh them; one pass that is
         the whole step counts them itself."""
-        routers, alone = self.policy.routers, self.accelerator.num_processes == 1
+        routers = self.policy.routers
         if routers is None or self.critic_only:
             return
-        if alone and parts == 1 and len(self._pieces(batch, alive, most)) <= 1:
+        if self.strategy.num_ranks == 1 and parts == 1 and len(self._pieces(batch, alive, most)) <= 1:
             routers.forget()
             return
         self.policy.count_choices(
             batch.rollouts.rows(alive) if len(alive) else None,
             self.micro_rows,
-            lambda x: x if alone else self.accelerator.reduce(x, reduction="sum"),
+            self.strategy.all_sum,
         )
 
     def _pieces(self, batch: Batch, rows: Tensor, most: int) -> list[Tensor]:
@@ -218,18 +218,6 @@ class Updater:
             return []
         cuts = self.policy.cuts(batch.rollouts.rows(rows), self.micro_rows)
         return [rows[index] for cut in cuts for index in cut.split(most)]
-
-    @property
-    def _in_step(self) -> bool:
-        """Whether a pass is an exchange between all ranks, so that all must make the same number."""
-        return self.policy.shards is not None or self.zero is not None
-
-    def _idle_passes(self, passes: int) -> int:
-        """How many more the busiest rank makes."""
-        if not self._in_step:
-            return 0
-        own = torch.tensor([passes], device=self.accelerator.device)
-        return int(self.accelerator.gather(own).max()) - passes
 
     def _keep_pace(self, batch: Batch, passes: int, weight: float = 0.0) -> None:
         """Passes without weight, which bring the other ranks the parts of the layers that stand here."""
@@ -241,7 +229,7 @@ class Updater:
         for _ in range(passes):
             scores = self.policy.forward(rollouts.rows(shortest), with_entropy=False, frozen=self.critic_only)
             reached = scores.logp_BT.sum() if scores.value_BT is None else scores.logp_BT.sum() + scores.value_BT.sum()
-            self._back(reached * weight)
+            self.strategy.backward(reached * weight)
 
     def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
         """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""
@@ -260,13 +248,6 @@ class Updater:
         one, other, both = (float(x) for x in half_square_norms(first, whole))
         return gradient_noise([one, other], both, [num_groups - num_groups // 2, num_groups // 2])
 
-    def _finite_everywhere(self, values: dict[str, float]) -> bool:
-        """Whether the loss is a number on every rank; a NaN in it can have a gradient that is finite."""
-        losses = [value for key, value in values.items() if key.endswith("_loss")]
-        total = torch.tensor(sum(losses), dtype=torch.float32, device=self.accelerator.device)
-        total = self.accelerator.reduce(total, reduction="sum")
-        return math.isfinite(float(total))
-
     def _backward(self, part: Batch, rows: Tensor) -> dict[str, float]:
         rollouts = part.rollouts
         assert isinstance(rollouts, TextRollouts)
@@ -282,47 +263,8 @@ class Updater:
             assert self.policy.routers is not None
             loss = loss + self.policy.routers.coef * scores.balance
             stats["aux_loss"] = scores.balance.detach()
-        self._back(loss)
+        self.strategy.backward(loss)
         return {key: float(value) for key, value in stats.items()}
-
-    def _back(self, loss: Tensor) -> None:
-        (self.accelerator if self.zero is None else self.zero).backward(loss)
-
-    def _sum_gradients(self, batch: Batch) -> None:
-        """Add the ranks' gradients: with global denominators the sum is the gradient of the whole batch.
-
-        Where no row of any rank counts there is none, as with one rank: zeros would let the moments move the weights.
-        """
-        if self.accelerator.num_processes == 1 or self.policy.shards is not None:  # shards are summed as they are made
-            return
-        alive = self.algorithm.contributes_B(batch).sum().to(self.accelerator.device)
-        if not int(self.accelerator.reduce(alive, reduction="sum")):
-            return
-        for parameter in [*([] if self.critic_only else self.policy.parameters()), *self._critic_parameters()]:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum")
-
-    def _critic_parameters(self) -> list[torch.nn.Parameter]:
-        return [] if self.policy.critic is None else self.policy.critic.trainable()
-
-    def _has_gradient(self) -> bool:
-        return any(p.grad is not None for p in [*self.policy.parameters(), *self._critic_parameters()])
-
-    def _clip(self) -> tuple[float, float | None]:
-        """Gradient norms before clipping, of policy and critic; each is held to the limit on its own, so that a large
-        error of the critic does not shorten the policy's step."""
-        limit = self.max_grad_norm or float("inf")
-        own = [p for p in self.policy.parameters() if p.grad is not None]
-        critic = [p for p in self._critic_parameters() if p.grad is not None]
-        norm, critic_norm = 0.0, None if self.policy.critic is None else 0.0
-        if own:  # this also takes the loss scale out of every gradient, the critic's too
-            norm = float(whole(self.accelerator.clip_grad_norm_(own, limit)))
-        elif critic:
-            self.accelerator.unscale_gradients()
-        if critic:
-            critic_norm = float(whole(torch.nn.utils.clip_grad_norm_(critic, limit)))
-        return norm, critic_norm
 
 
 def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from ..distributed.shards import core_of
+from ..distributed.tensors import core_of
 
 NAME = "llm_pg_layout"
 # What a model raises in a trial that gives it something it was not written for: a cache, positions, a mask, no mask.

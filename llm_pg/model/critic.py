@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..distributed.shards import collect, like
+from ..distributed.tensors import collect, like
 from ..rollouts import TextRollouts, is_last
 from ..words import one_of
 from .attention import body_of, core_of

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..config.schema import ModelConfig
-from ..distributed.shards import Shards, whole
+from ..distributed.strategy import Strategy
+from ..distributed.tensors import like
 from ..estimators.distributions import entropy, token_logp
 from ..rollouts import TextRollouts
 from ..words import one_of
@@ -110,7 +111,7 @@ class Policy:
         router_aux_loss_coef: float | None = None,
     ) -> None:
         self.critic = critic
-        self.shards: Shards | None = None
+        self.strategy = Strategy(next(model.parameters()).device)
         self.most_tokens: int | None = None
         one_of("packing", packing, ("auto", "padded", "shared_prefix"))
         self.model, self.params, self.tokenizer, self.autocast = model, params, tokenizer, autocast
@@ -243,21 +244,6 @@ class Policy:
             self.critic.load(path)
         return self.critic
 
-    def shard(self, shards: Shards) -> None:
-        """Divides the weights, those of reference and critic too, between the ranks; before an optimiser is made of
-        them.
-
-        Args:
-            shards: how, see `llm_pg.distributed`.
-        """
-        self.check_cut()
-        self.shards = shards
-        for model in (self.model, self.reference):
-            if model is not None:
-                shards.cut(model)
-        if self.critic is not None:
-            shards.cut_critic(self.critic)
-
     def save_pretrained(
         self, folder: str | Path, *, weights: dict[str, Tensor] | None = None, writes: bool = True
     ) -> None:
@@ -265,8 +251,8 @@ class Policy:
 
         Args:
             folder: made where it does not exist.
-            weights: gathered from shards; None = the model's own.
-            writes: False on ranks that only bring their shards.
+            weights: those of the model, whole; None = as it holds them itself.
+            writes: False on ranks that only bring their parts.
         """
         # All exchanges between ranks come before the first write: a write can fail, and on one rank alone.
         values = None if self.critic is None else self.critic.collected(writes)
@@ -278,23 +264,13 @@ class Policy:
         if self.critic is not None:
             self.critic.save(folder, values)
 
-    def check_cut(self) -> None:
-        """ValueError where weights in parts would leave no reference."""
-        if self.start is not None:
-            raise ValueError(
-                "beta is above 0, the weights are to be cut over the ranks, and the model with its adapter switched "
-                "off is not the policy as it is now (the adapter was trained before, or begins as a part of the "
-                "weights, as with init_lora_weights='pissa'): a copy of it cannot be put in place there. Give a model "
-                "without an adapter and a new one that begins by changing nothing, or set beta=0."
-            )
-
     def gathered(self, model: Any = None) -> contextlib.AbstractContextManager[None]:
-        """A context in which weights that are sharded are whole; every rank must enter it.
+        """A context in which every rank has whole weights; on several ranks all must enter it.
 
         Args:
             model: of the policy, its reference or its critic; None = the model in training.
         """
-        return contextlib.nullcontext() if self.shards is None else self.shards.gathered(model or self.model)
+        return self.strategy.gathered(model or self.model)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those of the model that are trained; the critic's are `critic.trainable()`."""
@@ -326,17 +302,11 @@ class Policy:
             balance=balance and self.routers is not None and not frozen,
             frozen=frozen,
         )
-        if self.shards is None:
-            return self._forward(self.model, rollouts, ask)
 
-        asked = {"logp_BT": True, "entropy_BT": True, "value_BT": ask.value, "balance": ask.balance}
-        names = [name for name, is_asked in asked.items() if is_asked]
+        def forward() -> dict[str, Tensor]:
+            return {name: x for name, x in vars(self._forward(self.model, rollouts, ask)).items() if x is not None}
 
-        def forward() -> tuple[Tensor, ...]:
-            scores = self._forward(self.model, rollouts, ask)
-            return tuple(getattr(scores, name) for name in names)
-
-        return PolicyOutput(**dict(zip(names, self.shards.through(self.model, forward), strict=True)))
+        return PolicyOutput(**self.strategy.forward(self.model, forward))
 
     @torch.no_grad()
     def count_choices(
@@ -403,8 +373,7 @@ class Policy:
         if self.reference is None:
             raise ValueError("This policy has no reference of its own weights to refresh (beta is 0, or an adapter).")
         for own, present in zip(self.reference.parameters(), self.model.parameters(), strict=True):
-            value = whole(present) if hasattr(present, "ds_tensor") else present
-            own.lerp_(value.to(own.dtype), share)
+            own.lerp_(like(present, own).to(own.dtype), share)
 
     @torch.no_grad()
     def ref_logp(self, rollouts: TextRollouts, micro_rows: int) -> Tensor:
@@ -480,7 +449,7 @@ class Policy:
     def _shares_prompts(self) -> bool:
         """Whether a prompt is computed once for all its completions. Gradient checkpointing may be switched on after
         the policy is made; in groups ranks would make different numbers of passes, which shards cannot have."""
-        found = self.way is not None or (self.grouped is not None and self.shards is None)
+        found = self.way is not None or (self.grouped is not None and not self.strategy.shards_weights)
         return found and not recomputes(self.model)
 
     def _forward(self, model: Any, rollouts: TextRollouts, ask: OutputFlags) -> PolicyOutput:
@@ -533,7 +502,7 @@ class Policy:
                 own, _ = self._states(critic.body, rollouts, after_B, with_logits=False)
             return critic.values(own)
 
-        return forward() if self.shards is None else self.shards.through(critic, lambda: forward().clone())
+        return self.strategy.forward(critic, forward)
 
     def _states(
         self, model: Any, rollouts: TextRollouts, after_B: Tensor | None, with_logits: bool = True

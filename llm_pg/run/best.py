@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import ConfigError
-from ..distributed.shards import like, writable
+from ..distributed.tensors import like, writable
 from ..evaluate import Evaluation
 from .checkpoint import CheckpointError
 from .folder import replaced, said_by_disk

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -267,40 +267,3 @@ def load(folder: Path) -> tuple[RunState, dict[str, Any]]:
             f"({type(error).__name__}: {error}). Nothing of it was executed."
         ) from None
     return state, _read_manifest(folder)["identity"]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors: '<name among the weights>.<name of the moment>'.
-
-    Not by the optimiser's own numbers, which count along its groups: weight decay on or off makes others of them.
-    """
-    return {
-        f"{name}.{moment}": _as_tensor(value)
-        for name, parameter in weights.items()
-        for moment, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
-def _as_tensor(value: Any) -> Tensor:
-    """A tensor as it is; a number of Python's in 64 bits, by which `_as_held` knows it again."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
-
-
-def _as_held(value: Tensor) -> Any:
-    return value.item() if value.dim() == 0 and value.dtype in (torch.float64, torch.int64) else value
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put flat tensors of `optimizer_tensors` back."""
-    name_of = {parameter: name for name, parameter in weights.items()}
-    order = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, moment = key.rsplit(".", 1)
-        state.setdefault(order.index(name), {})[moment] = _as_held(value)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,7 +17,7 @@ from .. import __version__
 from ..config import ConfigError
 from ..config.flat import FlatConfig
 from ..config.rollout import RolloutConfig
-from ..distributed.shards import collect, core_of, like, put, shape_of
+from ..distributed.tensors import core_of, put, shape_of
 from ..from_trl.checkpoints import link_checkpoint
 from ..learner.learner import Learner
 from ..metrics import sync
@@ -75,9 +75,9 @@ class Checkpointer:
         self.context, self.learner, self.prompts, self.facts = context, learner, prompts, facts
         self.callbacks, self.policy = callbacks, learner.policy
         self.root, self.config, self.ranks = context.folder.checkpoints, context.config, context.ranks
-        self.zero = learner.updater.zero
+        self.strategy = learner.strategy
         self.parts: dict[str, Stateful] = {}
-        scaler = context.accelerator.scaler
+        scaler = context.strategy.scaler
         if scaler is not None:
             self.register("scaler", scaler)
         self.register("scheduler", ScheduleState(learner.scheduler, learner.optimizer))
@@ -101,14 +101,9 @@ class Checkpointer:
         self.parts[name] = part
 
     @property
-    def sharded(self) -> bool:
-        """Whether weights or moments are in parts over the ranks."""
-        return self.policy.shards is not None or self.zero is not None
-
-    @property
     def joint(self) -> bool:
         """Whether ranks save together: each brings its part of the weights, or what it has sampled ahead."""
-        return self.sharded or (self.in_flight is not None and self.ranks.count > 1)
+        return self.strategy.sharded or (self.in_flight is not None and self.ranks.count > 1)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -125,25 +120,17 @@ class Checkpointer:
         """What of the state is small: that of every registered object."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def _weights(self) -> dict[str, torch.nn.Parameter]:
         """What changes in training, by name: the policy's own, a moving reference's and the critic's with prefixes."""
         policy = self.policy
-        own: dict[str, torch.Tensor] = {**self._trained()}
+        own: dict[str, torch.nn.Parameter] = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
         if self.config.algorithm.sync_ref_model and policy.reference is not None:
             own.update({f"reference.{name}": p for name, p in policy.reference.named_parameters()})
         return own if policy.critic is None else {**own, **policy.critic.weights()}
 
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
-        return {n: p for n, p in self.policy.model.named_parameters() if p.requires_grad}
-
     def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.RunState:
-        weights = self._weights()
-        if self.zero is None:
-            optimizer = checkpoint.optimizer_tensors(self.learner.optimizer.optimizer, weights)
-        else:
-            optimizer = self.zero.moments(self._trained(), self.ranks.is_main)
-        if self.sharded:
-            weights, optimizer = (collect(tensors, self.ranks.is_main) for tensors in (weights, optimizer))
+        held = self._weights()
+        weights, optimizer = self.strategy.collect(held), self.strategy.moments(held)
         told = self.numbers() if numbers is None else numbers
         if self.in_flight is None or (alone and self.ranks.count > 1):
             return checkpoint.RunState(step, weights, optimizer, told)
@@ -177,10 +164,10 @@ class Checkpointer:
 
     def _frozen(self, state: checkpoint.RunState) -> dict[str, torch.Tensor]:
         """What the model has beside its trained weights, gathered where it stands in parts; an adapter needs none."""
-        if not self.sharded or self.policy.has_adapter:
+        if not self.strategy.sharded or self.policy.has_adapter:
             return {}
         rest = {n: x for n, x in self.policy.model.state_dict(keep_vars=True).items() if n not in state.weights}
-        return collect(rest, self.ranks.is_main)
+        return self.strategy.collect(rest)
 
     def _write_model(self, folder: Path, state: checkpoint.RunState, frozen: dict[str, torch.Tensor]) -> None:
         """What `from_pretrained` reads; its weights are those of the state where that has all of them."""
@@ -188,7 +175,7 @@ class Checkpointer:
         own = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in model.state_dict()}
         if policy.has_adapter or not own.keys() <= state.weights.keys():
             whole = {**frozen, **{n: x for n, x in state.weights.items() if n in policy.model.state_dict()}}
-            policy.model.save_pretrained(folder, **({"state_dict": whole} if self.sharded else {}))
+            policy.model.save_pretrained(folder, **({"state_dict": whole} if self.strategy.sharded else {}))
         else:
             facts = copy.deepcopy(model.config)
             facts.architectures, facts.dtype = [type(model).__name__], next(iter(state.weights.values())).dtype
@@ -270,14 +257,7 @@ class Checkpointer:
             )
         for name, value in state.weights.items():
             put(value, parameters[name])
-        if self.zero is not None:
-            self.zero.restore(self._trained(), state.optimizer)
-            return
-        moments = {
-            name: value if value.dim() == 0 else like(value, parameters[name.rsplit(".", 1)[0]])
-            for name, value in state.optimizer.items()
-        }
-        checkpoint.restore_optimizer(self.learner.optimizer.optimizer, parameters, moments)
+        self.strategy.restore(parameters, state.optimizer)
 
     def _restore_numbers(self, numbers: dict[str, Any]) -> None:
         for name, part in self.parts.items():

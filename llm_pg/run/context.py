@@ -13,22 +13,22 @@ from accelerate.utils import GradientAccumulationPlugin
 from ..algorithms.table import AlgorithmSpec
 from ..config import Config
 from ..config.check import BatchPlan, plan_batch, resolve_spec
+from ..distributed.launch import (
+    check_ahead,
+    check_backend,
+    check_count,
+    cpu_asked,
+    make_strategy,
+    parent_command,
+    scales_losses,
+    without_deepspeed,
+)
+from ..distributed.strategy import Strategy
 from ..metrics import Clock
 from ..model.loading import incoming_half
 from ..model.precision import compute_in
 from ..terminal import Terminal, make_terminal
 from .folder import RunFolder
-from .launch import (
-    check_ahead,
-    check_backend,
-    check_count,
-    cpu_asked,
-    make_shards,
-    parent_command,
-    scales_losses,
-    without_deepspeed,
-    zero_in_parts,
-)
 from .ranks import Ranks
 from .redact import Redactor
 
@@ -40,8 +40,8 @@ class RunContext:
     Attributes:
         config: the settings. spec: the algorithm's row, with the changes of the config.
         plan: how a step is cut. folder: where the run writes. ranks: its processes.
-        accelerator: accelerate's, for mixed precision and sums over ranks.
-        shards: what cuts weights over the ranks (FSDP2); None = it was not asked for.
+        accelerator: accelerate's, which starts the ranks, and for mixed precision and trackers.
+        strategy: how an update is spread over the ranks.
         terminal: where progress is printed; silent on all ranks but the first.
         redactor: hides secrets. clock: seconds by phase.
     """
@@ -52,15 +52,10 @@ class RunContext:
     folder: RunFolder
     ranks: Ranks
     accelerator: Any
-    shards: Any
+    strategy: Strategy
     terminal: Terminal
     redactor: Redactor
     clock: Clock
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether each rank holds a part of every weight."""
-        return self.shards is not None or zero_in_parts()
 
     @property
     def critic_only_steps(self) -> int:
@@ -94,7 +89,8 @@ def make_context(
             project_dir=config.run.output_dir,
         )
     check_count(accelerator.num_processes)
-    check_ahead(config, accelerator.num_processes)
+    strategy = make_strategy(accelerator)
+    check_ahead(config, strategy)
     ranks = Ranks(accelerator)
     return RunContext(
         config=config,
@@ -103,7 +99,7 @@ def make_context(
         folder=RunFolder(config),
         ranks=ranks,
         accelerator=accelerator,
-        shards=make_shards(accelerator),
+        strategy=strategy,
         terminal=(terminal or make_terminal()) if ranks.is_main else Terminal.silent(),
         redactor=Redactor(config.model_dump(mode="json")),
         clock=clock or Clock(),

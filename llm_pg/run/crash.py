@@ -35,7 +35,7 @@ class CrashKeeper:
         self.step: int | None = None  # that goes on now
         self._numbers: dict[str, Any] = {}
         self._moved = False
-        learner.optimizer.optimizer.register_step_pre_hook(self._note_move)
+        learner.optimizer.register_step_pre_hook(self._note_move)
 
     def _note_move(self, *_: Any) -> None:
         self._moved = True
@@ -80,7 +80,7 @@ class CrashKeeper:
         before, newest = step - 1, self.checkpointer.newest_step()
         if self._moved and newest is None:
             return "Its weights had moved already and no checkpoint was written before (run.save_steps is 0 or larger)."
-        if self.checkpointer.sharded:  # whoever failed alone, the others are not here to bring their parts
+        if self.learner.strategy.sharded:  # whoever failed alone, the others are not here to bring their parts
             return f"Its state stands in parts over the ranks: --resume repeats the steps from checkpoint {newest}."
         if self._moved:
             return f"Its weights had moved already: --resume repeats the steps from the checkpoint of step {newest}."

@@ -62,8 +62,8 @@ def load_model_and_tokenizer(context: RunContext, model: Any, tokenizer: Any, pe
     if beside is not None:
         context.terminal.warn(beside.before())
     _check_model(context, model)
-    if context.shards is None and not config.model.load_in_4bit:  # else each layer goes to its device when it is cut
-        model.to(context.accelerator.device)
+    if not config.model.load_in_4bit:
+        context.strategy.place(model)
     if config.train.gradient_checkpointing:
         # transformers 5.23 renamed it; older ones know the second name alone.
         name = "activation_checkpointing_enable"
@@ -94,7 +94,7 @@ def _check_model(context: RunContext, model: Any) -> None:
         check_passes(model, autocast)
     if config.model.disable_dropout:
         check_repeatable(model, autocast)
-    check_merge(config, model, sharded=context.in_parts)
+    check_merge(config, model, sharded=context.strategy.shards_weights)
     if config.algorithm.sync_ref_model and has_adapter(model):
         raise ConfigError(
             "sync_ref_model is true and the model has an adapter: its reference is the same weights with the "

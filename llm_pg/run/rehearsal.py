@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..distributed.shards import shape_of
+from ..distributed.tensors import shape_of
 from ..model.merging import rehearse_merge
 from .folder import said_by_disk
 

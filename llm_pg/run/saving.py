@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ..config import ConfigError
-from ..distributed.shards import collect
 from ..model.merging import PROMPTS, save_merged
 from ..model.policy import Policy
 from ..prompts import Prompt
@@ -43,7 +42,7 @@ class ModelWriter:
         self.compared = [prompt.ids for prompt in prompts[:PROMPTS]]
 
     def save(self, path: str | Path | None = None) -> None:
-        """Every rank must call it where weights are in shards.
+        """On several ranks all must call it.
 
         Args:
             path: a folder; None = `model/` in the run's folder. A critic is saved beside the model, in
@@ -53,9 +52,7 @@ class ModelWriter:
             CheckpointError: on every rank, where a weight is NaN or inf; what was saved before stays.
         """
         folder, writes = self.context.folder, self.context.ranks.is_main
-        collected = None
-        if self.policy.shards is not None:
-            collected = collect(self.policy.model.state_dict(keep_vars=True), writes)
+        collected = self.policy.strategy.state_dict(self.policy.model)
         self._check_finite(collected)
         if path is None or Path(path) == folder.model:
             place: Any = replaced(folder.model, writes=writes)
@@ -82,7 +79,7 @@ class ModelWriter:
             terminal.say(done)
 
     def _check_finite(self, collected: Mapping[str, Any] | None) -> None:
-        """collected: weights gathered from shards, which the first rank has."""
+        """collected: whole weights of a model in parts, which the first rank has."""
         weights = dict(self.policy.model.named_parameters()) if collected is None else collected
         bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
         if collected is not None:

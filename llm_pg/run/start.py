@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm
 from ..config import ConfigError
+from ..distributed.launch import whole_models
 from ..learner.learner import Learner
 from ..learner.optimizer import make_optimizer, make_scheduler
 from ..model.critic import HEAD_LEARNING_RATE
@@ -19,7 +20,6 @@ from ..model.policy import Policy
 from ..prompts import Prompt, fingerprint
 from .best import load_weights
 from .context import RunContext
-from .launch import deepspeed_asked, make_zero, whole_models
 from .ranks import Ranks
 from .warm_start import warm_start
 
@@ -52,8 +52,7 @@ def start_policy(context: RunContext, policy: Policy, *, resumes: bool, held_out
             if critic.critic_path is None:
                 raise
             raise ConfigError(f"critic_path: {error}") from None
-    if context.shards is not None:
-        policy.shard(context.shards)
+    context.strategy.shard(policy)
 
 
 def _warm_start(context: RunContext, policy: Policy, held_out: Sequence[Prompt]) -> None:
@@ -89,19 +88,13 @@ def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, fact
         scheduler = make_scheduler(config, optimizer, steps)
     else:
         scheduler = factories.scheduler(steps, optimizer)
-    if (context.in_parts or deepspeed_asked()) and context.ranks.count > 1 and type(optimizer) is not torch.optim.AdamW:
-        raise ConfigError(
-            f"Moments in parts over the ranks are those of AdamW, and optim={train.optim!r} has others: set optim="
-            "adamw_torch_fused, or launch with DDP."
-        )
-    zero = make_zero(context.accelerator, policy, optimizer, train.max_grad_norm)
     moves = config.algorithm.sync_ref_model
     return Learner(
         policy,
         algorithm,
-        context.accelerator.prepare_optimizer(optimizer) if zero is None else zero,
+        optimizer,
         scheduler,
-        accelerator=context.accelerator,
+        strategy=context.strategy,
         micro_rows=context.plan.micro_rows,
         num_iterations=config.algorithm.num_iterations,
         num_minibatches=config.algorithm.steps_per_generation,

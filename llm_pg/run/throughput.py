@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..distributed.shards import shape_of
+from ..distributed.tensors import shape_of
 from ..model.attention import core_of
 
 SIDE = {"cpu": 1024}  # of the square matrices that are multiplied to measure a device

@@ -69,7 +69,7 @@ class TrainingRun:
         config, folder, ranks = context.config, context.folder, context.ranks
         self.checkpointer = Checkpointer(context, learner, prompts, _facts(context, collector, prompts), callbacks)
         self.crash = CrashKeeper(context, self.checkpointer, learner)
-        scaled = context.accelerator.scaler is not None
+        scaled = context.strategy.scaler is not None
         self.finite = FiniteCheck(NON_FINITE_LIMIT_SCALED if scaled else NON_FINITE_LIMIT)
         self.profiler = Profiler(folder.path / "profile", config.run.profile_steps * ranks.is_main)
         settings = context.redactor.tree(config.model_dump(mode="json"))
@@ -131,7 +131,7 @@ class TrainingRun:
             self.start,
             max_steps,
             len(self.prompts.prompts) / context.plan.prompts,
-            self.learner.optimizer.optimizer,
+            self.learner.optimizer,
             self.learner.scheduler,
             is_main=is_main,
             earlier=earlier,
@@ -214,8 +214,7 @@ class TrainingRun:
 
     def _end_groups(self) -> None:
         """The last that a run does on its ranks, all together: no rank ends while another still writes."""
-        zero = self.learner.updater.zero
-        self.context.ranks.leave(zero.close if zero is not None else lambda: None)
+        self.context.ranks.leave(self.context.strategy.close)
 
     def _leave(self) -> Evaluation | None:
         clock, writer, ranks = self.context.clock, self.evaluator.writer, self.context.ranks

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import Config
-from ..distributed.shards import shape_of
+from ..distributed.tensors import shape_of
 from ..doctor import arithmetic
 from ..doctor.sizes import Sizes, training_bytes
 from ..learner.learner import Learner
@@ -78,17 +78,8 @@ def try_longest_batch(context: RunContext, learner: Learner, prompts: Sequence[P
     """
     config, plan, terminal, policy = context.config, context.plan, context.terminal, learner.policy
     terminal.say(f"{arithmetic(config, context.ranks.count)}\n{memory_text(config, policy, plan.micro_rows)}")
-    if context.shards is not None:
-        terminal.say(
-            f"FSDP2: weights, gradients and moments in shards over {context.ranks.count} ranks, each with its part of "
-            "the memory above; each rank has whole weights while it samples. The longest batch is not tried."
-        )
-        return None
-    if learner.updater.zero is not None:
-        terminal.say(
-            f"DeepSpeed: {learner.updater.zero.told} in parts over {context.ranks.count} ranks. The longest batch is "
-            "not tried."
-        )
+    if context.strategy.sharded:
+        terminal.say(f"{context.strategy.description} The longest batch is not tried.")
         return None
     if not wanted(config.run.try_longest_batch, policy):
         return None

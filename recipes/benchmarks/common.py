@@ -119,7 +119,7 @@ class Ours:
         self.algorithm = Algorithm(ALGORITHMS["grpo"], completion)
         optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, fused=True)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        self.updater = Updater(self.policy, self.algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows)
+        self.updater = Updater(self.policy, self.algorithm, optimizer, scheduler, micro_rows=micro_rows)
         self.seconds: dict[str, float] = defaultdict(float)
 
     def rollouts(self, prompts: Sequence[str], step: int) -> TextRollouts:
@@ -136,7 +136,7 @@ class Ours:
 
     def step(self, prompts: Sequence[str], step: int) -> dict[str, float]:
         start = now()
-        self.updater.optimizer.zero_grad(set_to_none=True)  # as the trainer does before it samples
+        self.updater.strategy.zero_grad()  # as the trainer does before it samples
         rollouts = self.rollouts(prompts, step)
         sampled = now()
         batch = self.algorithm.compute_advantages(rollouts)

@@ -33,7 +33,7 @@ def main() -> None:
     for step in range(a.steps):
         rollouts = sides["eager"].rollouts(texts(a.prompts, a.prompt_len, step), step)
         for name, side in sides.items():
-            side.updater.optimizer.zero_grad(set_to_none=True)
+            side.updater.strategy.zero_grad()
             weighted = side.algorithm.compute_advantages(rollouts)
             start = time.perf_counter()
             side.updater.update(weighted, torch.arange(len(rollouts.mask_BT)).unsqueeze(0))

@@ -11,12 +11,13 @@ import pytest
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
+from llm_pg.distributed.launch import check_ahead
+from llm_pg.distributed.strategy import Strategy
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead import resharding
 from llm_pg.rollout.ahead.serialization import pack
 from llm_pg.run.guard import RunStopped
-from llm_pg.run.launch import check_ahead
 from tests.distributed.sameness import NUMBERS, forget_the_last
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import LIGHT, SIZES, make
@@ -185,17 +186,14 @@ def test_a_checkpoint_holds_the_batches_that_every_rank_has(tmp_path: Path) -> N
     assert [text for each in four for text in each.texts] == whole.texts
 
 
-def test_servers_that_would_be_brought_older_weights_from_shards_are_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_servers_that_would_be_brought_older_weights_from_shards_are_refused_by_name() -> None:
     config = check_values({"engine": "vllm", "vllm_urls": ["http://host:1"], "max_staleness": 1})
-    check_ahead(config, 2)
-    for name, value in FSDP.items():
-        monkeypatch.setenv(name, value)
-    check_ahead(check_values({"engine": "native", "max_staleness": 1}), 2)
-    check_ahead(config, 1)
-    with pytest.raises(ConfigError, match=r"max_staleness is 1, the engine is vllm, and FSDP2.*ddp\.yaml"):
-        check_ahead(config, 2)
+    check_ahead(config, Strategy("cpu"))
+    cut = Strategy("cpu")
+    cut.shards_weights, cut.num_ranks = True, 2
+    check_ahead(check_values({"engine": "native", "max_staleness": 1}), cut)
+    with pytest.raises(ConfigError, match=r"max_staleness is 1, the engine is vllm, and the weights are.*ddp\.yaml"):
+        check_ahead(config, cut)
 
 
 @pytest.mark.slow

@@ -4,10 +4,9 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +17,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llm_pg.config.schema import ModelConfig
-from llm_pg.distributed.shards import Shards
-from llm_pg.learner.update import Updater
+from llm_pg.distributed.data_parallel import DataParallel
+from llm_pg.distributed.fully_sharded import FullySharded
+from llm_pg.distributed.strategy import Outcome
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.model.policy import Policy
 from llm_pg.sampling.protocol import SamplingParams
@@ -111,19 +111,24 @@ def test_sharded_models_of_every_family_have_the_gradient_samples_and_reference_
         assert line["share"] < 0.51, line
 
 
-@pytest.mark.parametrize("alive, expected", [([0.0, 0.0], None), ([0.0, 1.0], [0.0, 0.0])])
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("has_rows", [False, True])
 def test_ranks_without_a_row_that_counts_have_no_gradient_as_one_process_has_none(
-    alive: list[float], expected: list[float] | None
+    has_rows: bool, group_of_one: None
 ) -> None:
     """Zeros in its place would let AdamW's moments move the weights of two ranks and not those of one."""
     parameter = torch.nn.Parameter(torch.ones(2))
-    accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda x, reduction: x)
-    updater = Updater.__new__(Updater)
-    updater.accelerator, updater.critic_only = accelerator, False
-    updater.policy = SimpleNamespace(shards=None, critic=None, parameters=lambda: [parameter])  # type: ignore[assignment]
-    updater.algorithm = SimpleNamespace(contributes_B=lambda batch: torch.tensor(alive) > 0)  # type: ignore[assignment]
-    updater._sum_gradients(None)  # type: ignore[arg-type]
-    assert (None if parameter.grad is None else parameter.grad.tolist()) == expected
+    strategy = DataParallel("cpu")
+    strategy.optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.5)
+    done = strategy.step([parameter], None, has_rows=has_rows, is_finite=True, spoil=lambda: None)
+    assert done == Outcome(grad_norm=0.0, critic_grad_norm=None, stepped=True)
+    assert (parameter.tolist() == [1.0, 1.0]) != has_rows
 
 
 @pytest.mark.slow
@@ -219,7 +224,7 @@ def test_servers_follow_weights_in_shards(lora: bool, two_ranks: Callable[..., A
 @pytest.mark.faults
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_weight_that_a_server_kept_is_named_under_shards_too(
-    lora: bool, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+    lora: bool, group_of_one: None, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:
     """One rank: gathered weights are served, and the model that an explanation needs is made without copying shards."""
     model, stale = make_model(), "model.layers.1.mlp.down_proj.weight"
@@ -228,10 +233,9 @@ def test_a_weight_that_a_server_kept_is_named_under_shards_too(
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     params = SamplingParams(max_completion_length=6)
     policy = Policy(model, params=params, pad_id=0)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         with VllmSampler(model, tokenizer, [1], settings=Settings(urls=[server.url]), folder=tmp_path) as sampler:
-            policy.shard(Shards(torch.device("cpu"), 1))
+            FullySharded("cpu").shard(policy)
             for skipped in (set(), {stale}):
                 server.skips = skipped
                 stops = pytest.raises(EngineError, match=f"It still has the old {stale}") if skipped else nullcontext()
@@ -243,4 +247,3 @@ def test_a_weight_that_a_server_kept_is_named_under_shards_too(
                         p.mul_(1.5)
     finally:
         server.stop()
-        dist.destroy_process_group()

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from llm_pg.config import ConfigError
 from llm_pg.config.check import resolve_spec
 from llm_pg.config.load import check_values
-from llm_pg.run.launch import asked_processes, check_backend, check_count
+from llm_pg.distributed.launch import asked_processes, check_backend, check_count
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
 SCRIPT = Path(__file__).parents[1] / "faults" / "tiny_run.py"

@@ -74,14 +74,14 @@ def test_a_resumed_run_goes_on_with_the_loss_scale_that_was_found(tmp_path: Path
     def scale_after(steps: int, resume: bool) -> float:
         changes = {"max_steps": 4, "save_steps": 3, "reward_in_process": True, "max_grad_norm": 0}
         trainer = make({"out": str(tmp_path), "name": "r", "changes": changes})
-        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        trainer.context.strategy.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
 
         def ends(step: int) -> None:
             trainer.callbacks.control.should_training_stop = step == steps
 
         trainer.add_callback(Steps(after=ends))
         trainer.train(resume=resume)
-        return float(trainer.accelerator.scaler.get_scale())
+        return float(trainer.context.strategy.scaler.get_scale())
 
     assert scale_after(3, resume=False) == 16.0
     assert scale_after(4, resume=True) == 32.0

@@ -136,7 +136,7 @@ def test_an_overridden_setting_leaves_each_weight_its_own_moments(
     """Weight decay puts the weights in two groups of the optimiser, and so in another order."""
 
     def moments(trainer: Any) -> dict[str, Any]:
-        state = trainer.optimizer.optimizer.state
+        state = trainer.optimizer.state
         return {name: state[p]["exp_avg"].clone() for name, p in trainer.model.named_parameters()}
 
     given = {"out": str(tmp_path), "name": "r"}

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
+from llm_pg.distributed.strategy import Strategy
 from llm_pg.learner.update import Updater
 from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
@@ -33,12 +33,11 @@ def rollouts() -> TextRollouts:
 
 def updater_of(model: Any, micro_rows: int = 8, scaler: torch.amp.GradScaler | None = None) -> Updater:
     policy = Policy(model, params=SamplingParams(), pad_id=0)
-    accelerator = Accelerator(cpu=True)
-    accelerator.scaler, accelerator.native_amp = scaler, scaler is not None
-    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(policy.parameters(), lr=1e-2))
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer.optimizer, factor=1.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     algorithm = Algorithm(ALGORITHMS["rloo"])
-    return Updater(policy, algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows, max_grad_norm=0)
+    strategy = Strategy("cpu", scaler)
+    return Updater(policy, algorithm, optimizer, scheduler, strategy, micro_rows=micro_rows, max_grad_norm=0)
 
 
 def gradients(updater: Updater) -> list[torch.Tensor]:
@@ -55,7 +54,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_gives_the_same_gradi
     """Memory for `room` rows. In the backward pass it runs out after a part of the gradient is in place."""
     whole = gradients(updater_of(make_model("llama")))
     updater = updater_of(make_model("llama"))
-    score, backward = updater.policy.forward, updater.accelerator.backward
+    score, backward = updater.policy.forward, updater.strategy.backward
     rows: list[int] = []
 
     def counted(batch: TextRollouts, **options: Any) -> Any:
@@ -70,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_cut_until_it_does_and_gives_the_same_gradi
             raise torch.OutOfMemoryError("injected")
 
     monkeypatch.setattr(updater.policy, "forward", counted)
-    monkeypatch.setattr(updater.accelerator, "backward", poisoned)
+    monkeypatch.setattr(updater.strategy, "backward", poisoned)
     stats = updater.update(updater.algorithm.compute_advantages(rollouts()), torch.arange(8).unsqueeze(0))[0]
     assert stats.stepped
     assert stats.splits == (3 if room == 1 else 2)
@@ -112,7 +111,6 @@ def test_under_a_loss_scaler_a_loss_that_is_no_number_moves_nothing_either(
     overflows: bool, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler sees gradients alone: it halves its scale where they overflowed, and steps where they did not."""
-    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")  # the CPU has a scaler, and accelerate offers none
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     hurt, clean = updater_of(make_model("llama"), scaler=scaler), updater_of(make_model("llama"))
     loss = hurt.algorithm.loss

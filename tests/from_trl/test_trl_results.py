@@ -239,7 +239,7 @@ def test_the_optimiser_and_schedule_of_a_subclass_train(trainer: Callable[..., A
 
     made = trainer(Mine)
     made.train()
-    assert isinstance(made.optimizer.optimizer, torch.optim.SGD)
+    assert isinstance(made.optimizer, torch.optim.SGD)
     assert [line["learning_rate"] for line in read_metrics(made.folder.metrics)] == [0.5, 0.25, 0.125]
 
 

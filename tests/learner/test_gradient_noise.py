@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
@@ -21,7 +20,7 @@ def updater_of(model: Any, micro_rows: int = 64) -> Updater:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     return Updater(
-        policy, Algorithm(ALGORITHMS["rloo"]), optimizer, scheduler, Accelerator(cpu=True), micro_rows=micro_rows,
+        policy, Algorithm(ALGORITHMS["rloo"]), optimizer, scheduler, micro_rows=micro_rows,
         max_grad_norm=0.0,
     )  # fmt: skip
 

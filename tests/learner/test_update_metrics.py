@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
+from llm_pg.distributed.strategy import Strategy
 from llm_pg.learner.update import Updater, update_metrics
 from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
@@ -18,12 +17,11 @@ from llm_pg.sampling.protocol import SamplingParams
 from tests.model.test_policy import rollouts
 
 
-def updater_of(model: Any, accelerator: Any = None, **options: Any) -> Updater:
+def updater_of(model: Any, strategy: Strategy | None = None, **options: Any) -> Updater:
     policy = Policy(model, params=SamplingParams(), pad_id=0)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    accelerator = accelerator or Accelerator(cpu=True)
-    return Updater(policy, Algorithm(ALGORITHMS["grpo"]), optimizer, scheduler, accelerator, micro_rows=4, **options)
+    return Updater(policy, Algorithm(ALGORITHMS["grpo"]), optimizer, scheduler, strategy, micro_rows=4, **options)
 
 
 def half_silent() -> TextRollouts:
@@ -67,16 +65,6 @@ def test_a_batch_without_any_weight_makes_no_step_under_a_loss_scaler_either(mak
     model, batch = make_model("llama"), rollouts(num_prompts=2, group=3)
     batch = dataclasses.replace(batch, reward_BT=(batch.reward_BT != 0).float())
     scaler = torch.amp.GradScaler("cpu")
-    updater = updater_of(model)
-    optimizer = updater.optimizer
-
-    def step() -> None:
-        scaler.step(optimizer)
-        scaler.update()
-
-    updater.accelerator = SimpleNamespace(
-        num_processes=1, scaler=scaler, device=torch.device("cpu"), reduce=lambda x, reduction: x
-    )
-    updater.optimizer = SimpleNamespace(step=step, zero_grad=optimizer.zero_grad)
+    updater = updater_of(model, Strategy("cpu", scaler))
     stats = updater.update(updater.algorithm.compute_advantages(batch), torch.arange(6).unsqueeze(0))[0]
     assert stats.grad_norm == 0.0

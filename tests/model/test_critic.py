@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -143,8 +142,7 @@ def gradients(
     weighted = algorithm.compute_advantages(with_values(batch, seen.value_BT, seen.after_B))
     optimizer = torch.optim.SGD([*policy.parameters(), *policy.critic.trainable()], lr=0.0)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    accelerator = Accelerator(cpu=True)
-    updater = Updater(policy, algorithm, optimizer, scheduler, accelerator, micro_rows=micro_rows, max_grad_norm=0.0)
+    updater = Updater(policy, algorithm, optimizer, scheduler, micro_rows=micro_rows, max_grad_norm=0.0)
     updater.update(weighted, torch.arange(len(batch.mask_BT)).unsqueeze(0))
     parts = (policy.parameters(), policy.critic.trainable())
     own, critic = (torch.cat([p.grad.reshape(-1) for p in part if p.grad is not None]) for part in parts)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
@@ -75,7 +74,7 @@ def gradient(
     weighted = algorithm.compute_advantages(batch if order is None else batch.rows(order))
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     updater = Updater(
-        policy, algorithm, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), Accelerator(cpu=True),
+        policy, algorithm, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer),
         micro_rows=micro_rows, max_grad_norm=0.0,
     )  # fmt: skip
     updater.update(weighted, torch.arange(len(weighted.mask_BT)).unsqueeze(0))
@@ -207,7 +206,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(make_model: Call
     policy, algorithm = policy_of(model), Algorithm(ALGORITHMS["rloo"])
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    updater = Updater(policy, algorithm, optimizer, scheduler, Accelerator(cpu=True), micro_rows=6)
+    updater = Updater(policy, algorithm, optimizer, scheduler, micro_rows=6)
     weighted = algorithm.compute_advantages(batch)
     weighted.advantage_BT[0, 0] = torch.nan
     before = [p.clone() for p in policy.parameters()]
@@ -227,7 +226,6 @@ def test_reused_rollouts_keep_the_log_probabilities_of_sampling(make_model: Call
         algorithm,
         optimizer,
         scheduler,
-        Accelerator(cpu=True),
         micro_rows=6,
         num_iterations=2,
         max_grad_norm=0.0,
@@ -262,7 +260,7 @@ def test_minibatches_are_steps_of_the_size_of_the_whole_batch(name: str, make_mo
         )
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
         updater = Updater(
-            policy, algorithm, optimizer, scheduler, Accelerator(cpu=True),
+            policy, algorithm, optimizer, scheduler,
             micro_rows=4, num_minibatches=number, max_grad_norm=0.0,
         )  # fmt: skip
         updater.update(algorithm.compute_advantages(batch), torch.tensor([[3, 0, 5, 1, 11, 4, 2, 8, 7, 6, 9, 10]]))

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.algorithms.algorithm import Algorithm
@@ -57,7 +56,7 @@ def gradient(
     policy = Policy(model, params=SamplingParams(), pad_id=0, packing=packing, router_aux_loss_coef=coef)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    parts = (policy, Algorithm(ALGORITHMS["grpo"], 7), optimizer, scheduler, Accelerator(cpu=True))
+    parts = (policy, Algorithm(ALGORITHMS["grpo"], 7), optimizer, scheduler)
     made = Updater(*parts, micro_rows=micro_rows, max_grad_norm=0.0)
     (stats,) = made.update(made.algorithm.compute_advantages(batch), torch.arange(len(batch.mask_BT)).unsqueeze(0))
     return vector([p.grad for p in model.parameters()], model), stats.values

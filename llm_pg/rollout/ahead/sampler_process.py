@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 from ...config import ConfigError
+from ...distributed.tensors import class_of
 from ...model.attention import core_of
 from ...processes.child import PATIENCE, Child, anonymous_file, end_of
 from ...sampling.protocol import Completions, SamplingParams
@@ -66,7 +66,7 @@ class SamplerProcess:
         self.buffers = WeightBuffers(self._handle, layout_of(state), self.count)
         self._folder = tempfile.TemporaryDirectory(prefix="llm_pg-ahead-")
         core = core_of(self.model)
-        self._device = core.device  # asked for now: weights in shards move while a batch is sampled
+        self._device = core.device  # asked for now: weights in parts move while a batch is sampled
         core.config.save_pretrained(self._folder.name)
         self.tokenizer.save_pretrained(self._folder.name)
         with self.log.open("wb") as log:
@@ -169,8 +169,7 @@ def _check_remade(model: Any) -> list[str]:
     except ValueError:
         twin = None
     theirs = {} if twin is None else {name: x.shape for name, x in twin.state_dict().items()}
-    # fully_shard gives a module a class of its own.
-    own: Any = type(core).__bases__[-1] if isinstance(core, FSDPModule) else type(core)
+    own = class_of(core)
     odd = sorted(set(theirs) ^ set(state)) or [name for name in state if state[name].shape != theirs[name]]
     if type(twin) is not own or odd:
         what = f"weights differ in name or shape, {odd[0]} first" if odd else "it makes another class"

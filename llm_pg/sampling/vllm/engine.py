@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import StopStringCriteria
 
 from ...config.engines import ENGINES
+from ...distributed.tensors import can_be_copied
 from ...model.attention import core_of
 from ..protocol import Completions, SamplingParams
 from .answers import Answer, Ask
@@ -177,7 +177,7 @@ class VllmSampler:
     def _merged(self, values: dict[str, Tensor]) -> Any:
         """The model without adapters, which `values` are the weights of."""
         core = core_of(self.model)
-        if isinstance(self.model, FSDPModule):  # which cannot be copied, as weights in shards cannot
+        if not can_be_copied(self.model):
             twin = type(core)(core.config).to(core.get_input_embeddings().weight)
             twin.load_state_dict(values, strict=False)
             return twin

@@ -12,6 +12,11 @@ from typing import Any
 from ..config import Config, ConfigError
 from ..config.engines import ENGINES
 from ..config.vllm import check_vllm
+from .data_parallel import DataParallel
+from .fully_sharded import FullySharded
+from .strategy import Strategy
+from .zero import Zero
+from .zero3 import Zero3
 
 FORMS = (
     "On GPUs: `accelerate launch --multi_gpu --num_processes N` or `torchrun --nproc_per_node N`. On a CPU: the same "
@@ -37,15 +42,13 @@ def check_count(num_processes: int) -> None:
         )
 
 
-def check_ahead(config: Config, num_processes: int) -> None:
+def check_ahead(config: Config, strategy: Strategy) -> None:
     """ConfigError where servers would be brought older weights by ranks that hold shards."""
     rollout = config.rollout
-    cut = sharding_asked() or zero_in_parts()
-    if rollout.max_staleness and ENGINES[rollout.engine].older_weights == "copy" and num_processes > 1 and cut:
-        by = "FSDP2" if sharding_asked() else "DeepSpeed"
+    if rollout.max_staleness and ENGINES[rollout.engine].older_weights == "copy" and strategy.shards_weights:
         raise ConfigError(
-            f"rollout.max_staleness is {rollout.max_staleness}, the engine is {rollout.engine}, and {by} cuts the "
-            f"weights over {num_processes} ranks: servers get older weights from a copy of the model, and shards "
+            f"rollout.max_staleness is {rollout.max_staleness}, the engine is {rollout.engine}, and the weights are "
+            f"cut over {strategy.num_ranks} ranks: servers get older weights from a copy of the model, and shards "
             "cannot be copied. "
             "Use DDP (configs/accelerate/ddp.yaml), engine native, or rollout.max_staleness=0."
         )
@@ -185,11 +188,6 @@ def zero_stage() -> int:
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
 
 
-def zero_in_parts() -> bool:
-    """Whether DeepSpeed was asked to hold weights in parts."""
-    return deepspeed_asked() and zero_stage() == 3
-
-
 @contextlib.contextmanager
 def _unsaid(*names: str) -> Iterator[None]:
     asked = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -222,39 +220,22 @@ def whole_models() -> Iterator[None]:
         AcceleratorState._shared_state.update(state)
 
 
-def make_shards(accelerator: Any) -> Any:
-    """`Shards` as accelerate's FSDP settings say; None where the launcher asked for none, or there is one rank."""
-    if not sharding_asked() or accelerator.num_processes == 1:
-        return None
-    from accelerate.utils import FullyShardedDataParallelPlugin
+def make_strategy(accelerator: Any) -> Strategy:
+    """How an update is spread over the processes that accelerate has started, as the launcher asked for it."""
+    device = accelerator.device
+    if accelerator.num_processes == 1:
+        return Strategy(device, accelerator.scaler)
+    if sharding_asked():
+        from accelerate.utils import FullyShardedDataParallelPlugin
 
-    from ..distributed.shards import Shards
-
-    # On a CPU accelerate runs two ranks as DDP would and leaves its plugin out; the settings are those of its launcher.
-    plugin = getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
-    return Shards(
-        accelerator.device,
-        accelerator.num_processes,
-        reshard=bool(plugin.reshard_after_forward),
-        offload=os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true",
-        layer_names=plugin.transformer_cls_names_to_wrap or (),
-    )
-
-
-def make_zero(accelerator: Any, policy: Any, optimizer: Any, max_grad_norm: float) -> Any:
-    """`Zero` over an optimiser; None where the launcher asked for none, or there is one rank. Of stage 3 the policy
-    reads its weights by it."""
-    if not deepspeed_asked() or accelerator.num_processes == 1:
-        return None
-    from ..distributed.zero import Zero
-    from ..distributed.zero3 import Zero3
-
-    given: dict[str, Any] = {"max_grad_norm": max_grad_norm, "num_ranks": accelerator.num_processes}
-    try:
-        if zero_stage() < 3:
-            return Zero(zero_stage(), policy.model, optimizer, **given)
-        policy.check_cut()
-        policy.shards = Zero3(policy.model, optimizer, **given)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return policy.shards
+        # On a CPU accelerate runs two ranks as DDP would and leaves its plugin out; the settings are its launcher's.
+        plugin = getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
+        return FullySharded(
+            device,
+            reshard=bool(plugin.reshard_after_forward),
+            offload=os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true",
+            layer_names=plugin.transformer_cls_names_to_wrap or (),
+        )
+    if deepspeed_asked():
+        return Zero3(device) if zero_stage() == 3 else Zero(device, zero_stage())
+    return DataParallel(device, accelerator.scaler)
