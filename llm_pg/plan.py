@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from .config import ConfigError
+from .distributed import BUCKET_BYTES
 from .words import one_of
 
 
@@ -209,7 +210,8 @@ def phases(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: s
         )
     )  # fmt: skip
     if not sharded:
-        sent, messages = 2 * count * job.trained * width * ring, 9 * model.layers * bool(ring)
+        summed = count * job.trained * width
+        sent, messages = 2 * summed * ring, ceil(summed / BUCKET_BYTES) * bool(ring)
         out.append(_phase("all-reduce", machine, 1, sent=sent, messages=messages, devices=training))
     moved = count * job.trained * (20 + 2 * width) / (training if sharded else 1)
     out.append(_phase("optimiser", machine, 1, moved=moved))

@@ -145,7 +145,7 @@ class PolicyGradientTrainer(TrlFace):
         say_unread(self.collector.sampler.reader, self.train_prompts, config, context.terminal.warn)
         classes = reward_processing_classes
         self.reward_processing_classes = list(classes) if isinstance(classes, (list, tuple)) else [classes]
-        self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, context.ranks.gather)
+        self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, context.ranks.any_of)
         compared = self.eval_prompts or self.train_prompts
         writer = ModelWriter(context, self.policy, self.tokenizer, compared)
         self.evaluator = Evaluator(context, self.collector, self.eval_prompts, self.policy, writer, self.callbacks)

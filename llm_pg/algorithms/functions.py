@@ -22,6 +22,7 @@ from ..estimators.baselines import (
     STD_EPS,
     AllSum,
     batch_mean,
+    batch_mean_and_std,
     batch_std,
     group_mean,
     group_std,
@@ -77,7 +78,8 @@ def _over_rollouts(advantage_BT: Tensor, mask_BT: Tensor, all_sum: AllSum) -> Te
 
 def _standard(advantage_BT: Tensor, mask_BT: Tensor, units: Tensor, counts: Tensor, all_sum: AllSum) -> Tensor:
     """Advantages less the mean of the units that count, over their deviation."""
-    normal_BT = (advantage_BT - batch_mean(units, counts, all_sum)) / (batch_std(units, counts, all_sum) + STD_EPS)
+    mean, std = batch_mean_and_std(units, counts, all_sum)
+    normal_BT = (advantage_BT - mean) / (std + STD_EPS)
     return torch.where(mask_BT, normal_BT, torch.zeros_like(normal_BT))
 
 

@@ -154,11 +154,7 @@ def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Ten
         valid_B: bool (B,); False for rollouts without a score.
         all_sum: sums a tensor over all ranks; the identity on one rank.
     """
-    nothing_B = torch.zeros_like(x_B)
-    total = all_sum(torch.stack([torch.where(valid_B, x_B, nothing_B).sum(), valid_B.sum().to(x_B.dtype)]))
-    num = total[1].clamp(min=1)
-    first = total[0] / num
-    return first + all_sum(torch.where(valid_B, x_B - first, nothing_B).sum()) / num
+    return _mean_of_all(x_B, valid_B, all_sum)[0]
 
 
 def batch_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
@@ -169,11 +165,33 @@ def batch_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tens
         valid_B: bool (B,); False for rollouts without a score.
         all_sum: sums a tensor over all ranks; the identity on one rank.
     """
-    centred_B = torch.where(valid_B, x_B - batch_mean(x_B, valid_B, all_sum), torch.zeros_like(x_B))
-    num = all_sum(valid_B.sum().to(x_B.dtype))
-    unit = _power_of_two(all_sum((centred_B.abs() / num.clamp(min=1)).sum()))
+    return batch_mean_and_std(x_B, valid_B, all_sum)[1]
+
+
+def batch_mean_and_std(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> tuple[Tensor, Tensor]:
+    """`batch_mean` and `batch_std`, in three exchanges of the ranks.
+
+    Args:
+        x_B: one number for each rollout of this rank (B,).
+        valid_B: bool (B,); False for rollouts without a score.
+        all_sum: sums a tensor over all ranks; the identity on one rank.
+    """
+    mean, num, size = _mean_of_all(x_B, valid_B, all_sum)
+    unit = _power_of_two(size)
+    centred_B = torch.where(valid_B, x_B - mean, torch.zeros_like(x_B))
     square = all_sum(((centred_B / unit) ** 2).sum())
-    return unit * (square / (num - 1).clamp(min=1)).sqrt()
+    return mean, unit * (square / (num - 1).clamp(min=1)).sqrt()
+
+
+def _mean_of_all(x_B: Tensor, valid_B: Tensor, all_sum: AllSum) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, number and mean distance from the first mean, of the valid ones."""
+    nothing_B = torch.zeros_like(x_B)
+    total = all_sum(torch.stack([torch.where(valid_B, x_B, nothing_B).sum(), valid_B.sum().to(x_B.dtype)]))
+    num = total[1].clamp(min=1)
+    first = total[0] / num
+    left_B = torch.where(valid_B, x_B - first, nothing_B)
+    left, size = all_sum(torch.stack([left_B.sum(), (left_B.abs() / num).sum()])).unbind()
+    return first + left / num, total[1], size
 
 
 class RunningMean:

@@ -47,7 +47,7 @@ class Callbacks:
     Args:
         callbacks: TrainerCallback objects or classes. args: the run's config, whose settings are read by TRL's names.
         model, processing_class: handed to every event, as are optimizer and lr_scheduler from `begin` on.
-        gather: a rank's words -> those of all ranks; None = there is one rank.
+        any_of: which flags are set on any rank; None = there is one rank.
 
     Attributes:
         trl: the numbers of the steps by TRL's names, of which entries of the log are made.
@@ -60,9 +60,10 @@ class Callbacks:
         args: Any,
         model: Any,
         processing_class: Any,
-        gather: Callable[[list[str]], list[list[str]]] | None = None,
+        any_of: Callable[[Sequence[bool]], list[bool]] | None = None,
     ) -> None:
-        self.gather = gather or (lambda words: [words])
+        self.any_of = any_of or list
+        self.agrees = True  # whether any rank has a callback that could ask for something
         self.args, self.state, self.control = args, TrainerState(log_history=[]), TrainerControl()
         self.offered: dict[str, Any] = {"model": model, "processing_class": processing_class}
         self.offered.update(optimizer=None, lr_scheduler=None, train_dataloader=None, eval_dataloader=None)
@@ -136,6 +137,7 @@ class Callbacks:
         state.is_local_process_zero = state.is_world_process_zero = is_main
         self.offered.update(optimizer=optimizer, lr_scheduler=lr_scheduler)
         self.control.should_training_stop = self.control.should_epoch_stop = False
+        (self.agrees,) = self.any_of([bool(self.callbacks)])
         if self.callbacks:
             optimizer.register_step_pre_hook(lambda *_: self.fire("on_pre_optimizer_step"))
             optimizer.register_step_post_hook(lambda *_: self.fire("on_optimizer_step"))
@@ -214,9 +216,9 @@ class Callbacks:
 
     def agree(self) -> None:
         """What a callback of one rank asks for is done by all: evaluations and steps are work of all together."""
-        own = [name for name in _WISHES if getattr(self.control, name)]
-        for name in {name for of_rank in self.gather(own) for name in of_rank}:
-            setattr(self.control, name, True)
+        if self.agrees:
+            for name, is_asked in zip(_WISHES, self.any_of([getattr(self.control, n) for n in _WISHES]), strict=True):
+                setattr(self.control, name, is_asked)
 
     @property
     def stops(self) -> bool:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
 
 from ..metrics import metric
 from .guard import RunStopped, mean
@@ -23,8 +23,12 @@ class Ranks:
         self.number, self.count = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
 
-    def all_sum(self, x: Tensor) -> Tensor:
-        return x if self.count == 1 else self.accelerator.reduce(x, reduction="sum")
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Which of the flags are set on any rank: one small message."""
+        if self.count == 1:
+            return list(flags)
+        own = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
+        return [bool(x) for x in self.accelerator.reduce(own, reduction="sum").tolist()]
 
     def gather(self, value: T) -> list[T]:
         """Of every rank, in order; values travel as pickles between ranks of one run only."""
@@ -48,13 +52,12 @@ class Ranks:
             result = work()
         except Exception as error:  # noqa: BLE001  raised again below, once the other ranks know
             failure = error
+        if not self.any_of([failure is not None])[0]:
+            return result  # type: ignore[return-value]
         causes = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
             raise failure
-        for rank, cause in enumerate(causes):
-            if cause is not None:
-                raise RunStopped(f"Rank {rank} ended the run: {cause}")
-        return result  # type: ignore[return-value]
+        raise RunStopped(next(f"Rank {rank} ended the run: {cause}" for rank, cause in enumerate(causes) if cause))
 
     def leave(self, close: Callable[[], None]) -> None:
         """Ends the process groups, on all ranks together, after all that each of them had to do.

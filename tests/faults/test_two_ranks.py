@@ -154,6 +154,7 @@ class FakeAccelerator:
 
 def test_a_rank_ends_with_the_cause_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(FakeAccelerator())
+    monkeypatch.setattr(ranks, "any_of", lambda flags: [True])
     monkeypatch.setattr(ranks, "gather", lambda value: [value, "KeyError: broken"])
     with pytest.raises(RunStopped, match="Rank 1 ended the run: KeyError: broken"):
         ranks.together(lambda: 1)

@@ -1,8 +1,8 @@
 """One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
 Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward,
-sizes of the model, inside_folder: `out` is the working directory, and inside: what is sampled ahead is sampled in a
-thread of this process, by the engine that vllm has, which is ready at once.
+sizes of the model, inside_folder: `out` is the working directory, count_collectives, and inside: what is sampled
+ahead is sampled in a thread of this process, by the engine that vllm has, which is ready at once.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from llm_pg.rollout.ahead.engines import Frozen
 from llm_pg.run import checkpoint, sources
 from llm_pg.run.training_run import TrainingRun
 from llm_pg.trainer import PolicyGradientTrainer
+from tests.distributed.counting import print_collectives
 from tests.faults.failing_disk import on_a_small_disk
 from tests.seams import Steps
 
@@ -181,6 +182,8 @@ def write_slowly(trainer: Any) -> None:
 
 
 def main(given: dict[str, Any]) -> None:
+    if given.get("count_collectives"):
+        print_collectives()
     made = make(given)
     if "fault" in given:
         inject(made, given["fault"], given["at"])
