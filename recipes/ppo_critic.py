@@ -7,7 +7,7 @@
 The critic says at every token what the completion will earn, so one completion a prompt is enough: no group. It is a
 small network on the policy's hidden states (`critic_kind=head`) or a second model. λ of GAE trades its error against
 the noise of the return: λ = 1 is exact whatever the critic says, λ = 0 believes it. Prints how much of the returns the
-critic foretells, beside the reward. Seed 0: words sorted go from 7 % to 95 % (held out, greedy), in about two minutes.
+critic predicts, beside the reward. Seed 0: words sorted go from 7 % to 95 % (held out, greedy), in about two minutes.
 """
 
 from __future__ import annotations
