@@ -160,13 +160,12 @@ class CachedForward:
 
     def __init__(self, model: Any, *, of_body: bool = False) -> None:
         self.module, self.config = body_of(model) if of_body else model, core_of(model).config
-        self.device = model.device
         takes = inspect.signature(core_of(self.module).forward).parameters
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         vocabulary = core_of(model).get_input_embeddings().weight.shape[0]
         self.name, self.given = NAMES[0], False  # whether the model has to be given an empty cache
         self.held: list[tuple[str, str]] = []  # the path of a module, and the name of a tensor in it
-        ids = torch.arange(6, device=self.device).view(3, 2) % vocabulary
+        ids = torch.arange(6, device=model.device).view(3, 2) % vocabulary
         self._find(ids)
         made = [self(part, None, torch.ones_like(part), None)[1] for part in (ids[:2], ids, ids.view(2, 3))]
         self.rows = CacheRows((made[0], made[1], made[2]))

@@ -92,7 +92,7 @@ class Grouped:
         self, body: Any, prompts: Sequence[tuple[int, ...]], of_R: Sequence[int], read_R: Sequence[Sequence[int]]
     ) -> list[Any]:
         """The outputs of the body for the prompts, (P, L), and for what is read behind them, (R, W), if anything is."""
-        device = self.forward.device
+        device = next(body.parameters()).device
         ids = torch.tensor(prompts, device=device)
         first, cache = self.forward(ids, _positions(ids, 0), None, None, body)
         width = max(len(read) for read in read_R)

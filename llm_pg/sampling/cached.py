@@ -34,7 +34,7 @@ class CacheDecoder:
     """Rows through the model's own forward and cache.
 
     Args:
-        forward: of the model.
+        model: of transformers. forward: of it, or of a model of the same architecture.
         pad_id: stands before shorter rows.
         pads_prompts: prompts of different lengths are computed together, shorter ones with masked tokens before them;
             False = those of one length at a time, for layers that such tokens would leave a trace in.
@@ -42,10 +42,10 @@ class CacheDecoder:
     """
 
     def __init__(
-        self, forward: CachedForward, pad_id: int, *, pads_prompts: bool = True, masks_steps: bool = True
+        self, model: Any, forward: CachedForward, pad_id: int, *, pads_prompts: bool = True, masks_steps: bool = True
     ) -> None:
-        self.forward, self.rows, self.pad_id = forward, forward.rows, pad_id
-        self.device = forward.device
+        self.model, self.forward, self.rows, self.pad_id = model, forward, forward.rows, pad_id
+        self.device = model.device
         self.pads_prompts, self.masks_steps = pads_prompts, masks_steps
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
@@ -75,7 +75,7 @@ class CacheDecoder:
         self.mask_RW = F.pad(self.mask_RW, (0, 1), value=1)
         self.position_R = self.position_R + 1
         mask = self.mask_RW if self.masks_steps else None
-        out, self.cache = self.forward(next_R.unsqueeze(1), self.position_R.unsqueeze(1), mask, self.cache)
+        out, self.cache = self.forward(next_R.unsqueeze(1), self.position_R.unsqueeze(1), mask, self.cache, self.model)
         logits: Tensor = out.logits[:, -1]
         return logits
 
@@ -101,7 +101,7 @@ class CacheDecoder:
         width = max(len(ids) for ids in prompts)
         ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        out, cache = self.forward(ids, (mask.cumsum(1) - 1).clamp(min=0), mask, None)
+        out, cache = self.forward(ids, (mask.cumsum(1) - 1).clamp(min=0), mask, None, self.model)
         return _Computed(cache, mask, out.logits[:, -1])
 
     def _joined(self, one: _Computed, other: _Computed) -> _Computed:

@@ -25,19 +25,23 @@ from .lean import LeanDecoder, NotLlamaStyle
 PROMPTS = (tuple(range(7, 40, 3)), tuple(range(11, 31, 4)), tuple(range(3, 45, 3)))
 
 
+Make = Callable[[Any, bool], Decoder]
+
+
 @dataclass(frozen=True)
 class Choice:
     """A way to decode.
 
     Attributes:
         name: lean, shared (prompts' keys once for all their rows), cache (the model's own) or whole rows.
-        make: of a decoder for one batch; its argument: whether rows will enter it.
+        make: of a decoder for one batch, of this model or one of the same architecture; its second argument: whether
+            rows will enter it.
         refills: whether rows may enter.
         why: of whole rows: what speaks against the model's cache.
     """
 
     name: str
-    make: Callable[[bool], Decoder]
+    make: Make
     refills: bool = True
     why: str = ""
 
@@ -51,7 +55,7 @@ def choose(model: Any, pad_id: int, *, share_prompts: bool = True, lean: bool = 
             expected = _expected(model)
             for name in ("lean", "shared")[not lean :]:
 
-                def shared(refills: bool, name: str = name) -> Decoder:
+                def shared(model: Any, refills: bool, name: str = name) -> Decoder:
                     return SharedDecoder(model, LeanDecoder(model) if name == "lean" else None, refills=refills)
 
                 if _objection(model, shared, expected) is None:
@@ -67,13 +71,13 @@ def _through_cache(model: Any, pad_id: int) -> Choice:
     else:
         for refills, masks, pads in itertools.product((True, False), repeat=3):
 
-            def cached(_refills: bool, masks: bool = masks, pads: bool = pads) -> Decoder:
-                return CacheDecoder(forward, pad_id, pads_prompts=pads, masks_steps=masks)
+            def cached(model: Any, _refills: bool, masks: bool = masks, pads: bool = pads) -> Decoder:
+                return CacheDecoder(model, forward, pad_id, pads_prompts=pads, masks_steps=masks)
 
             objection = _objection(model, cached, expected, refills=refills)
             if objection is None:
                 return Choice("cache", cached, refills)
-    return Choice("whole rows", lambda _: WholeRowDecoder(model, pad_id), why=objection or "")
+    return Choice("whole rows", lambda model, _: WholeRowDecoder(model, pad_id), why=objection or "")
 
 
 def _said(error: Exception) -> str:
@@ -95,13 +99,11 @@ def _expected(model: Any) -> list[Tensor]:
     return [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in _rows(model)]
 
 
-def _objection(
-    model: Any, make: Callable[[bool], Decoder], expected: list[Tensor], *, refills: bool = True
-) -> str | None:
+def _objection(model: Any, make: Make, expected: list[Tensor], *, refills: bool = True) -> str | None:
     """What speaks against a decoder; None = nothing."""
     bound = tolerance(expected[0].dtype) * float(torch.cat(expected).abs().max())
     try:
-        worst = max(_gaps(model, make(refills), expected, refills))
+        worst = max(_gaps(model, make(model, refills), expected, refills))
     except torch.OutOfMemoryError:
         raise
     except (NotLlamaStyle, *FAULTS) as error:

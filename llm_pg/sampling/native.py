@@ -131,7 +131,7 @@ class NativeSampler:
         """A completion for each of `prompts_B`, at most `at_once` at a time."""
         slots = min(at_once, len(prompts_B))
         rows = _Rows(self, params, keys_B, slots)
-        decoder = self.choice.make(slots < len(prompts_B))
+        decoder = self.choice.make(self.model, slots < len(prompts_B))
         rows.take(decoder.prefill(prompts_B[:slots]), slice(None))
         entered = slots
         while entered < len(prompts_B) or rows.num_live:

@@ -32,9 +32,9 @@ THROUGH_CACHE = functools.partial(NativeSampler, share_prompts=False)
 def positions_that_count_the_padding(patch: Patch) -> None:
     original = CachedForward.__call__
 
-    def wrong(self: Any, ids: torch.Tensor, positions: Any, mask: Any, cache: Any) -> Any:
+    def wrong(self: Any, ids: torch.Tensor, positions: Any, mask: Any, *rest: Any) -> Any:
         columns = positions if mask is None else torch.arange(mask.shape[1])[-ids.shape[1] :].expand_as(ids)
-        return original(self, ids, columns, mask, cache)
+        return original(self, ids, columns, mask, *rest)
 
     patch.setattr(CachedForward, "__call__", wrong)
     patch.setattr(choice, "_objection", lambda *_, **__: None)  # the trial before the first step finds it too
