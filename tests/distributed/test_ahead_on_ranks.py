@@ -196,6 +196,7 @@ def test_servers_that_would_be_brought_older_weights_from_shards_are_refused_by_
         check_ahead(config, cut)
 
 
+@pytest.mark.fake
 @pytest.mark.slow
 def test_servers_of_each_rank_follow_its_older_weights(ranks: Callable[..., Any], tmp_path: Path) -> None:
     """A stand-in for vLLM at each rank, which the engine checks at every batch against the weights it asked for."""

@@ -199,6 +199,7 @@ def test_a_warm_start_comes_before_the_cut(two_ranks: Callable[..., Any], demons
     assert bits(shards / model) == first
 
 
+@pytest.mark.fake
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_servers_follow_weights_in_shards(lora: bool, two_ranks: Callable[..., Any], tmp_path: Path) -> None:
@@ -221,6 +222,7 @@ def test_servers_follow_weights_in_shards(lora: bool, two_ranks: Callable[..., A
     assert max(line["sampler_gap"] for line in lines(shards)) < 1e-5
 
 
+@pytest.mark.fake
 @pytest.mark.faults
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_weight_that_a_server_kept_is_named_under_shards_too(

@@ -144,6 +144,7 @@ def test_a_run_of_weights_in_parts_ends_with_its_best_model(two_ranks: Callable[
     assert distance(tmp_path / "r" / "model" / "model.safetensors", tmp_path / "r" / "best" / "model.safetensors") == 0
 
 
+@pytest.mark.fake
 def test_servers_follow_weights_in_parts(two_ranks: Callable[..., Any], tmp_path: Path) -> None:
     """A stand-in for vLLM at each rank: every batch is checked there against the weights gathered for it."""
     tokenizer = character_tokenizer()

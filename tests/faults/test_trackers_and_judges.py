@@ -122,6 +122,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.fake
 def test_a_judge_that_goes_down_gives_no_score_and_never_a_zero(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,6 +152,7 @@ class FakeAccelerator:
     process_index, num_processes, is_main_process = 0, 2, True
 
 
+@pytest.mark.fake
 def test_a_rank_ends_with_the_cause_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(FakeAccelerator())
     monkeypatch.setattr(ranks, "any_of", lambda flags: [True])

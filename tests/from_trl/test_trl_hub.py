@@ -15,6 +15,8 @@ from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.terminal import Terminal
 
+pytestmark = pytest.mark.fake
+
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(4) for b in range(4)]
 SETTINGS = {
     "run_name": "r",

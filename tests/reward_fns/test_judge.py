@@ -16,6 +16,8 @@ from llm_pg.rewards import RewardError, Scorer
 from reward_fns import registry
 from reward_fns.judge import JudgeDownError, NoScoreError, check_judge, judge, read_score
 
+pytestmark = pytest.mark.fake
+
 pytest.importorskip("openai")
 
 Answer = tuple[int, Any]

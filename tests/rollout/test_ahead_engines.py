@@ -74,6 +74,7 @@ def vllm_run(folder: Path, model: Any, tokenizer: Any, ahead_by: int | None, **c
     return run
 
 
+@pytest.mark.fake
 def test_servers_get_the_weights_of_the_batch_and_at_evaluations_the_present_ones(
     make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from llm_pg.sampling.static.step import Bucket, Buffers, Step
 from llm_pg.sampling.static.weights import Refreshed
 from tests.sampling.static_models import GROUP, PARAMS, TEXTS, assert_same, make, sample
 
+pytestmark = pytest.mark.fake
+
 
 class Recorder:
     """In the place of a CUDA graph: notes what is recorded and how often it is replayed, by calling it."""

@@ -26,6 +26,8 @@ from llm_pg.terminal import Terminal
 from tests.sampling.fake_llm import Module
 from tests.sampling.fake_vllm import FakeVllm
 
+pytestmark = pytest.mark.fake
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13]]
 G = 3

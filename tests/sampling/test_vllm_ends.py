@@ -19,6 +19,8 @@ from llm_pg.sampling.vllm import pool as pool_module
 from llm_pg.terminal import Terminal
 from tests.sampling.fake_vllm import FakeVllm
 
+pytestmark = pytest.mark.fake
+
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:

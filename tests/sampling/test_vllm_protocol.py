@@ -23,6 +23,8 @@ from llm_pg.sampling.vllm.errors import Unreachable
 from llm_pg.sampling.vllm.weights import fingerprint, tensors
 from tests.sampling.fake_vllm import FakeVllm, instead, slow
 
+pytestmark = pytest.mark.fake
+
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18]]
 PARAMS = SamplingParams(max_completion_length=6)
 G = 3
