@@ -16,6 +16,7 @@ SEED = re.compile(r"[-_]?seed[-_]?\d+$")
 SHARES = {"uniform_groups", "truncated", "clip_fraction", "unscorable"}
 # Shown only where they were ever anything but 0.
 SILENT_AT_ZERO = {"truncated", "clip_fraction", "unscorable", "skipped_updates", "value_loss"}
+SPEED = {"tokens_per_second"}
 CURVES = (
     ("return_std", "Spread of the return"),
     ("kl", "KL to the reference"),
@@ -45,9 +46,59 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
         _reward(runs),
         _parts(runs),
     ]
-    found += [_curve(runs, name, title) for name, title in CURVES]
-    found.append(_phases(runs))
-    return [chart for chart in found if chart and any(series.points for series in chart.series)]
+    outcome = [chart for chart in found if chart is not None]
+    health = [_curve(runs, name, title) for name, title in CURVES if name not in SPEED]
+    speed = [*(_curve(runs, name, title) for name, title in CURVES if name in SPEED), _phases(runs)]
+    groups: dict[str, Sequence[Chart | None]] = {
+        "Outcome": outcome,
+        "Health": health,
+        "Speed": speed,
+        "Logged by reward functions": _logged(runs),
+    }
+    shown = []
+    for group, of_group in groups.items():
+        for chart in of_group:
+            if chart is not None and any(series.points for series in chart.series):
+                chart.group = group
+                shown.append(_with_runs(chart, runs))
+    return shown
+
+
+def _with_runs(chart: Chart, runs: Sequence[Run]) -> Chart:
+    """The chart with the run of every line whose x are the run's steps."""
+    if chart.x == "step" and not chart.title.endswith("over seeds"):
+        for series in chart.series:
+            series.run = series.style if len(runs) > 1 else 0
+    return chart
+
+
+def clocks(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
+    """Of each run the steps that were measured, and the tokens sampled and the seconds passed after each of them."""
+    out = []
+    for run in runs:
+        sums = {"tokens": 0.0, "seconds": 0.0}
+        clock: dict[str, list[float]] = {"step": [], "tokens": [], "seconds": []}
+        for line in run.metrics:
+            clock["step"].append(line.get(run.counter, 0))
+            for name in sums:
+                sums[name] += line.get(name) or 0.0
+                clock[name].append(round(sums[name], 2))
+        out.append(clock)
+    return out
+
+
+def _logged(runs: Sequence[Run]) -> list[Chart]:
+    """What reward functions gave to `log_metric`."""
+    names = sorted({name for run in runs for m in run.metrics for name in m if name.startswith("log/")})
+    return [
+        Chart(
+            name.removeprefix("log/"),
+            "",
+            "Mean over the completions of a step.",
+            [Series(_name(run, runs, name), _floats(run, name), style=place) for place, run in enumerate(runs)],
+        )
+        for name in names
+    ]
 
 
 def _name(run: Run, runs: Sequence[Run], own: str) -> str:

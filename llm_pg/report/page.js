@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
@@ -36,35 +35,7 @@
     for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, stay, { once: true, capture: true });
   }
 
-  /* Curves: numbers under the pointer or by arrow keys. */
-  for (const drawing of document.querySelectorAll(".chart")) {
-    const chart = data.charts[+drawing.dataset.chart];
-    const out = drawing.parentElement.querySelector(".reading");
-    const xs = [...new Set(chart.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
-    let at = xs.length - 1;
-    const read = (k) => {
-      at = Math.max(0, Math.min(xs.length - 1, k));
-      const x = xs[at];
-      const px = chart.left + ((x - chart.x0) / (chart.x1 - chart.x0)) * (chart.right - chart.left);
-      drawing.querySelector(".cross").setAttribute("d", `M${px} ${chart.top}V${chart.bottom}`);
-      const said = chart.lines.map((line) => [line, line.x.indexOf(x)]).filter(([, i]) => i >= 0);
-      out.textContent = `${chart.of} ${num(x, 6)}: ` + said.map(([line, i]) => `${visible(line.label)} ${num(line.y[i], 4)}`).join(", ");
-    };
-    drawing.addEventListener("pointermove", (event) => {
-      const box = drawing.getBoundingClientRect();
-      const px = ((event.clientX - box.left) / box.width) * drawing.viewBox.baseVal.width;
-      const x = chart.x0 + ((px - chart.left) / (chart.right - chart.left)) * (chart.x1 - chart.x0);
-      let best = 0;
-      xs.forEach((v, i) => { if (Math.abs(v - x) < Math.abs(xs[best] - x)) best = i; });
-      read(best);
-    });
-    drawing.addEventListener("keydown", (event) => {
-      const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 }[event.key];
-      if (move === undefined) return;
-      event.preventDefault();
-      read(at + move);
-    });
-  }
+  chartsOf(data, { el, visible, num });
 
   /* Completions. */
   const rows = data.rows;

@@ -23,7 +23,7 @@ from ..doctor.finding import by_gravity
 from ..doctor.live import examine
 from ..evaluate import unreached
 from ..metrics import METRICS
-from .charts import charts
+from .charts import charts, clocks
 from .completions import encoded, gather
 from .svg import hover_data, number, svg
 
@@ -64,12 +64,13 @@ def leave_report(folder: Path, warn: Callable[[str], None], beside: Sequence[Pat
 
 def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
     """The HTML of the page; `live` as in `write_report`."""
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), _asset("charts.js") + _asset("page.js")
     panels = charts(runs)
     data = {**gather(runs), "charts": [hover_data(chart) for chart in panels], "runs": [run.name for run in runs]}
+    data["clocks"] = clocks(runs)
     return _template().render(
         runs=runs,
-        panels=[(chart, Markup(svg(chart, place))) for place, chart in enumerate(panels)],
+        panels=[(chart, Markup(svg(chart, place)), place) for place, chart in enumerate(panels)],
         findings=[(run, by_gravity(examine(run))) for run in runs],
         outcomes=[_outcome(run) for run in runs],
         differences=differences(runs),

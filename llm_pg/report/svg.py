@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 36
 MOST_POINTS = 300
 SMOOTH_FROM = 40  # points from which a line is drawn faint, with its running mean over it
 
@@ -17,18 +17,40 @@ Point = tuple[float, float]
 
 @dataclass
 class Series:
-    """A line. band: (x, low, high). marks: points of their own, with bars where there is a band. style: its colour."""
+    """A line.
+
+    Attributes:
+        label: what it shows.
+        points: (x, y).
+        band: (x, low, high).
+        marks: points of their own, with bars where there is a band.
+        style: number of its colour.
+        run: place of the run whose steps x counts; None = x counts something else, or steps of several runs.
+    """
 
     label: str
     points: list[Point]
     band: list[tuple[float, float, float]] = field(default_factory=list)
     marks: bool = False
     style: int = 0
+    run: int | None = None
 
 
 @dataclass
 class Chart:
-    """A panel. low, high: limits of y that are always shown; None = the data's. x: what the abscissa counts."""
+    """A panel.
+
+    Attributes:
+        title: what it shows.
+        unit: of y.
+        caption: how to read it.
+        series: its lines.
+        low: a value of y that is always shown; None = the data's least.
+        high: the same at the upper end.
+        smooth: whether a running mean may be drawn.
+        x: what the abscissa counts.
+        group: the heading that it is under.
+    """
 
     title: str
     unit: str
@@ -38,6 +60,7 @@ class Chart:
     high: float | None = None
     smooth: bool = True
     x: str = "step"
+    group: str = "Outcome"
 
 
 def thinned(points: Sequence[tuple[float, ...]], most: int = MOST_POINTS) -> list[tuple[float, ...]]:
@@ -107,19 +130,22 @@ class Frame:
         return "M" + "L".join(f"{self.x(p[0]):.1f} {self.y(p[1]):.1f}" for p in points)
 
 
-def _axes(frame: Frame) -> list[str]:
-    out = []
+def _axes(frame: Frame, chart: Chart) -> list[str]:
+    middle, across = (TOP + HEIGHT - BOTTOM) / 2, (LEFT + WIDTH - RIGHT) / 2
+    out = [
+        f'<text class="axis" x="{across}" y="{HEIGHT - 3}" text-anchor="middle">{escape(chart.x)}</text>',
+        f'<text class="axis" x="10" y="{middle}" transform="rotate(-90 10 {middle})" text-anchor="middle">'
+        f"{escape(chart.unit or chart.title.lower())}</text>",
+    ]
     for value in ticks(frame.y0, frame.y1, 4):
         y = frame.y(value)
         out.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         out.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
     for value in ticks(frame.x0, frame.x1, 5):
         if value == int(value):
-            out.append(
-                f'<text x="{frame.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number(value)}</text>'
-                if value < 10000
-                else f'<text x="{frame.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value / 1000:g}k</text>'
-            )
+            words = number(value) if value < 10000 else f"{value / 1000:g}k"
+            at = f'x="{frame.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}"'
+            out.append(f'<text {at} text-anchor="middle">{words}</text>')
     return out
 
 
@@ -158,7 +184,7 @@ def spoken(chart: Chart) -> str:
 def svg(chart: Chart, index: int) -> str:
     """The drawing; `index` is its place in the page's data, where the numbers for hovering are."""
     frame = Frame(chart)
-    inside = _axes(frame)
+    inside = _axes(frame, chart)
     for series in chart.series:
         inside += _drawn(series, frame, chart.smooth)
     label = escape(spoken(chart), quote=True)
@@ -176,11 +202,20 @@ def hover_data(chart: Chart) -> dict[str, object]:
             "label": s.label,
             "x": [round(p[0], 2) for p in thinned(s.points)],
             "y": [float(f"{p[1]:.4g}") for p in thinned(s.points)],
+            "style": s.style,
+            "run": s.run,
+            "marks": s.marks,
+            "band": [[round(x, 2), float(f"{a:.4g}"), float(f"{b:.4g}")] for x, a, b in thinned(s.band)],
         }
         for s in chart.series
     ]
     return {
         "of": chart.x,
+        "y": chart.unit or chart.title.lower(),
+        "title": chart.title,
+        "low": chart.low,
+        "high": chart.high,
+        "smooth": chart.smooth,
         "x0": frame.x0,
         "x1": frame.x1,
         "left": LEFT,
