@@ -29,7 +29,7 @@ from ..estimators.baselines import (
     leave_one_out,
     length_weighted_mean,
 )
-from ..estimators.losses import cispo, clipped, reinforce, sapo
+from ..estimators.losses import cispo, clipped, reinforce, sapo, vespo
 from ..estimators.masked import masked_sum
 from ..estimators.objectives import over_the_mean
 from ..estimators.returns import reward_to_go
@@ -128,6 +128,13 @@ SURROGATES: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor, Batch], Tensor]] 
     "sapo": lambda spec, _, ratio_BT, batch: sapo(
         ratio_BT, batch.advantage_BT, spec.sapo_temperature_pos, spec.sapo_temperature_neg
     ),
+    "vespo": lambda spec, logp_BT, ratio_BT, batch: vespo(
+        ratio_BT,
+        logp_BT,
+        batch.advantage_BT,
+        (spec.vespo_k_pos, spec.vespo_k_neg),
+        (spec.vespo_lambda_pos, spec.vespo_lambda_neg),
+    ),
 }
 
 
@@ -142,4 +149,5 @@ CLIPPED: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor], Tensor]] = {
     "clip": _outside,
     "cispo": lambda spec, ratio_BT, _: ratio_BT > (spec.epsilon if spec.epsilon_high is None else spec.epsilon_high),
     "sapo": lambda spec, ratio_BT, _: torch.zeros_like(ratio_BT, dtype=torch.bool),
+    "vespo": lambda spec, ratio_BT, _: torch.zeros_like(ratio_BT, dtype=torch.bool),
 }

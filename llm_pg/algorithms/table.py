@@ -21,7 +21,7 @@ Baseline = Literal[
 ]
 ScaleRewards = Literal["none", "group", "batch", "group_mean"]
 Normalize = Literal["none", "rollouts", "steps"]
-Surrogate = Literal["reinforce", "clip", "cispo", "sapo"]
+Surrogate = Literal["reinforce", "clip", "cispo", "sapo", "vespo"]
 Level = Literal["token", "sequence", "sequence_sum"]
 LossType = Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"]
 KlPlacement = Literal["reward", "loss"]
@@ -103,7 +103,7 @@ class AlgorithmSpec:
     surrogate: Annotated[
         Surrogate,
         Doc(
-            "reinforce (-advantage · logp, no reuse), clip (PPO), cispo, sapo (a soft gate instead of clipping); in a "
+            "reinforce (-advantage · logp, no reuse), clip (PPO), cispo, sapo, vespo (soft gates, no clipping); in a "
             "config also file.py:function, a loss as `llm-pg prove --loss` takes it."
         ),
     ] = "clip"
@@ -123,6 +123,10 @@ class AlgorithmSpec:
     delta: Annotated[AboveOne | None, Doc("Upper bound of the ratio, if any (two-sided clipping).")] = None
     sapo_temperature_pos: Annotated[Positive, Doc("How fast SAPO's gate closes where the advantage is positive.")] = 1.0
     sapo_temperature_neg: Annotated[Positive, Doc("How fast it closes where the advantage is negative.")] = 1.05
+    vespo_k_pos: Annotated[Positive, Doc("Exponent of VESPO's gate where the advantage is at least 0.")] = 2.0
+    vespo_lambda_pos: Annotated[Positive, Doc("Decay of VESPO's gate where the advantage is at least 0.")] = 3.0
+    vespo_k_neg: Annotated[Positive, Doc("Exponent of VESPO's gate where the advantage is negative.")] = 3.0
+    vespo_lambda_neg: Annotated[Positive, Doc("Decay of VESPO's gate where the advantage is negative.")] = 2.0
     vllm_importance_sampling_correction: Annotated[
         bool,
         Doc(
@@ -263,6 +267,20 @@ _SPECS = (
     ),
     dataclasses.replace(
         _GRPO, name="sapo", source="Gao et al. 2025, arXiv 2511.20347", surrogate="sapo", loss_type="grpo"
+    ),
+    dataclasses.replace(
+        _GRPO,
+        name="luspo",
+        source="Length-Unbiased Sequence Policy Optimization 2026, arXiv 2602.05261",
+        importance_sampling_level="sequence",
+        loss_type="sequence_sum",
+    ),
+    dataclasses.replace(
+        _GRPO,
+        name="vespo",
+        source="Variational Sequence-Level Soft Policy Optimization 2026, arXiv 2602.10693",
+        surrogate="vespo",
+        importance_sampling_level="sequence_sum",
     ),
     AlgorithmSpec(
         "reinforce_plus_plus",

@@ -87,7 +87,7 @@ class Settings(TypedDict, total=False):
     scale_rewards: Literal["none", "group", "batch", "group_mean"] | None
     pass_k: int | None
     normalize_advantages: Literal["none", "rollouts", "steps"] | None
-    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, None]
+    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo", "vespo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
     epsilon: float | None
@@ -95,6 +95,10 @@ class Settings(TypedDict, total=False):
     delta: float | None
     sapo_temperature_pos: float | None
     sapo_temperature_neg: float | None
+    vespo_k_pos: float | None
+    vespo_lambda_pos: float | None
+    vespo_k_neg: float | None
+    vespo_lambda_neg: float | None
     vllm_importance_sampling_correction: bool | None
     vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
     vllm_importance_sampling_clip_max: float | None
@@ -288,10 +292,6 @@ class Settings(TypedDict, total=False):
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    vespo_k_pos: Any
-    vespo_lambda_pos: Any
-    vespo_k_neg: Any
-    vespo_lambda_neg: Any
     reward_clip_range: Any
     multi_objective_aggregation: Any
     use_adaptive_entropy: Any
@@ -382,7 +382,7 @@ class Attributes:
     scale_rewards: Literal["none", "group", "batch", "group_mean"] | None
     pass_k: int | None
     normalize_advantages: Literal["none", "rollouts", "steps"] | None
-    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo"], str, None]
+    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo", "vespo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
     epsilon: float | None
@@ -390,6 +390,10 @@ class Attributes:
     delta: float | None
     sapo_temperature_pos: float | None
     sapo_temperature_neg: float | None
+    vespo_k_pos: float | None
+    vespo_lambda_pos: float | None
+    vespo_k_neg: float | None
+    vespo_lambda_neg: float | None
     vllm_importance_sampling_correction: bool | None
     vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
     vllm_importance_sampling_clip_max: float | None
@@ -582,10 +586,6 @@ class Attributes:
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    vespo_k_pos: Any
-    vespo_lambda_pos: Any
-    vespo_k_neg: Any
-    vespo_lambda_neg: Any
     reward_clip_range: Any
     multi_objective_aggregation: Any
     use_adaptive_entropy: Any

@@ -4,6 +4,8 @@
 surrogates have the gradient -advantage · ∇logp.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,33 @@ def sapo(ratio_BT: Tensor, advantage_BT: Tensor, temperature_pos: float, tempera
     high, low = torch.full_like(advantage_BT, temperature_pos), torch.full_like(advantage_BT, temperature_neg)
     tau_BT = torch.where(advantage_BT > 0, high, low)
     return -torch.sigmoid(tau_BT * (ratio_BT - 1)) * 4 / tau_BT * advantage_BT
+
+
+def vespo(
+    ratio_BT: Tensor, logp_BT: Tensor, advantage_BT: Tensor, k: tuple[float, float], lam: tuple[float, float]
+) -> Tensor:
+    """-φ(r)·A·log π with φ(r) = e^λ r^k e^(-λr), a constant of the gradient: a gate in the place of the ratio.
+
+    φ(1) = 1. It has its maximum at r = k/λ and falls on both sides of it, so that completions that the policy has left
+    far, or come to far, teach little.
+
+    Args:
+        ratio_BT: importance ratio, > 0; of whole completions (level sequence_sum) as in the paper.
+        logp_BT: log-probabilities under the policy in training, nats.
+        advantage_BT: advantage.
+        k: exponent where the advantage is at least 0, and elsewhere, > 0.
+        lam: decay of the same, > 0.
+
+    Bias: none at ratio 1; away from it, by design.
+    Source: VESPO, 2026 (arXiv 2602.10693); logarithms are held in [log 1e-8, 20], as in TRL 1.16.
+    """
+    log_ratio_BT = ratio_BT.detach().log().clamp(math.log(1e-8), 20.0)
+    full = torch.full_like
+    k_BT, lam_BT = (
+        torch.where(advantage_BT >= 0, full(advantage_BT, gain), full(advantage_BT, loss)) for gain, loss in (k, lam)
+    )
+    gate_BT = (lam_BT + k_BT * log_ratio_BT - lam_BT * log_ratio_BT.exp()).exp()
+    return -gate_BT * advantage_BT * logp_BT
 
 
 def value_loss(

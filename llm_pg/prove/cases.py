@@ -205,10 +205,14 @@ def _reused() -> Iterator[ProofCase]:
     token = dataclasses.replace(RLOO, importance_sampling_level="token")
     yield ProofCase(title, "rloo", token, old, BIASED, "token ratio")
     yield ProofCase(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
-    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"):
-        levels = {"token": "token ratio", "sequence": "geometric ratio"}
+    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "luspo", "vespo"):
+        levels = {"token": "token ratio", "sequence": "geometric ratio", "sequence_sum": "completion's ratio"}
         yield ProofCase(title, name, ALGORITHMS[name], old, BIASED, levels[ALGORITHMS[name].importance_sampling_level])
     yield ProofCase(title, "ppo", ALGORITHMS["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")
+    luspo = dataclasses.replace(RLOO, importance_sampling_level="sequence")
+    for detail, alone in (("luspo's loss", luspo), ("vespo's loss", dataclasses.replace(RLOO, surrogate="vespo"))):
+        yield ProofCase(title, "rloo", alone, ONE, EXACT, f"{detail}, fresh data")
+        yield ProofCase(title, "rloo", alone, old, BIASED, detail)
     title = "Second pass over a step's own data, after a first one of step size 1"
     yield ProofCase(title, "rloo", free, ONE, BIASED, "completion's ratio, no clipping", second_pass=True)
     yield ProofCase(title, "rloo", RLOO, ONE, BIASED, "completion's ratio", second_pass=True)

@@ -138,7 +138,7 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure(
         "soft gate",
         "The further a ratio leaves 1, the less gradient its token gets, by design.",
-        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "sapo",
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate in ("sapo", "vespo"),
         _spec(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(

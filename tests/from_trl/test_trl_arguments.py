@@ -187,7 +187,7 @@ def test_generation_batch_size_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPa
         ({"generation_batch_size": 16, "steps_per_generation": 2}, "give one of them"),
         ({"generation_batch_size": 16, "prompts_per_step": 2}, "give one of them"),
         ({"per_device_train_batch_size": 4}, "whole groups"),
-        ({"loss_type": "vespo"}, "sapo"),
+        ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "weighs whole completions by itself"),
         ({"save_strategy": "best"}, "metric_for_best_model"),
         ({"eval_strategy": "sometimes"}, "no, steps, epoch"),
         ({"model_init_kwargs": {"device_map": "auto"}}, "load the model yourself"),
@@ -245,6 +245,8 @@ def test_words_of_the_objective_become_those_of_the_row(given: dict[str, Any], e
         ("dapo", {"loss_type": "dapo", "epsilon_high": 0.28}),
         ("dr_grpo", {"loss_type": "dr_grpo", "scale_rewards": False}),
         ("sapo", {"loss_type": "sapo"}),
+        ("luspo", {"loss_type": "luspo", "importance_sampling_level": "sequence"}),
+        ("vespo", {"loss_type": "vespo", "importance_sampling_level": "token"}),
         ("cispo", {"loss_type": "cispo", "epsilon_high": 5.0}),
         (
             "gspo",

@@ -223,6 +223,8 @@ def test_grpo_has_the_loss_and_the_gradient_of_trl(
         ("cispo", {"loss_type": "cispo", "epsilon_high": 5.0}),
         ("sapo", {"loss_type": "sapo", "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}),
         ("dapo", {"loss_type": "dapo", "epsilon_high": 0.28}),
+        ("luspo", {"loss_type": "luspo", "importance_sampling_level": "sequence"}),
+        ("vespo", {"loss_type": "vespo"}),
         ("grpo", {"loss_type": "dapo", "delta": 1.3}),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .words import Word, idle, mapped, refused, same
 
-_VESPO = "a parameter of loss_type vespo, which is refused"
 _ADAPTIVE = "a parameter of use_adaptive_entropy, which is refused"
 _BATCHING = "rollout.engine=native keeps no finished row in its batch; rollout.engine=vllm batches continuously"
 
@@ -101,10 +100,10 @@ OBJECTIVE: dict[str, Word] = {
     "epsilon_high": same(None),
     "sapo_temperature_neg": same(1.05),
     "sapo_temperature_pos": same(1.0),
-    "vespo_k_pos": idle(2.0, _VESPO),
-    "vespo_lambda_pos": idle(3.0, _VESPO),
-    "vespo_k_neg": idle(3.0, _VESPO),
-    "vespo_lambda_neg": idle(2.0, _VESPO),
+    "vespo_k_pos": same(2.0),
+    "vespo_lambda_pos": same(3.0),
+    "vespo_k_neg": same(3.0),
+    "vespo_lambda_neg": same(2.0),
     "importance_sampling_level": same("token"),
     "reward_weights": same(None),
     "normalize_advantages": mapped(False, "True: `rollouts`; False: `none`"),
@@ -118,7 +117,8 @@ OBJECTIVE: dict[str, Word] = {
     "loss_type": mapped(
         "dapo",
         "`grpo`, `dapo`, `dr_grpo`, `bnpo` as they are; `cispo` and `sapo`: `surrogate` of that "
-        "name with TRL's reduction; `luspo` and `vespo` are refused: use `sapo` or `cispo`",
+        "name with TRL's reduction; `luspo`: `sequence_sum`, with `importance_sampling_level='sequence'`; `vespo`: "
+        "the `surrogate` of that name at the level `sequence_sum`",
     ),
     "mask_truncated_completions": same(False),
     "sync_ref_model": same(False),

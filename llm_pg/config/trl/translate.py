@@ -267,13 +267,14 @@ def _objective(values: Values, schedule: TrlSchedule) -> None:
     if loss in ("cispo", "sapo"):
         _say(values, "surrogate", loss, "loss_type")
         values["loss_type"] = {"cispo": "dapo", "sapo": "grpo"}[loss]
-    elif loss in ("luspo", "vespo"):
-        raise _refusal(
-            "loss_type",
-            loss,
-            "use loss_type='sapo', a soft gate, or 'cispo', with importance_sampling_level="
-            "'sequence' where whole completions should be weighed",
-        )
+    elif loss == "luspo":
+        values["loss_type"] = "sequence_sum"
+    elif loss == "vespo":
+        level = values.pop("importance_sampling_level", "token")
+        if level != "token":
+            raise _refusal("importance_sampling_level", level, "vespo weighs whole completions by itself; leave it out")
+        _say(values, "surrogate", "vespo", "loss_type")
+        values.update(loss_type="dapo", importance_sampling_level="sequence_sum")
 
 
 def _watching(values: Values, schedule: TrlSchedule) -> None:
