@@ -1,6 +1,7 @@
 """Prompts drawn by how open their outcome is: the weights, the draw, the state, and what a run makes of them."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
-from llm_pg.prompts import Prompt
+from llm_pg.prompts import Prompt, Prompts
 from llm_pg.rewards.tally import Scores
-from llm_pg.rollout.curriculum import CurriculumStream, attempts
+from llm_pg.rollout.curriculum import CurriculumStream, attempts, make_stream
 from llm_pg.rollout.experience import Experience
 from llm_pg.rollouts import TextRollouts
+from llm_pg.sampling.random import stream_key, uniform
 from tests import tiny
 
 
@@ -52,6 +55,40 @@ def test_prompts_are_drawn_in_proportion_to_their_weights() -> None:
                 left -= float(weight[place])
             assert count / 20_000 == pytest.approx(share, abs=4 * (share / 20_000) ** 0.5)
         assert len(seen) == 4 ** (per_step == 1) * 12 ** (per_step == 2)
+
+
+def test_a_step_is_the_start_of_an_exponential_race() -> None:
+    """The order of -log(1 - u)/w, with u the number of (seed, 5, step) at the prompt's place."""
+    source = stream(size=12, per_step=3, seed=4)
+    source.observe([(7, 3, 4), (17, 0, 4)])
+    for step in (0, 6):
+        u = uniform(stream_key(4, 5, step), torch.arange(12)).tolist()
+        finish = [-math.log1p(-u[i]) / float(w) for i, w in enumerate(source.weights())]
+        order = sorted(range(12), key=finish.__getitem__)
+        assert [p.ids[0] for p in source.take(step)] == order[:3]
+        assert [p.ids[0] for p in source.further(step, 1)] == order[3:6]
+
+
+def test_only_prompts_that_were_tried_are_in_the_mean_pass_rate() -> None:
+    source = stream(size=4)
+    assert source.metrics() == {"prompts_tried": 0.0}
+    source.observe([(7, 1, 1), (17, 0, 0)])
+    assert source.metrics() == {"prompts_tried": 0.25, "prompt_pass_rate": pytest.approx(2 / 3)}
+
+
+def test_the_stream_is_that_of_the_config() -> None:
+    prompts = stream(size=12).prompts
+    settings = {"curriculum_floor": 0.3, "curriculum_memory": 0.6, "seed": 3}
+    made = make_stream(GRPOConfig(curriculum="pass_rate", **settings), prompts, 3)
+    assert isinstance(made, CurriculumStream)
+    assert (made.floor, made.memory, made.seed, made.prompts_per_step) == (0.3, 0.6, 3, 3)
+    assert made.take(1) == stream(size=12, per_step=3, seed=3, floor=0.3).take(1)
+    for shuffle in (True, False):
+        plain = make_stream(GRPOConfig(shuffle_dataset=shuffle, **settings), prompts, 3)
+        assert type(plain) is Prompts
+        same = Prompts(prompts, per_step=3, seed=3, shuffle=shuffle)
+        assert [plain.take(step) for step in range(6)] == [same.take(step) for step in range(6)]
+    assert [p.index for p in plain.take(0)] == [7, 17, 27]
 
 
 def test_a_step_and_its_refills_hold_no_prompt_twice_and_end_with_the_data() -> None:
