@@ -145,7 +145,7 @@ class Checkpointer:
         if self.saved == step:
             return
         state, problem = self._state(step, numbers, alone), ""
-        frozen = self._frozen(state) if not alone else {}
+        frozen = self._frozen() if not alone else {}
         if self.ranks.is_main:
             try:
                 keep = self.config.run.save_total_limit
@@ -162,11 +162,12 @@ class Checkpointer:
             raise checkpoint.CheckpointError(problem)
         self.saved = step
 
-    def _frozen(self, state: checkpoint.RunState) -> dict[str, torch.Tensor]:
+    def _frozen(self) -> dict[str, torch.Tensor]:
         """What the model has beside its trained weights, gathered where it stands in parts; an adapter needs none."""
         if not self.strategy.sharded or self.policy.has_adapter:
             return {}
-        rest = {n: x for n, x in self.policy.model.state_dict(keep_vars=True).items() if n not in state.weights}
+        held = self._weights()  # the same names on every rank; the state has them on the first alone
+        rest = {n: x for n, x in self.policy.model.state_dict(keep_vars=True).items() if n not in held}
         return self.strategy.collect(rest)
 
     def _write_model(self, folder: Path, state: checkpoint.RunState, frozen: dict[str, torch.Tensor]) -> None:
