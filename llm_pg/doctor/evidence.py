@@ -43,8 +43,14 @@ def json_object(path: Path) -> dict[str, Any]:
 class Run:
     """One run, of language or of classic control.
 
-    config: sections of settings as resolved. metrics: a dict a step. before: the evaluation before the first step.
-    summary: {} until the run has ended.
+    Attributes:
+        path: its folder.
+        name: of the folder.
+        config: sections of settings as resolved.
+        metrics: a dict a step.
+        before: the evaluation before the first step.
+        summary: {} until the run has ended.
+        sessions: when, where and how each of its processes was started, the first and every resume.
     """
 
     path: Path
@@ -53,6 +59,7 @@ class Run:
     metrics: list[dict[str, Any]]
     before: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
     def setting(self, section: str, name: str, default: Any = None) -> Any:
         value = (self.config.get(section) or {}).get(name)
@@ -124,4 +131,5 @@ def read_run(path: str | Path) -> Run:
         list(json_lines(folder / "metrics.jsonl")),
         json_object(folder / "before.json"),
         json_object(folder / "summary.json"),
+        list(json_lines(folder / "sessions.jsonl")),
     )

@@ -75,6 +75,8 @@ def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
         outcomes=[_outcome(run) for run in runs],
         differences=differences(runs),
         phases=[_phases(run) for run in runs],
+        comparison=comparison([_outcome(run) for run in runs]) if len(runs) > 1 else [],
+        provenance=[(run, [_session(facts) for facts in run.sessions]) for run in runs if run.sessions],
         glossary=METRICS,
         data=Markup(_in_script(data)),
         style=Markup(style),
@@ -91,6 +93,7 @@ def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = visible
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["points"] = lambda share: f"{100 * share:.1f} points"
     environment.filters["number"] = number
     environment.filters["linked"] = linked
     return environment.from_string(_asset("page.html.j2"))
@@ -157,6 +160,31 @@ def _outcome(run: Run) -> dict[str, Any]:
         "algorithm": run.setting("algorithm", "name", "?"),
         "model": run.subject,
     }
+
+
+def comparison(outcomes: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[tuple[Any, float | None]]]]:
+    """After training, of several runs beside one another: what, how it is written, and for each run the value and its
+    difference from the first run's; None where one of them has none."""
+    rows: list[tuple[str, str, list[tuple[Any, float | None]]]] = []
+    for kind, form in (("rows", "percent"), ("rewards", "number")):
+        of_runs = [{what: after for what, _, after in outcome[kind]} for outcome in outcomes]
+        for what in dict.fromkeys(name for found in of_runs for name in found):
+            values = [found.get(what) for found in of_runs]
+            first = values[0]
+            differences = [None if v is None or first is None else v[0] - first[0] for v in values]
+            rows.append((what, form, list(zip(values, differences, strict=True))))
+    for what, name in (("steps", "done"), ("minutes", "minutes")):
+        found = [(float(outcome[name]), None, None) for outcome in outcomes]
+        rows.append((what, "number", [(value, value[0] - found[0][0]) for value in found]))
+    return rows
+
+
+def _session(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """One start of a run, as names and texts."""
+    versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+    shown = {**facts, "versions": versions}
+    order = ("began", "command", "commit", "host", "device", "ranks", "platform", "versions")
+    return [(name, str(shown[name])) for name in order if shown.get(name)]
 
 
 def _triple(value: Any) -> tuple[float, float | None, float | None] | None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from ..config import Config, ConfigError
 from ..evaluate import Evaluation
+from . import provenance
 from .guard import RunStopped
 from .lock import check_free
 
@@ -93,7 +94,7 @@ class RunFolder:
             self.path / "completions",
         ):
             shutil.rmtree(folder, ignore_errors=True)
-        for old in ("summary.json", "before.json"):
+        for old in ("summary.json", "before.json", provenance.NAME):
             (self.path / old).unlink(missing_ok=True)
         self.write_config(settings)
 

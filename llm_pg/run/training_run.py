@@ -21,7 +21,7 @@ from ..prompts import Prompts, fingerprint
 from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
-from . import checkpoint
+from . import checkpoint, provenance
 from .auditing import audit_run
 from .callbacks import Callbacks
 from .checkpointer import Checkpointer
@@ -268,6 +268,8 @@ def open_run(
             found = find_checkpoint(context, resume) if resume else None
             if found is None and ranks.is_main:
                 folder.begin(context.redactor.tree(context.config.model_dump(mode="json")))
+            if ranks.is_main:
+                provenance.note(folder.path, context.redactor.tree(provenance.session(ranks.count)))
             start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
             run = TrainingRun(
                 context,

@@ -169,3 +169,17 @@ def test_ratio_and_entropy_of_tokens_reach_the_page_and_unknown_ones_stay_unknow
     assert (data["rows"][0]["e"], data["rows"][0]["q"]) == ([1500, 250, None], 1000)
     assert "e" not in data["rows"][1]
     assert "q" not in data["rows"][1]
+
+
+def test_several_runs_are_one_table_with_differences_from_the_first(make_run: MakeRun) -> None:
+    first, second = make_run("first"), make_run("second", 30)
+    summary = json.loads((second / "summary.json").read_text())
+    summary["pass_rate_after_interval"] = [0.5, 0.4, 0.6]
+    (second / "summary.json").write_text(json.dumps(summary))
+    page = write_report([first, second]).read_text()
+    table = page.split('id="comparison"')[1].split("</table>")[0]
+    greedy = table.split('<th scope="row">greedy</th>')[1].split("</tr>")[0]
+    assert "75.0 % <small>[70.0 %, 80.0 %]</small></td>" in greedy
+    assert "50.0 % <small>[40.0 %, 60.0 %]</small><br><small>-25.0 points</small>" in greedy
+    assert "-30" in table.split('<th scope="row">steps</th>')[1].split("</tr>")[0]
+    assert 'id="comparison"' not in write_report([first]).read_text()
