@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,10 +24,6 @@ class DataParallel(Strategy):
         total = x.detach().clone()
         dist.all_reduce(total)
         return total
-
-    def totals(self, numbers: Sequence[float]) -> list[float]:
-        found: list[float] = self.all_sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
-        return found
 
     @torch.no_grad()
     def _sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:

@@ -19,10 +19,6 @@ class Sharded(DataParallel):
 
     sharded = True
 
-    @property
-    def description(self) -> str:
-        raise NotImplementedError
-
     def prepare(self, policy: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
         """ConfigError where the optimiser has other moments than AdamW, which alone are divided here."""
         if type(optimizer) is not torch.optim.AdamW:

@@ -90,10 +90,6 @@ class Strategy:
         """The sum of `x` over ranks."""
         return x
 
-    def totals(self, numbers: Sequence[float]) -> list[float]:
-        """The sum of each number over ranks, all in one exchange."""
-        return list(numbers)
-
     # --- a step
 
     def prepare(self, policy: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:

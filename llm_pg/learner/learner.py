@@ -203,5 +203,6 @@ class Learner:
         if self.algorithm.kl_penalty is None:
             return {}
         last = steps[-self.updater.num_minibatches :]
-        self.algorithm.observe_kl(*self.strategy.totals([sum(step.values.get("approx_kl", 0.0) for step in last)]))
+        own = torch.tensor(sum(step.values.get("approx_kl", 0.0) for step in last), device=self.strategy.device)
+        self.algorithm.observe_kl(float(self.strategy.all_sum(own)))
         return {"kl_penalty": self.algorithm.kl_penalty.weight}

@@ -134,7 +134,7 @@ class Updater:
     def _over_seen_tokens(self, batch: Batch, steps: list[UpdateStats]) -> None:
         """Means over tokens, of sums divided by the number of all: rows of weight 0 are dropped and have no entropy."""
         seen = sum(stats.tokens for stats in steps[: len(steps) // self.num_iterations])
-        share = float(batch.num_tokens.new_tensor(seen) / batch.num_tokens)
+        share = float(torch.full_like(batch.num_tokens, seen) / batch.num_tokens)
         for stats in steps if share else ():
             for name in stats.values:
                 if METRICS[name].minibatches == "sum of seen tokens":
@@ -147,16 +147,18 @@ class Updater:
             policy.critic.train()
         alive_B = self.algorithm.contributes_B(batch)
         alive = alive_B.nonzero().squeeze(1)
-        values, splits, noise = self._gradient(batch, alive, measure_noise)
-        own_tokens = int((batch.mask_BT & alive_B.unsqueeze(1)).sum())
-        # A NaN in the loss can have a gradient that is finite.
-        own_loss = sum(value for key, value in values.items() if key.endswith("_loss"))
-        rows, tokens, loss = self.strategy.totals([len(alive), own_tokens, own_loss])
+        sums, splits, noise = self._gradient(batch, alive, measure_noise)
+        # Of all ranks: rows, tokens that a pass came by, and the loss, whose NaN can have a gradient that is finite.
+        counts = torch.stack([alive_B.sum(), (batch.mask_BT & alive_B.unsqueeze(1)).sum()])
+        loss = sum((x for name, x in sums.items() if name.endswith("_loss")), start=counts.new_zeros(()))
+        shared = self.strategy.all_sum(torch.stack([*counts.double().unbind(), loss.double()]))
+        *own, rows, tokens, total = torch.stack([*sums.values(), *shared.unbind()]).tolist()  # the device is waited for
+        values = dict(zip(sums, own, strict=True))
         done = self.strategy.step(
             [] if self.critic_only else policy.parameters(),
             None if policy.critic is None else policy.critic.trainable(),
             has_rows=rows > 0,
-            is_finite=math.isfinite(loss),
+            is_finite=math.isfinite(total),
             spoil=lambda: self._keep_pace(batch, 1, math.nan),
         )
         kept = noise if done.stepped else None
@@ -164,9 +166,9 @@ class Updater:
 
     def _gradient(
         self, batch: Batch, alive: Tensor, measure_noise: bool
-    ) -> tuple[dict[str, float], int, GradientNoise | None]:
-        """Sums over this rank's rows `alive`, their gradient in `.grad`, the halvings of a micro-batch it took, and its
-        noise.
+    ) -> tuple[dict[str, Tensor], int, GradientNoise | None]:
+        """Sums over this rank's rows `alive` (float64, on the device), their gradient in `.grad`, the halvings of a
+        micro-batch it took, and its noise.
 
         A backward pass that runs out of memory leaves a part of its gradient behind, so all of it is made again with
         smaller pieces. The longest rows come first, so little is lost; the gradient is the same however it is cut.
@@ -175,7 +177,7 @@ class Updater:
         parts = self._halves(batch, alive) if measure_noise else [alive]
         while True:
             self.strategy.zero_grad()
-            values: dict[str, float] = {}
+            sums: dict[str, Tensor] = {}
             first: list[Tensor] | None = None
             piece = alive
             try:
@@ -185,12 +187,12 @@ class Updater:
                     pieces = self._pieces(batch, part, most)
                     idle = self.strategy.idle_passes(len(pieces))
                     for piece in pieces:
-                        for key, value in self._backward(batch.rows(piece), self.rows[piece]).items():
-                            values[key] = values.get(key, 0.0) + value
+                        for name, x in self._backward(batch.rows(piece), self.rows[piece]).items():
+                            sums[name] = sums[name] + x.double() if name in sums else x.double()
                         if self.progress is not None:
                             self.progress(len(piece))
                     self._keep_pace(batch, idle)
-                return values, splits, self._noise(batch, first) if first is not None else None
+                return sums, splits, self._noise(batch, first) if first is not None else None
             except torch.OutOfMemoryError as error:
                 if self.strategy.sharded:  # the other ranks are waiting for this one in the same pass
                     raise
@@ -248,7 +250,7 @@ class Updater:
         one, other, both = (float(x) for x in half_square_norms(first, whole))
         return gradient_noise([one, other], both, [num_groups - num_groups // 2, num_groups // 2])
 
-    def _backward(self, part: Batch, rows: Tensor) -> dict[str, float]:
+    def _backward(self, part: Batch, rows: Tensor) -> dict[str, Tensor]:
         rollouts = part.rollouts
         assert isinstance(rollouts, TextRollouts)
         scores = self.policy.forward(
@@ -264,7 +266,7 @@ class Updater:
             loss = loss + self.policy.routers.coef * scores.balance
             stats["aux_loss"] = scores.balance.detach()
         self.strategy.backward(loss)
-        return {key: float(value) for key, value in stats.items()}
+        return stats
 
 
 def update_metrics(updates: Sequence[UpdateStats], per_pass: int) -> dict[str, Any]:
