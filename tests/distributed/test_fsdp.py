@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llm_pg.config import ConfigError
 from llm_pg.config.schema import ModelConfig
 from llm_pg.distributed.data_parallel import DataParallel
 from llm_pg.distributed.fully_sharded import FullySharded
@@ -249,3 +250,11 @@ def test_a_weight_that_a_server_kept_is_named_under_shards_too(
                         p.mul_(1.5)
     finally:
         server.stop()
+
+
+def test_parts_of_another_optimiser_than_adamw_are_refused(make_model: Callable[..., Any], group_of_one: None) -> None:
+    policy = Policy(make_model(), params=SamplingParams(), pad_id=0)
+    strategy = FullySharded("cpu")
+    strategy.shard(policy)
+    with pytest.raises(ConfigError, match=r"Moments in parts .* those of AdamW, and SGD has others"):
+        strategy.prepare(policy, torch.optim.SGD(policy.parameters(), lr=0.1), 1.0)
