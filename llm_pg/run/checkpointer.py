@@ -144,8 +144,18 @@ class Checkpointer:
         """
         if self.saved == step:
             return
-        state, problem = self._state(step, numbers, alone), ""
+        state = self._state(step, numbers, alone)
         frozen = self._frozen() if not alone else {}
+        if self.joint and not alone:
+            problem = self.ranks.gather(self.ranks.together(lambda: self._written(state, frozen)))[0]
+        else:
+            problem = self._written(state, frozen)
+        if problem:
+            raise checkpoint.CheckpointError(problem)
+        self.saved = step
+
+    def _written(self, state: checkpoint.RunState, frozen: dict[str, torch.Tensor]) -> str:
+        """Writes the checkpoint on the first rank; returns why it could not be written, else an empty text."""
         if self.ranks.is_main:
             try:
                 keep = self.config.run.save_total_limit
@@ -153,14 +163,10 @@ class Checkpointer:
                     self.root, state, self.identity(), keep, write_model=lambda at: self._write_model(at, state, frozen)
                 )
                 if isinstance(self.config, FlatConfig):
-                    link_checkpoint(Path(self.config.run.output_dir), folder, step)
+                    link_checkpoint(Path(self.config.run.output_dir), folder, state.step)
             except checkpoint.CheckpointError as error:
-                problem = str(error)
-        if self.joint and not alone:
-            problem = self.ranks.gather(problem)[0]
-        if problem:
-            raise checkpoint.CheckpointError(problem)
-        self.saved = step
+                return str(error)
+        return ""
 
     def _frozen(self) -> dict[str, torch.Tensor]:
         """What the model has beside its trained weights, gathered where it stands in parts; an adapter needs none."""
@@ -278,7 +284,11 @@ class Checkpointer:
         self.callbacks.agree()
 
     def try_to_save(self, step: int) -> bool:
-        """Writes `checkpoints/step-<n>`; a failure is printed and older checkpoints stay."""
+        """Writes `checkpoints/step-<n>`, on all ranks together; a failure of the disk is printed and older checkpoints
+        stay. What else fails on one rank ends all."""
+        return self.ranks.together(lambda: self._tried_to_save(step))
+
+    def _tried_to_save(self, step: int) -> bool:
         if not self.ranks.is_main and not self.joint:
             return True
         try:

@@ -14,6 +14,7 @@ ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "
 KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp2": FSDP, "zero2": ZERO}
 SHORT = {"max_steps": 1, "save_steps": 1, "num_eval_prompts": 2, "noise_steps": 0, "reward_in_process": True}
 TIMES = 3
+CAUSE = "ValueError: injected: the model cannot be written"
 
 
 def skip_without(kind: str) -> None:
@@ -72,5 +73,18 @@ def test_a_model_that_the_first_rank_cannot_save_ends_every_rank_with_the_cause(
     fault = {"fault": "the first rank cannot save the model", "at": 1}
     ended = ranks("r", algorithm="ppo", changes=changes, env=KINDS[kind], **fault)
     assert ended.status != 0
-    assert "ValueError: injected: the model cannot be written" in ended.output
-    assert "RunStopped: Rank 0 ended the run: ValueError: injected: the model cannot be written" in ended.output
+    assert CAUSE in ended.output
+    assert f"RunStopped: Rank 0 ended the run: {CAUSE}" in ended.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_checkpoint_that_fails_on_the_first_rank_ends_every_rank_with_the_cause(
+    kind: str, ranks: Callable[..., Any]
+) -> None:
+    """Not a full disk, of which the run warns and goes on."""
+    fault = {"fault": "the first rank cannot write a checkpoint", "at": 1}
+    ended = ranks("r", changes={**SHORT, "max_steps": 2, "num_eval_prompts": 0}, env=KINDS[kind], **fault)
+    assert ended.status != 0
+    assert CAUSE in ended.output
+    assert f"RunStopped: Rank 0 ended the run: {CAUSE}" in ended.output

@@ -71,6 +71,8 @@ def inject(trainer: Any, fault: str, at: int) -> None:
             os.kill(trainer.run.source.ahead.engine.child.process.pid, signal.SIGKILL)
         if step == at and fault == "the first rank cannot save the model" and number == 0:
             trainer.model.save_pretrained = cannot_save
+        if step == at and fault == "the first rank cannot write a checkpoint" and number == 0:
+            checkpoint.save = cannot_save
         if step == at + 1 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 
