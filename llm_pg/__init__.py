@@ -57,7 +57,7 @@ _ROOMS = {
 # What scripts import from trl beside trainers and configs, as it is there.
 _OF_TRL = (
     *("ModelConfig", "ScriptArguments", "DatasetMixtureConfig", "get_dataset"),
-    *("get_peft_config", "get_quantization_config", "get_kbit_device_map"),
+    *("get_peft_config", "get_quantization_config"),
 )
 
 __all__ = ["__version__", *_ROOMS]

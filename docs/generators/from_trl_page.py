@@ -34,8 +34,8 @@ from llm_pg import GRPOConfig, GRPOTrainer  # instead of: from trl import GRPOCo
 A test compares the table with the signatures of the TRL that is installed and fails at an argument we do not know.
 Nothing is ignored without a word: a name that neither knows is an error with the nearest known one.
 
-`TrlParser`, `ModelConfig`, `ScriptArguments`, `get_peft_config`, `get_quantization_config` and `get_kbit_device_map`
-are imported from `llm_pg` too.
+`TrlParser`, `ModelConfig`, `ScriptArguments`, `get_dataset`, `get_peft_config` and `get_quantization_config` are
+imported from `llm_pg` too.
 
 """
 

@@ -74,6 +74,7 @@ class Settings(TypedDict, total=False):
     vllm_max_logp_gap: float | None
     reward_funcs: list[Any]
     reward_weights: list[float] | None
+    reward_clip_range: list[float] | None
     reward_timeout: float
     reward_workers: int
     reward_in_process: bool
@@ -292,7 +293,6 @@ class Settings(TypedDict, total=False):
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    reward_clip_range: Any
     multi_objective_aggregation: Any
     use_adaptive_entropy: Any
     entropy_coef_min: Any
@@ -369,6 +369,7 @@ class Attributes:
     vllm_max_logp_gap: float | None
     reward_funcs: list[Any]
     reward_weights: list[float] | None
+    reward_clip_range: list[float] | None
     reward_timeout: float
     reward_workers: int
     reward_in_process: bool
@@ -586,7 +587,6 @@ class Attributes:
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    reward_clip_range: Any
     multi_objective_aggregation: Any
     use_adaptive_entropy: Any
     entropy_coef_min: Any

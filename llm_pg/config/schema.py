@@ -165,6 +165,9 @@ class RewardConfig(Section):
         "None or [] = the task's own.",
     )
     reward_weights: list[float] | None = Field(None, description="One weight per function; None = 1 each.")
+    reward_clip_range: list[float] | None = Field(
+        None, min_length=2, max_length=2, description="Lowest and highest weighted sum; the reward is clipped to them."
+    )
     reward_timeout: float = Field(10.0, gt=0, description="Seconds one completion may take before it is unscorable.")
     reward_workers: int = Field(2, gt=0, description="Processes that run reward functions.")
     reward_in_process: bool = Field(False, description="Run them in the trainer instead: faster to debug, no deadline.")

@@ -64,6 +64,7 @@ class Scorer:
         max_unscorable: share of a batch in [0, 1]. RewardError when a function fails on more of it, or when more of
             its completions end without any score. A returned None is no failure.
         strict: RewardError at the first failure.
+        clip_range: (lowest, highest) that the weighted sum of the functions is clipped to; None = as it is.
         memory_gib: limit on the address space of a worker (RLIMIT_AS); None = no limit. A process that uses CUDA
             reserves far more than it uses.
         load_deadline: seconds for a worker to import the functions.
@@ -81,6 +82,7 @@ class Scorer:
         in_process: bool = False,
         max_unscorable: float = 0.2,
         strict: bool = False,
+        clip_range: Sequence[float] | None = None,
         memory_gib: float | None = None,
         load_deadline: float = 120.0,
         output: Path | None = None,
@@ -89,13 +91,15 @@ class Scorer:
         _check("deadline", deadline, deadline > 0, "a positive number of seconds")
         _check("batch_deadline", batch_deadline, batch_deadline is None or batch_deadline > 0, "positive or None")
         _check("max_unscorable", max_unscorable, 0 <= max_unscorable <= 1, "a share from 0 to 1")
+        ordered = clip_range is None or (len(clip_range) == 2 and clip_range[0] < clip_range[1])
+        _check("clip_range", clip_range, ordered, "a lowest and a highest reward, or None")
         _check("memory_gib", memory_gib, memory_gib is None or memory_gib > 0, "positive or None")
         self.functions = resolve_all(list(funcs))
         if not self.functions:
             raise ValueError("A scorer needs at least one reward function; funcs is empty.")
         self.weights = _weights(weights, self.functions)
         self._deadline, self._batch_deadline = deadline, batch_deadline
-        self._max_unscorable, self._strict = max_unscorable, strict
+        self._max_unscorable, self._strict, self._clip_range = max_unscorable, strict, clip_range
         self.share = 1.0  # of a step that the next completions are: max_unscorable is of the whole step
         self._workers, self._output, self._load_deadline = workers, output, load_deadline
         if not in_process and not can_stand():
@@ -204,7 +208,11 @@ class Scorer:
         batch = RewardBatch(prompts, completions, completion_ids, rows, trainer_state)
         tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share)
         self._run(batch, tally, range(len(self.functions)))
-        return tally.scores(self.weights)
+        scores = tally.scores(self.weights)
+        if self._clip_range is not None:
+            low, high = self._clip_range
+            scores.reward = [None if reward is None else min(max(reward, low), high) for reward in scores.reward]
+        return scores
 
     def try_out(
         self,

@@ -65,6 +65,7 @@ def make_scorer(
         # A turn of few episodes may fail in all of them; episodes are counted over the batch.
         max_unscorable=settings.max_unscorable if config.rollout.environment is None else 1.0,
         strict=settings.strict,
+        clip_range=settings.reward_clip_range,
     )
     scorer.check_columns(sorted(rows[0]))
     scorer.check_rows(rows)

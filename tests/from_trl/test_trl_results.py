@@ -263,3 +263,28 @@ def test_an_override_that_would_never_be_called_is_refused_by_name(name: str, tr
 def test_methods_of_ones_own_are_no_overrides(trainer: Callable[..., Any]) -> None:
     kind = type("Mine", (GRPOTrainer,), {"my_helper": lambda self: 1, "algorithms": ("grpo", "dapo")})
     assert trainer(kind).my_helper() == 1
+
+
+def test_the_reward_is_clipped_to_the_range_that_is_given(trainer: Callable[..., Any]) -> None:
+    made = trainer(rewards=accurate, reward_clip_range=(1.5, 2.5), log_completions=8)
+    made.train()
+    for file in sorted((made.folder.path / "completions").iterdir()):
+        for row in map(json.loads, file.read_text().splitlines()):
+            assert row["reward"] == min(max(row["parts"]["accurate"], 1.5), 2.5)
+
+
+def test_a_head_in_float32_is_the_case_or_refused(trainer: Callable[..., Any], make_model: Callable[..., Any]) -> None:
+    assert trainer(cast_lm_head_to_fp32=True).model.lm_head.weight.dtype == torch.float32
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        trainer(cast_lm_head_to_fp32=True, bf16=True)
+    with pytest.raises(ConfigError, match="the model comes in 16 bits"):
+        trainer(cast_lm_head_to_fp32=True, model=make_model("llama").to(torch.bfloat16))
+
+
+def test_what_scripts_import_from_trl_is_imported_from_here_too() -> None:
+    import trl
+
+    import llm_pg
+
+    for name in ("ModelConfig", "ScriptArguments", "get_peft_config", "get_quantization_config", "get_dataset"):
+        assert getattr(llm_pg, name) is getattr(trl, name)

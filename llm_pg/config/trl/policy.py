@@ -20,9 +20,9 @@ MODEL: dict[str, Word] = {
         None, "over all tokens of an optimiser step, where TRL takes each micro-batch by itself"
     ),
     "disable_dropout": same(False, "dropout makes the ratio of an on-policy step differ from 1, so it is off here"),
-    "cast_lm_head_to_fp32": refused(
+    "cast_lm_head_to_fp32": mapped(
         False,
-        "log-probabilities are float32 in any case, and trained weights are held in float32",
+        "the case in float32; with `bf16` or `fp16`, whose head is in 16 bits, it is refused",
     ),
     "ds3_gather_for_generation": idle(True, "ZeRO-3 is not used here"),
 }
@@ -107,9 +107,7 @@ OBJECTIVE: dict[str, Word] = {
     "importance_sampling_level": same("token"),
     "reward_weights": same(None),
     "normalize_advantages": mapped(False, "True: `rollouts`; False: `none`"),
-    "reward_clip_range": refused(
-        None, "clip inside the reward functions, so that the logged reward is the trained one"
-    ),
+    "reward_clip_range": same(None, "of the weighted sum, which is then the logged reward too"),
     "multi_objective_aggregation": refused(
         "sum_then_normalize", "rewards are summed, then normalised; scale the functions with `reward_weights`"
     ),
