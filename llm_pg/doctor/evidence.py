@@ -49,6 +49,7 @@ class Run:
         config: sections of settings as resolved.
         metrics: a dict a step.
         before: the evaluation before the first step.
+        after: the evaluation after the last step; {} until then.
         summary: {} until the run has ended.
         sessions: when, where and how each of its processes was started, the first and every resume.
     """
@@ -60,6 +61,7 @@ class Run:
     before: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    after: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, section: str, name: str, default: Any = None) -> Any:
         value = (self.config.get(section) or {}).get(name)
@@ -132,4 +134,5 @@ def read_run(path: str | Path) -> Run:
         json_object(folder / "before.json"),
         json_object(folder / "summary.json"),
         list(json_lines(folder / "sessions.jsonl")),
+        json_object(folder / "after.json"),
     )

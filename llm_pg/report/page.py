@@ -25,6 +25,7 @@ from ..evaluate import unreached
 from ..metrics import METRICS
 from .charts import charts, clocks
 from .completions import encoded, gather
+from .pairs import pair
 from .svg import hover_data, number, svg
 
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
@@ -76,6 +77,8 @@ def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
         differences=differences(runs),
         phases=[_phases(run) for run in runs],
         comparison=comparison([_outcome(run) for run in runs]) if len(runs) > 1 else [],
+        against=[pair(_examples(runs[0].after), _examples(run.after)) for run in runs[1:]],
+        pairs=[pair(_examples(run.before), _examples(run.after)) for run in runs],
         provenance=[(run, [_session(facts) for facts in run.sessions]) for run in runs if run.sessions],
         glossary=METRICS,
         data=Markup(_in_script(data)),
@@ -177,6 +180,10 @@ def comparison(outcomes: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[
         found = [(float(outcome[name]), None, None) for outcome in outcomes]
         rows.append((what, "number", [(value, value[0] - found[0][0]) for value in found]))
     return rows
+
+
+def _examples(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    return [example for example in evaluation.get("examples") or [] if isinstance(example, dict)]
 
 
 def _session(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -94,7 +94,7 @@ class RunFolder:
             self.path / "completions",
         ):
             shutil.rmtree(folder, ignore_errors=True)
-        for old in ("summary.json", "before.json", provenance.NAME):
+        for old in ("summary.json", "before.json", "after.json", provenance.NAME):
             (self.path / old).unlink(missing_ok=True)
         self.write_config(settings)
 
@@ -110,9 +110,9 @@ class RunFolder:
         with (folder / f"step-{step:06d}.jsonl").open("w") as file:
             file.writelines(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
 
-    def write_evaluation(self, before: Evaluation) -> None:
-        """Keep the evaluation before the first step, so that a resumed run can still compare."""
-        (self.path / "before.json").write_text(json.dumps(dataclasses.asdict(before), ensure_ascii=False))
+    def write_evaluation(self, found: Evaluation, name: str = "before.json") -> None:
+        """Saves the evaluation before the first step, so that a resumed run can still compare, or that of the end."""
+        (self.path / name).write_text(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
 
     def read_evaluation(self) -> Evaluation | None:
         path = self.path / "before.json"

@@ -195,6 +195,8 @@ class TrainingRun:
         returned. Whatever ends the evaluation, checkpoint and model are there."""
         context = self.context
         after = self._leave()
+        if after is not None and context.ranks.is_main:
+            context.folder.write_evaluation(after, "after.json")
         self._inner.close()
         metrics = self.callbacks.close(context.plan.rows)
         summary = run_summary(

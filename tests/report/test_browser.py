@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_browser import MISSING, Browser, started
+from report_browser import MISSING, Browser
 from report_rows import token_row
 
 from llm_pg.report import write_report
@@ -28,12 +27,6 @@ HOSTILE = [
     "line\u2028separator",
     "{{ 7 * 7 }} {% raw %}",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with started(tmp_path_factory.mktemp("driver") / "log.txt") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from report_browser import MISSING, Browser, started
+from report_browser import MISSING, Browser
 
 from llm_pg.report import write_report
 
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.skipif(
     bool(MISSING), reason=f"no {' and no '.join(MISSING)} here: the page needs a browser to be tested in"
 )
 REWARD = "[...document.querySelectorAll('figure')].find(f => f.textContent.includes('Reward by part'))"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with started(tmp_path_factory.mktemp("driver") / "log.txt") as opened:
-        yield opened
 
 
 @pytest.fixture
