@@ -226,12 +226,17 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _quickstart(arguments: argparse.Namespace) -> int:
-    overrides = [f"data.task={arguments.task}", f"run.seed={arguments.seed}", "run.overwrite=true"]
+    own = {"data.task": arguments.task, "run.seed": arguments.seed, "run.overwrite": "true"}
+    own["algorithm.name"] = arguments.algorithm
+    given = {word.partition("=")[0] for word in arguments.settings}  # a setting replaces the option's default
+    if "algorithm" in given:
+        given.add("algorithm.name")
+    overrides = [f"{key}={value}" for key, value in own.items() if not given & {key, key.partition(".")[2]}]
     specific = f"quickstart_{arguments.task}.yaml"
     path = shipped.folder("configs") / specific
     if not path.exists():
         path = shipped.find("quickstart.yaml")
-    config = load_config(path, [*overrides, f"algorithm.name={arguments.algorithm}", *arguments.settings])
+    config = load_config(path, [*overrides, *arguments.settings])
     return _run(config, resume=False, quiet=arguments.quiet, as_json=arguments.json)
 
 

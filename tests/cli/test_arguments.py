@@ -161,3 +161,14 @@ def test_a_stream_of_few_rows_shrinks_the_held_out_set_as_a_list_does(model: str
         trainer = GRPOTrainer(model, "number_match", args, data)
         sizes.append((len(trainer.train_prompts), len(trainer.eval_prompts), trainer.context.plan.prompts))
     assert sizes == [(12, 4, 8)] * 3
+
+
+@pytest.mark.parametrize("words", [["algorithm=rloo"], ["name=rloo"], ["--algorithm", "rloo"], ["algorithm.name=rloo"]])
+def test_a_setting_of_the_quickstart_replaces_what_its_options_would_set(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`llm-pg quickstart algorithm=rloo` had said that the algorithm was given twice."""
+    seen: list[Config] = []
+    monkeypatch.setattr("llm_pg.cli._run", lambda config, **_: seen.append(config) or 0)
+    assert main(["quickstart", *words, "seed=7"]) == 0
+    assert (seen[0].algorithm.name, seen[0].run.seed, seen[0].data.task) == ("rloo", 7, "sort_letters")
