@@ -1,5 +1,6 @@
 """No cut of a batch changes its gradient: order, micro-batches, padding, ranks, rows that teach nothing."""
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -166,3 +167,20 @@ def test_steps_as_rows_of_their_own_add_up_to_the_batch(name: str) -> None:
         flat.rows(rows).gradient(algorithm(name), steps.rows(rows))[0] for rows in torch.arange(len(kept)).split(4)
     ]
     assert close(torch.stack(parts).sum(0), expected, torch.float64)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_each_step_inside_the_mask_is_a_row_with_its_own_numbers(full: bool) -> None:
+    """Also where no row has an end inside the batch, so that nothing is left out."""
+    rollouts, _ = make(1)
+    if full:
+        rollouts.mask_BT = torch.ones_like(rollouts.mask_BT)
+    batch = dataclasses.replace(algorithm("a2c").compute_advantages(rollouts), entropy_coef=0.25)
+    steps = batch.steps()
+    inside = batch.mask_BT.reshape(-1)
+    assert bool(inside.all()) == full
+    assert (steps.entropy_coef, steps.num_tokens) == (0.25, batch.num_tokens)
+    for name, value in batch.__dict__.items():
+        if name.endswith("_BT") and value is not None:
+            assert torch.equal(getattr(steps, name), value.reshape(-1)[inside].unsqueeze(1)), name
+    assert torch.equal(steps.rollouts.reward_BT, rollouts.reward_BT.reshape(-1)[inside].unsqueeze(1))
