@@ -10,7 +10,7 @@ from algorithm_batches import make
 
 from llm_pg import register_algorithm
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.own import load_spec
+from llm_pg.algorithms.own import find_spec, load_spec
 from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.config import ConfigError, load_config
 from llm_pg.estimators.baselines import leave_one_out
@@ -136,3 +136,46 @@ def test_a_name_of_the_table_is_not_replaced_and_ones_own_is() -> None:
 def test_an_address_that_leads_nowhere_is_refused(file: Path, address: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         load_spec(address.format(file=file))
+
+
+def test_a_function_is_found_in_a_folder_with_a_colon_in_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "2026-11:30" / "mine.py"
+    file.parent.mkdir()
+    file.write_text(SOURCE)
+    assert load_spec(f"{file}:a_row").name == "a_row"
+    assert find_spec("grpo", {"surrogate": f"{file}:one"}).loss.__name__ == "one"
+
+
+@pytest.mark.parametrize(
+    "algorithm, changes, words",
+    [
+        ("gropo", {}, r"^algorithm\.name cannot be 'gropo'.*'grpo'"),
+        ("grpo", {"bta": 0.1}, r"^a field of an algorithm cannot be 'bta'.*'beta'"),
+        ("no_such_module:f", {}, r"^algorithm\.name 'no_such_module:f': loading no_such_module raised"),
+        (
+            "grpo",
+            {"surrogate": "no_such_module:f"},
+            r"^algorithm\.surrogate 'no_such_module:f': loading no_such_module",
+        ),
+        ("grpo", {"surrogate": "math:pi"}, r"^algorithm\.surrogate 'math:pi': math has no function 'pi'"),
+        ("math:nothing", {}, r"^algorithm\.name 'math:nothing': math has no such name; give"),
+        ("math:pi", {}, r"^algorithm\.name 'math:pi': math holds a float there; give"),
+    ],
+)
+def test_what_is_not_found_is_named_with_its_setting(algorithm: str, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        find_spec(algorithm, changes)
+
+
+def test_unknown_fields_of_a_registered_algorithm_are_listed_beside_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"got betta, gama; a row has advantage, baseline, .*vllm"):
+        register_algorithm(betta=1, gama=2)(lambda rollouts: None)
+
+
+def test_an_algorithm_of_ones_own_may_be_registered_again_and_a_shipped_one_not() -> None:
+    for baseline in ("batch_mean", "group_mean"):
+        register_algorithm(AlgorithmSpec("registered_twice", "a test", baseline=baseline))
+        assert ALGORITHMS["registered_twice"].baseline == baseline
+    del ALGORITHMS["registered_twice"]
+    with pytest.raises(ValueError, match="There is an algorithm 'grpo' already"):
+        register_algorithm(AlgorithmSpec("grpo", "a test"))
