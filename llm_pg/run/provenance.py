@@ -1,9 +1,8 @@
-"""Where a run's numbers come from: `sessions.jsonl` has a line for each start, the first and every resume."""
+"""Where a run's numbers come from: `sessions.jsonl` has a line for each start, the first and every resume. No torch."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import socket
@@ -13,8 +12,6 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 NAME = "sessions.jsonl"
 PACKAGES = (
@@ -30,16 +27,17 @@ PACKAGES = (
 )
 
 
-def session(ranks: int) -> dict[str, Any]:
+def session(ranks: int, device: str) -> dict[str, Any]:
     """Returns when, where and how this process was started.
 
     Args:
         ranks: processes of the run.
+        device: that it computes on, in words.
     """
     return {
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "device": _device(),
+        "device": device,
         "ranks": ranks,
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -52,12 +50,6 @@ def note(folder: Path, facts: dict[str, Any]) -> None:
     """Adds a line to the run's sessions."""
     with (folder / NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(facts) + "\n")
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
-    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def _versions() -> dict[str, str]:

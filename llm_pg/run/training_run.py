@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ def open_run(
             if found is None and ranks.is_main:
                 folder.begin(context.redactor.tree(context.config.model_dump(mode="json")))
             if ranks.is_main:
-                provenance.note(folder.path, context.redactor.tree(provenance.session(ranks.count)))
+                provenance.note(folder.path, context.redactor.tree(provenance.session(ranks.count, _device())))
             start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
             run = TrainingRun(
                 context,
@@ -293,6 +294,12 @@ def open_run(
                     run.crash.keep(error)
                     raise
     callbacks.fire("on_train_end")
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def _take_folder(context: RunContext, stack: contextlib.ExitStack, resumes: bool) -> None:
