@@ -102,13 +102,25 @@ def target_of(function: Callable[..., Any]) -> Target | str:
         return "it is defined in a notebook or an interactive session"
     if not has_main_guard(Path(path)):
         return f'{path} has no `if __name__ == "__main__":`, so loading it again would run the whole script'
+    if is_under_main_guard(Path(path), qualname.partition(".")[0]):
+        return f'{path} defines it under `if __name__ == "__main__":`, where loading it again finds nothing'
     return Target(None, path, qualname)
 
 
 def has_main_guard(path: Path) -> bool:
     """Whether a script keeps its main part under a test of `__name__`."""
-    tree = ast.parse(path.read_bytes())
-    return any(
-        isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
-        for node in tree.body
-    )
+    return bool(_main_guards(path))
+
+
+def is_under_main_guard(path: Path, name: str) -> bool:
+    """Whether a script defines a function or class of this name under a test of `__name__`."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    inside = [node for guard in _main_guards(path) for node in ast.walk(guard)]
+    return any(isinstance(node, kinds) and node.name == name for node in inside)
+
+
+def _main_guards(path: Path) -> list[ast.If]:
+    def tests_name(node: ast.If) -> bool:
+        return any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
+
+    return [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.If) and tests_name(node)]

@@ -287,3 +287,17 @@ def test_a_file_is_read_in_a_worker_once_and_again_when_it_changed(
     file.unlink()
     with pytest.raises(ValueError, match=r"mine\.py"):
         resolve(f"{file}:score")
+
+
+def test_a_function_that_a_script_defines_under_its_main_guard_is_run_in_the_trainer(tmp_path: Path) -> None:
+    """As TRL's examples define theirs: the file, loaded again under another name, does not have it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        'def outside(completions, **_):\n    return [1.0 for _ in completions]\n\nif __name__ == "__main__":\n'
+        "    from llm_pg.rewards import Scorer\n\n"
+        "    def inside(completions, **_):\n        return [2.0 for _ in completions]\n\n"
+        "    with Scorer([outside, inside]) as scorer:\n"
+        "        print(scorer.grade(['a'], ['b'], [[1]], [{}]).reward, [f.target is None for f in scorer.functions])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[3.0] [False, True]", done.stderr[-2000:]
