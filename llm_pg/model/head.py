@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from ..estimators.distributions import entropy, token_logp
 from .attention import body_of, core_of, eval_mode
 from .distribution import SamplingParams
+from .precision import HALF
+from .wide import WideProduct
 
 # Logits of one chunk: 64 MiB in float32. What fits into one is kept for the backward pass, more is computed again.
 CHUNK_NUMBERS = 1 << 24
@@ -38,9 +40,10 @@ class _ChunkedLogp(torch.autograd.Function):
         logp = torch.empty(len(token), dtype=wide, device=hidden.device)
         nats = torch.zeros_like(logp)
         keep = None
+        product = WideProduct(weight) if weight.dtype in HALF else None
         for at in range(0, len(token), rows):
             part = slice(at, at + rows)
-            scores = _log_softmax(hidden[part], weight, temperature)
+            scores = _log_softmax(hidden[part], weight, temperature, product)
             logp[part] = scores.gather(1, token[part].unsqueeze(1)).squeeze(1)
             if with_entropy or rows >= len(token):
                 p = scores.exp()
@@ -48,7 +51,7 @@ class _ChunkedLogp(torch.autograd.Function):
                     nats[part] = -torch.bmm(p.unsqueeze(1), scores.unsqueeze(2)).flatten()
                 keep = p if rows >= len(token) else None
         ctx.save_for_backward(hidden, weight, token, *([] if keep is None else [keep]))
-        ctx.temperature, ctx.rows = temperature, rows
+        ctx.temperature, ctx.rows, ctx.product = temperature, rows, product
         ctx.mark_non_differentiable(nats)
         return logp, nats
 
@@ -63,7 +66,9 @@ class _ChunkedLogp(torch.autograd.Function):
             if kept:
                 slope = kept[0] * -g[part].unsqueeze(1)
             else:
-                slope = _log_softmax(hidden[part], weight, ctx.temperature).exp_().mul_(-g[part].unsqueeze(1))
+                slope = (
+                    _log_softmax(hidden[part], weight, ctx.temperature, ctx.product).exp_().mul_(-g[part].unsqueeze(1))
+                )
             slope.scatter_add_(1, token[part].unsqueeze(1), g[part].unsqueeze(1))
             slope = slope.to(weight.dtype)
             torch.mm(slope, weight, out=d_hidden[part])
@@ -74,9 +79,8 @@ class _ChunkedLogp(torch.autograd.Function):
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = hidden @ weight.T
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, product: WideProduct | None) -> Tensor:
+    logits = hidden @ weight.T if product is None else product(hidden)
     return (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
 
 

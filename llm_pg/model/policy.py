@@ -30,6 +30,7 @@ from .loading import default_device, load_model, load_tokenizer
 from .packing import bins, packed_hidden
 from .padding import padded_states
 from .routers import make_router_loss
+from .wide import wide_logits
 
 # Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
 # On a CPU that was measured. Elsewhere it is a bound that none should need: there memory ends a pass first, which the
@@ -460,7 +461,7 @@ class Policy:
         heard: contextlib.AbstractContextManager[list[Tensor]] = contextlib.nullcontext([])
         if ask.balance and self.routers is not None:
             heard = self.routers.weighed(model)
-        with self.autocast():
+        with self.autocast(), wide_logits(model):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not ask.frozen):
                 with heard as parts:
                     states, logits_M = self._states(model, rollouts, after_B)

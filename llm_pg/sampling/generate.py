@@ -16,6 +16,7 @@ from transformers import GenerationConfig, StopStringCriteria
 from ..config.engines import ENGINES
 from ..estimators.distributions import token_logp
 from ..model.attention import core_of, eval_mode, products_in
+from ..model.wide import wide_logits
 from .protocol import Completions, SamplingParams, joined
 
 
@@ -48,7 +49,7 @@ class GenerateSampler:
         # What generate is not told it takes from the model's own settings: a repetition penalty, suppressed tokens.
         before, core.generation_config = core.generation_config, GenerationConfig()
         try:
-            with eval_mode(self.model), products_in(self.dtype, self.model):
+            with eval_mode(self.model), products_in(self.dtype, self.model), wide_logits(self.model):
                 parts = [
                     self._batch(rows[at : at + each], params, keys_B[at : at + each])
                     for at in range(0, len(rows), each)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.attention import Layout, body_of, core_of
+from ..model.precision import HALF
+from ..model.wide import WideProduct, has_onednn, is_plain
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 # The layout is chosen for a number of rows; any from 8 to 64 gives the same speed over 1 to 64 rows.
@@ -41,7 +43,7 @@ class _Linear:
             type(layer) is nn.Linear and type(layer.weight.data) is Tensor and not layer._forward_hooks
             for layer in layers
         )
-        if not (plain and _has_onednn()):
+        if not (plain and has_onednn()):
             return
         weights = [layer.weight.detach() for layer in layers]
         self.dtype = dtype or weights[0].dtype
@@ -110,7 +112,7 @@ class LeanDecoder:
         on_cpu = core.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         # The type of the blocks where autocast is on; it is then off for everything else in a step.
         self.dtype = torch.get_autocast_dtype("cpu") if on_cpu else None
-        self.base, self.head = base, _Linear(head, dtype=self.dtype)
+        self.base, self.head = base, _head(head, self.dtype)
         self.layers: Sequence[_Layer] = [_Layer(layer, self.dtype) for layer in base.layers]
 
     def logits(self, ids_R: Tensor, position_R: Tensor, layout: Layout) -> Tensor:
@@ -130,6 +132,15 @@ class LeanDecoder:
         return self.head(_norm(self.base.norm, x))
 
 
+def _head(head: Any, dtype: torch.dtype | None) -> Any:
+    """The output layer, in float32 where its inputs are of a 16-bit type."""
+    half = dtype or head.weight.dtype
+    if not is_plain(head) or head.bias is not None or half not in HALF or head.weight.device.type != "cpu":
+        return _Linear(head, dtype=dtype)
+    product = WideProduct(head.weight.to(half))
+    return lambda x: product(x.to(half))
+
+
 def _require(module: Any, names: tuple[str, ...]) -> None:
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
@@ -142,7 +153,3 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = norm(x)
         return out
     return F.rms_norm(x, x.shape[-1:], norm.weight, eps)  # type: ignore[arg-type]
-
-
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

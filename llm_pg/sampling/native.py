@@ -17,6 +17,7 @@ from transformers import StopStringCriteria
 from ..config.engines import ENGINES
 from ..estimators.distributions import token_logp
 from ..model.attention import core_of, eval_mode, mixes_types, products_in
+from ..model.wide import wide_logits
 from .choice import choose
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
@@ -91,7 +92,7 @@ class NativeSampler:
             self._say("its attention or its output layer is not that of a plain decoder")
             return
         made = StaticSampler(self.model, self.is_lean, self.eos_ids, self.pad_id)
-        with eval_mode(self.model), products_in(self.dtype, self.model):
+        with eval_mode(self.model), products_in(self.dtype, self.model), wide_logits(self.model):
             reason = steps_statically(made)
         if reason is None:
             self.static = made
@@ -112,7 +113,7 @@ class NativeSampler:
         prompts_B = [tuple(ids) for ids in prompt_ids for _ in range(num_generations)]
         at_once = min(self.rows_at_once or len(prompts_B), len(prompts_B))
         self._try_static()
-        with eval_mode(self.model), products_in(self.dtype, self.model):
+        with eval_mode(self.model), products_in(self.dtype, self.model), wide_logits(self.model):
             if self.static is not None:
                 reason = self.static.refuses(params, num_generations, at_once)
                 if reason is None:

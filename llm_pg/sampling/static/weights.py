@@ -12,14 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...model.precision import HALF
+from ...model.wide import wide_product
 from ..lean import LeanDecoder
 
 
 class Refreshed:
-    """Plain linear layers of the same input as one, in another type: (R, in) -> (R, sum of outs)."""
+    """Plain linear layers of the same input as one, in another type: (R, in) -> (R, sum of outs).
 
-    def __init__(self, layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> None:
-        self.layers = layers
+    wide: the result in float32, as that of the output layer.
+    """
+
+    def __init__(self, layers: tuple[nn.Linear, ...], dtype: torch.dtype, *, wide: bool = False) -> None:
+        self.layers, self.wide = layers, wide and dtype in HALF and not any(layer.bias is not None for layer in layers)
         first = layers[0].weight
         outs = [layer.weight.shape[0] for layer in layers]
         self.weight = torch.empty((sum(outs), first.shape[1]), dtype=dtype, device=first.device)
@@ -39,7 +44,8 @@ class Refreshed:
                     part.copy_(layer.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        x = x.to(self.weight.dtype)
+        return wide_product(x, self.weight) if self.wide else F.linear(x, self.weight, self.bias)
 
 
 def use_refreshed(lean: LeanDecoder, dtype: torch.dtype) -> list[Refreshed]:
@@ -50,6 +56,6 @@ def use_refreshed(lean: LeanDecoder, dtype: torch.dtype) -> list[Refreshed]:
     for home, name in homes:
         layers = getattr(home, name).layers
         if all(type(layer) is nn.Linear and type(layer.weight.data) is Tensor for layer in layers):
-            made.append(Refreshed(layers, dtype))
+            made.append(Refreshed(layers, dtype, wide=name == "head"))
             setattr(home, name, made[-1])
     return made
