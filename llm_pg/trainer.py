@@ -115,11 +115,6 @@ class PolicyGradientTrainer(TrlFace):
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         train_dataset = fit_to_dataset(config, train_dataset, eval_dataset)
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)
-        if getattr(config, "cast_lm_head_to_fp32", False) and (config.train.bf16 or config.train.fp16):
-            raise ConfigError(
-                "cast_lm_head_to_fp32 is true, and the model comes in 16 bits, in which it is computed, its head too. "
-                "Load it in float32 (dtype='float32'), or leave cast_lm_head_to_fp32 out."
-            )
         with context.clock("load"):
             self.model, self.tokenizer = load_model_and_tokenizer(context, model, processing_class, peft_config)
             self.train_prompts, self.eval_prompts = load_run_prompts(

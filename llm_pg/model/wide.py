@@ -27,19 +27,20 @@ def half_here(x: Tensor) -> torch.dtype | None:
 
 
 class WideProduct:
-    """(N, hidden) of a 16-bit type -> (N, V) in float32, the weight as it is now.
+    """(N, hidden) -> (N, V) in float32, the weight as it is now.
 
     Args:
-        weight: (V, hidden), of the same type.
+        weight: (V, hidden), of the 16-bit type in which inputs are taken.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight, self.blocks = weight.detach(), None
+        self.weight, self.dtype, self.blocks = weight.detach(), weight.dtype, None
         if weight.device.type == "cpu" and type(weight.data) is Tensor and has_onednn():
             # Twice the speed of the plain layout.
             self.blocks = torch.ops.mkldnn._reorder_linear_weight(self.weight.float(), ROWS_HINT)
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
         if self.blocks is None:
             return wide_product(x, self.weight)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x.float(), self.blocks, None, "none", [], "")
@@ -90,7 +91,7 @@ class _WideHead:
                 weight = self.head.weight.to(half)
                 out: Tensor = _WideLinear.apply(rows, weight, WideProduct(weight))
             else:
-                if self.product is None or self.product.weight.dtype is not half:
+                if self.product is None or self.product.dtype is not half:
                     self.product = WideProduct(self.head.weight.to(half))
                 out = self.product(rows)
             if self.head.bias is not None:

@@ -135,10 +135,10 @@ class LeanDecoder:
 def _head(head: Any, dtype: torch.dtype | None) -> Any:
     """The output layer, in float32 where its inputs are of a 16-bit type."""
     half = dtype or head.weight.dtype
-    if not is_plain(head) or head.bias is not None or half not in HALF or head.weight.device.type != "cpu":
+    on_cpu = head.weight.device.type == "cpu" and has_onednn()
+    if not (on_cpu and half in HALF and is_plain(head) and head.bias is None):
         return _Linear(head, dtype=dtype)
-    product = WideProduct(head.weight.to(half))
-    return lambda x: product(x.to(half))
+    return WideProduct(head.weight.to(half))
 
 
 def _require(module: Any, names: tuple[str, ...]) -> None:

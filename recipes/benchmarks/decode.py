@@ -140,7 +140,7 @@ class Compiled:
         return lambda: next(calls)()
 
     def sample(self, *given: Any) -> Completions:
-        with unittest.mock.patch.object(lean_layers, "_has_onednn", return_value=False):
+        with unittest.mock.patch.object(lean_layers, "has_onednn", return_value=False):
             return self.engine.sample(*given)
 
 

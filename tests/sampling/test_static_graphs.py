@@ -263,7 +263,7 @@ def test_under_autocast_recordings_hold_and_follow_the_weights(
     make_model: Callable[..., Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: no layers laid out for the processor, but cast copies, which are the weights of each batch."""
-    monkeypatch.setattr(lean, "_has_onednn", lambda: False)
+    monkeypatch.setattr(lean, "has_onednn", lambda: False)
     model, ends = make(make_model, tokenizer)
     sampler, recorder = recorded(model, tokenizer, ends)
     sampler.dtype = torch.bfloat16

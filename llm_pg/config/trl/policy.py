@@ -20,9 +20,8 @@ MODEL: dict[str, Word] = {
         None, "over all tokens of an optimiser step, where TRL takes each micro-batch by itself"
     ),
     "disable_dropout": same(False, "dropout makes the ratio of an on-policy step differ from 1, so it is off here"),
-    "cast_lm_head_to_fp32": mapped(
-        False,
-        "the case in float32; with `bf16` or `fp16`, whose head is in 16 bits, it is refused",
+    "cast_lm_head_to_fp32": idle(
+        False, "logits are float32 in any case: the output layer's product keeps its float32 result"
     ),
     "ds3_gather_for_generation": idle(True, "ZeRO-3 is not used here"),
 }

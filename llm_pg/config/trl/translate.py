@@ -188,8 +188,6 @@ def _model(values: Values, schedule: TrlSchedule) -> None:
         if value is not None:
             value = str(value).removeprefix("torch.") if "dtype" in key else value
             _say(values, _MODEL_WORDS[key], value, f"model_init_kwargs[{key!r}]")
-    if values.pop("cast_lm_head_to_fp32", False) and (values.get("bf16") or values.get("fp16")):
-        raise _refusal("cast_lm_head_to_fp32", True, "bf16 and fp16 compute the head in 16 bits; leave one of them out")
     if "activation_checkpointing" in values:
         _say(values, "gradient_checkpointing", values.pop("activation_checkpointing"), "activation_checkpointing")
 
