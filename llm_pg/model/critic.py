@@ -88,7 +88,7 @@ class Critic(torch.nn.Module):
         """
         path = Path(folder) / CRITIC_FILE
         own = {name: x.contiguous().clone() for name, x in (self.collected() if weights is None else weights).items()}
-        save_file(own, path, metadata={"format": "pt", "kind": self.kind})
+        save_file(own, path, metadata={"kind": self.kind})  # one key: several are written in any order
         return path
 
     @torch.no_grad()

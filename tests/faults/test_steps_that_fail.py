@@ -158,5 +158,5 @@ def test_a_damaged_checkpoint_that_was_named_stops_and_is_not_replaced_by_anothe
     data = bytearray((named / "weights.safetensors").read_bytes())
     data[-1] ^= 1
     (named / "weights.safetensors").write_bytes(data)
-    with pytest.raises(ConfigError, match=r"step-000002 cannot be used: weights.safetensors does not have the sha256"):
+    with pytest.raises(ConfigError, match=r"step-000002 cannot be used: model.safetensors does not have the sha256"):
         make({"out": str(tmp_path), "name": "r", "changes": changes}).train(resume=str(named))

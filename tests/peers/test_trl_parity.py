@@ -94,7 +94,7 @@ class Sampled:
             mask_BT=self.inputs["completion_mask"],
             logp_BT=self.inputs.get("sampling_per_token_logps", proximal_logp_BT),
             group_B=torch.arange(ROWS) // GENERATIONS,
-            reward_B=self.rewards_B,
+            reward_B=[None if math.isnan(reward) else reward for reward in self.rewards_B.tolist()],
             ref_logp_BT=ref_logp_BT,
             entropy_BT=self.entropy(),
         )
