@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes no settings after an option; here they may stand anywhere, also as options (`--seed 1`)."""
+    """argparse takes no settings after an option; here they may be anywhere, also as options (`--seed 1`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser, commands = _parser()
     command = commands.choices.get(words[0]) if words else None

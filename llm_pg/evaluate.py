@@ -38,7 +38,7 @@ class Evaluation:
     mean_length: of the greedy completions, in tokens. unscorable: greedy completions that could not be scored
     (they count as failed). examples: prompt, completion and verdict of each prompt, greedy.
     strict, lenient: pass rates of the greedy completions read strictly (the answer in the form asked for) and leniently
-    (wherever it stands), where there are two readings: a gain of the first alone is one of format.
+    (wherever it is), where there are two readings: a gain of the first alone is one of format.
     reward, sampled_reward: mean reward, all functions weighted, of the greedy completions and of one sample, without
     those that could not be scored; None where none could. threshold: the score of the deciding function from which a
     completion passes. highest: the highest such score that any completion has; None where all have the same.
@@ -121,7 +121,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def curve(num_samples: int) -> list[int]:
-    """The k of pass@k that are told: powers of 2 below the number of samples, and that number."""
+    """The k of pass@k that are reported: powers of 2 below the number of samples, and that number."""
     return sorted({*(2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples), num_samples} - {0})
 
 
@@ -225,8 +225,8 @@ def evaluate(
     result.reward, result.sampled_reward = _mean_reward([[r] for r in rewards]), _mean_reward(of_samples)
     known = {v for v in deciding if v is not None}
     result.threshold, result.highest = threshold, max(known) if len(known) > 1 else None
-    told = readings(prompts, [text for text, _ in answers], [ids for _, ids in answers], greedy) if readings else {}
-    for name, values in told.items():
+    reported = readings(prompts, [text for text, _ in answers], [ids for _, ids in answers], greedy) if readings else {}
+    for name, values in reported.items():
         setattr(result, name, bootstrap([float(p) for p in passed(values)]))
     result.examples = [
         {"prompt": prompt.text, "completion": text, "passed": passed}

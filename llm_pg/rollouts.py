@@ -1,7 +1,7 @@
 """The one data type of both tracks: a batch of sampled rows of steps, with what happened at each.
 
 A row is a completion (steps are tokens) or an episode or a segment of one (steps are actions). A rollout of text or of
-an environment carries its own inputs beside this in a subclass; the algorithms read only what stands here.
+an environment carries its own inputs beside this in a subclass; the algorithms read only what is here.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def is_last(mask_BT: Tensor) -> Tensor:
     return mask_BT & (after_BT == 1)
 
 
-# Of one row: (step, ids that stand before that step's token and were not sampled).
+# Of one row: (step, ids that are before that step's token and were not sampled).
 Inserted = tuple[tuple[int, tuple[int, ...]], ...]
 
 
@@ -203,7 +203,7 @@ class TextRollouts(Rollouts):
     """Completions of a causal LM. `tokens_BT` is what was sampled, never re-tokenised; right-padded with any id.
 
     A step is a sampled token and nothing else. What an environment says between two of them (a tool's result, a user's
-    turn) is a part of the state in which the next one is chosen, so it stands beside the steps, in `inserted_B`: no
+    turn) is a part of the state in which the next one is chosen, so it is beside the steps, in `inserted_B`: no
     estimator meets it, and no weight, reward or discount can fall on it.
 
     prompt_ids_B: token ids of each row's prompt.

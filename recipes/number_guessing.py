@@ -63,9 +63,11 @@ def main(overrides: list[str]) -> None:
     begin = time.perf_counter()
     summary = RLOOTrainer(args=config).train()
     folder = Path(summary["model"]).parent
-    told = read_metrics(folder / "metrics.jsonl")
+    reported = read_metrics(folder / "metrics.jsonl")
     print(f"\nPass rate {summary['pass_rate_before']:.0%} -> {summary['pass_rate_after']:.0%} (greedy, held out), ")
-    print(f"turns {told[0]['log/turns']:.2f} -> {told[-1]['log/turns']:.2f}, {time.perf_counter() - begin:.0f} s.")
+    print(
+        f"turns {reported[0]['log/turns']:.2f} -> {reported[-1]['log/turns']:.2f}, {time.perf_counter() - begin:.0f} s."
+    )
     for step, guesses in first_guesses(folder).items():
         print(f"First guesses in step {step}: {', '.join(f'{g} ({n})' for g, n in guesses.most_common(4))}")
 

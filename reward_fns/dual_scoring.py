@@ -67,5 +67,5 @@ def marked_number(
 
 
 def boxed_equivalence(completion: str, answer: Any, **row: Any) -> float:
-    r"""1 where `math_equivalence` gives 1 and the answer stands in a \boxed{...}."""
+    r"""1 where `math_equivalence` gives 1 and the answer is in a \boxed{...}."""
     return math_equivalence(completion, answer, form="box")

@@ -14,7 +14,7 @@ SECONDS = 0.5
 def format_tags(completion: str, tags: Sequence[str] = ("think", "answer"), **row: Any) -> float:
     """1 when the completion is <a>...</a><b>...</b> for the tags in order, each once and with text in it; else 0.
 
-    Only white space may stand before, between and after them, and no tag of the list may appear a second time, so a
+    Only white space may be before, between and after them, and no tag of the list may appear a second time, so a
     spray of tags earns 0.
 
     Range {0, 1}. Floor 1: junk between the right tags is paid in full; use it beside a reward for the answer.

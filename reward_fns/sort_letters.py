@@ -22,7 +22,7 @@ def sort_letters(completion: str, letters: str, **row: Any) -> float:
     `letters` (a column) is the word; white space around the completion is ignored.
 
     Range {0, 1}. Floor 0 on the rows of `prompts`, none of which is sorted already, so that an echo earns nothing; a
-    row whose letters stand in order pays an echo in full.
+    row whose letters are in order pays an echo in full.
     """
     if not isinstance(letters, str) or not letters:
         raise ValueError(f"sort_letters needs a word in the column 'letters', and got {letters!r}.")

@@ -327,7 +327,7 @@ class Algorithm:
     def contributes_B(self, batch: Batch) -> Tensor:
         """True for rows whose gradient can differ from 0; the others need no forward pass.
 
-        A row of weight 0 still counts where a KL stands in the loss, with an entropy bonus, or with a critic.
+        A row of weight 0 still counts where a KL is in the loss, with an entropy bonus, or with a critic.
 
         Args:
             batch: of `compute_advantages`.

@@ -42,7 +42,7 @@ GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 class AlgorithmSpec:
     """An algorithm: how it differs from plain REINFORCE, whose expected update is ∇J and which the defaults are.
 
-    The text of each field stands beside it. All but `name`, `source`, `advantage` and `loss` are settings
+    The text of each field is beside it. All but `name`, `source`, `advantage` and `loss` are settings
     (`algorithm.baseline`), made from this table: see `llm_pg.config.algorithm`.
 
     Raises:

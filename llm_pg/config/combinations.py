@@ -22,7 +22,7 @@ def check_combinations(spec: AlgorithmSpec, config: Config) -> None:
 
 
 def _check_own(spec: AlgorithmSpec) -> None:
-    """A function stands in the place of all that makes an advantage; the greedy completion is there for it to read."""
+    """A function takes the place of all that makes an advantage; the greedy completion is there for it to read."""
     if spec.advantage is None:
         return
     plain = AlgorithmSpec("", "")

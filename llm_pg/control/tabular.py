@@ -18,7 +18,7 @@ from .mdp import FiniteMDP, bandit, draw_grid, gridworld
 
 
 class TabularEnv(gymnasium.Env[np.int64, np.int64]):
-    """A `FiniteMDP` as an environment with Discrete spaces. `info["true_reward"]` stands beside a proxy reward."""
+    """A `FiniteMDP` as an environment with Discrete spaces. `info["true_reward"]` is beside a proxy reward."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
 

@@ -96,7 +96,7 @@ class FullySharded(Sharded):
         policy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
         for module in layers:
             fully_shard(module, mesh=self.mesh, reshard_after_forward=self.reshard, offload_policy=policy)
-        # The root holds what stands outside the layers (embedding, last norm, head), from its forward to its backward.
+        # The root holds what is outside the layers (embedding, last norm, head), from its forward to its backward.
         fully_shard(model, mesh=self.mesh, reshard_after_forward=False, offload_policy=policy)
         for module in (*layers, model):  # neither setting reaches the modules inside
             module.set_gradient_divide_factor(1.0)

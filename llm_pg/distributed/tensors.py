@@ -77,7 +77,7 @@ def put(value: Tensor, target: Tensor) -> None:
 
 def collect(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Tensors in one piece in the host's memory, one after another; nothing on ranks that do not keep them. One that
-    stands under two names, as tied embeddings do, is gathered once and stays one."""
+    is under two names, as tied embeddings do, is gathered once and stays one."""
     out: dict[str, Tensor] = {}
     pieces: dict[int, Tensor | None] = {}
     for name, value in tensors.items():

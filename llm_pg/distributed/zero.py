@@ -105,14 +105,14 @@ class Zero(Sharded):
             if not state:  # before the first step
                 continue
             self._link(parameter)
-            told = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+            reported = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
             if self.is_main:
-                told["step"] = state["step"].clone()
-                out.update({f"{name}.{moment}": value for moment, value in told.items()})
+                reported["step"] = state["step"].clone()
+                out.update({f"{name}.{moment}": value for moment, value in reported.items()})
         return out
 
     def restore(self, weights: Mapping[str, torch.nn.Parameter], moments: Mapping[str, Tensor]) -> None:
-        """Puts the weights, as they stand in the model, and moments back into the parts."""
+        """Puts the weights, as they are in the model, and moments back into the parts."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for name, parameter in self._moved(weights).items():

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO, stage 3: weights in parts too, read in the two ways in which `fully_sharded` reads those of FSDP2.
 
 Passes with a gradient run inside the engine's own forward pass: its hooks gather a layer before it is used and give it
-back; what stands outside the layers (embedding, last norm, head) is told to the engine as used by the whole pass, since
+back; what is outside the layers (embedding, last norm, head) is told to the engine as used by the whole pass, since
 the loss here calls parts of the model. Passes without a gradient run on weights that were gathered once for the phase,
 with the hooks at rest: ranks then need not make the same passes, which the engine would take for an error.
 
@@ -99,14 +99,14 @@ class Zero3(Zero):
             state = self._state_of(parameter)
             if not state:  # before the first step
                 continue
-            told = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+            reported = {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
             if self.is_main:
-                told["step"] = state["step"].clone()
-                out.update({f"{name}.{moment}": value.clone() for moment, value in told.items()})
+                reported["step"] = state["step"].clone()
+                out.update({f"{name}.{moment}": value.clone() for moment, value in reported.items()})
         return out
 
     def restore(self, weights: Mapping[str, nn.Parameter], moments: Mapping[str, Tensor]) -> None:
-        """The moments, and the weights that the engine steps from, from those that stand in the parts."""
+        """The moments, and the weights that the engine steps from, from those that are in the parts."""
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         for name, parameter in self._moved(weights).items():

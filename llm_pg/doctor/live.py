@@ -333,8 +333,8 @@ def unreached_threshold(case: RunCase) -> Iterator[Finding]:
     if highest is None or highest >= threshold:
         return
     rewards = [run.before.get("reward"), case.newest("eval/reward", "reward_after")]
-    told = [each["mean"] if isinstance(each, dict) else each for each in rewards]
-    shown = " and ".join("unknown" if value is None else f"{value:.3g}" for value in told)
+    reported = [each["mean"] if isinstance(each, dict) else each for each in rewards]
+    shown = " and ".join("unknown" if value is None else f"{value:.3g}" for value in reported)
     yield Finding(
         "threshold-unreached",
         "note",

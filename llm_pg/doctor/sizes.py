@@ -1,4 +1,4 @@
-"""How large a model is, and what training it takes, told without loading it."""
+"""How large a model is, and what training it takes, computed without loading it."""
 
 from __future__ import annotations
 

@@ -30,11 +30,11 @@ class RunWatch:
     ) -> None:
         self.run = Run(folder, folder.name, config, list(metrics))
         self.budget = budget or TimeBudget(guess=0.02)
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self._before: set[str] = set()
 
     def observe(self, values: dict[str, Any]) -> list[Finding]:
-        """Add a step; findings that are new. A symptom of one examination only is not told: it may be chance."""
+        """Add a step; findings that are new. A symptom of one examination only is not reported: it may be chance."""
         self.run.metrics.append(values)
         if len(self.run.metrics) % EVERY or not self.budget.due():
             return []
@@ -47,10 +47,10 @@ class RunWatch:
         return self._untold(new)
 
     def finish(self) -> list[Finding]:
-        """What the whole run shows, read from its folder, without what was told before."""
+        """What the whole run shows, read from its folder, without what was reported before."""
         return self._untold(by_gravity(examine_run(self.run.path)))
 
     def _untold(self, findings: Sequence[Finding]) -> list[Finding]:
-        new = [finding for finding in findings if finding.rule not in self.told]
-        self.told |= {finding.rule for finding in new}
+        new = [finding for finding in findings if finding.rule not in self.reported]
+        self.reported |= {finding.rule for finding in new}
         return new

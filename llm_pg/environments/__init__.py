@@ -6,7 +6,7 @@
 
     llm-pg train config.yaml rollout.environment=game.py:Game rollout.max_turns=4
 
-Only the sampled tokens are trained. What the environment says is tokenised once and stands between them; what the model
+Only the sampled tokens are trained. What the environment says is tokenised once and is between them; what the model
 said is never tokenised again.
 """
 

@@ -180,7 +180,7 @@ class Conversations:
 
 
 def as_tensors(episodes: Sequence[Episode], pad_id: int, device: torch.device) -> dict[str, Any]:
-    """The episodes as fields of `TextRollouts`: a step is a sampled token, a reward stands at its turn's last one."""
+    """The episodes as fields of `TextRollouts`: a step is a sampled token, a reward is at its turn's last one."""
     num_rows, width = len(episodes), max(len(episode.ids) for episode in episodes)
     tokens_BT = torch.full((num_rows, width), pad_id, dtype=torch.int64)
     logp_BT, reward_BT = torch.zeros(num_rows, width), torch.zeros(num_rows, width)

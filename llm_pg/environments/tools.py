@@ -38,7 +38,7 @@ def calculator(expression: str) -> str:
     """The value of an arithmetic expression: numbers, + - * / // % **, brackets.
 
     It walks the syntax tree and runs nothing. Work is bounded: 200 characters, and no number of more than 40 digits on
-    the way. Whole numbers stay whole; others are floats, told to 12 digits.
+    the way. Whole numbers stay whole; others are floats, written to 12 digits.
 
     Raises ToolError for anything else.
     """

@@ -1,7 +1,7 @@
 """A policy so small that every completion can be listed: J(θ), ∇J(θ), KL(π‖ref) and ∇KL(π‖ref) without sampling.
 
 The policy is a table of logits, one row of V for each prompt and each prefix; the last token is EOS. `expectation`
-compares an estimator's expected update with what stands here. Everything is float64.
+compares an estimator's expected update with what is here. Everything is float64.
 
 Axes beside the package's: S completions a prompt has, N prefixes (states), D parameters (P·N·V).
 """
@@ -266,7 +266,7 @@ def completion_entropy(policy: TabularPolicy) -> Exact:
 
 
 def terminal_reward(completions: EnumeratedCompletions, reward_PS: Tensor) -> Tensor:
-    """A verdict on each whole completion as a reward_PNV that stands at its last token.
+    """A verdict on each whole completion as a reward_PNV that is at its last token.
 
     Args:
         completions: of the policy.

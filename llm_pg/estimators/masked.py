@@ -23,7 +23,7 @@ def in_top_share(
 ) -> Tensor:
     """True where `x_BT` is among the largest `share` of the entries inside the mask, of all ranks together.
 
-    Of n entries the n - ⌈(1 - share)(n - 1)⌉ largest are in, and those equal to the least of them: what stands at or
+    Of n entries the n - ⌈(1 - share)(n - 1)⌉ largest are in, and those equal to the least of them: what is at or
     above the quantile 1 - share. The least is found by halving, which needs no rank to know the others' entries.
 
     Args:

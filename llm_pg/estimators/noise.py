@@ -83,7 +83,7 @@ def gradient_noise(part_squares: Sequence[float], whole_square: float, part_grou
     """
     if len(part_groups) < 2 or len(part_groups) != len(part_squares) or min(part_groups) < 1:
         raise ValueError(
-            f"Signal and noise are told apart by at least two parts of a step, each of whole groups; got "
+            f"Signal and noise are distinguished by at least two parts of a step, each of whole groups; got "
             f"{len(part_squares)} squared lengths for parts of {list(part_groups)} groups. A step of one group has "
             f"no noise estimate: sample more prompts a step."
         )

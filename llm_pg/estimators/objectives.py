@@ -35,7 +35,7 @@ def best_of_k(x_B: Tensor, group_B: Tensor, valid_B: Tensor, k: int) -> Tensor:
     same_BB = (group_B.unsqueeze(1) == group_B) & valid_B & valid_B.unsqueeze(1)
     number_B = torch.arange(len(group_B), device=x_B.device)
     tie_BB = (y_B == y_B.unsqueeze(1)) & (number_B < number_B.unsqueeze(1))
-    before_BB = (y_B < y_B.unsqueeze(1)) | tie_BB  # [i, j]: j stands before i
+    before_BB = (y_B < y_B.unsqueeze(1)) | tie_BB  # [i, j]: j is before i
     place_B = (same_BB & before_BB).sum(1)
     others_B1 = (same_BB.sum(1) - 1).to(x_B.dtype).unsqueeze(1)
     other_BB = same_BB & (number_B != number_B.unsqueeze(1))

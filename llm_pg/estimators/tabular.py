@@ -1,6 +1,6 @@
 """Exact values of a policy in a finite decision process of finite horizon, by dynamic programming.
 
-The other road to ∇J: `expected_return` is differentiable, so its gradient is the one every estimator aims at.
+The other way to ∇J: `expected_return` is differentiable, so its gradient is the one every estimator aims at.
 Axes: S states, A actions, T steps of the horizon.
 """
 

@@ -78,7 +78,7 @@ def _interval(values: Sequence[float] | None) -> str:
 def _reproduction(config: Config, algorithm: Any, summary: Mapping[str, Any] | None) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in (summary or {}).get("versions", {}).items())
     return [
-        "To reproduce it: `llm-pg train config.yaml` with the run's settings, which stand in its folder; seed "
+        "To reproduce it: `llm-pg train config.yaml` with the run's settings, which are in its folder; seed "
         f"{config.run.seed}" + (f"; {versions}." if versions else "."),
         "",
         f"What the expected update of `{algorithm.name}` is, against the exact gradient: its line of `llm-pg prove`.",

@@ -53,11 +53,11 @@ def _options_of(kind: type[FlatConfig], taken: set[str]) -> type:
     out a setting of ours of the same name (`dataset_name` of ScriptArguments)."""
     theirs: Any = trl.RLOOConfig if kind._algorithm == "rloo" else trl.GRPOConfig
     hints = {**get_type_hints(theirs), **{name: field.annotation for name, field in kind.own_fields().items()}}
-    told = {field.name: field for field in dataclasses.fields(theirs)}
+    reported = {field.name: field for field in dataclasses.fields(theirs)}
     made = []
     for field in dataclasses.fields(kind):
         if field.name in hints:
-            made.append((field.name, hints[field.name], _same(told.get(field.name, field))))
+            made.append((field.name, hints[field.name], _same(reported.get(field.name, field))))
         elif field.name not in taken:  # a setting of ours, read as YAML and checked by the config
             made.append((field.name, _as_yaml, dataclasses.field(default=None)))
     return dataclasses.make_dataclass(kind.__name__, made)

@@ -94,7 +94,7 @@ class Updater:
         self.strategy.prepare(policy, optimizer, max_grad_norm)
         self.micro_rows = micro_rows
         self.num_iterations, self.num_minibatches = num_iterations, num_minibatches
-        self.progress: Callable[[int], None] | None = None  # told the rows of each pass that is done
+        self.progress: Callable[[int], None] | None = None  # is given the rows of each pass that is done
         self.critic_only = False
 
     @property
@@ -222,7 +222,7 @@ class Updater:
         return [rows[index] for cut in cuts for index in cut.split(most)]
 
     def _keep_pace(self, batch: Batch, passes: int, weight: float = 0.0) -> None:
-        """Passes without weight, which bring the other ranks the parts of the layers that stand here."""
+        """Passes without weight, which bring the other ranks the parts of the layers that are here."""
         if not passes:
             return
         rollouts = batch.rollouts

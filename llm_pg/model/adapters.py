@@ -107,7 +107,7 @@ def check_trainable(model: Any) -> None:
         )
     for name, other in _overlapping(model):
         raise ConfigError(
-            f"The trained weights {other} and {name} stand in the same memory without being one weight, so that a step "
+            f"The trained weights {other} and {name} are in the same memory without being one weight, so that a step "
             "would move them twice, and no file could hold both. LoraConfig(ensure_weight_tying=True) on a model "
             "whose input and output embeddings are one does this: leave it out, or leave lm_head and embed_tokens out "
             "of target_modules."

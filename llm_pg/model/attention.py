@@ -1,6 +1,6 @@
 """A layout of our own inside the models of transformers: it brings its attention, the model brings everything else.
 
-Tokens stand in one row without padding, so every linear layer sees only tokens that count; which token attends to
+Tokens are in one row without padding, so every linear layer sees only tokens that count; which token attends to
 which is known to the layout alone, through transformers' registry of attention functions.
 """
 
@@ -156,5 +156,5 @@ def mixes_types(model: Any) -> bool:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two roads to the same hidden state may lie apart, relative to its largest entry."""
+    """How far two ways to the same hidden state may lie apart, relative to its largest entry."""
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)

@@ -87,7 +87,7 @@ def exact_groups(model: Any, autocast: Autocast = contextlib.nullcontext) -> Gro
 
 
 def follows_its_past(model: Any, pad_id: int) -> bool:
-    """Whether a token's logits depend on what stands before it in its row alone: not on what follows, on padding behind
+    """Whether a token's logits depend on what is before it in its row alone: not on what follows, on padding behind
     it, or on another row. Tried in float32 or wider: in half precision rounding alone may choose other experts."""
     if mixes_types(model) or core_of(model).get_input_embeddings().weight.dtype in HALF:
         return True

@@ -1,4 +1,4 @@
-"""Log-probabilities from hidden states: the output layer in chunks, so that the logits of a batch never stand whole.
+"""Log-probabilities from hidden states: the output layer in chunks, so that the logits of a batch are never whole.
 
 Fused kernels of libraries are not used. torch's `linear_cross_entropy` (2.13) gives log-probabilities in the type of
 the weights: in bfloat16 0.03 nats off, where these are 0.008, which is a good part of a clipping range. Liger's runs

@@ -24,7 +24,7 @@ def fix_frequencies(model: Any, longest: int) -> list[str]:
 
     Returns:
         The kinds of rotary embedding that were fixed ("longrope", ...); none where rows of at most `longest` tokens
-        have the same frequencies whatever stands beside them.
+        have the same frequencies whatever is beside them.
     """
     kinds = []
     for module in core_of(model).modules():
@@ -37,7 +37,7 @@ def fix_frequencies(model: Any, longest: int) -> list[str]:
 
 @torch.no_grad()
 def _depends(module: Any, longest: int) -> bool:
-    """Whether the first positions have another embedding where the last one stands beside them."""
+    """Whether the first positions have another embedding where the last one is beside them."""
     if longest <= PROBE:
         return False
     device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
@@ -61,7 +61,7 @@ def _tensors(out: Any) -> tuple[Tensor, ...]:
 
 
 class _Beside:
-    """Lets a position stand beside those of every call, so that all calls have the frequencies of the longest row."""
+    """Puts a position beside those of every call, so that all calls have the frequencies of the longest row."""
 
     def __init__(self, module: Any, longest: int) -> None:
         self.last = longest - 1

@@ -216,7 +216,7 @@ DEPARTURES: tuple[Departure, ...] = (
     ),
     Departure(
         "critic",
-        "Below λ = 1 the critic's error stands in the place of rewards that were not waited for.",
+        "Below λ = 1 the critic's error takes the place of rewards that were not waited for.",
         lambda spec, world_spec: spec.needs_critic and world_spec.critic != "exact",
         _world_spec(critic="exact"),
     ),

@@ -140,7 +140,7 @@ class World:
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
-        """What stands in `Rollouts`, for each prompt and completion: (P, S, T) or (P, S)."""
+        """What is in `Rollouts`, for each prompt and completion: (P, S, T) or (P, S)."""
         c, num_prompts = self.completions, self.policy.num_prompts
         reward_PST = step_values(c, self.reward_PNV)
         mask_PST = c.mask_ST.expand(num_prompts, -1, -1)

@@ -146,9 +146,12 @@ def _pass_at(runs: Sequence[Run]) -> Chart | None:
     for run in runs:
         before = {k: (v["mean"], v["low"], v["high"]) for k, v in (run.before.get("pass_at") or {}).items()}
         for when, shares in (("before", before), ("after", run.summary.get("pass_at") or {})):
-            told = sorted((int(k), *share) for k, share in shares.items())
+            reported = sorted((int(k), *share) for k, share in shares.items())
             label = when if len(runs) == 1 else f"{run.name}, {when}"
-            points, band = [(float(k), mean) for k, mean, _, _ in told], [(float(k), a, b) for k, _, a, b in told]
+            points, band = (
+                [(float(k), mean) for k, mean, _, _ in reported],
+                [(float(k), a, b) for k, _, a, b in reported],
+            )
             series.append(Series(label, points, band, marks=True, style=len(series)))
     if max((len(s.points) for s in series), default=0) < 2:
         return None

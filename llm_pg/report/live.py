@@ -18,7 +18,7 @@ class LivePage:
     """`report.html` of a run that goes on.
 
     Args:
-        folder: of the run. warn: told the first failure; later ones are silent, as the end writes the page once more.
+        folder: of the run. warn: is given the first failure; later ones are silent: the end writes the page again.
         seconds: the least between two times; 0 = never. budget: what bounds the cost.
     """
 

@@ -192,7 +192,7 @@ def _glance(value: Any) -> list[str]:
     return [kind, "an object"]
 
 
-def told(function: Callable[..., Any] | None, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def reported(function: Callable[..., Any] | None, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Gives what a worker has noticed, as (cause, words to follow the function's name).
 
     function: the object in this process; None where it is loaded in workers alone. facts: what the worker sent.

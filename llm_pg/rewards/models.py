@@ -141,8 +141,10 @@ class ModelReward:
     def _text(self, prompt: Any, completion: Any) -> str:
         if isinstance(prompt, str):
             return prompt + completion
-        told = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False, **self.chat_template_kwargs)
-        return str(told)
+        reported = self.tokenizer.apply_chat_template(
+            [*prompt, *completion], tokenize=False, **self.chat_template_kwargs
+        )
+        return str(reported)
 
 
 def _check_folder(source: str) -> None:

@@ -112,7 +112,7 @@ def resolve(spec: Spec) -> RewardFunction:
 
 
 def resolve_all(specs: Sequence[Spec]) -> list[RewardFunction]:
-    """`resolve` for several specs with one worker process; equal names are told apart by a number."""
+    """`resolve` for several specs with one worker process; equal names are distinguished by a number."""
     drafts = [_draft(spec) for spec in specs]
     unread = [place for place, draft in enumerate(drafts) if isinstance(draft, _Unread)]
     read = iter(_read([drafts[place] for place in unread]))  # type: ignore[misc]

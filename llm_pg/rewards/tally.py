@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_pg.rewards.contract import MAX_REWARD
-from llm_pg.rewards.globals import told
+from llm_pg.rewards.globals import reported
 from llm_pg.rewards.specs import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Tally:
         raise RewardError(f"Reward function {self._names[function]} {text}")
 
     def noticed(self, function: int, facts: dict[str, Any]) -> None:
-        for cause, what in told(self._functions[function], facts):
+        for cause, what in reported(self._functions[function], facts):
             self._show(function, cause, "", what)
 
     def scores(self, weights: Sequence[float]) -> Scores:
@@ -157,10 +157,10 @@ class Tally:
         scored = [weight * reward for weight, reward in given if reward is not None]
         total = math.fsum(scored) if scored else None
         if total is not None and not abs(total) <= MAX_REWARD:
-            told = [f"{n} {w:g} × {r:g}" for n, (w, r) in zip(self._names, given, strict=True) if r is not None]
+            reported = [f"{n} {w:g} × {r:g}" for n, (w, r) in zip(self._names, given, strict=True) if r is not None]
             raise RewardError(
-                f"Completion {index} of this batch has the weighted reward {total:g} ({', '.join(told)}), and float32 "
-                f"does not hold what is computed from rewards beyond {MAX_REWARD:g}. Lower the weights or the rewards."
+                f"Completion {index} of this batch has the weighted reward {total:g} ({', '.join(reported)}), and "
+                f"float32 does not hold what is computed from rewards beyond {MAX_REWARD:g}. Lower the weights or the rewards."
             )
         return total
 

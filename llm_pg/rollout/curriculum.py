@@ -119,7 +119,7 @@ def attempts(experience: Experience, pass_reward: str | None, threshold: float) 
 
     pass_reward, threshold: what decides a pass; None = the first reward function, as in an evaluation.
     """
-    told = []
+    reported = []
     for part in experience.collected or [experience]:
         name = pass_reward or next(iter(part.scores.parts))
         if name not in part.scores.parts:
@@ -130,5 +130,5 @@ def attempts(experience: Experience, pass_reward: str | None, threshold: float) 
         for group, prompt in enumerate(part.prompts):
             of_group = verdicts[group * part.num_generations :][: part.num_generations]
             known = [value for value in of_group if value is not None and not math.isnan(value)]
-            told.append((prompt.index, sum(value >= threshold for value in known), len(known)))
-    return told
+            reported.append((prompt.index, sum(value >= threshold for value in known), len(known)))
+    return reported

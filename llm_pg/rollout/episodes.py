@@ -118,8 +118,8 @@ class EpisodeCollector(Collector):
         returns = [_outcome(episode) for episode in episodes]
         turns = sum(len(episode.turns) for episode in episodes) / len(episodes)
         inserted = sum(len(ids) for episode in episodes for _, ids in episode.pieces()) / len(episodes)
-        told = {"turns": turns, "inserted_tokens": inserted}
-        return Scores(returns, {self._name: returns}, metrics=told, problems=problems)
+        reported = {"turns": turns, "inserted_tokens": inserted}
+        return Scores(returns, {self._name: returns}, metrics=reported, problems=problems)
 
     def _check(self, episodes: Sequence[Episode], problems: dict[str, dict[str, int]]) -> None:
         lost = sum(not episode.scorable for episode in episodes)

@@ -70,8 +70,8 @@ class Experience:
             scored = [v for v in values if v is not None]
             out[f"reward/{name}"] = sum(scored) / len(scored) if scored else float("nan")
             out[f"rewards/{name}/std"] = statistics.stdev(scored) if len(scored) > 1 else 0.0
-        told = {name: value for name, value in self.scores.metrics.items() if not name.startswith("rewards/")}
-        out.update({f"log/{name}": value for name, value in told.items()})
+        reported = {name: value for name, value in self.scores.metrics.items() if not name.startswith("rewards/")}
+        out.update({f"log/{name}": value for name, value in reported.items()})
         if self.staleness is not None:
             out["staleness"] = self.staleness
         return {**out, **self._refilled()}
@@ -114,7 +114,7 @@ class Experience:
         lengths, ids = rollouts.length_B.tolist(), rollouts.context_ids()
         places = rollouts.place_BT().tolist() if rollouts.inserted_B is not None else None
 
-        def told(x_BT: Tensor, row: int) -> list[float]:
+        def reported(x_BT: Tensor, row: int) -> list[float]:
             values: list[float] = x_BT[row, : lengths[row]].tolist()
             return values if places is None else _spread(values, places[row], len(ids[row]))
 
@@ -136,8 +136,8 @@ class Experience:
                     "truncated": bool(rollouts.truncated_B[i]),
                     **({} if self.staleness is None else {"staleness": self.staleness}),
                     **({} if self.pieces is None else {"pieces": self.pieces(ids[i])}),
-                    "tokens": {name: _rounded(told(x, i)) for name, x in numbers.items() if x is not None}
-                    | _known({name: told(x, i) for name, x in (more or {}).items()}),
+                    "tokens": {name: _rounded(reported(x, i)) for name, x in numbers.items() if x is not None}
+                    | _known({name: reported(x, i) for name, x in (more or {}).items()}),
                 }
             )
         return rows

@@ -159,9 +159,9 @@ def _scores(parts: Sequence[Scores], rows: Sequence[int]) -> Scores:
     problems: dict[str, dict[str, int]] = {}
     for part in parts:
         for name, causes in part.problems.items():
-            told = problems.setdefault(name, {})
+            reported = problems.setdefault(name, {})
             for cause, count in causes.items():
-                told[cause] = told.get(cause, 0) + count
+                reported[cause] = reported.get(cause, 0) + count
     metrics = {}
     for name in sorted({name for part in parts for name in part.metrics}):
         known = [(part.metrics[name], n) for part, n in zip(parts, sizes, strict=True) if name in part.metrics]

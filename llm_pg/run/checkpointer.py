@@ -131,11 +131,11 @@ class Checkpointer:
     def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.RunState:
         held = self._weights()
         weights, optimizer = self.strategy.collect(held), self.strategy.moments(held)
-        told = self.numbers() if numbers is None else numbers
+        reported = self.numbers() if numbers is None else numbers
         if self.in_flight is None or (alone and self.ranks.count > 1):
-            return checkpoint.RunState(step, weights, optimizer, told)
+            return checkpoint.RunState(step, weights, optimizer, reported)
         batches, tensors = self.in_flight(step)
-        return checkpoint.RunState(step, weights, optimizer, {**told, "in_flight": batches}, tensors)
+        return checkpoint.RunState(step, weights, optimizer, {**reported, "in_flight": batches}, tensors)
 
     def save(self, step: int, numbers: dict[str, Any] | None = None, *, alone: bool = False) -> None:
         """Write the checkpoint of a step, once. CheckpointError where it cannot be written.
@@ -169,7 +169,7 @@ class Checkpointer:
         return ""
 
     def _frozen(self) -> dict[str, torch.Tensor]:
-        """What the model has beside its trained weights, gathered where it stands in parts; an adapter needs none."""
+        """What the model has beside its trained weights, gathered where it is in parts; an adapter needs none."""
         if not self.strategy.sharded or self.policy.has_adapter:
             return {}
         held = self._weights()  # the same names on every rank; the state has them on the first alone

@@ -81,7 +81,7 @@ class CrashKeeper:
         if self._moved and newest is None:
             return "Its weights had moved already and no checkpoint was written before (run.save_steps is 0 or larger)."
         if self.learner.strategy.sharded:  # whoever failed alone, the others are not here to bring their parts
-            return f"Its state stands in parts over the ranks: --resume repeats the steps from checkpoint {newest}."
+            return f"Its state is in parts over the ranks: --resume repeats the steps from checkpoint {newest}."
         if self._moved:
             return f"Its weights had moved already: --resume repeats the steps from the checkpoint of step {newest}."
         try:

@@ -15,13 +15,13 @@ from ..model.rotary import fix_frequencies
 from ..prompts import Prompt
 from ..prompts.template import end_of_turn
 
-LOOKED_AT = 64  # prompts by which it is told whether they are in the form of the chat template
+LOOKED_AT = 64  # prompts by which it is decided whether they are in the form of the chat template
 
 
 def fit_to_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], config: Config, warn: Callable[[str], None]
 ) -> None:
-    """Fits a model to all prompts of a run, training and held out, in place; `warn` is told what was changed."""
+    """Fits a model to all prompts of a run, training and held out, in place; `warn` is given what was changed."""
     add_end_of_turn(model, tokenizer, prompts, config, warn)
     longest = max(len(prompt.ids) for prompt in prompts) + config.rollout.max_completion_length
     kinds = fix_frequencies(model, longest)
@@ -40,7 +40,7 @@ def add_end_of_turn(
     """Adds the token that ends a turn of the chat template to the model's generation config, where it is none of
     `end_token_ids`: completions end there, and so do those of the saved model.
 
-    Only for prompts in the form of the template. warn: told what was added, or that the end of a turn is no token.
+    Only for prompts in the form of the template. warn: is given what was added, or that the end of a turn is no token.
     """
     end = end_of_turn(tokenizer, config.data.chat_template_kwargs)
     ends = end_token_ids(model, tokenizer)

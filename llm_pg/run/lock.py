@@ -21,7 +21,7 @@ class FolderLock:
     """While it is open, another process (or another run of this one) is refused the folder, by name.
 
     The lock is the kernel's (a POSIX record lock), so that it ends with the process however that ends, also over NFS,
-    and no child inherits it. What stands in the file, `<run>/.lock`, is for people. Where the file system has no locks,
+    and no child inherits it. What is in the file, `<run>/.lock`, is for people. Where the file system has no locks,
     the file alone decides: a process of this machine that is gone has left it behind; one of another machine has to be
     asked about.
 
@@ -98,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _birth(pid: int) -> dict[str, float]:
-    """When that process began: a number that was given to another since is told apart by it."""
+    """When that process began: a number that was given to another since is distinguished by it."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""Secrets stay out of what a run writes and prints: names that mean a secret, what stands in such variables of the
+"""Secrets stay out of what a run writes and prints: names that mean a secret, what is in such variables of the
 environment, and the user part and query of URLs."""
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class AllRanks:
     """A source on every rank: a batch on each, or an error on each.
 
     Whole weights are on every rank while a batch is collected: to sample with, or to be copied for whoever samples
-    ahead. The curriculum is told the verdicts of all ranks.
+    ahead. The curriculum is given the verdicts of all ranks.
 
     Args:
         source: of this rank. algorithm: checks what rewards mean to it. settings: what decides a pass.

@@ -142,8 +142,8 @@ def check_same_start(model: Any, prompts: Sequence[Prompt], ranks: Ranks) -> Non
 
 def _compare(own: dict[str, str], ranks: Ranks, what: str, of: str, advice: str) -> None:
     summary = hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()
-    told = ranks.gather(summary)
-    if len(set(told)) == 1:
+    reported = ranks.gather(summary)
+    if len(set(reported)) == 1:
         return
     first, *others = ranks.gather(own)
     lines = []

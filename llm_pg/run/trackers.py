@@ -56,8 +56,8 @@ class Trackers:
         """Hand over one step; never waits."""
         if self._thread is None or self._tell():
             return
-        told = {name: value for name, value in values.items() if name != "step"}  # trackio reserves the name
-        self._calls.put(lambda: self.accelerator.log(told, step=step))
+        reported = {name: value for name, value in values.items() if name != "step"}  # trackio reserves the name
+        self._calls.put(lambda: self.accelerator.log(reported, step=step))
 
     def table(self, rows: Sequence[dict[str, Any]], step: int) -> None:
         """Hand over rows of completions/ as a table, bounded in size; never waits."""

@@ -217,15 +217,15 @@ def _advice(prompt: int, completion: int) -> str:
 
 
 def memory_text(config: Config, policy: Policy, micro_rows: int) -> str:
-    """The memory that training takes, by part, told before it is taken."""
+    """The memory that training takes, by part, predicted before it is taken."""
     model = policy.model
     parameters, vocabulary = (
         sum(math.prod(shape_of(p)) for p in model.parameters()),
         shape_of(model.get_input_embeddings().weight)[0],
     )
     parts = training_bytes(config, Sizes(parameters, vocabulary, 0), policy.reference is not None, micro_rows)
-    told = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
-    return f"Memory at least {_size(sum(parts.values()))}: {told}; activations come on top."
+    reported = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    return f"Memory at least {_size(sum(parts.values()))}: {reported}; activations come on top."
 
 
 def _size(size: float) -> str:

@@ -35,7 +35,7 @@ class CacheDecoder:
 
     Args:
         model: of transformers. forward: of it, or of a model of the same architecture.
-        pad_id: stands before shorter rows.
+        pad_id: is before shorter rows.
         pads_prompts: prompts of different lengths are computed together, shorter ones with masked tokens before them;
             False = those of one length at a time, for layers that such tokens would leave a trace in.
         masks_steps: a step is given the mask of all columns; False = for models without keys, which have no use for it.

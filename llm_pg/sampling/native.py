@@ -67,7 +67,7 @@ class NativeSampler:
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_ids = tuple(eos_ids)
         self.rows_at_once, self.dtype = rows_at_once, dtype
-        self.progress: Callable[[int, int], None] | None = None  # told tokens and ends of completions, each token
+        self.progress: Callable[[int, int], None] | None = None  # is given tokens and ends of completions, each token
         with products_in(dtype if mixes_types(model) else None, model):
             self.choice = choose(model, self.pad_id, share_prompts=share_prompts, lean=lean)
         self.shares, self.is_lean = self.choice.name in ("lean", "shared"), self.choice.name == "lean"

@@ -206,7 +206,7 @@ class _Run:
 
 
 def _become_program(request: dict[str, Any], descriptors: list[int], status: int, max_tasks: int | None) -> NoReturn:
-    """In the child: give everything up, then become the interpreter. A failure is told through `status`."""
+    """In the child: give everything up, then become the interpreter. A failure is reported through `status`."""
     try:
         level, limits, folder = request["level"], request["limits"], request["folder"]
         os.setsid()

@@ -56,7 +56,7 @@ def run_many(
 ) -> list[Result | None]:
     """Run programs side by side, `workers` at a time (default: the processors this process may use).
 
-    The results stand in the order of the jobs; None where the sandbox failed, which is logged and counted in
+    The results are in the order of the jobs; None where the sandbox failed, which is logged and counted in
     `failures`. Arguments and SandboxRefused as in `run`.
     """
     limits = limits or Limits()

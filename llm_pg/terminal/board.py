@@ -116,10 +116,10 @@ def _title(board: Board, now: float, width: int) -> list[RenderableType]:
     plan, step = board.plan, board.pace.step
     grid = Table.grid(padding=(0, 1), expand=False)
     left = board.pace.remaining()
-    told = f"left {left_text(left)}" if left and step < plan.max_steps else ""
+    reported = f"left {left_text(left)}" if left and step < plan.max_steps else ""
     bar = ProgressBar(total=plan.max_steps, completed=step, width=BAR)
     place = f"{plan.unit} {step}/{plan.max_steps}"
-    grid.add_row(Text(place, style="bold"), bar, Text(told or f"for {duration(now - board.began)}"))
+    grid.add_row(Text(place, style="bold"), bar, Text(reported or f"for {duration(now - board.began)}"))
     name = Text(clipped(f"{plan.algorithm}  {plan.name}", width), style="bold cyan", no_wrap=True)
     return [name, grid]
 
@@ -136,14 +136,14 @@ def _phases(board: Board, now: float, width: int) -> list[RenderableType]:
     for name in shown:
         going = running if running is not None and running.name == name and not quick else None
         if going is not None:
-            bar, told = _going(going, now), _progress(going, now)
+            bar, reported = _going(going, now), _progress(going, now)
         else:
             spent = board.spent.get(name, 0.0)
             bar = ProgressBar(total=total, completed=spent, width=BAR, complete_style="blue", finished_style="blue")
-            told = f"{duration(spent)}, {spent / total:.0%}"
+            reported = f"{duration(spent)}, {spent / total:.0%}"
             if name == "sample" and board.last.get("tokens_per_second"):
-                told += f"  {board.last['tokens_per_second']:,.0f} tokens/s"
-        grid.add_row(Text(PHASES[name], style="bold" if going else ""), bar, Text(told))
+                reported += f"  {board.last['tokens_per_second']:,.0f} tokens/s"
+        grid.add_row(Text(PHASES[name], style="bold" if going else ""), bar, Text(reported))
     return [grid] if shown else []
 
 
@@ -155,12 +155,12 @@ def _going(going: RunningPhase, now: float) -> ProgressBar:
 
 def _progress(going: RunningPhase, now: float) -> str:
     seconds = max(now - going.began, 1e-9)
-    told = duration(seconds)
+    reported = duration(seconds)
     if going.total:
-        told += f"  {going.done:,} of {going.total:,}"
+        reported += f"  {going.done:,} of {going.total:,}"
     if going.tokens:
-        told += f"  {going.tokens / seconds:,.0f} tokens/s"
-    return told
+        reported += f"  {going.tokens / seconds:,.0f} tokens/s"
+    return reported
 
 
 def _curves(board: Board, width: int, levels: str) -> list[RenderableType]:
@@ -184,8 +184,8 @@ def _facts(board: Board) -> list[RenderableType]:
     facts = []
     ratio = board.signal_to_noise()
     if ratio is not None:
-        told = f"{ratio:.2f}" if ratio > 0 else "under 0, noise only"
-        facts.append(f"signal to noise of a step's gradient {told}")
+        reported = f"{ratio:.2f}" if ratio > 0 else "under 0, noise only"
+        facts.append(f"signal to noise of a step's gradient {reported}")
     if board.last.get("memory"):
         facts.append(f"memory {board.last['memory']:,.0f} MB")
     if board.last.get("unscorable"):

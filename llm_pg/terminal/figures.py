@@ -23,7 +23,7 @@ def sparkline(values: Sequence[float | None], width: int, levels: str = LEVELS) 
     """The series in at most `width` characters, each the mean of its share of it, from its lowest to its highest.
 
     What was not measured (None, not finite) is left out, or a space where all of a character's share is; a constant
-    series stands in the middle.
+    series is in the middle.
     """
     if not values or width < 1:
         return ""

@@ -1,4 +1,4 @@
-"""The live screen of a terminal: it stands below the lines that are printed, and stays when the run is over."""
+"""The live screen of a terminal: it is below the lines that are printed, and stays when the run is over."""
 
 from __future__ import annotations
 

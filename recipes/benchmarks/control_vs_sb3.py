@@ -4,7 +4,7 @@
     python recipes/benchmarks/control_vs_sb3.py --seeds 5 --out runs/control_vs_sb3.jsonl
 
 Both libraries run in this process, one thread, turn by turn within each seed, so that other load on the machine meets
-both alike. The same hyper-parameters stand in `TASKS` once and go to both; where a name differs the comment says so.
+both alike. The same hyper-parameters are in `TASKS` once and go to both; where a name differs the comment says so.
 Solved means the same for both: mean return of the last 100 training episodes at the threshold. "ours, own settings"
 runs our defaults on the same task.
 """

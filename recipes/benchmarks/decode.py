@@ -8,7 +8,7 @@ and is checked, as in training.
 With --rows-at-once N instead rows that enter as others end, against batches of N one after the other; --ends-by T: half
 of the completions have ended by about T / 2 tokens, whatever --completion.
 With --static true instead the steps of fixed shapes that a GPU records, here called one by one: as they stand, and the
-largest of them compiled (its seconds of compilation are told apart, and its weights are read as they lie).
+largest of them compiled (its seconds of compilation are distinguished, and its weights are read as they lie).
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def main() -> None:
         done = subprocess.run(
             [sys.executable, str(Path(__file__).resolve()), *words], check=True, capture_output=True, text=True
         )
-        told = json.loads(done.stdout.splitlines()[-1])
-        numbers = (told["parameters"], told["peak"], told["less_imports"], told["held"])
+        reported = json.loads(done.stdout.splitlines()[-1])
+        numbers = (reported["parameters"], reported["peak"], reported["less_imports"], reported["held"])
         print(f"| {name} | {numbers[0]:.1f} | {numbers[1]:.0f} | {numbers[2]:.0f} | {numbers[3]:.0f} |", flush=True)
 
 

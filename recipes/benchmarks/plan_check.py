@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for job, ranks in CASES:  # the rates anew before each: other work comes and goes on a shared machine
         machine = fitted(replace(MACHINES["cpu"], devices=2), FIRST, measure(FIRST, 1, given.steps, given.clock))
         print(f"{machine.flops * machine.used:.2e} FLOP/s, {machine.overhead * 1e3:.1f} ms a decoded token")
-        seen, told = measure(job, ranks, given.steps, given.clock), foretell(machine, job, ranks)
-        each = "  ".join(f"{name} {seen[name]:.3f} s, foretold {told[name]:.3f}" for name in seen)
-        error = sum(told.values()) / sum(seen.values()) - 1
+        seen, reported = measure(job, ranks, given.steps, given.clock), foretell(machine, job, ranks)
+        each = "  ".join(f"{name} {seen[name]:.3f} s, foretold {reported[name]:.3f}" for name in seen)
+        error = sum(reported.values()) / sum(seen.values()) - 1
         print(
             f"{ranks} x ({job.prompts} x {job.generations}, {job.completion_length} tokens): {each}  step {error:+.0%}"
         )

@@ -79,7 +79,7 @@ def test_what_only_the_whole_run_shows_is_told_at_its_end_and_nothing_twice(fold
         watch.observe(values)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in lines))
     (folder / "summary.json").write_text(json.dumps({"pass_rate_after": 0.1}))
-    assert watch.told == {"truncation"}
+    assert watch.reported == {"truncation"}
     assert [finding.rule for finding in watch.finish()] == ["reward-hacking"]
     assert watch.finish() == []
 

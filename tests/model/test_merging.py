@@ -94,7 +94,7 @@ def test_embeddings_stay_one_weight_where_the_adapter_leaves_them_equal(make: Ca
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_weights_that_are_two_views_of_one_memory_are_refused_before_the_run(make: Callable[..., Any]) -> None:
     both = peft.LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True)
-    with pytest.raises(ConfigError, match=r"lora_.* stand in the same memory .*ensure_weight_tying=True"):
+    with pytest.raises(ConfigError, match=r"lora_.* are in the same memory .*ensure_weight_tying=True"):
         make("tied", both, merge_adapter=False)
 
 

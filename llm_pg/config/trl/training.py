@@ -67,7 +67,7 @@ PRECISION: dict[str, Word] = {
     "torch_compile_backend": refused(None, _COMPILE),
     "torch_compile_mode": refused(None, _COMPILE),
     "use_liger_kernel": refused(
-        False, "the head is computed in pieces as it is, so that logits never stand in memory whole; leave it out"
+        False, "the head is computed in pieces as it is, so that logits are never in memory whole; leave it out"
     ),
     "liger_kernel_config": refused(None, "use_liger_kernel is refused; leave it out"),
     "use_cache": idle(False, "sampling keeps keys and values, training does not"),
@@ -83,7 +83,7 @@ LOGGING: dict[str, Word] = {
     "logging_first_step": idle(False, "metrics.jsonl has every step"),
     "log_on_each_node": idle(True, "the first rank speaks for all"),
     "logging_nan_inf_filter": idle(True, "not-a-number is written as null with its name"),
-    "include_num_input_tokens_seen": idle("no", "each step's `tokens` stand in metrics.jsonl"),
+    "include_num_input_tokens_seen": idle("no", "each step's `tokens` are in metrics.jsonl"),
     "log_level": idle("passive", _LOG_LEVEL),
     "log_level_replica": idle("warning", _LOG_LEVEL),
     "disable_tqdm": idle(None, "there is no tqdm: give `terminal=Terminal(quiet=True)` to the trainer"),
@@ -97,7 +97,7 @@ LOGGING: dict[str, Word] = {
     "trackio_bucket_id": refused(None, _TRACKIO),
     "trackio_static_space_id": refused(None, _TRACKIO),
     "debug": refused("", "use `llm-pg train --profile`, and `crash/` of a run that failed", []),
-    "skip_memory_metrics": idle(True, "each step's `memory` stands in metrics.jsonl"),
+    "skip_memory_metrics": idle(True, "each step's `memory` is in metrics.jsonl"),
 }
 EVALUATION: dict[str, Word] = {
     "eval_strategy": mapped(

@@ -64,7 +64,7 @@ DRESSES = (
 )
 _PLAINEST = ("alone", "in a sentence", "in answer tags", "in a box", "after ####")
 _BARE = tuple(dress for dress in DRESSES if dress.name in _PLAINEST)
-# What says another answer, or none, although the right one stands in it. {a} is right, {o} another.
+# What says another answer, or none, although the right one is in it. {a} is right, {o} another.
 _DISGUISES = (
     ("another answer after thinking of the right one", "<think>The answer is {a}.</think>\nThe answer is {o}."),
     ("another answer in tags after thinking of it", "<think>It is {a}.</think>\n<answer>{o}</answer>"),

@@ -97,7 +97,7 @@ def probe_texts(prompt: Any, row: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def all_answers(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every value of these rows, between two that are none of the row's own and stand in none."""
+    """Every value of these rows, between two that are none of the row's own and are in none."""
     own, known = _values([row]), _values([row, *rows])
     decoy = next(number for number in map(str, itertools.count()) if not any(number in value for value in own))
     return [decoy, *random.Random(0).sample(known, len(known)), decoy]

@@ -1,4 +1,4 @@
-"""The outcome of an audit, and how it is told."""
+"""The outcome of an audit, and how it is reported."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -55,7 +55,7 @@ class Ahead:
     ) -> None:
         self.engine, self.source, self.prompts_of = engine, source, prompts_of
         self.max_staleness, self.last, self.clock = max_staleness, last, clock
-        self.watch: Callable[[int, str, bool], None] | None = None  # told batch, phase, and whether it begins
+        self.watch: Callable[[int, str, bool], None] | None = None  # is given batch, phase, and whether it begins
         self._flights: dict[int, Future[Landed]] = {}
         self._busy = threading.Lock()
 
@@ -118,7 +118,7 @@ class Ahead:
 
         It ends before one whose making failed; that one is made again by a run that goes on.
         """
-        told: list[dict[str, Any]] = []
+        reported: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for batch in sorted(batch for batch in self._flights if batch > step):
             flight = self._flights[batch]
@@ -126,15 +126,15 @@ class Ahead:
                 break
             landed = flight.result()
             numbers, own = pack(landed.experience)
-            told.append(
+            reported.append(
                 {"batch": batch, "version": landed.version, "seconds": landed.clock.seconds, "experience": numbers}
             )
             tensors.update({f"{batch}.{name}": x for name, x in own.items()})
-        return told, tensors
+        return reported, tensors
 
     def restore(
         self,
-        told: list[dict[str, Any]],
+        reported: list[dict[str, Any]],
         tensors: Mapping[str, Tensor],
         prompts: Mapping[int, Prompt],
         pieces: Any,
@@ -144,7 +144,7 @@ class Ahead:
         """Put back what `resharding.of_all` gave. A batch older than `max_staleness`, of a run with a larger one, is
         dropped: it is sampled again. prompts: of the run, by index. pieces: see `Experience`. rank: its number, and how
         many there are."""
-        for batch, version, parts in resharding.by_batch(told, tensors):
+        for batch, version, parts in resharding.by_batch(reported, tensors):
             if batch - 1 - version > self.max_staleness:
                 continue
             mine = resharding.of_rank(parts, *rank, prompts, pieces, device)

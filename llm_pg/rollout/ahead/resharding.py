@@ -24,12 +24,12 @@ RankBatches = tuple[list[dict[str, Any]], dict[str, Tensor]]
 
 def of_all(parts: Sequence[RankBatches]) -> RankBatches:
     """What every rank tells of itself, in their order, as one: the batches that all of them have."""
-    have = [{(entry["batch"], entry["version"]) for entry in told} for told, _ in parts]
+    have = [{(entry["batch"], entry["version"]) for entry in reported} for reported, _ in parts]
     common = set.intersection(*have)
     entries: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {}
-    for rank, (told, own) in enumerate(parts):
-        for entry in told:
+    for rank, (reported, own) in enumerate(parts):
+        for entry in reported:
             batch = entry["batch"]
             if (batch, entry["version"]) not in common:
                 continue
@@ -39,12 +39,12 @@ def of_all(parts: Sequence[RankBatches]) -> RankBatches:
 
 
 def by_batch(
-    told: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor]
+    reported: Sequence[dict[str, Any]], tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[int, int, list[RankBatches]]]:
     """Batch, version, and what each rank had of it, with the names of tensors as `serialization.pack` gave them."""
-    for batch, version in dict.fromkeys((entry["batch"], entry["version"]) for entry in told):
+    for batch, version in dict.fromkeys((entry["batch"], entry["version"]) for entry in reported):
         parts: list[RankBatches] = []
-        for entry in (e for e in told if e["batch"] == batch):
+        for entry in (e for e in reported if e["batch"] == batch):
             prefix = f"{_prefix(entry.get('rank', 0))}{batch}."
             own = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
             parts.append(([entry], own))
@@ -72,7 +72,7 @@ def of_rank(
         return None
     groups = [(experience, group) for experience in whole for group in range(len(experience.prompts))]
     mine = of_groups([groups[place] for place in share(len(groups), number, count)], whole)
-    if number:  # what functions had to say is told once
+    if number:  # what functions had to say is reported once
         mine = dataclasses.replace(mine, scores=dataclasses.replace(mine.scores, problems={}))
     took = [entry["seconds"] for (entry,), _ in parts]
     return mine, {phase: max(each.get(phase, 0.0) for each in took) for phase in took[0]}

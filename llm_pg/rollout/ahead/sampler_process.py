@@ -151,7 +151,7 @@ class SamplerProcess:
         if "error" in answer:
             raise EngineError(
                 f"The process that samples ahead failed: {answer['error']}. Where memory is short, lower "
-                "rollout.rollout_batch_size: a second copy of the model stands beside the one in training. "
+                "rollout.rollout_batch_size: a second copy of the model is beside the one in training. "
                 "rollout.max_staleness=0 samples in the trainer."
             )
         return answer

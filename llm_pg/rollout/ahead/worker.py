@@ -31,7 +31,7 @@ def main() -> None:
     while (request := read(requests)) is not None:
         try:
             payload = _sampled(sampler, state, buffers, request)
-        except Exception as error:  # noqa: BLE001  told to the trainer, which ends the run with it
+        except Exception as error:  # noqa: BLE001  reported to the trainer, which ends the run with it
             write(answers, encode({"error": f"{type(error).__name__}: {error}"}))
             continue
         write(answers, encode({"bytes": len(payload)}))
@@ -64,7 +64,7 @@ def _sampled(
 ) -> bytes:
     if request["slot"] is not None:
         for name, view in buffers.views[request["slot"]].items():
-            if name in state:  # a tied weight stands under its first name alone
+            if name in state:  # a tied weight is under its first name alone
                 state[name].copy_(view)
     params = SamplingParams(**{**request["params"], "stop": tuple(request["params"]["stop"])})
     keys_B = torch.tensor(request["keys"], dtype=torch.int64)

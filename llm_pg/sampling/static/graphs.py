@@ -78,7 +78,7 @@ class Recorder:
 
 
 class Captured:
-    """A step that is run as it stands at first, then captured, then replayed. Each call is one token."""
+    """A step that is run as it is at first, then captured, then replayed. Each call is one token."""
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
         self.step, self.recorder, self.calls = step, recorder, 0

@@ -1,6 +1,6 @@
 """One token for all rows, in shapes and at addresses that stay: what a CUDA graph can record once and replay.
 
-Rows stand in a grid of prompts by slots. Lengths are masks, keys and values are written by index into memory that was
+Rows are in a grid of prompts by slots. Lengths are masks, keys and values are written by index into memory that was
 allocated before, and the draw, its log-probability and the test for the end belong to the step: nothing in it waits for
 the host. The numbers are those of `decoding.SharedDecoder`.
 """
@@ -212,7 +212,7 @@ class Step:
         # Weights cast once and kept would be those of another update.
         keeping = contextlib.nullcontext() if cast is None else torch.autocast(kind, cast, cache_enabled=False)
         with keeping:
-            # A slot whose row has ended may stand behind what this bucket holds.
+            # A slot whose row has ended may are behind what this bucket holds.
             depth_R = (self.count_R - 1).clamp(max=self.bucket.columns - 1)
             length_R = self.length_P.unsqueeze(1).expand(-1, self.bucket.slots).reshape(-1)
             reading = _Reading(self, depth_R)

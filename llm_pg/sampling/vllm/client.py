@@ -12,7 +12,7 @@ from typing import Any
 from .errors import EngineError, TimedOut, Unreachable
 
 HEALTH_TIMEOUT = 5.0  # seconds
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers stand in the same network
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers are in the same network
 
 
 class Client:
@@ -50,8 +50,8 @@ class Client:
             with _DIRECT.open(request, timeout=timeout) as answer:
                 data = answer.read()
         except urllib.error.HTTPError as error:
-            told = " ".join(error.read(2000).decode(errors="replace").split())
-            text = f"{self.url} answered {error.code} to {request.selector}: {told[:500]}"
+            reported = " ".join(error.read(2000).decode(errors="replace").split())
+            text = f"{self.url} answered {error.code} to {request.selector}: {reported[:500]}"
             if error.code >= 500 or error.code in (408, 429):
                 raise Unreachable(text) from None
             raise EngineError(_refused(text, error.code, request.selector)) from None

@@ -42,7 +42,7 @@ class VllmSampler:
     """A `Sampler` over vLLM; a context manager that starts its own on entry and stops it on exit.
 
     Args:
-        model: in training; its weights are served as they stand at each call of `sample`.
+        model: in training; its weights are served as they are at each call of `sample`.
         tokenizer: for the pad id and stop strings; served with the model.
         eos_ids: ids that end a completion.
         rows_at_once: completions in flight; None = as many prompts as vLLM batches.
@@ -171,8 +171,8 @@ class VllmSampler:
             return self._host.advice
         # The weights themselves, not what was last given: what is missing there is what vLLM keeps.
         new = tensors(self.model, self.dtype)
-        told = suspects(self._merged(new), rows, params, new, old, self.tolerance)
-        return f"{told} {self._host.advice}".rstrip()
+        reported = suspects(self._merged(new), rows, params, new, old, self.tolerance)
+        return f"{reported} {self._host.advice}".rstrip()
 
     def _merged(self, values: dict[str, Tensor]) -> Any:
         """The model without adapters, which `values` are the weights of."""

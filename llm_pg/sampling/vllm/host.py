@@ -1,4 +1,4 @@
-"""What stands between the engine and a vLLM, wherever that runs."""
+"""What is between the engine and a vLLM, wherever that runs."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class ServerPool:
 
     def wait(self, seconds: float, hint: str) -> None:
         """Until one of the servers answers. EngineError when none has within `seconds`."""
-        deadline, told = time.monotonic() + seconds, False
+        deadline, reported = time.monotonic() + seconds, False
         while True:
             for member in self.members:
                 try:
@@ -108,9 +108,9 @@ class ServerPool:
                     return
             if time.monotonic() > deadline:
                 raise self._all_dead()
-            if not told:
+            if not reported:
                 self.say(f"Waiting up to {seconds:g} s for the vLLM servers of rollout.vllm_urls; {hint}.")
-                told = True
+                reported = True
             time.sleep(min(1.0, seconds))
 
     def _take(self) -> tuple[_Member, int]:

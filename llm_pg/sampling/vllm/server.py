@@ -79,7 +79,7 @@ class LocalServer:
         client, deadline = Client(self.url, timeout=5.0), time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.child.has_ended:
-                raise EngineError(f"The vLLM server ended before it answered: {self.child.end()}. {self.told()}")
+                raise EngineError(f"The vLLM server ended before it answered: {self.child.end()}. {self.reported()}")
             try:
                 client.get("/health")
             except Unreachable:
@@ -89,10 +89,10 @@ class LocalServer:
         self.stop()
         raise EngineError(
             f"The vLLM server has not answered within rollout.vllm_server_timeout = {seconds:g} s and was stopped. "
-            f"Raise it for a large model. {self.told()}"
+            f"Raise it for a large model. {self.reported()}"
         )
 
-    def told(self) -> str:
+    def reported(self) -> str:
         """Where its log is, and the last lines of it."""
         return end_of(self.log)
 

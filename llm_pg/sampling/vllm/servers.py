@@ -116,7 +116,7 @@ class Servers:
         return None
 
     def explained(self, error: EngineError) -> EngineError:
-        return error if self.local is None else EngineError(f"{error} {self.local.told()}")
+        return error if self.local is None else EngineError(f"{error} {self.local.reported()}")
 
     def stop(self) -> None:
         if self.local is not None:

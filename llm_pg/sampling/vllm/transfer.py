@@ -149,10 +149,10 @@ class Transfer:
 def wants_nccl(client: Client) -> bool:
     """Whether the server was started to get its weights over NCCL."""
     try:
-        told = client.get("/server_info?config_format=json")
+        reported = client.get("/server_info?config_format=json")
     except EngineError:  # it has no such call
         return False
-    config = told.get("vllm_config") if isinstance(told, dict) else None
+    config = reported.get("vllm_config") if isinstance(reported, dict) else None
     asked = config.get("weight_transfer_config") if isinstance(config, dict) else None
     return isinstance(asked, dict) and asked.get("backend") == "nccl"
 
