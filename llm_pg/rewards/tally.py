@@ -160,7 +160,8 @@ class Tally:
             reported = [f"{n} {w:g} × {r:g}" for n, (w, r) in zip(self._names, given, strict=True) if r is not None]
             raise RewardError(
                 f"Completion {index} of this batch has the weighted reward {total:g} ({', '.join(reported)}), and "
-                f"float32 does not hold what is computed from rewards beyond {MAX_REWARD:g}. Lower the weights or the rewards."
+                f"float32 does not hold what is computed from rewards beyond {MAX_REWARD:g}. Lower the weights or the "
+                "rewards."
             )
         return total
 
