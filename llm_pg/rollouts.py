@@ -188,6 +188,23 @@ def known(rewards: Sequence[float | None], device: Any = None) -> tuple[Tensor, 
     return values.to(device), there.to(device)
 
 
+def distinct(prompt_ids_B: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Returns the prompts of rows, each once and in the order of their first rows, and each row's place among them.
+
+    A prompt is an object: its rows hold one and the same tuple, as `TextRollouts` has it, so that nobody hashes
+    thousands of token ids to find a group again. Equal tuples are two prompts, which costs time and changes no result.
+    """
+    prompts: list[tuple[int, ...]] = []
+    place: dict[int, int] = {}
+    places = []
+    for prompt in prompt_ids_B:
+        at = place.setdefault(id(prompt), len(prompts))
+        if at == len(prompts):
+            prompts.append(prompt)
+        places.append(at)
+    return prompts, places
+
+
 def is_last(mask_BT: Tensor) -> Tensor:
     """True at the last step inside each row's mask, (B, T)."""
     after_BT = mask_BT.flip(1).long().cumsum(1).flip(1)
@@ -206,7 +223,7 @@ class TextRollouts(Rollouts):
     turn) is a part of the state in which the next one is chosen, so it is beside the steps, in `inserted_B`: no
     estimator meets it, and no weight, reward or discount can fall on it.
 
-    prompt_ids_B: token ids of each row's prompt.
+    prompt_ids_B: token ids of each row's prompt; equal ones become one object here, see `distinct`.
     inserted_B: for each row, pairs of a step t and the ids that its context holds before token t, by rising t; None =
         nothing was inserted in any row. What came after the last sampled token is left out: no token depends on it.
     """
@@ -217,6 +234,8 @@ class TextRollouts(Rollouts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        same: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.prompt_ids_B = [same.setdefault(prompt, prompt) for prompt in self.prompt_ids_B]
         for row, pieces in enumerate(self.inserted_B or ()):
             steps, length = [step for step, _ in pieces], int(self.length_B[row])
             if steps != sorted(set(steps)) or any(not 0 <= step < length for step in steps):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rollouts import TextRollouts
+from ..rollouts import TextRollouts, distinct
 from .attention import body_of
 from .cache import CachedForward, without_copies
 
@@ -69,9 +69,7 @@ class Grouped:
         begin = 0
         for length in sorted({len(prompt) for prompt in prompt_ids_B}):
             rows = [row for row, prompt in enumerate(prompt_ids_B) if len(prompt) == length]
-            prompts = list(dict.fromkeys(prompt_ids_B[row] for row in rows))
-            place = {prompt: i for i, prompt in enumerate(prompts)}
-            of_R = [place[prompt_ids_B[row]] for row in rows]
+            prompts, of_R = distinct([prompt_ids_B[row] for row in rows])
             read_R = [completions_B[row][: len(completions_B[row]) - (not after_B[row])] for row in rows]
             made = self._pass(body_of(model), prompts, of_R, read_R)
             parts += [made[0].last_hidden_state[:, -1], *(out.last_hidden_state.flatten(0, 1) for out in made[1:])]
@@ -121,7 +119,7 @@ def is_worth_it(rollouts: TextRollouts) -> bool:
     """Whether these rows, padded, have so many more tokens that each prompt should be computed once."""
     prompts, lengths = rollouts.prompt_ids_B, rollouts.context_length_B.tolist()
     padded = len(lengths) * max(len(p) + n for p, n in zip(prompts, lengths, strict=True))
-    grouped = sum(len(prompt) for prompt in set(prompts))
+    grouped = sum(len(prompt) for prompt in distinct(prompts)[0])
     for length in {len(prompt) for prompt in prompts}:
         members = [n for p, n in zip(prompts, lengths, strict=True) if len(p) == length]
         grouped += len(members) * max(members)

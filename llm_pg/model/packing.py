@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rollouts import TextRollouts
+from ..rollouts import TextRollouts, distinct
 from .attention import forward
 from .segments import MaskedCalls, PackedAttention, Segments
 
@@ -60,7 +60,7 @@ class Packed:
 
         after_B = after_B or [False] * len(prompt_ids_B)
         steps_B: list[list[int]] = [[] for _ in prompt_ids_B]
-        for prompt, rows in _members(prompt_ids_B).items():
+        for prompt, rows in _members(prompt_ids_B):
             start = lay(prompt, 0, len(rows))
             for row in rows:
                 completion = completions_B[row]
@@ -91,12 +91,13 @@ class Packed:
         return self._way(query, key, value, scale, **special)
 
 
-def _members(prompt_ids_B: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
-    """The rows of each distinct prompt."""
-    members: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompt_ids_B):
-        members.setdefault(prompt, []).append(row)
-    return members
+def _members(prompt_ids_B: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Each prompt with its rows."""
+    prompts, places = distinct(prompt_ids_B)
+    rows: list[list[int]] = [[] for _ in prompts]
+    for row, place in enumerate(places):
+        rows[place].append(row)
+    return list(zip(prompts, rows, strict=True))
 
 
 def packed_hidden(
@@ -121,7 +122,7 @@ def bins(prompt_ids_B: Sequence[tuple[int, ...]], length_B: Sequence[int], budge
     has a pass of its own.
     """
     pieces: list[tuple[int, list[int]]] = []
-    for prompt, rows in _members(prompt_ids_B).items():
+    for prompt, rows in _members(prompt_ids_B):
         size, piece = len(prompt), []  # type: int, list[int]
         for row in sorted(rows, key=lambda i: -length_B[i]):
             if piece and size + length_B[row] > budget:

@@ -17,7 +17,7 @@ from ..config.schema import ModelConfig
 from ..distributed.strategy import Strategy
 from ..distributed.tensors import like
 from ..estimators.distributions import entropy, token_logp
-from ..rollouts import TextRollouts
+from ..rollouts import TextRollouts, distinct
 from ..words import one_of
 from .adapters import StartingAdapter, has_adapter, starts_switched_off, switched_off
 from .attention import core_of, eval_mode, mixes_types, recomputes
@@ -111,10 +111,10 @@ class Policy:
         critic: Critic | None = None,
         router_aux_loss_coef: float | None = None,
     ) -> None:
+        one_of("packing", packing, ("auto", "padded", "shared_prefix"))
         self.critic = critic
         self.strategy = Strategy(next(model.parameters()).device)
         self.most_tokens: int | None = None
-        one_of("packing", packing, ("auto", "padded", "shared_prefix"))
         self.model, self.params, self.tokenizer, self.autocast = model, params, tokenizer, autocast
         self.pad_id = int(tokenizer.pad_token_id) if pad_id is None else pad_id
         self.sampling_dtype: torch.dtype | None = None  # of matrix products while sampling; None = that of the weights
@@ -444,7 +444,7 @@ class Policy:
         """
         prompts, lengths = rollouts.prompt_ids_B, rollouts.context_length_B.tolist()
         if self._shares_prompts():
-            return sum(len(prompt) for prompt in set(prompts)) + sum(lengths)
+            return sum(len(prompt) for prompt in distinct(prompts)[0]) + sum(lengths)
         return len(lengths) * max(len(p) + n for p, n in zip(prompts, lengths, strict=True))
 
     def _shares_prompts(self) -> bool:

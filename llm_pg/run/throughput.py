@@ -13,6 +13,7 @@ from torch import nn
 
 from ..distributed.tensors import shape_of
 from ..model.attention import core_of
+from ..rollouts import distinct
 
 SIDE = {"cpu": 1024}  # of the square matrices that are multiplied to measure a device
 SIDE_OTHERWISE = 8192
@@ -75,4 +76,4 @@ class Work:
 
 def tokens_to_train(prompt_ids_B: Sequence[tuple[int, ...]], num_completion_tokens: int) -> int:
     """Tokens that must be computed: each distinct prompt once, each completion token once."""
-    return sum(len(prompt) for prompt in set(prompt_ids_B)) + num_completion_tokens
+    return sum(len(prompt) for prompt in distinct(prompt_ids_B)[0]) + num_completion_tokens

@@ -206,7 +206,7 @@ def test_a_packed_row_is_filled_up_to_whole_blocks_that_nobody_reads() -> None:
 
 def test_each_prompt_stands_before_its_completions_so_that_few_blocks_are_computed() -> None:
     """Ten groups of short completions: a block of the mask holds a prompt and those who read it."""
-    prompts = [tuple(range(100 * g, 100 * g + 60)) for g in range(10) for _ in range(16)]
+    prompts = [ids for ids in (tuple(range(100 * g, 100 * g + 60)) for g in range(10)) for _ in range(16)]
     packed = Packed(prompts, [[1] * 21] * 160, torch.device("cpu"), way=FlexBlocks)
     mask = packed._way.block_mask()
     number = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())

@@ -17,7 +17,7 @@ from llm_pg.model.exact import packs_exactly
 from llm_pg.model.packing import Packed, bins
 from llm_pg.model.policy import Policy
 from llm_pg.model.segments import MaskedCalls
-from llm_pg.rollouts import TextRollouts
+from llm_pg.rollouts import TextRollouts, distinct
 from llm_pg.sampling.protocol import SamplingParams
 from tests.conftest import FAMILIES
 from tests.model.test_policy import doubled, in_double, policy_of, rollouts
@@ -166,7 +166,7 @@ def test_an_adapter_trains_through_the_packed_layout(make_model: Callable[..., A
 )
 @settings(max_examples=60, deadline=None)
 def test_bins_hold_each_row_once_within_the_budget(groups: list[list[int]], budget: int) -> None:
-    prompt_ids_B = [(i,) * 5 for i, group in enumerate(groups) for _ in group]
+    prompt_ids_B = [ids for ids, group in [((i,) * 5, group) for i, group in enumerate(groups)] for _ in group]
     lengths = [n for group in groups for n in group]
     passes = bins(prompt_ids_B, lengths, budget)
     assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
@@ -216,3 +216,19 @@ def test_no_chunk_of_logits_is_larger_than_the_bound(monkeypatch: pytest.MonkeyP
     logp, _ = head.token_scores(hidden, linear, token, SamplingParams(), with_entropy=True, entropy_grad=False)
     logp.sum().backward()
     assert largest == 100
+
+
+def test_a_prompt_is_found_again_by_its_object_and_not_by_its_tokens() -> None:
+    ids = [5, 6, 7]
+    one, two, again = tuple(ids), (8, 8, 8), tuple(ids)
+    prompts, places = distinct([one, two, one, again, two])
+    assert prompts == [one, two, one]
+    assert [id(prompt) for prompt in prompts] == [id(one), id(two), id(again)]
+    assert places == [0, 1, 0, 2, 1]
+    mask_BT = torch.ones(3, 1, dtype=torch.bool)
+    made = TextRollouts.of_scored_text(
+        mask_BT=mask_BT, logp_BT=-mask_BT.float(), group_B=torch.arange(3), reward_B=[1.0, 0.0, None],
+        prompt_ids_B=[one, two, again],
+    )  # fmt: skip
+    assert made.prompt_ids_B[0] is made.prompt_ids_B[2]
+    assert distinct(made.rows(torch.tensor([2, 0])).prompt_ids_B)[1] == [0, 0]

@@ -64,13 +64,13 @@ def theirs(folder: Path, tokenizer: Any, prompts: list[Any], completions: list[A
 def test_scores_are_those_of_trl(
     conversational: bool, folder: Path, tokenizer: Any, make_model: Callable[..., Any], tmp_path: Path
 ) -> None:
-    tokenizer.chat_template = CHAT
+    before, tokenizer.chat_template = tokenizer.chat_template, CHAT
     tokenizer.save_pretrained(folder)
     prompts, completions = conversation(PROMPTS, COMPLETIONS) if conversational else (PROMPTS, COMPLETIONS)
     try:
         expected, names = theirs(folder, tokenizer, prompts, completions, tmp_path / "trl", make_model("llama"))
     finally:
-        tokenizer.chat_template = None
+        tokenizer.chat_template = before
     with Scorer([str(folder)]) as scorer:
         scores = scorer.grade(prompts, completions, [[0]] * 4, [{}] * 4)
     assert scores.reward == pytest.approx(expected, abs=1e-6)

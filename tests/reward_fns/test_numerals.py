@@ -305,7 +305,7 @@ def test_the_shapes_in_which_data_sets_hold_one_number_are_understood(answer):
     assert number_match("4", answer) == 0.0
 
 
-def test_reading_a_number_costs_under_a_millisecond_whatever_the_text():
+def test_no_text_makes_the_reading_of_a_number_backtrack():
     for text in (
         "1 " * 2_000,
         "(" * 4_000,
@@ -318,4 +318,4 @@ def test_reading_a_number_costs_under_a_millisecond_whatever_the_text():
     ):
         start = time.process_time()
         numerals.only(text)
-        assert time.process_time() - start < 0.2, text[:10]
+        assert time.process_time() - start < 2.0, text[:10]  # 0.02 s each; backtracking takes minutes
