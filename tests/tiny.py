@@ -27,6 +27,24 @@ ONE_STEP: dict[str, Any] = {
 }
 
 
+SMALL_RUN: dict[str, Any] = {
+    "run_name": "r",
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_completion_length": 4,
+    "eval_strategy": "no",
+    "use_cpu": True,
+    "reward_in_process": True,
+    "learning_rate": 1e-2,
+}
+"""Arguments, in TRL's words, of a run of seconds; `max_steps` is still to be given."""
+
+
+def digits(completions: list[str], **_: Any) -> list[float]:
+    """Pays each digit of a completion with 1."""
+    return [float(sum(c.isdigit() for c in text)) for text in completions]
+
+
 class Recorder(Terminal):
     """Prints nothing; `said` has what it was given to print, `warned` the warnings among it."""
 

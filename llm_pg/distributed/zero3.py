@@ -1,9 +1,9 @@
 """DeepSpeed's ZeRO, stage 3: weights in parts too, read in the two ways in which `fully_sharded` reads those of FSDP2.
 
 Passes with a gradient run inside the engine's own forward pass: its hooks gather a layer before it is used and give it
-back; what is outside the layers (embedding, last norm, head) is told to the engine as used by the whole pass, since
-the loss here calls parts of the model. Passes without a gradient run on weights that were gathered once for the phase,
-with the hooks at rest: ranks then need not make the same passes, which the engine would take for an error.
+back; what is outside the layers (embedding, last norm, head) is registered with the engine as used by the whole pass,
+since the loss here calls parts of the model. Passes without a gradient run on weights that were gathered once for the
+phase, with the hooks at rest: ranks then need not make the same passes, which the engine would take for an error.
 
 A reference stays whole on every rank. Source: Rajbhandari et al. 2020 (arXiv:1910.02054); DeepSpeed 0.19 for what runs.
 """

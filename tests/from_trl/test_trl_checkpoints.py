@@ -14,21 +14,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.run import checkpoint
 from llm_pg.terminal import Terminal
+from tests.tiny import SMALL_RUN, digits
 
 ROWS = [{"prompt": f"{a}+{b}="} for a in range(4) for b in range(4)]
-SETTINGS = {
-    "run_name": "r",
-    "max_steps": 4,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 4,
-    "eval_strategy": "no",
-    "use_cpu": True,
-    "reward_in_process": True,
-    "learning_rate": 1e-2,
-    "save_steps": 2,
-    "save_total_limit": None,
-}
+SETTINGS = {**SMALL_RUN, "max_steps": 4, "save_steps": 2, "save_total_limit": None}
 MOE = {
     "model_type": "qwen3_moe",
     "num_experts": 4,
@@ -36,10 +25,6 @@ MOE = {
     "moe_intermediate_size": 16,
     "head_dim": 8,
 }
-
-
-def digits(completions: list[str], **_: Any) -> list[float]:
-    return [float(sum(c.isdigit() for c in text)) for text in completions]
 
 
 @pytest.fixture

@@ -15,23 +15,10 @@ from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
+from tests.tiny import SMALL_RUN, digits
 
 ROWS = [{"prompt": f"{a}+{b}=", "sum": a + b} for a in range(4) for b in range(4)]
-SETTINGS = {
-    "run_name": "r",
-    "max_steps": 3,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 4,
-    "eval_strategy": "no",
-    "use_cpu": True,
-    "reward_in_process": True,
-    "learning_rate": 1e-2,
-}
-
-
-def digits(completions: list[str], **_: Any) -> list[float]:
-    return [float(sum(c.isdigit() for c in text)) for text in completions]
+SETTINGS = {**SMALL_RUN, "max_steps": 3}
 
 
 def accurate(completions: list[str], log_metric: Any, **_: Any) -> list[float]:
