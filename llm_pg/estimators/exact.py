@@ -212,9 +212,7 @@ class Exact:
 
 def _differentiated(policy: TabularPolicy, value_PS: Callable[[TabularPolicy], Tensor]) -> Exact:
     leaf = policy.with_logits(policy.logits_PNV.detach().clone().requires_grad_())
-    prob_PS = leaf.prob_PS()
-    weighted_PS = torch.where(prob_PS > 0, prob_PS * value_PS(leaf), torch.zeros_like(prob_PS))
-    value = weighted_PS.sum(1).mean()
+    value = (leaf.prob_PS() * value_PS(leaf)).sum(1).mean()
     (gradient_PNV,) = torch.autograd.grad(value, leaf.logits_PNV)
     return Exact(value.item(), gradient_PNV)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from algorithm_batches import LIMIT, make, weighed
+from algorithm_batches import LIMIT, algorithm, make, text, weighed
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
@@ -15,30 +15,6 @@ from llm_pg.rollouts import Rollouts, is_last
 
 GROUPED = [name for name, row in ALGORITHMS.items() if row.needs_group]
 APART = [name for name in GROUPED if ALGORITHMS[name].normalize_advantages == "none"]
-
-
-def algorithm(row: AlgorithmSpec | str, **changes: object) -> Algorithm:
-    row = ALGORITHMS[row] if isinstance(row, str) else row
-    return Algorithm(dataclasses.replace(row, **changes), max_completion_length=LIMIT)  # type: ignore[arg-type]
-
-
-def text(
-    reward_B: list[float] | list[float | None],
-    *,
-    group_B: list[int] | None = None,
-    length_B: list[int] | None = None,
-    **others: object,
-) -> Rollouts:
-    num = len(reward_B)
-    length = torch.tensor(length_B or [3] * num)
-    others = {"greedy_B": torch.full((num,), 0.4), **others}
-    return Rollouts.of_scored_text(
-        mask_BT=torch.arange(int(length.max())).expand(num, -1) < length.unsqueeze(1),
-        logp_BT=torch.full((num, int(length.max())), -1.0),
-        group_B=torch.tensor(group_B or [0] * num),
-        reward_B=reward_B,
-        **others,  # type: ignore[arg-type]
-    )
 
 
 @pytest.mark.parametrize("name", GROUPED)
