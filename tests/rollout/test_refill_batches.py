@@ -62,7 +62,7 @@ def test_a_batch_that_needs_nothing_asks_for_nothing() -> None:
 
 @pytest.mark.parametrize("credit", [{"truncation_penalty": 0.5}, {"to_go": True}])
 def test_what_is_credited_decides_of_first_and_further_groups_alike(credit: dict[str, Any]) -> None:
-    """Equal sums, but a completion that was cut, or rewards at other steps: mixed under one credit and not the other."""
+    """Equal sums, but a completion was cut, or was paid at other steps: mixed under one credit and not the other."""
 
     def made(index: int) -> Experience:
         batch = experience([prompts(5)[index]], [[1.0, 1.0]], [[1, 1]])
