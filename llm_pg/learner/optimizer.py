@@ -27,7 +27,7 @@ def make_optimizer(
 
     Raises:
         ValueError: a parameter is of a 16-bit type.
-        ConfigError: the optimiser needs a package that is not installed, or arguments that it does not have.
+        ConfigError: the optimiser needs a package that is not installed, or `optim_args` has what it does not read.
     """
     policy, critic = list(policy), list(critic)
     half = [p for p in (*policy, *critic) if p.dtype in HALF]
@@ -47,21 +47,38 @@ def make_optimizer(
     if critic:
         groups.append({"params": critic, "lr": rate, "weight_decay": 0.0, "constant": True})
     try:
-        kind, arguments = _of_transformers(train)
+        kind, arguments = _of_transformers(train, train.optim_args)
+        unread = [name for name in _names(train.optim_args) if not _reads(train, name)]
+        if unread:
+            raise ValueError(f"it reads no {', '.join(unread)} from optim_args ({train.optim_args!r}); leave it out.")
         made: torch.optim.Optimizer = kind([group for group in groups if group["params"]], **arguments)
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optim={train.optim!r} cannot be had: {' '.join(str(error).split())}") from None
     return made
 
 
-def _of_transformers(train: TrainConfig) -> tuple[Any, dict[str, Any]]:
+def _of_transformers(train: TrainConfig, optim_args: str | None) -> tuple[Any, dict[str, Any]]:
     """The class and the arguments that transformers' Trainer would use."""
     from transformers.training_args import OptimizerNames
 
-    names = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "optim_args")
+    names = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
     asked = {name: getattr(train, name) for name in names}
-    arguments = SimpleNamespace(optim=OptimizerNames(train.optim), optim_target_modules=None, **asked)
+    arguments = SimpleNamespace(
+        optim=OptimizerNames(train.optim), optim_args=optim_args, optim_target_modules=None, **asked
+    )
     return transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)  # type: ignore[arg-type]
+
+
+def _names(optim_args: str | None) -> list[str]:
+    return [each.partition("=")[0].strip() for each in (optim_args or "").split(",") if each.strip()]
+
+
+def _reads(train: TrainConfig, name: str) -> bool:
+    """Whether the optimiser makes something of this argument: transformers leaves out what it does not know."""
+    try:
+        return _of_transformers(train, f"{name}=?") != _of_transformers(train, None)
+    except (TypeError, ValueError, AttributeError, KeyError):  # of "?", which is no number
+        return True
 
 
 def check_optimizer(config: Config) -> None:

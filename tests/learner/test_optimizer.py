@@ -108,6 +108,37 @@ def test_an_argument_that_the_optimiser_cannot_take_is_named_in_one_line() -> No
     assert "  " not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "optim, optim_args, unread",
+    [
+        ("sgd", "momentun=0.9", "momentun"),
+        ("sgd", "momentum=0.9, betas=0.9, eps=1", "betas, eps"),
+        ("adamw_torch", "eps=1e-4", "eps"),
+        ("adafactor", "scale_parameter=true", "scale_parameter"),
+    ],
+)
+def test_an_argument_that_transformers_would_leave_out_is_refused(optim: str, optim_args: str, unread: str) -> None:
+    """There a run goes on without it, and nobody says so."""
+    with pytest.raises(ConfigError) as error:
+        make_optimizer(TrainConfig(optim=optim, optim_args=optim_args), [torch.nn.Parameter(torch.ones(2, 2))])
+    assert str(error.value) == (
+        f"optim={optim!r} cannot be had: it reads no {unread} from optim_args ({optim_args!r}); leave it out."
+    )
+
+
+@pytest.mark.parametrize(
+    "optim, optim_args, name, value",
+    [
+        ("sgd", "momentum=0.5,nesterov=true", "momentum", 0.5),
+        ("sgd", "momentum=0.0", "momentum", 0.0),
+        ("adagrad", "lr_decay = 0.1", "lr_decay", 0.1),
+        ("rmsprop", "centered=true", "centered", True),
+    ],
+)
+def test_arguments_of_its_own_reach_an_optimiser(optim: str, optim_args: str, name: str, value: Any) -> None:
+    assert groups(TrainConfig(optim=optim, optim_args=optim_args), (2, 2))[0][name] == value
+
+
 def test_the_schedule_warms_up_by_the_steps_of_the_config_and_ends_with_the_run() -> None:
     config = GRPOConfig(lr_scheduler_type="linear", learning_rate=1.0, warmup_steps=2)
     optimizer = make_optimizer(config.train, [torch.nn.Parameter(torch.ones(2, 2))])
