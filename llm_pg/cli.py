@@ -181,6 +181,9 @@ def _model_commands(commands: Commands) -> None:
     merge.add_argument("--to", metavar="FOLDER", help="where to; default merged/ in RUN")
     merge.set_defaults(run=_merge)
 
+    from .watch import cli as watch
+
+    watch.add_arguments(commands.add_parser("watch", help="the page of a run, served and kept up to date"))
     report = commands.add_parser("report", help="one offline page about runs, and what the doctor finds in them")
     _report_arguments(report)
 

@@ -230,6 +230,7 @@ def evaluate(
         setattr(result, name, bootstrap([float(p) for p in passed(values)]))
     result.examples = [
         {"prompt": prompt.text, "completion": text, "passed": passed}
+        | ({"messages": prompt.messages} if prompt.messages else {})
         for prompt, (text, _), passed in zip(prompts, answers, verdicts, strict=True)
     ]
     return result

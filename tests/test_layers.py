@@ -37,6 +37,7 @@ ORDER = [
     "trainer",
     "prove",
     "control",
+    "watch",
     "advise",
     "plan",
     "shipped",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import multiprocessing
 import os
@@ -17,14 +18,20 @@ from typing import Any
 
 from ..config import Config, ConfigError
 from ..metrics import MetricsFile
+from ..report import LivePage, leave_report
+from ..report.live import page_from_begin_to_end
+from ..run import provenance
 from ..run.folder import RunFolder
 from ..run.lock import FolderLock
+from ..run.redact import Redactor
 from .record import ControlRun, Point
 from .replay import replay
 from .settings import ControlSettings
 from .train import train
 
+log = logging.getLogger("llm_pg.control")
 PATIENCE_S = 0.2
+PAGE_SECONDS = 20.0  # between two writings of the page while a run goes on
 _points: Any = None  # in a child: the queue of points
 
 
@@ -91,17 +98,25 @@ def train_in_folder(
     folder = _run_folder(path, overwrite=True)  # that another run is there was asked before
     with FolderLock(path):
         folder.begin(_sections(settings))
-        metrics = MetricsFile(folder.metrics)
+        processes = settings.num_workers if settings.asynchronous else 1
+        clean = Redactor()
+        facts = provenance.session(processes, f"CPU, {os.cpu_count()} cores")
+        provenance.note(path, clean.tree(facts))
+        with page_from_begin_to_end(path, log.warning, clean.text, seconds=PAGE_SECONDS):
+            metrics = MetricsFile(folder.metrics)
+            page = LivePage(path, log.warning, seconds=PAGE_SECONDS)
 
-        def note(point: Point) -> None:
-            metrics.write(point)
-            if on_point is not None:
-                on_point(point)
+            def note(point: Point) -> None:
+                metrics.write(point)
+                page.refresh(int(point["steps"]))
+                if on_point is not None:
+                    on_point(point)
 
-        run = train(settings, on_point=note)
-        if replays:
-            replay(run, path)
-        folder.write_summary(_summary(run))
+            run = train(settings, on_point=note)
+            if replays:
+                replay(run, path)
+            folder.write_summary(_summary(run))
+            leave_report(path, log.warning)
     return run
 
 

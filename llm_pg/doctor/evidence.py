@@ -13,6 +13,8 @@ from ..config import ConfigError
 from ..config.check import DEFAULT_PROMPTS
 from ..config.load import read_yaml
 
+ENDED = "ended.json"  # in a run's folder: when and how it ended, where that was early
+
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file; a last line that a running process has not finished is left out."""
@@ -39,6 +41,16 @@ def json_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def prompt_of(row: dict[str, Any]) -> str:
+    """The prompt of a row of completions/ or of an evaluation's example, as it was written: of a conversation its
+    messages, without the marks that a chat template puts around them."""
+    messages = row.get("messages") or []
+    if len(messages) == 1:
+        return str(messages[0].get("content", ""))
+    said = "\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)
+    return said or str(row.get("prompt", ""))
+
+
 @dataclass
 class Run:
     """One run, of language or of classic control.
@@ -52,6 +64,7 @@ class Run:
         after: the evaluation after the last step; {} until then.
         summary: {} until the run has ended.
         sessions: when, where and how each of its processes was started, the first and every resume.
+        ended: when (`at`) and how its last process ended before the last step; {} where it did not.
     """
 
     path: Path
@@ -62,6 +75,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
     after: dict[str, Any] = field(default_factory=dict)
+    ended: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, section: str, name: str, default: Any = None) -> Any:
         value = (self.config.get(section) or {}).get(name)
@@ -135,4 +149,5 @@ def read_run(path: str | Path) -> Run:
         json_object(folder / "summary.json"),
         list(json_lines(folder / "sessions.jsonl")),
         json_object(folder / "after.json"),
+        json_object(folder / ENDED),
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..doctor.evidence import Run, json_lines
+from ..doctor.evidence import Run, json_lines, prompt_of
 
 BUDGET = 1_900_000  # bytes of completions in the page, all runs together
 LONGEST_TEXT = 20_000  # characters
@@ -72,6 +72,14 @@ def columns(row: dict[str, Any]) -> str:
     return encoded({name: given[name] for name in [*first, *(n for n in given if n not in first)]}).decode("utf-8")
 
 
+def cleaned(row: dict[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
+    """Returns the row with its secrets hidden; a completion that holds one has no tokens, which would spell it."""
+    columns = {name: clean(v) if isinstance(v, str) else v for name, v in (row.get("columns") or {}).items()}
+    out = {**row, "prompt": clean(prompt_of(row)), "messages": None, "columns": columns}
+    text = str(row.get("completion", ""))
+    return out if clean(text) == text else {**out, "completion": clean(text), "pieces": None}
+
+
 def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: Shared, shown: Shared) -> dict[str, Any]:
     """A row of completions/ for the page. Long ones are cut, with what they were."""
     text, tokens = str(row.get("completion", "")), row.get("tokens") or {}
@@ -80,7 +88,7 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
         "r": run,
         "s": step,
         "g": row.get("group", 0),
-        "p": prompts.place(shortened(str(row.get("prompt", "")))),
+        "p": prompts.place(shortened(prompt_of(row))),
         "d": shown.place(columns(row)),
         "w": row.get("reward"),
         "c": list((row.get("parts") or {}).values()),
@@ -107,8 +115,11 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
     return out
 
 
-def gather(runs: Sequence[Run], budget: int = BUDGET) -> dict[str, Any]:
-    """Rows, the texts that they share, and how many steps of each run are in the page."""
+def gather(runs: Sequence[Run], budget: int = BUDGET, clean: Callable[[str], str] | None = None) -> dict[str, Any]:
+    """Rows, the texts that they share, and how many steps of each run are in the page.
+
+    clean: hides the secrets in a text.
+    """
     prompts, pieces, shown = Shared(), Shared(), Shared()
     rows: list[dict[str, Any]] = []
     kept, there, parts = [], [], []
@@ -123,7 +134,7 @@ def gather(runs: Sequence[Run], budget: int = BUDGET) -> dict[str, Any]:
                 break
             step, path = files[k]
             room = max(until - used, budget // 20)
-            for row in json_lines(path):
+            for row in (row if clean is None else cleaned(row, clean) for row in json_lines(path)):
                 names = list((row.get("parts") or {}).keys()) or names
                 before = sum(text.length for text in (prompts, pieces, shown))
                 small = compact(row, place, step, prompts, pieces, shown)

@@ -24,21 +24,10 @@
     if (chosen) show(chosen, false);
   });
 
-  /* A page of a run that goes on loads itself again, until somebody filters, reads or points at something. */
-  const live = $("live");
-  if (live) {
-    const timer = setInterval(() => location.reload(), 1000 * +live.dataset.seconds);
-    const stay = () => {
-      clearInterval(timer);
-      $("reload").textContent = "It stays as it is while you use it; load it again to see newer steps.";
-    };
-    for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, stay, { once: true, capture: true });
-  }
-
-  chartsOf(data, { el, visible, num });
+  const curves = chartsOf(data, { el, visible, num });
 
   /* Completions. */
-  const rows = data.rows;
+  let rows = data.rows;
   const text = (row) => (row.full ??= row.t ? row.t.map((i) => data.pieces[i]).join("") : row.text);
   const per = (values, i) => (Array.isArray(values) ? values[i] : values);
   const value = (row, name, i) => {
@@ -221,6 +210,20 @@
     const hint = el("p", { className: "quiet", textContent: "Numbers of a token: point at it, tap it, or focus the text and press the arrow keys." });
     box.append(picks, key, hint, frame);
   };
+  /* Of every other run its completions of this prompt, at the step that is nearest. */
+  const sameInOtherRuns = (row) => data.runs.flatMap((name, run) => {
+    const theirs = run === row.r ? [] : rows.filter((other) => other.r === run && other.p === row.p);
+    if (!theirs.length) return [];
+    const step = theirs.reduce((best, other) => (Math.abs(other.s - row.s) < Math.abs(best - row.s) ? other.s : best), theirs[0].s);
+    const there = theirs.filter((other) => other.s === step).sort((a, b) => (b.w ?? -Infinity) - (a.w ?? -Infinity));
+    return [el("div", { className: "elsewhere" },
+      el("h4", {}, el("span", { className: `key s${run % 8}` }), ` ${visible(name)}, step ${step}`),
+      ...there.map((other) => {
+        const button = el("button", { type: "button", className: "open", "aria-label": `Open this completion of ${visible(name)}` }, num(other.w), ...flags(other));
+        button.addEventListener("click", () => { $("run").value = run; choices(); filter(); show(other, true); $("detail").focus({ preventScroll: true }); });
+        return el("div", { className: "beside" }, button, el("div", { className: "text", textContent: visible(text(other)) || "(empty)" }));
+      }))];
+  });
   const show = (row, scroll) => {
     chosen = row;
     const names = data.parts[row.r] ?? [];
@@ -235,6 +238,7 @@
       button.addEventListener("click", () => { show(other, false); $("detail").focus({ preventScroll: true }); });
       return button;
     }));
+    const elsewhere = sameInOtherRuns(row);
     const asked = Object.entries(JSON.parse(data.columns[row.d]));
     const given = el("dl", { id: "columns" }, ...asked.flatMap(([name, value]) => [
       el("dt", { textContent: visible(name) }), el("dd", { textContent: visible(value ?? "–") })]));
@@ -248,6 +252,7 @@
     if (group.length > 1 && group.every((other) => other.w === row.w)) {
       box.append(el("p", { className: "quiet", textContent: "All rewards of this group are equal: under a group baseline none of its tokens gets any credit." }));
     }
+    if (elsewhere.length) box.append(el("h3", { textContent: "The same prompt in the other runs" }), ...elsewhere);
     for (const button of $("list").querySelectorAll("button")) {
       if (button.row === row) button.setAttribute("aria-current", "true");
       else button.removeAttribute("aria-current");
@@ -256,18 +261,34 @@
   };
 
   /* Where nothing was kept, there is nothing to search. */
-  if (!rows.length) {
-    $("filters").hidden = true;
-    $("count").hidden = true;
-    document.querySelector(".two").hidden = true;
-  }
-  options("run", data.runs.map((name, i) => [i, name]));
-  $("run-label").hidden = data.runs.length < 2;
-  choices();
+  const begin = () => {
+    for (const part of [$("filters"), $("count"), document.querySelector(".two")]) part.hidden = !rows.length;
+    options("run", data.runs.map((name, i) => [i, name]));
+    $("run-label").hidden = data.runs.length < 2;
+    choices();
+  };
+  begin();
   $("filters").addEventListener("input", (event) => { if (event.target.id === "run") choices(); filter(); });
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("reset", () => setTimeout(() => { choices(); filter(); }));
   filter();
   const credited = (row) => row.a !== undefined && (Array.isArray(row.a) ? row.a.some((v) => v) : row.a !== 0);
-  if (found.length) show(found.slice(0, PAGE).find(credited) ?? found[0], false);
+  const first = () => { if (found.length) show(found.slice(0, PAGE).find(credited) ?? found[0], false); };
+  first();
+
+  /* The completions of `fresh`, under the same filters; what is being read stays. */
+  const bringCompletions = (fresh) => {
+    const before = chosen, read = before && text(before);
+    const wanted = Object.fromEntries(["run", "step", "prompt", "part"].map((id) => [id, $(id).value]));
+    if (wanted.prompt) wanted.prompt = String(fresh.prompts.indexOf(data.prompts[+wanted.prompt])); /* their numbers change */
+    Object.assign(data, fresh);
+    rows = data.rows;
+    for (const name of Object.keys(limits)) delete limits[name];
+    begin();
+    for (const [id, value] of Object.entries(wanted)) if ([...$(id).options].some((o) => o.value === value)) $(id).value = value;
+    chosen = before && rows.find((row) => row.r === before.r && row.s === before.s && row.g === before.g && text(row) === read);
+    filter();
+    if (!before) first();
+  };
+  keepUp({ $, data, el, curves, bringCompletions });
 })();

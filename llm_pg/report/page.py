@@ -7,8 +7,10 @@ import functools
 import hashlib
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,41 @@ from ..evaluate import unreached
 from ..metrics import METRICS
 from .charts import charts, clocks
 from .completions import encoded, gather
-from .pairs import pair
+from .pairs import pair, side_by_side
 from .svg import hover_data, number, svg
 
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 PLACES = {("run", "output_dir"), ("run", "run_name"), ("run", "overwrite")}
 
 
-def write_report(
-    paths: Sequence[str | Path], out: str | Path | None = None, live: tuple[str, float] | None = None
-) -> Path:
+@dataclass(frozen=True)
+class Live:
+    """Of a page about a run that goes on.
+
+    Attributes:
+        when: where the run was when the page was written, such as "after step 7".
+        written: at this time, in seconds since 1970.
+        seconds: until it is written again; the page then loads itself again, unless somebody uses it.
+        begun: names the starts of the runs, where a server sends what is new (`llm-pg watch`) and the page asks it
+            instead; None = the page is a file.
+        version: of what is in the page, where it is served.
+    """
+
+    when: str
+    written: float
+    seconds: float
+    begun: str | None = None
+    version: int = 0
+
+    @property
+    def clock(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.written))
+
+
+def write_report(paths: Sequence[str | Path], out: str | Path | None = None, live: Live | None = None) -> Path:
     """Write the page about the runs in these folders; by default `report.html` in the first one.
 
-    live: where the run goes on, when the page was written and the seconds after which it is written again: the page
-    then says so, and loads itself again while nobody uses it.
+    live: where the run goes on.
 
     Raises ConfigError where a folder holds no run.
     """
@@ -63,28 +86,42 @@ def leave_report(folder: Path, warn: Callable[[str], None], beside: Sequence[Pat
         return []
 
 
-def render(runs: Sequence[Run], live: tuple[str, float] | None = None) -> str:
-    """The HTML of the page; `live` as in `write_report`."""
-    style, script = _asset("page.css"), _asset("charts.js") + _asset("page.js")
+def render(
+    runs: Sequence[Run],
+    live: Live | None = None,
+    *,
+    completions: bool = True,
+    clean: Callable[[str], str] | None = None,
+) -> str:
+    """The HTML of the page.
+
+    Args:
+        runs: in the order of their columns. live: where one of them goes on.
+        completions: whether they are in it; without them the page is what changes with every step.
+        clean: hides the secrets in a text that was sampled.
+    """
+    style, script = _asset("page.css"), "".join(map(_asset, ("charts.js", "live.js", "page.js")))
     panels = charts(runs)
-    data = {**gather(runs), "charts": [hover_data(chart) for chart in panels], "runs": [run.name for run in runs]}
-    data["clocks"] = clocks(runs)
+    data = {**gather(runs if completions else [], clean=clean), "runs": [run.name for run in runs]}
+    data |= {"charts": [hover_data(chart) for chart in panels], "clocks": clocks(runs)}
+    connect = "; connect-src 'self'" if live is not None and live.begun is not None else ""
     return _template().render(
         runs=runs,
         panels=[(chart, Markup(svg(chart, place)), place) for place, chart in enumerate(panels)],
         findings=[(run, by_gravity(examine(run))) for run in runs],
         outcomes=[_outcome(run) for run in runs],
         differences=differences(runs),
-        phases=[_phases(run) for run in runs],
+        phases=[(run, _phases(run)) for run in runs],
         comparison=comparison([_outcome(run) for run in runs]) if len(runs) > 1 else [],
         against=[pair(_examples(runs[0].after), _examples(run.after)) for run in runs[1:]],
         pairs=[pair(_examples(run.before), _examples(run.after)) for run in runs],
+        beside=side_by_side([_examples(run.after) for run in runs]),
         provenance=[(run, [_session(facts) for facts in run.sessions]) for run in runs if run.sessions],
         glossary=METRICS,
         data=Markup(_in_script(data)),
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:",
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:{connect}",
         version=__version__,
         live=live,
         title=", ".join(run.name for run in runs),
@@ -157,6 +194,7 @@ def _outcome(run: Run) -> dict[str, Any]:
         "unreached": unreached(float(run.setting("eval", "pass_threshold", 1.0)), highest),
         "done": run.done,
         "ended": bool(summary),
+        "early": "" if summary else str(run.ended.get("how") or ""),
         "prompts": summary.get("num_eval_prompts") or before.get("num_prompts") or 0,
         "minutes": seconds / 60,
         "reward": next(reversed(run.values("reward") or run.values("return_mean")), None),

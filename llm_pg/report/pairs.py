@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
+from ..doctor.evidence import prompt_of
+
 MOST = 40  # pairs of a kind that the page shows
 LONGEST = 600  # characters of a text
 KINDS = {
@@ -66,7 +68,7 @@ def pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> P
         kind = {(0, 1): "gained", (1, 0): "lost", (1, 1): "both", (0, 0): "neither"}[
             int(bool(one.get("passed"))), int(bool(other.get("passed")))
         ]
-        texts = (str(one.get("prompt")), str(one.get("completion")), str(other.get("completion")))
+        texts = (prompt_of(one), str(one.get("completion")), str(other.get("completion")))
         pairs.of_kind[kind].append(texts)
         number += 1
     return pairs if number else None
@@ -76,3 +78,43 @@ def shortened(text: str) -> str:
     """The beginning and the end of a long text: an answer is often at the end."""
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Prompts that several evaluations answered.
+
+    Attributes:
+        title: what their answers have in common. number: of them in all.
+        some: the prompt, and each evaluation's answer with whether it passed; at most MOST.
+    """
+
+    title: str
+    number: int
+    some: list[tuple[str, list[tuple[str, bool]]]]
+
+
+def side_by_side(evaluations: Sequence[Sequence[dict[str, Any]]]) -> list[Beside]:
+    """The answers of several evaluations to the prompts that all of them share: first those of which some passed and
+    others did not, then those that all passed, then those that none did. [] where they share none.
+
+    Args:
+        evaluations: the examples of each, two or more of them; a prompt that occurs twice is taken once.
+    """
+    if len(evaluations) < 2:
+        return []
+    answers = [{str(e.get("prompt")): e for e in examples} for examples in evaluations]
+    kinds: dict[str, list[tuple[str, list[tuple[str, bool]]]]] = {
+        "right in some and wrong in others": [],
+        "right in all": [],
+        "wrong in all": [],
+    }
+    for prompt, example in answers[0].items():
+        given = [example, *(found[prompt] for found in answers[1:] if prompt in found)]
+        if len(given) < len(answers):
+            continue
+        passed = {bool(each.get("passed")) for each in given}
+        title = list(kinds)[0 if len(passed) == 2 else 1 if True in passed else 2]
+        texts = [(shortened(str(each.get("completion"))), bool(each.get("passed"))) for each in given]
+        kinds[title].append((shortened(prompt_of(example)), texts))
+    return [Beside(title, len(found), found[:MOST]) for title, found in kinds.items() if found]

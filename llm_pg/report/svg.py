@@ -10,6 +10,7 @@ from html import escape
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 36
 MOST_POINTS = 300
+MOST_NUMBERS = 1_000  # points whose numbers are in the page, for a part of the curve; fewer of a chart with many lines
 SMOOTH_FROM = 40  # points from which a line is drawn faint, with its running mean over it
 
 Point = tuple[float, float]
@@ -194,21 +195,29 @@ def svg(chart: Chart, index: int) -> str:
     )
 
 
+def _brief(value: float) -> float | int:
+    """A whole number without its decimal point, as it takes fewest characters in JSON."""
+    return int(value) if value == int(value) else value
+
+
 def hover_data(chart: Chart) -> dict[str, object]:
     """Numbers behind the drawing: limits of x in data and in pixels, and every line's points."""
     frame = Frame(chart)
-    lines = [
-        {
-            "label": s.label,
-            "x": [round(p[0], 2) for p in thinned(s.points)],
-            "y": [float(f"{p[1]:.4g}") for p in thinned(s.points)],
-            "style": s.style,
-            "run": s.run,
-            "marks": s.marks,
-            "band": [[round(x, 2), float(f"{a:.4g}"), float(f"{b:.4g}")] for x, a, b in thinned(s.band)],
-        }
-        for s in chart.series
-    ]
+    most = max(MOST_NUMBERS // max(len(chart.series), 1), MOST_POINTS)
+    lines = []
+    for s in chart.series:
+        points = thinned(s.points, most)
+        lines.append(
+            {
+                "label": s.label,
+                "x": [_brief(round(p[0], 2)) for p in points],
+                "y": [_brief(float(f"{p[1]:.4g}")) for p in points],
+                "style": s.style,
+                "run": s.run,
+                "marks": s.marks,
+                "band": [[round(x, 2), float(f"{a:.4g}"), float(f"{b:.4g}")] for x, a, b in thinned(s.band)],
+            }
+        )
     return {
         "of": chart.x,
         "y": chart.unit or chart.title.lower(),

@@ -128,6 +128,7 @@ class Experience:
                     "prompt_index": prompt.index,
                     "group": i // self.num_generations,
                     "prompt": prompt.text,
+                    **({"messages": prompt.messages} if prompt.messages else {}),
                     **({"columns": given} if (given := columns_of(prompt)) else {}),
                     "completion": self.texts[i],
                     "ids": ids[i],

@@ -67,6 +67,17 @@ def check_free(folder: Path) -> None:
         _take(file, path)
 
 
+def is_written(folder: Path) -> bool | None:
+    """Whether a process writes the folder, by what is in its lock file; the lock itself is not touched, so that nobody
+    who comes for it is refused. None = a process of another machine, which cannot be asked."""
+    facts = _read(folder / NAME)
+    if not facts:
+        return False
+    if facts.get("host") != socket.gethostname():
+        return None
+    return _birth(int(facts.get("pid", 0))).get("born") == facts.get("born", -1.0)
+
+
 def _take(file: IO[Any], path: Path) -> None:
     try:
         import fcntl

@@ -19,6 +19,7 @@ from ..learner.learner import Learner
 from ..metrics import read_metrics
 from ..model.policy import Policy
 from ..prompts import Prompts, fingerprint
+from ..report.live import page_from_begin_to_end
 from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
@@ -273,6 +274,8 @@ def open_run(
                 folder.begin(context.redactor.tree(context.config.model_dump(mode="json")))
             if ranks.is_main:
                 provenance.note(folder.path, context.redactor.tree(provenance.session(ranks.count, _device())))
+                warn, clean, seconds = context.terminal.warn, context.redactor.text, context.config.run.report_seconds
+                outer.enter_context(page_from_begin_to_end(folder.path, warn, clean, seconds=seconds))
             start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
             run = TrainingRun(
                 context,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..doctor.evidence import prompt_of
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
 from .figures import Left, Pace, clipped, duration, harmless, phases_of
@@ -191,7 +192,7 @@ class Terminal:
             marks = ["[green]✓[/]" if x["passed"] else "[red]✗[/]" for x in (old, new)]
             answers = [escape(clipped(harmless(x["completion"]), SHOWN)) for x in (old, new)]
             cells = [f"{answer} {mark}" for answer, mark in zip(answers, marks, strict=True)]
-            table.add_row(escape(clipped(harmless(old["prompt"]), SHOWN)), *cells)
+            table.add_row(escape(clipped(harmless(prompt_of(old)), SHOWN)), *cells)
         self.console.print(table)
 
 
@@ -231,7 +232,7 @@ def sample_lines(row: dict[str, Any], width: int) -> list[str]:
     several = len(row.get("parts") or {}) > 1
     cut = ", truncated" if row.get("truncated") else ""
     return [
-        f"prompt      {clipped(harmless(str(row['prompt'])).strip('↵ '), width)}",
+        f"prompt      {clipped(harmless(prompt_of(row)).strip('↵ '), width)}",
         f"completion  {clipped(harmless(str(row['completion'])), width)}",
         f"reward      {_score(row['reward'])}{f' = {parts}' if several else ''}{cut}",
     ]

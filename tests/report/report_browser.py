@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+needs_browser = pytest.mark.skipif(
+    bool(MISSING), reason=f"no {' and no '.join(MISSING)} here: the page needs a browser to be tested in"
+)
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 class Browser:
-    """One session. Pages are opened from files only."""
+    """One session."""
 
     def __init__(self, port: int) -> None:
         self.base = f"http://127.0.0.1:{port}/session"
@@ -40,8 +45,9 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()[:600]) from None
 
-    def open(self, path: Path) -> None:
-        self._call("POST", f"{self.base}/url", {"url": path.as_uri()})
+    def open(self, page: Path | str) -> None:
+        """A file, or an address."""
+        self._call("POST", f"{self.base}/url", {"url": page if isinstance(page, str) else page.as_uri()})
 
     def js(self, script: str, *arguments: Any) -> Any:
         """The value of a function body in the page."""
@@ -71,6 +77,31 @@ class Browser:
         move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": {ELEMENT: element}}
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
         self._call("POST", f"{self.base}/actions", {"actions": [pointer]})
+
+    def box(self, selector: str) -> list[float]:
+        """Left, top, width and height of an element in the window."""
+        script = "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
+        return list(self.js(f"{script} return [b.x, b.y, b.width, b.height]", selector))
+
+    def _pointer(self, kind: str, actions: list[dict[str, Any]]) -> None:
+        pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": actions}
+        self._call("POST", f"{self.base}/actions", {"actions": [pointer]})
+
+    def drag(self, selector: str, begin: float, end: float, kind: str = "mouse") -> None:
+        """Press on an element, at a share of its width from its left, move along and let go; "touch" = a finger."""
+        self.js("document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector)
+        x, y, width, height = self.box(selector)
+        at = [
+            {"type": "pointerMove", "duration": 0, "x": round(x + share * width), "y": round(y + height / 2)}
+            for share in (begin, (begin + end) / 2, end)
+        ]
+        self._pointer(kind, [at[0], {"type": "pointerDown", "button": 0}, *at[1:], {"type": "pointerUp", "button": 0}])
+
+    def double_click(self, selector: str) -> None:
+        x, y, width, height = self.box(selector)
+        move = {"type": "pointerMove", "duration": 0, "x": round(x + width / 2), "y": round(y + height / 2)}
+        click = [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+        self._pointer("mouse", [move, *click, *click])
 
     def press(self, key: str) -> None:
         downs = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_browser import MISSING, Browser
+from report_browser import Browser, needs_browser
 from report_rows import token_row
 
 from llm_pg.report import write_report
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {' and no '.join(MISSING)} here: the page needs a browser to be tested in"
-)
+pytestmark = needs_browser
 RIGHT, DOWN = "\ue014", "\ue015"
 HOSTILE = [
     "<script>window.hacked = 1</script>",

@@ -8,13 +8,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from report_browser import MISSING, Browser
+from report_browser import Browser, needs_browser
 
 from llm_pg.report import write_report
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {' and no '.join(MISSING)} here: the page needs a browser to be tested in"
-)
+pytestmark = needs_browser
 REWARD = "[...document.querySelectorAll('figure')].find(f => f.textContent.includes('Reward by part'))"
 
 
@@ -112,8 +110,84 @@ def test_a_curve_can_be_taken_away_as_numbers_and_as_a_picture(page: Browser) ->
     assert [address for address in page.requests() if not address.startswith(("data:", "file:"))] == []
 
 
+def chart_named(page: Browser, title: str) -> str:
+    """A selector of the chart with this title."""
+    script = """
+        const named = f => f.querySelector('strong').textContent === arguments[0];
+        [...document.querySelectorAll('figure')].find(named).id = 'wanted'"""
+    page.js(script, title)
+    return "#wanted svg"
+
+
+def steps_shown(page: Browser, selector: str) -> list[float]:
+    """First and last step that the keys reach in a chart."""
+    page.js("document.querySelector(arguments[0]).focus({preventScroll: true})", selector)
+    found = []
+    for key in ("\ue011", "\ue010"):  # Home, End
+        page.press(key)
+        said = page.js("return document.querySelector('#wanted .reading').textContent")
+        found.append(float(said.split()[1].rstrip(":")))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["mouse", "touch"])
+def test_a_drag_across_a_curve_shows_that_part_and_a_double_click_or_the_button_all_of_it(
+    page: Browser, kind: str
+) -> None:
+    """The drawing's middle half holds the steps from a little under 15 to a little over 45 of 60."""
+    chart = chart_named(page, "Entropy")
+    page.drag(chart, 0.3, 0.75, kind)
+    low, high = steps_shown(page, chart)
+    assert 10 <= low <= 15
+    assert 40 <= high <= 46
+    numbers = page.js("return [...document.querySelectorAll('#wanted svg text:not(.axis)')].map(t => t.textContent)")
+    assert "60" not in numbers
+    if kind == "mouse":
+        page.double_click(chart)
+    else:
+        page.js("document.querySelector('#wanted .whole').click()")
+    assert steps_shown(page, chart) == [1, 60]
+    assert page.js("return document.querySelector('#wanted .whole').hidden")
+
+
+def test_keys_show_a_part_around_the_cursor_and_all_of_it_again(page: Browser) -> None:
+    chart = chart_named(page, "Entropy")
+    assert steps_shown(page, chart) == [1, 60]
+    page.press("+")  # the cursor is at step 60
+    low, high = steps_shown(page, chart)
+    assert (high, 60 - low) == (60, pytest.approx(29, abs=1))
+    page.press("+")
+    assert steps_shown(page, chart)[0] > 40
+    page.press("-")
+    assert steps_shown(page, chart)[0] == low
+    page.press("0")
+    assert steps_shown(page, chart) == [1, 60]
+
+
+def test_a_part_is_left_where_the_axis_counts_something_else_and_a_click_is_no_drag(page: Browser) -> None:
+    chart = chart_named(page, "Entropy")
+    page.drag(chart, 0.5, 0.505)
+    assert steps_shown(page, chart) == [1, 60]
+    page.drag(chart, 0.3, 0.75)
+    control(page, "x", "seconds")
+    assert steps_shown(page, chart) == [1.5, 90]
+    control(page, "x", "step")
+
+
+def test_a_part_of_a_thousand_steps_has_the_numbers_of_its_steps(browser: Browser, make_run: Any) -> None:
+    """Not the means over several, of which the whole curve is drawn."""
+    page = write_report([make_run(steps=1000)])
+    assert page.stat().st_size < 3_000_000
+    browser.open(page)
+    chart = chart_named(browser, "Entropy")
+    for _ in range(7):
+        browser.js("document.querySelector(arguments[0]).focus()", chart)
+        browser.press("+")
+    assert steps_shown(browser, chart) == [993, 1000]
+
+
 def test_curves_are_under_outcome_health_and_speed(page: Browser) -> None:
-    titles = page.js("return [...document.querySelectorAll('#curves > h3')].map(h => h.textContent)")
+    titles = page.js("return [...document.querySelectorAll('#curves h3')].map(h => h.textContent)")
     assert titles[:3] == ["Outcome", "Health", "Speed"]
 
 
