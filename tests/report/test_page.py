@@ -180,6 +180,6 @@ def test_several_runs_are_one_table_with_differences_from_the_first(make_run: Ma
     table = page.split('id="comparison"')[1].split("</table>")[0]
     greedy = table.split('<th scope="row">greedy</th>')[1].split("</tr>")[0]
     assert "75.0 % <small>[70.0 %, 80.0 %]</small></td>" in greedy
-    assert "50.0 % <small>[40.0 %, 60.0 %]</small><small class="below">-25.0 points</small>" in greedy
+    assert '50.0 % <small>[40.0 %, 60.0 %]</small><small class="below">-25.0 points</small>' in greedy
     assert "-30" in table.split('<th scope="row">steps</th>')[1].split("</tr>")[0]
     assert 'id="comparison"' not in write_report([first]).read_text()
