@@ -70,7 +70,7 @@ def test_a_dense_reward_has_a_mean_beside_a_pass_rate_of_zero_and_the_threshold_
     """-|20 - length| never reaches the threshold 1; its mean is told, and that the pass rate says nothing."""
     lengths = [5, 10, 20, 25]
     answers = [("x" * n, [1] * n) for n in lengths]
-    prompts = [SimpleNamespace(text="p") for _ in lengths]
+    prompts = [SimpleNamespace(text="p", messages=None) for _ in lengths]
 
     def scores(some: Any, texts: Any, ids: Any) -> Any:
         dense = [-abs(20.0 - len(text)) for text in texts]
@@ -89,7 +89,7 @@ def test_a_dense_reward_has_a_mean_beside_a_pass_rate_of_zero_and_the_threshold_
 
 
 def test_a_verdict_of_right_or_wrong_that_is_never_right_is_a_pass_rate_of_zero_as_it_seems() -> None:
-    prompts, answers = [SimpleNamespace(text="p")] * 3, [("x", [1])] * 3
+    prompts, answers = [SimpleNamespace(text="p", messages=None)] * 3, [("x", [1])] * 3
     result = evaluate(prompts, lambda *_: answers, lambda *_: ([0.0] * 3, [0.0] * 3), num_samples=0, threshold=1.0)
     assert result.unreached() == ""
     assert result.reward == result.greedy
