@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device import to_device
+
 _BY_ROW = ("_B", "_BT")  # how the names of fields end whose first axis is the rows
+# What the host has to know to lay out a batch, fetched together.
+_ON_HOST = ("mask_BT", "tokens_BT", "group_B", "valid_B", "truncated_B")
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Rollouts:
 
     def __post_init__(self) -> None:
         self.mask_BT, self.valid_B = self.mask_BT.bool(), self.valid_B.bool()
+        self._host: dict[str, tuple[Tensor, Tensor]] = {}  # fields as they were fetched, and what they hold
         shape = self.mask_BT.shape
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"Rollouts need at least one row and one step, shape (B, T); mask_BT has {tuple(shape)}.")
@@ -67,15 +72,22 @@ class Rollouts:
                     f"Rollouts.{field.name} has shape {tuple(value.shape)}; with mask_BT {tuple(shape)} it must "
                     f"begin with {expected}."
                 )
-            if value.is_floating_point() and field.name.endswith("_BT"):
-                self._check_finite(field.name, value)
-        if int(self.group_B.min()) < 0:
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """By one look at the device."""
+        numbers = {name: x for name, x in vars(self).items() if name.endswith("_BT") and isinstance(x, Tensor)}
+        numbers = {name: x_BT for name, x_BT in numbers.items() if x_BT.is_floating_point()}
+        facts = [*(torch.isfinite(x_BT).all() for x_BT in numbers.values()), self.group_B.min() >= 0]
+        *finite, counted = torch.stack(facts).tolist()
+        for (name, x_BT), is_finite in zip(numbers.items(), finite, strict=True):
+            if not is_finite:
+                self._check_finite(name, x_BT)
+        if not counted:
             raise ValueError("Rollouts.group_B holds a negative number; groups are numbered from 0.")
 
     def _check_finite(self, name: str, value_BT: Tensor) -> None:
         finite = torch.isfinite(value_BT)
-        if finite.all():
-            return
         bad = ~(finite.flatten(2).all(2) if value_BT.dim() > 2 else finite) & self.mask_BT
         if bad.any():
             row, step = (int(i) for i in bad.nonzero()[0])
@@ -85,17 +97,44 @@ class Rollouts:
                 f"{int(bad.sum())} such places inside the mask); only finite numbers can be trained on."
             )
 
-    def rows(self, index: Tensor) -> Any:
+    def on_host(self, name: str) -> Tensor:
+        """Returns a field in the host's memory.
+
+        On an accelerator the first call waits for it, and fetches what the host needs to lay out batches; the rows of
+        these rollouts that `rows` gives know it too.
+
+        Args:
+            name: mask_BT, tokens_BT, group_B, valid_B or truncated_B.
+        """
+        value: Tensor = getattr(self, name)
+        if value.device.type == "cpu":
+            return value
+        if name not in self._host or self._host[name][0] is not value:
+            fields = {key: x for key in _ON_HOST if isinstance(x := getattr(self, key, None), Tensor)}
+            flat = torch.cat([x.reshape(-1).long() for x in fields.values()]).cpu()
+            parts = flat.split([x.numel() for x in fields.values()])
+            for (key, x), part in zip(fields.items(), parts, strict=True):
+                self._host[key] = x, part.view(x.shape).to(x.dtype)
+        return self._host[name][1]
+
+    def rows(self, index: Tensor | slice) -> Any:
         """Returns the rows of every field whose name ends in _B or _BT.
 
         Args:
-            index: int64, numbers of rows, in any order.
+            index: int64, numbers of rows, in any order. Those of the host make nobody wait.
         """
         rows = self._copy()
+        there = to_device(index, self.mask_BT.device) if isinstance(index, Tensor) else index
         for name, value in self.__dict__.items():
-            if value is not None and name.endswith(_BY_ROW):
-                chosen = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
-                rows.__dict__[name] = chosen
+            if value is None or not name.endswith(_BY_ROW):
+                continue
+            if isinstance(value, Tensor):
+                rows.__dict__[name] = value[there]
+            else:
+                rows.__dict__[name] = value[index] if isinstance(index, slice) else [value[i] for i in index.tolist()]
+        if self._host and (isinstance(index, slice) or index.device.type == "cpu"):
+            known = {name: x for name, (of, x) in self._host.items() if of is self.__dict__[name]}
+            rows._host = {name: (rows.__dict__[name], x[index]) for name, x in known.items()}
         return rows
 
     def steps(self, kept: Tensor) -> Any:
@@ -120,8 +159,18 @@ class Rollouts:
     def _copy(self) -> Any:
         """The same fields, not checked again: what was checked once holds for every micro-batch of it."""
         same = object.__new__(type(self))
-        same.__dict__.update(self.__dict__)
+        same.__dict__.update(self.__dict__, _host={})
         return same
+
+    def changed(self, **fields: Any) -> Any:
+        """Returns the same rows with other fields, checked.
+
+        Args:
+            **fields: by their names.
+        """
+        other = dataclasses.replace(self, **fields)
+        other._host = dict(self._host)
+        return other
 
     @property
     def length_B(self) -> Tensor:
@@ -158,13 +207,14 @@ class Rollouts:
         mask_BT = mask_BT.bool()
         known_B = torch.ones_like(mask_BT[:, 0])
         if not isinstance(reward_B, Tensor):
-            reward_B, known_B = known(reward_B, mask_BT.device)
+            reward_B, known_B = known(reward_B)
         if not reward_B.isfinite().all():
             row = int((~reward_B.isfinite()).nonzero()[0])
             raise ValueError(
                 f"reward_B holds {float(reward_B[row])} at row {row}: only finite numbers of {reward_B.dtype} can be "
                 "trained on. A row that could not be scored has valid_B False, or None in a list of rewards."
             )
+        reward_B, known_B = (to_device(x_B, mask_BT.device) for x_B in (reward_B, known_B))
         valid_B = known_B if valid_B is None else valid_B.bool() & known_B
         last_BT = is_last(mask_BT)
         reward_B = torch.where(valid_B, reward_B, torch.zeros_like(reward_B))
@@ -173,7 +223,7 @@ class Rollouts:
             logp_BT=logp_BT,
             group_B=group_B,
             reward_BT=last_BT * reward_B.to(logp_BT.dtype).unsqueeze(1),
-            discount_BT=(mask_BT & ~last_BT) * torch.tensor(gamma, dtype=logp_BT.dtype, device=logp_BT.device),
+            discount_BT=(mask_BT & ~last_BT).to(logp_BT.dtype) * gamma,
             cut_BT=torch.zeros_like(mask_BT),
             valid_B=valid_B,
             truncated_B=torch.zeros_like(valid_B) if truncated_B is None else truncated_B.bool(),
@@ -185,7 +235,7 @@ def known(rewards: Sequence[float | None], device: Any = None) -> tuple[Tensor, 
     """Returns float32 rewards, 0 where there is None, and where there is a reward: what `valid_B` says of rows."""
     values = torch.tensor([0.0 if reward is None else reward for reward in rewards], dtype=torch.float32)
     there = torch.tensor([reward is not None for reward in rewards], dtype=torch.bool)
-    return values.to(device), there.to(device)
+    return (values, there) if device is None else (to_device(values, device), to_device(there, device))
 
 
 def distinct(prompt_ids_B: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -236,19 +286,25 @@ class TextRollouts(Rollouts):
         super().__post_init__()
         same: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.prompt_ids_B = [same.setdefault(prompt, prompt) for prompt in self.prompt_ids_B]
+        lengths = None if self.inserted_B is None else self.lengths()
         for row, pieces in enumerate(self.inserted_B or ()):
-            steps, length = [step for step, _ in pieces], int(self.length_B[row])
+            assert lengths is not None
+            steps, length = [step for step, _ in pieces], lengths[row]
             if steps != sorted(set(steps)) or any(not 0 <= step < length for step in steps):
                 raise ValueError(
                     f"TextRollouts.inserted_B has pieces before the steps {steps} of row {row}, which has {length} "
                     "sampled tokens; steps must rise and each must be that of a sampled token."
                 )
 
+    def lengths(self) -> list[int]:
+        """Sampled tokens of each row."""
+        lengths: list[int] = self.on_host("mask_BT").sum(1).tolist()
+        return lengths
+
     def completion_ids(self) -> list[list[int]]:
         """Each row's sampled tokens without padding, the end token included."""
-        assert self.tokens_BT is not None
-        lengths = self.length_B.tolist()
-        return [row[:n] for row, n in zip(self.tokens_BT.tolist(), lengths, strict=True)]
+        tokens = self.on_host("tokens_BT").tolist()
+        return [row[:n] for row, n in zip(tokens, self.lengths(), strict=True)]
 
     def context_ids(self) -> list[list[int]]:
         """What follows each row's prompt as the model reads it: sampled and inserted tokens."""
@@ -264,17 +320,17 @@ class TextRollouts(Rollouts):
         return rows
 
     def place_BT(self) -> Tensor:
-        """The place of each sampled token in its row of `context_ids`."""
-        shift_BT = torch.zeros_like(self.mask_BT, dtype=torch.int64)
+        """The place of each sampled token in its row of `context_ids`, on the host."""
+        place_BT = torch.arange(self.mask_BT.shape[1]).repeat(len(self.mask_BT), 1)
         for row, pieces in enumerate(self.inserted_B or ()):
             for step, ids in pieces:
-                shift_BT[row, step:] += len(ids)
-        return shift_BT + torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
+                place_BT[row, step:] += len(ids)
+        return place_BT
 
     @property
     def context_length_B(self) -> Tensor:
-        """Tokens after the prompt, sampled and inserted."""
+        """Tokens after the prompt, sampled and inserted, on the host."""
+        length_B = self.on_host("mask_BT").sum(1)
         if self.inserted_B is None:
-            return self.length_B
-        inserted = [sum(len(ids) for _, ids in pieces) for pieces in self.inserted_B]
-        return self.length_B + torch.tensor(inserted, device=self.mask_BT.device)
+            return length_B
+        return length_B + torch.tensor([sum(len(ids) for _, ids in pieces) for pieces in self.inserted_B])

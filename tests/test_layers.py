@@ -12,6 +12,7 @@ ORDER = [
     "__init__",
     "words",
     "files",
+    "device",
     "processes",
     "estimators",
     "rollouts",

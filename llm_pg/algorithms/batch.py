@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..device import to_device
 from ..rollouts import Rollouts
 
 
@@ -40,14 +41,15 @@ class Batch:
     value_target_BT: Tensor | None = None
     old_value_BT: Tensor | None = None
 
-    def rows(self, index: Tensor) -> Batch:
+    def rows(self, index: Tensor | slice) -> Batch:
         """The same batch, cut to the rows `index`; the scales stay those of the whole.
 
         Args:
-            index: int64, numbers of rows, in any order.
+            index: int64, numbers of rows, in any order. Those of the host make nobody wait.
         """
+        there = to_device(index, self.mask_BT.device) if isinstance(index, Tensor) else index
         from_B = {
-            name: value[index] for name, value in self.__dict__.items() if value is not None and name.endswith("_BT")
+            name: value[there] for name, value in self.__dict__.items() if value is not None and name.endswith("_BT")
         }
         return Batch(self.rollouts.rows(index), num_tokens=self.num_tokens, entropy_coef=self.entropy_coef, **from_B)
 

@@ -147,7 +147,7 @@ class ControlLearner:
             last = epoch == self.settings.num_epochs - 1
             shuffled = batch.rows(torch.from_numpy(self._rng.permutation(num_rows)))
             for low, high in itertools.pairwise(bounds):
-                part = shuffled if num_parts == 1 else shuffled.rows(slice(int(low), int(high)))  # type: ignore[arg-type]
+                part = shuffled if num_parts == 1 else shuffled.rows(slice(int(low), int(high)))
                 stats = self._step(part, self._forward(part), num_parts, measure=last)
                 if last:  # it tells how far the update went
                     history.append(stats)

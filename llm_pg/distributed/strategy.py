@@ -159,9 +159,10 @@ class Strategy:
         moved, valued = _with_gradient(own), _with_gradient(critic or ())
         if self.scaler is not None and (moved or valued):
             self.scaler.unscale_(self.optimizer)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(moved, limit))) if moved else 0.0
-        critic_norm = float(whole(torch.nn.utils.clip_grad_norm_(valued, limit))) if valued else 0.0
-        return norm, None if critic is None else critic_norm
+        norms = [whole(torch.nn.utils.clip_grad_norm_(part, limit)) for part in (moved, valued) if part]
+        numbers = torch.stack([norm.double() for norm in norms]).tolist() if norms else []
+        norm = numbers.pop(0) if moved else 0.0
+        return norm, None if critic is None else numbers.pop() if valued else 0.0
 
     def close(self) -> None:
         """Ends what has process groups of its own, at the end of a run."""

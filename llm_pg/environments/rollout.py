@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..prompts import Prompt
 from ..prompts.decode import Reader
 from ..rewards.scorer import Scorer
@@ -195,7 +196,7 @@ def as_tensors(episodes: Sequence[Episode], pad_id: int, device: torch.device) -
     tensors = {"tokens_BT": tokens_BT, "mask_BT": mask_BT, "logp_BT": logp_BT, "reward_BT": reward_BT}
     tensors["valid_B"] = torch.tensor([episode.scorable for episode in episodes])
     tensors["truncated_B"] = torch.tensor([episode.truncated for episode in episodes])
-    placed: dict[str, Any] = {name: x.to(device) for name, x in tensors.items()}
+    placed: dict[str, Any] = {name: to_device(x, device) for name, x in tensors.items()}
     pieces = [episode.pieces() for episode in episodes]
     return placed | {
         "inserted_B": pieces if any(pieces) else None,

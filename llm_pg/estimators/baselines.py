@@ -19,6 +19,14 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _place_of_group(group_B: Tensor) -> Tensor:
+    """The groups numbered from 0 without gaps, so that there is room for each among as many as there are rollouts: how
+    many groups there are the host need not ask the device."""
+    ordered, order = group_B.sort(stable=True)
+    is_new = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).to(group_B.dtype)])
+    return torch.empty_like(group_B).scatter(0, order, is_new.cumsum(0))
+
+
 def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, Tensor]:
     """Sum and number of the valid entries of each rollout's group, both shaped as `x_B`.
 
@@ -28,12 +36,11 @@ def group_sums(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, T
         group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
         valid_B: bool (B,); False for rollouts without a score.
     """
-    num_groups = int(group_B.max()) + 1 if group_B.numel() else 0
-    valid = valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
-    empty_P = x_B.new_zeros(num_groups, *x_B.shape[1:])
-    sum_P = empty_P.index_add(0, group_B, torch.where(valid, x_B, torch.zeros_like(x_B)))
-    num_P = empty_P.index_add(0, group_B, valid.to(x_B.dtype))
-    return sum_P[group_B], num_P[group_B]
+    place_B, valid = _place_of_group(group_B), valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
+    empty_P = torch.zeros_like(x_B)
+    sum_P = empty_P.index_add(0, place_B, torch.where(valid, x_B, torch.zeros_like(x_B)))
+    num_P = empty_P.index_add(0, place_B, valid.to(x_B.dtype))
+    return sum_P[place_B], num_P[place_B]
 
 
 def origin_of_group(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
@@ -48,11 +55,11 @@ def origin_of_group(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
         valid_B: bool (B,); False for rollouts without a score.
     """
     valid = valid_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
-    index = group_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
-    num_groups = int(group_B.max()) + 1 if group_B.numel() else 0
-    least_P = x_B.new_full((num_groups, *x_B.shape[1:]), torch.inf)
+    place_B = _place_of_group(group_B)
+    index = place_B.reshape(-1, *[1] * (x_B.dim() - 1)).expand_as(x_B)
+    least_P = torch.full_like(x_B, torch.inf)
     least_P = least_P.scatter_reduce(0, index, torch.where(valid, x_B, torch.inf), "amin")
-    return torch.where(least_P == torch.inf, torch.zeros_like(least_P), least_P)[group_B]
+    return torch.where(least_P == torch.inf, torch.zeros_like(least_P), least_P)[place_B]
 
 
 def group_mean(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ def explained_variance(
     Returns:
         None where the returns do not vary (to twelve digits), so that there is nothing to explain.
     """
-    target = return_BT[mask_BT].to(torch.float64)
-    error = target - value_BT[mask_BT].to(torch.float64)
-    ones = torch.ones_like(target)
-    sums = all_sum(torch.stack([x.sum() for x in (ones, target, target**2, error, error**2)]))
+    inside = mask_BT.to(torch.float64)
+    target = torch.where(mask_BT, return_BT, torch.zeros_like(return_BT)).to(torch.float64)
+    error = target - torch.where(mask_BT, value_BT, torch.zeros_like(value_BT)).to(torch.float64)
+    sums = all_sum(torch.stack([x.sum() for x in (inside, target, target**2, error, error**2)]))
     n, first, second, error_first, error_second = sums.tolist()
     if not n:
         return None

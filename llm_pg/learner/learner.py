@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
+from ..device import to_device
 from ..distributed.strategy import Strategy
 from ..estimators.kl import k3
 from ..estimators.masked import masked_mean
@@ -178,7 +179,7 @@ class Learner:
         passes = torch.arange(self.updater.num_iterations)
         keys = stream_key(self.seed, ORDER_STREAM, self.step, passes)
         noise = uniform(keys.unsqueeze(1), torch.arange(num_rows).unsqueeze(0))
-        return noise.argsort(1).to(self.strategy.device)
+        return noise.argsort(1)
 
     def _metrics(self, batch: Batch, steps: list[UpdateStats]) -> dict[str, float]:
         rollouts = batch.rollouts
@@ -203,6 +204,6 @@ class Learner:
         if self.algorithm.kl_penalty is None:
             return {}
         last = steps[-self.updater.num_minibatches :]
-        own = torch.tensor(sum(step.values.get("approx_kl", 0.0) for step in last), device=self.strategy.device)
-        self.algorithm.observe_kl(float(self.strategy.all_sum(own)))
+        own = torch.tensor(sum(step.values.get("approx_kl", 0.0) for step in last))
+        self.algorithm.observe_kl(float(self.strategy.all_sum(to_device(own, self.strategy.device))))
         return {"kl_penalty": self.algorithm.kl_penalty.weight}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
+from ..device import to_device
 from ..distributed.strategy import Strategy
 from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from ..metrics import METRICS
@@ -32,7 +33,7 @@ class UpdateStats:
         splits: how often a micro-batch was halved for want of memory.
         noise: signal and noise of the gradient, where they were measured.
         critic_grad_norm: None where there is no critic.
-        tokens: of all ranks, that a pass came by.
+        tokens: of all ranks, that a pass came by. batch_tokens: of all ranks, in the whole batch.
     """
 
     values: dict[str, float]
@@ -42,6 +43,7 @@ class UpdateStats:
     noise: GradientNoise | None = None
     critic_grad_norm: float | None = None
     tokens: float = 0.0
+    batch_tokens: float = 0.0
 
 
 class SeenTokens:
@@ -55,6 +57,7 @@ class SeenTokens:
         self.logp_BT = self.entropy_BT.clone()
 
     def note(self, rows: Tensor, scores: PolicyOutput) -> None:
+        rows = to_device(rows, self.entropy_BT.device)
         entropy_BT = self.entropy_BT[rows]
         self.entropy_BT[rows] = torch.where(entropy_BT.isnan(), scores.entropy_BT.detach().float(), entropy_BT)
         self.logp_BT[rows] = scores.logp_BT.detach().float()
@@ -109,12 +112,13 @@ class Updater:
 
         Args:
             batch: this rank's rows, weighted.
-            order: int64 (num_iterations, B): the order of the rows in each pass (it only matters with minibatches).
+            order: int64 (num_iterations, B), on the host: the order of the rows in each pass (it only matters with
+                minibatches).
             measure_noise: tell signal from noise in the first step's gradient, from its two halves. Needs whole groups
                 in a step (one minibatch), at least two of them, one rank and no loss scaler; else nothing is measured.
             critic_only: no step of the policy, nor of its schedule: the critic's warm-up.
         """
-        self.critic_only = critic_only
+        self.critic_only, order = critic_only, order.cpu()
         if self.reuses and batch.proximal_logp_BT is None:
             rollouts = batch.rollouts
             assert isinstance(rollouts, TextRollouts)
@@ -134,7 +138,8 @@ class Updater:
     def _over_seen_tokens(self, batch: Batch, steps: list[UpdateStats]) -> None:
         """Means over tokens, of sums divided by the number of all: rows of weight 0 are dropped and have no entropy."""
         seen = sum(stats.tokens for stats in steps[: len(steps) // self.num_iterations])
-        share = float(torch.full_like(batch.num_tokens, seen) / batch.num_tokens)
+        every = torch.tensor([seen, steps[0].batch_tokens], dtype=batch.num_tokens.dtype)
+        share = float(every[0] / every[1])
         for stats in steps if share else ():
             for name in stats.values:
                 if METRICS[name].minibatches == "sum of seen tokens":
@@ -146,13 +151,14 @@ class Updater:
         if policy.critic is not None:
             policy.critic.train()
         alive_B = self.algorithm.contributes_B(batch)
-        alive = alive_B.nonzero().squeeze(1)
+        alive = alive_B.cpu().nonzero().squeeze(1)  # the device is waited for
         sums, splits, noise = self._gradient(batch, alive, measure_noise)
         # Of all ranks: rows, tokens that a pass came by, and the loss, whose NaN can have a gradient that is finite.
         counts = torch.stack([alive_B.sum(), (batch.mask_BT & alive_B.unsqueeze(1)).sum()])
         loss = sum((x for name, x in sums.items() if name.endswith("_loss")), start=counts.new_zeros(()))
         shared = self.strategy.all_sum(torch.stack([*counts.double().unbind(), loss.double()]))
-        *own, rows, tokens, total = torch.stack([*sums.values(), *shared.unbind()]).tolist()  # the device is waited for
+        numbers = torch.stack([*sums.values(), *shared.unbind(), batch.num_tokens.double()])
+        *own, rows, tokens, total, batch_tokens = numbers.tolist()  # the device is waited for
         values = dict(zip(sums, own, strict=True))
         done = self.strategy.step(
             [] if self.critic_only else policy.parameters(),
@@ -162,7 +168,9 @@ class Updater:
             spoil=lambda: self._keep_pace(batch, 1, math.nan),
         )
         kept = noise if done.stepped else None
-        return UpdateStats(values, done.grad_norm, done.stepped, splits, kept, done.critic_grad_norm, tokens)
+        return UpdateStats(
+            values, done.grad_norm, done.stepped, splits, kept, done.critic_grad_norm, tokens, batch_tokens
+        )
 
     def _gradient(
         self, batch: Batch, alive: Tensor, measure_noise: bool
@@ -227,7 +235,7 @@ class Updater:
             return
         rollouts = batch.rollouts
         assert isinstance(rollouts, TextRollouts)
-        shortest = rollouts.length_B.argmin().unsqueeze(0)
+        shortest = rollouts.on_host("mask_BT").sum(1).argmin().unsqueeze(0)
         for _ in range(passes):
             scores = self.policy.forward(rollouts.rows(shortest), with_entropy=False, frozen=self.critic_only)
             reached = scores.logp_BT.sum() if scores.value_BT is None else scores.logp_BT.sum() + scores.value_BT.sum()
@@ -235,7 +243,7 @@ class Updater:
 
     def _halves(self, batch: Batch, alive: Tensor) -> list[Tensor]:
         """The rows `alive` of every other group, and those of the rest; one piece where there is one group."""
-        groups, place_B = torch.unique(batch.rollouts.group_B, return_inverse=True)
+        groups, place_B = torch.unique(batch.rollouts.on_host("group_B"), return_inverse=True)
         if len(groups) == 1:
             return [alive]
         odd = place_B[alive] % 2 == 1
@@ -245,9 +253,9 @@ class Updater:
         return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.policy.parameters()]
 
     def _noise(self, batch: Batch, first: list[Tensor]) -> GradientNoise:
-        num_groups = len(torch.unique(batch.rollouts.group_B))
+        num_groups = len(torch.unique(batch.rollouts.on_host("group_B")))
         whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.parameters()]
-        one, other, both = (float(x) for x in half_square_norms(first, whole))
+        one, other, both = torch.stack(list(half_square_norms(first, whole))).tolist()
         return gradient_noise([one, other], both, [num_groups - num_groups // 2, num_groups // 2])
 
     def _backward(self, part: Batch, rows: Tensor) -> dict[str, Tensor]:

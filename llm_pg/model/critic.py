@@ -8,7 +8,6 @@ plain returns.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +126,9 @@ def with_values(
             ends the episode. gamma: discount per token.
     """
     if after_B is None:
-        return dataclasses.replace(rollouts, value_BT=value_BT)
+        return rollouts.changed(value_BT=value_BT)  # type: ignore[no-any-return]
     cut_BT = is_last(rollouts.mask_BT) & rollouts.truncated_B.unsqueeze(1)
-    return dataclasses.replace(
-        rollouts,
+    return rollouts.changed(  # type: ignore[no-any-return]
         value_BT=value_BT,
         bootstrap_BT=torch.where(cut_BT, after_B.unsqueeze(1), torch.zeros_like(value_BT)),
         cut_BT=rollouts.cut_BT | cut_BT,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ..device import to_device
 from .segments import Segments
 
 BLOCK = 128  # tokens on a side of a block of the mask; the kernel's own tiles divide it
@@ -71,7 +72,7 @@ class FlexBlocks:
         """Who sees whom, for a row whose length is a multiple of `block`; window: see `PackedAttention`."""
         bounds = self._bounds(window)
         some, every = _blocks(bounds, self._start, block)
-        from_own, from_prefix, to_prefix = bounds.to(self._device)
+        from_own, from_prefix, to_prefix = to_device(bounds, self._device)
 
         # One function for all rows, with or without windows: the kernel is compiled once.
         def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -125,8 +126,10 @@ def _blocks(bounds: Tensor, start: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """How many blocks of each row are true, and their columns, the true ones first: int32 (1, 1, n), (1, 1, n, n)."""
-    number = blocks.sum(1)[None, None].int().to(device)
-    columns = blocks.int().argsort(dim=1, descending=True, stable=True)[None, None].int().contiguous().to(device)
+    number = to_device(blocks.sum(1)[None, None].int(), device)
+    columns = to_device(
+        blocks.int().argsort(dim=1, descending=True, stable=True)[None, None].int().contiguous(), device
+    )
     torch._dynamo.maybe_mark_dynamic(number, 2)
     torch._dynamo.maybe_mark_dynamic(columns, (2, 3))
     return number, columns

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import to_device
 from ..rollouts import TextRollouts, distinct
 from .attention import body_of
 from .cache import CachedForward, without_copies
@@ -46,7 +47,7 @@ class Grouped:
 
         model: that of the passes, or one of the same architecture.
         """
-        lengths = rollouts.length_B.tolist()
+        lengths = rollouts.lengths()
         sampled_B: Sequence[Sequence[int]] = [range(n) for n in lengths]
         if rollouts.inserted_B is not None:
             sampled_B = [row[:n] for row, n in zip(rollouts.place_BT().tolist(), lengths, strict=True)]
@@ -84,31 +85,31 @@ class Grouped:
         ends = [steps[-1] for steps, after in zip(steps_B, after_B, strict=True) if after]
         if self.listener is not None:
             self.listener(outs, times)
-        return F.embedding(torch.tensor(places + ends, device=parts[0].device), torch.cat(parts))
+        return F.embedding(to_device(places + ends, parts[0].device), torch.cat(parts))
 
     def _pass(
         self, body: Any, prompts: Sequence[tuple[int, ...]], of_R: Sequence[int], read_R: Sequence[Sequence[int]]
     ) -> list[Any]:
         """The outputs of the body for the prompts, (P, L), and for what is read behind them, (R, W), if anything is."""
         device = next(body.parameters()).device
-        ids = torch.tensor(prompts, device=device)
+        ids = to_device(prompts, device)
         first, cache = self.forward(ids, _positions(ids, 0), None, None, body)
         width = max(len(read) for read in read_R)
         if width == 0:
             return [first]
         width = max(width, LEAST_WIDTH)
-        self.forward.rows.select(cache, torch.tensor(of_R, device=device))
+        self.forward.rows.select(cache, to_device(of_R, device))
         without_copies(cache)
-        more = torch.tensor([[*read, *[0] * (width - len(read))] for read in read_R], device=device)
+        more = to_device([[*read, *[0] * (width - len(read))] for read in read_R], device)
         second, _ = self.forward(more, _positions(more, ids.shape[1]), None, cache, body)
         return [first, second]
 
 
 def _times(of_R: Sequence[int], length: int, read_R: Sequence[int], width: int, device: torch.device) -> list[Tensor]:
     """How often each token of the two parts of a pass counts, one tensor a part."""
-    prompts = torch.bincount(torch.tensor(of_R, device=device)).repeat_interleave(length)
-    inside = torch.arange(width, device=device) < torch.tensor(read_R, device=device).unsqueeze(1)
-    return [prompts, inside.long().flatten()][: 1 + (width > 0)]
+    prompts = torch.bincount(torch.tensor(of_R)).repeat_interleave(length)
+    inside = torch.arange(width) < torch.tensor(read_R).unsqueeze(1)
+    return [to_device(x, device) for x in (prompts, inside.long().flatten())][: 1 + (width > 0)]
 
 
 def _positions(ids: Tensor, first: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import to_device
 from ..rollouts import TextRollouts, distinct
 from .attention import forward
 from .segments import MaskedCalls, PackedAttention, Segments
@@ -73,10 +74,10 @@ class Packed:
         sampled_B = sampled_B or [range(len(completion)) for completion in completions_B]
         places = [steps[place] for steps, sampled in zip(steps_B, sampled_B, strict=True) for place in sampled]
         ends = [steps[-1] for steps, after in zip(steps_B, after_B, strict=True) if after]
-        self.ids = torch.tensor([ids + ids[:1] * fill], device=device)
-        self.positions = torch.tensor([positions + [0] * fill], device=device)
-        self.times_N = torch.tensor(times + [0] * fill, device=device)
-        self.place_M = torch.tensor(places + ends, device=device)
+        self.ids = to_device([ids + ids[:1] * fill], device)
+        self.positions = to_device([positions + [0] * fill], device)
+        self.times_N = to_device(times + [0] * fill, device)
+        self.place_M = to_device(places + ends, device)
         self._way = way(segments, device)
         self.special = way.special
 
@@ -108,8 +109,7 @@ def packed_hidden(
     ends = None if after_B is None else after_B.tolist()
     sampled = None
     if rollouts.inserted_B is not None:
-        lengths = rollouts.length_B.tolist()
-        sampled = [row[:n] for row, n in zip(rollouts.place_BT().tolist(), lengths, strict=True)]
+        sampled = [row[:n] for row, n in zip(rollouts.place_BT().tolist(), rollouts.lengths(), strict=True)]
     packed = Packed(rollouts.prompt_ids_B, rollouts.context_ids(), rollouts.mask_BT.device, ends, sampled, way)
     hidden = forward(model, packed.ids, packed.positions, packed)[0]
     return F.embedding(packed.place_M, hidden)

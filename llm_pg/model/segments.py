@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import to_device
 from .attention import grouped
 
 # Segments in one attention call: few enough that sorting them by length leaves little padding, but short ones go
@@ -85,11 +86,9 @@ class _SegmentCall:
     """One attention call over segments of like length: where queries and keys come from, and who sees whom."""
 
     def __init__(self, segments: Segments, device: torch.device) -> None:
-        start, length, prefix_start, prefix_length = (
-            torch.tensor(v, device=device).unsqueeze(1) for v in segments.columns()
-        )
-        own = torch.arange(max(segments.length), device=device)
-        before = torch.arange(max(segments.prefix_length), device=device)
+        start, length, prefix_start, prefix_length = (torch.tensor(v).unsqueeze(1) for v in segments.columns())
+        own = torch.arange(max(segments.length))
+        before = torch.arange(max(segments.prefix_length))
         self.query_index = torch.where(own < length, start + own, start)
         prefix_index = torch.where(before < prefix_length, prefix_start + before, start)
         self.key_index = torch.cat([prefix_index, self.query_index], 1)
@@ -102,7 +101,7 @@ class _SegmentCall:
             ],
             2,
         )
-        self.hidden = ~seen.unsqueeze(1)
+        self.hidden = to_device(~seen.unsqueeze(1), device)
         self.read = (own < length).flatten()
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
@@ -151,11 +150,14 @@ class MaskedCalls:
         runs = [i for i, n in enumerate(segments.prefix_length) if n > 0]
         parts = (segments.pick(index) for index in (prompts, runs))
         self._calls = [_SegmentCall(call, device) for part in parts for call in _alike(part)]
-        self._query_index = torch.cat([c.query_index.flatten() for c in self._calls])
-        self._key_index = torch.cat([c.key_index.flatten() for c in self._calls])
+        query_index = torch.cat([c.query_index.flatten() for c in self._calls])
+        key_index = torch.cat([c.key_index.flatten() for c in self._calls])
         read = torch.cat([c.read for c in self._calls]).nonzero().squeeze(1)
-        self._answer_N = torch.empty(sum(segments.length), dtype=torch.int64, device=device)
-        self._answer_N[self._query_index[read]] = read
+        answer_N = torch.empty(sum(segments.length), dtype=torch.int64)
+        answer_N[query_index[read]] = read
+        self._query_index, self._key_index, self._answer_N = (
+            to_device(index, device) for index in (query_index, key_index, answer_N)
+        )
 
     @staticmethod
     def filled(num_tokens: int) -> int:

@@ -93,7 +93,7 @@ class EpisodeCollector(Collector):
             fields["valid_B"] &= valid_B
         rollouts = TextRollouts(
             group_B=torch.arange(len(prompts), device=self.device).repeat_interleave(num_generations),
-            discount_BT=(mask_BT & ~is_last(mask_BT)) * torch.tensor(self.gamma, device=self.device),
+            discount_BT=(mask_BT & ~is_last(mask_BT)).float() * self.gamma,
             cut_BT=torch.zeros_like(mask_BT),
             **fields,
         )

@@ -48,8 +48,7 @@ class Experience:
     def metrics(self) -> dict[str, float]:
         """Facts of the batch; see `metrics.METRICS`."""
         rollouts = self.rollouts
-        valid_B = rollouts.valid_B
-        reward_B = rollouts.reward_BT.sum(1)
+        valid_B, reward_B = rollouts.on_host("valid_B"), rollouts.reward_BT.sum(1).cpu()
         known = reward_B[valid_B].double()
         values_PG, valid_PG = (x_B.view(-1, self.num_generations) for x_B in (reward_B, valid_B))
         most_P = values_PG.masked_fill(~valid_PG, -torch.inf).amax(1)
@@ -60,9 +59,9 @@ class Experience:
             "unscorable": 1 - float(valid_B.double().mean()),
             **{f"failed/{name}": count for name, count in self.scores.failures().items()},
             "uniform_groups": float(uniform_P.double().mean()),
-            "completion_length": float(rollouts.length_B.double().mean()),
-            "truncated": float(rollouts.truncated_B.double().mean()),
-            "tokens": int(rollouts.mask_BT.sum()),
+            "completion_length": float(rollouts.on_host("mask_BT").sum(1).double().mean()),
+            "truncated": float(rollouts.on_host("truncated_B").double().mean()),
+            "tokens": sum(rollouts.lengths()),
             "prompt_tokens": self.num_generations * sum(len(prompt.ids) for prompt in self.prompts),
             **self._lengths(),
         }
@@ -78,8 +77,8 @@ class Experience:
 
     def _lengths(self) -> dict[str, float]:
         """The spread of the lengths, by TRL's names."""
-        length_B = self.rollouts.length_B.double()
-        ended = length_B[~self.rollouts.truncated_B]
+        length_B = self.rollouts.on_host("mask_BT").sum(1).double()
+        ended = length_B[~self.rollouts.on_host("truncated_B")]
         out = {"min_length": float(length_B.min()), "max_length": float(length_B.max())}
         spread = {"mean": ended.mean(), "min": ended.min(), "max": ended.max()} if len(ended) else {}
         out.update({f"{kind}_terminated_length": float(spread.get(kind, 0.0)) for kind in ("mean", "min", "max")})
@@ -90,12 +89,12 @@ class Experience:
         if not self.collected:
             return {}
         own = self.collected[0].rollouts
-        known = own.reward_BT.sum(1)[own.valid_B].double()
+        known = own.reward_BT.sum(1).cpu()[own.on_host("valid_B")].double()
         return {
             "refill_rounds": len(self.collected) - 1,
             "groups_dropped": sum(len(part.prompts) for part in self.collected) - len(self.prompts),
             "sampled_reward": float(known.mean()) if len(known) else float("nan"),
-            "tokens": sum(int(part.rollouts.mask_BT.sum()) for part in self.collected),
+            "tokens": sum(sum(part.rollouts.lengths()) for part in self.collected),
         }
 
     def readable(
@@ -111,7 +110,7 @@ class Experience:
             more: further numbers of every token, (B, T); null where NaN, and left out of a row that has none.
         """
         rollouts, rows = self.rollouts, []
-        lengths, ids = rollouts.length_B.tolist(), rollouts.context_ids()
+        lengths, ids = rollouts.lengths(), rollouts.context_ids()
         places = rollouts.place_BT().tolist() if rollouts.inserted_B is not None else None
 
         def reported(x_BT: Tensor, row: int) -> list[float]:
@@ -121,6 +120,8 @@ class Experience:
         numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": advantage_BT}
         if rollouts.ref_logp_BT is not None:
             numbers["kl"] = k3(rollouts.logp_BT, rollouts.ref_logp_BT)
+        known = {name: x.cpu() for name, x in numbers.items() if x is not None}
+        others = {name: x.cpu() for name, x in (more or {}).items()}
         for i in range(min(num_groups * self.num_generations, len(self.texts))):
             prompt = self.prompts[i // self.num_generations]
             rows.append(
@@ -134,11 +135,11 @@ class Experience:
                     "ids": ids[i],
                     "reward": self.scores.reward[i],
                     "parts": {name: values[i] for name, values in self.scores.parts.items()},
-                    "truncated": bool(rollouts.truncated_B[i]),
+                    "truncated": bool(rollouts.on_host("truncated_B")[i]),
                     **({} if self.staleness is None else {"staleness": self.staleness}),
                     **({} if self.pieces is None else {"pieces": self.pieces(ids[i])}),
-                    "tokens": {name: _rounded(reported(x, i)) for name, x in numbers.items() if x is not None}
-                    | _known({name: reported(x, i) for name, x in (more or {}).items()}),
+                    "tokens": {name: _rounded(reported(x, i)) for name, x in known.items()}
+                    | _known({name: reported(x, i) for name, x in others.items()}),
                 }
             )
         return rows

@@ -149,8 +149,8 @@ class Sampler:
             num_steps: updates that were done before, which reward functions can read.
         """
         done = self.engine.sample([prompt.ids for prompt in prompts], num_generations, params, keys_B)
-        lengths = done.mask_BT.sum(1).tolist()
-        ids = [row[:n] for row, n in zip(done.tokens_BT.tolist(), lengths, strict=True)]
+        rows = torch.cat([done.mask_BT.sum(1, keepdim=True), done.tokens_BT], 1).tolist()  # the device is waited for
+        ids = [row[1 : 1 + row[0]] for row in rows]
         texts = self.reader(ids)
         return Samples(list(prompts), num_generations, done, texts, ids, num_steps, self.pieces, self.gamma)
 

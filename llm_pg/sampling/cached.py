@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import to_device
 from ..model.cache import CachedForward
 
 CUT_AT = 64  # columns that no row needs any more are cut from the cache when there are so many
@@ -62,8 +63,8 @@ class CacheDecoder:
         made, row_N = self._compute(prompts_N)
         num_rows = len(self.mask_RW)
         joined = self._joined(_Computed(self.cache, self.mask_RW, made.logits_RV[:0]), made)
-        index_R = torch.arange(num_rows, device=slot_N.device)
-        index_R[slot_N] = num_rows + row_N
+        index_R = torch.arange(num_rows, device=self.device)
+        index_R[to_device(slot_N, self.device)] = num_rows + row_N
         self.rows.select(joined.cache, index_R)
         self.cache, self.mask_RW = joined.cache, joined.mask_RW[index_R]
         self.position_R = self.mask_RW.sum(1) - 1
@@ -81,6 +82,7 @@ class CacheDecoder:
 
     def keep(self, index: Tensor) -> None:
         """See `Decoder`."""
+        index = to_device(index, self.device)
         self.rows.select(self.cache, index)
         self.mask_RW, self.position_R = self.mask_RW[index], self.position_R[index]
 
@@ -95,12 +97,12 @@ class CacheDecoder:
         for prompts in passes[1:]:
             made = self._joined(made, self._pass(prompts))
         place = {prompt: i for i, prompt in enumerate(prompt for prompts in passes for prompt in prompts)}
-        return made, torch.tensor([place[p] for p in prompts_N], device=self.device)
+        return made, to_device([place[p] for p in prompts_N], self.device)
 
     def _pass(self, prompts: Sequence[tuple[int, ...]]) -> _Computed:
         width = max(len(ids) for ids in prompts)
-        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        ids = to_device([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], self.device)
+        mask = to_device([[0] * (width - len(p)) + [1] * len(p) for p in prompts], self.device)
         out, cache = self.forward(ids, (mask.cumsum(1) - 1).clamp(min=0), mask, None, self.model)
         return _Computed(cache, mask, out.logits[:, -1])
 
@@ -148,8 +150,8 @@ class WholeRowDecoder:
 
     def _logits(self, rows: list[list[int]]) -> Tensor:
         device, width = self.model.device, max(len(ids) for ids in rows)
-        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows], device=device)
-        length_R = torch.tensor([len(row) for row in rows], device=device)
+        ids = to_device([row + [self.pad_id] * (width - len(row)) for row in rows], device)
+        length_R = to_device([len(row) for row in rows], device)
         mask = (torch.arange(width, device=device) < length_R.unsqueeze(1)).long()
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits[torch.arange(len(rows), device=device), length_R - 1]

@@ -125,16 +125,16 @@ def _gaps(model: Any, decoder: Decoder, expected: list[Tensor], refills: bool) -
 
     def step(batch: list[int]) -> None:
         tokens = torch.tensor([rows[r][len(prompts[r]) + taken[r]] for r in batch], device=device)
-        logits = decoder.step(tokens, torch.tensor([taken[r] for r in batch], device=device))
+        logits = decoder.step(tokens, torch.tensor([taken[r] for r in batch]))
         for r in batch:
             taken[r] += 1
         compare(logits, batch)
 
     compare(decoder.prefill(prompts[:3]), [0, 1, 2])
     step([0, 1, 2])
-    decoder.keep(torch.tensor([0, 2], device=device))
+    decoder.keep(torch.tensor([0, 2]))
     step([0, 2])
     if refills:
-        compare(decoder.refill(torch.tensor([1], device=device), prompts[3:]), [3])
+        compare(decoder.refill(torch.tensor([1]), prompts[3:]), [3])
         step([0, 3])
     return gaps

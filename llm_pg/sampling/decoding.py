@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..model.attention import core_of, forward
 from ..model.packing import Packed
 from .lean import LeanDecoder
@@ -20,7 +21,8 @@ FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever
 
 
 class Decoder(Protocol):
-    """Rows in generation."""
+    """Rows in generation. Numbers of rows and of tokens are on the host, so that nothing waits for the device; the
+    tokens themselves are there."""
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
         """Begin with a row for each prompt, equal ones computed once; logits after them: (R, V)."""
@@ -54,24 +56,26 @@ class _Recorded(Packed):
 def compute_prompts(
     model: Any, prompts: Sequence[tuple[int, ...]]
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor, Tensor]:
-    """Of N prompts keys and values of each layer (N, heads, L, d), the lengths (N,) and the logits after them (N, V).
+    """Of N prompts keys and values of each layer (N, heads, L, d), the lengths (N,), on the host, and the logits after
+    them (N, V).
 
     Prompts of different lengths are padded here alone: by their first key and value, which have to be masked.
     """
     device = model.device
-    distinct, which_N = _distinct(prompts, device)
+    distinct, which_N = _distinct(prompts)
     packed = _Recorded(distinct, device)
     hidden = forward(model, packed.ids, packed.positions, packed)[0]
-    length_N = torch.tensor([len(p) for p in distinct], device=device)
+    length_N = torch.tensor([len(p) for p in distinct])
     start_N = (length_N.cumsum(0) - length_N)[which_N]
     length_N = length_N[which_N]
-    column = torch.arange(max(len(p) for p in prompts), device=device)
-    source = start_N.unsqueeze(1) + torch.where(column < length_N.unsqueeze(1), column, 0)
+    column = torch.arange(max(len(p) for p in prompts))
+    source = to_device(start_N.unsqueeze(1) + torch.where(column < length_N.unsqueeze(1), column, 0), device)
     pairs = {
         layer: (key[:, source].transpose(0, 1), value[:, source].transpose(0, 1))
         for layer, (key, value) in packed.kept.items()
     }
-    return pairs, length_N, core_of(model).get_output_embeddings()(hidden[start_N + length_N - 1])
+    last_N = to_device(start_N + length_N - 1, device)
+    return pairs, length_N, core_of(model).get_output_embeddings()(hidden[last_N])
 
 
 class SharedDecoder:
@@ -79,7 +83,8 @@ class SharedDecoder:
 
     Each distinct prompt has as many slots as the largest group has rows, so that its keys are read once for all of
     them. The completions' own keys need a mask only where rows are not equally far. A row that has ended may be given
-    another prompt, whose keys take the place of a prompt that no row needs any more.
+    another prompt, whose keys take the place of a prompt that no row needs any more. The host knows which row has which
+    prompt, and how long each is.
 
     Args:
         refills: whether `refill` will be called; what no row has written yet must then be finite.
@@ -87,18 +92,18 @@ class SharedDecoder:
 
     def __init__(self, model: Any, lean: LeanDecoder | None = None, *, refills: bool = False) -> None:
         self.model, self.lean, self.head = model, lean, core_of(model).get_output_embeddings()
+        self.device = model.device
         self.allocate = torch.zeros if refills else torch.empty
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
-        device = self.model.device
         self.prompt: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each place of a prompt
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # and of each row's completion
         self.place_of: dict[tuple[int, ...], int] = {}
-        self.length_P = torch.zeros(0, dtype=torch.int64, device=device)
-        self.first_PV = torch.zeros((0, 0), device=device)
+        self.length_P = torch.zeros(0, dtype=torch.int64)
+        self.first_PV = torch.zeros((0, 0), device=self.device)
         self.columns, self.capacity = 0, FIRST_TOKENS
-        self.group_R = torch.zeros(len(prompts_R), dtype=torch.int64, device=device)
-        return self.refill(torch.arange(len(prompts_R), device=device), prompts_R)
+        self.group_R = torch.zeros(len(prompts_R), dtype=torch.int64)
+        return self.refill(torch.arange(len(prompts_R)), prompts_R)
 
     def refill(self, slot_N: Tensor, prompts_N: Sequence[tuple[int, ...]]) -> Tensor:
         """The rows `slot_N` begin anew, each after its prompt; logits after those: (N, V)."""
@@ -110,21 +115,22 @@ class SharedDecoder:
         if new:
             free = [place for place in range(len(self.length_P) + len(new)) if place not in in_use]
             self._compute(new, free[: len(new)])
-        group_N = torch.tensor([self.place_of[p] for p in prompts_N], device=slot_N.device)
+        group_N = torch.tensor([self.place_of[p] for p in prompts_N])
         self.group_R[slot_N] = group_N
         self._seat(self.group_R)
-        return self.first_PV[group_N]
+        return self.first_PV[to_device(group_N, self.device)]
 
     def step(self, next_R: Tensor, depth_R: Tensor) -> Tensor:
         least, most = (int(x) for x in depth_R.aminmax())
         if most >= self.capacity:
             self.capacity *= 2
-            self._move(torch.arange(len(next_R), device=next_R.device))
-        self.depth_R, self.columns = depth_R, most + 1
+            self._move(torch.arange(len(next_R)))
+        self.columns = most + 1
+        there = to_device(torch.stack([depth_R, self.length_P[self.group_R] + depth_R]), self.device)
+        self.depth_R, position_R = there.unbind()
         self.ahead = None
         if least < most:
-            self.ahead = torch.arange(self.columns, device=depth_R.device) > depth_R.view(-1, 1, 1, 1)
-        position_R = self.length_P[self.group_R] + depth_R
+            self.ahead = torch.arange(self.columns, device=self.device) > self.depth_R.view(-1, 1, 1, 1)
         if self.lean is not None:
             return self.lean.logits(next_R, position_R, self)
         hidden = forward(self.model, next_R.unsqueeze(1), position_R.unsqueeze(1), self)
@@ -135,8 +141,9 @@ class SharedDecoder:
         self._move(index)
         places, group_R = torch.unique(self.group_R[index], return_inverse=True)
         if len(places) < self.num_groups:
-            self.prompt = {layer: (k[places], v[places]) for layer, (k, v) in self.prompt.items()}
-            self.length_P, self.first_PV = self.length_P[places], self.first_PV[places]
+            kept = to_device(places, self.device)
+            self.prompt = {layer: (k[kept], v[kept]) for layer, (k, v) in self.prompt.items()}
+            self.length_P, self.first_PV = self.length_P[places], self.first_PV[kept]
             renumbered = {old: new for new, old in enumerate(places.tolist())}
             self.place_of = {p: renumbered[old] for p, old in self.place_of.items() if old in renumbered}
             self._mask_prompts()
@@ -160,16 +167,17 @@ class SharedDecoder:
 
     def _mask_prompts(self) -> None:
         width = next(iter(self.prompt.values()))[0].shape[2]
-        outside = torch.arange(width, device=self.length_P.device) >= self.length_P.view(-1, 1, 1, 1)
-        self.outside = outside if bool(outside.any()) else None
+        outside = torch.arange(width) >= self.length_P.view(-1, 1, 1, 1)
+        self.outside = to_device(outside, self.device) if bool(outside.any()) else None
 
     def _move(self, index: Tensor) -> None:
         """The rows `index` of the completions' keys and values, with room for `capacity` tokens."""
+        there = to_device(index, self.device)
         for layer, pair in self.own.items():
             moved = []
             for x in pair:
                 new = self._room(x, len(index))
-                new[:, :, : self.columns] = x[index, :, : self.columns]
+                new[:, :, : self.columns] = x[there, :, : self.columns]
                 moved.append(new)
             self.own[layer] = (moved[0], moved[1])
 
@@ -183,14 +191,14 @@ class SharedDecoder:
         count_P = torch.bincount(group_R, minlength=len(self.length_P))
         self.num_groups, self.num_slots = len(count_P), int(count_P.max())
         order = torch.argsort(group_R, stable=True)
-        rank = torch.arange(len(group_R), device=group_R.device) - (count_P.cumsum(0) - count_P)[group_R[order]]
+        every = torch.arange(len(group_R))
+        rank = every - (count_P.cumsum(0) - count_P)[group_R[order]]
         slot_R = torch.empty_like(group_R)
         slot_R[order] = group_R[order] * self.num_slots + rank
-        self.slot_R = slot_R
-        self.row_of_slot = torch.zeros(self.num_groups * self.num_slots, dtype=torch.int64, device=group_R.device)
-        self.row_of_slot[slot_R] = torch.arange(len(group_R), device=group_R.device)
-        full = len(self.row_of_slot) == len(group_R)
-        self.in_order = full and bool((slot_R == torch.arange(len(slot_R), device=slot_R.device)).all())
+        row_of_slot = torch.zeros(self.num_groups * self.num_slots, dtype=torch.int64)
+        row_of_slot[slot_R] = every
+        self.in_order = len(row_of_slot) == len(group_R) and bool((slot_R == every).all())
+        self.slot_R, self.row_of_slot = (to_device(x, self.device) for x in (slot_R, row_of_slot))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """See `attention.Layout`; one new token a row: query (R, heads, 1, d)."""
@@ -235,10 +243,10 @@ class SharedDecoder:
         return x if self.in_order else x[self.slot_R]
 
 
-def _distinct(prompts_R: Sequence[tuple[int, ...]], device: torch.device) -> tuple[list[tuple[int, ...]], Tensor]:
+def _distinct(prompts_R: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], Tensor]:
     """The prompts without repetition, and which of them each row has."""
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts_R))}
-    return list(number), torch.tensor([number[p] for p in prompts_R], device=device)
+    return list(number), torch.tensor([number[p] for p in prompts_R])
 
 
 def _put(table: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
@@ -249,6 +257,6 @@ def _put(table: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
         larger = rows.new_zeros(shape)
         larger[tuple(slice(n) for n in table.shape)] = table
         table = larger
-    inside: tuple[Tensor | slice, ...] = (torch.tensor(places, device=rows.device), *(slice(n) for n in rows.shape[1:]))
+    inside: tuple[Tensor | slice, ...] = (to_device(places, rows.device), *(slice(n) for n in rows.shape[1:]))
     table[inside] = rows
     return table

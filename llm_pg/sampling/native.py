@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from ..config.engines import ENGINES
+from ..device import to_device
 from ..estimators.distributions import token_logp
 from ..model.attention import core_of, eval_mode, mixes_types, products_in
 from ..model.wide import wide_logits
@@ -133,7 +134,7 @@ class NativeSampler:
         slots = min(at_once, len(prompts_B))
         rows = _Rows(self, params, keys_B, slots)
         decoder = self.choice.make(self.model, slots < len(prompts_B))
-        rows.take(decoder.prefill(prompts_B[:slots]), slice(None))
+        rows.take(decoder.prefill(prompts_B[:slots]), torch.arange(slots))
         entered = slots
         while entered < len(prompts_B) or rows.num_live:
             num_slots = len(rows.row_R)
@@ -149,73 +150,81 @@ class NativeSampler:
                 kept = rows.live_R.nonzero().squeeze(1)
                 decoder.keep(kept)
                 rows.keep(kept)
-            rows.take(decoder.step(rows.next_R, rows.count_R - 1), slice(None))
+            rows.take(decoder.step(rows.next_R, rows.count_R - 1), torch.arange(len(rows.row_R)))
         return rows.completions()
 
 
 class _Rows:
-    """What was sampled for all rows, and where those in the batch stand: slot r holds row `row_R[r]`, of which
-    `count_R[r]` tokens are sampled, the last of them `next_R[r]`."""
+    """What was sampled for all rows, and where those in the batch are: slot r holds row `row_R[r]`, of which
+    `count_R[r]` tokens are sampled, the last of them `next_R[r]`.
+
+    The device holds tokens and log-probabilities, the host everything else. It waits for the device once a token, to
+    learn which rows have ended.
+    """
 
     def __init__(self, sampler: NativeSampler, params: SamplingParams, keys_B: Tensor, slots: int) -> None:
         device, num_rows, limit = sampler.model.device, len(keys_B), params.max_completion_length
-        self.params, self.pad_id, self.progress = params, sampler.pad_id, sampler.progress
+        self.params, self.pad_id, self.progress, self.device = params, sampler.pad_id, sampler.progress, device
         # A slot whose row has ended goes on until it is filled or left; one column more takes what it says.
         self.tokens_BT = torch.full((num_rows, limit + 1), self.pad_id, dtype=torch.int64, device=device)
         self.logp_BT = torch.zeros((num_rows, limit + 1), dtype=torch.float32, device=device)
-        self.length_B = torch.full((num_rows,), limit, dtype=torch.int64, device=device)
-        self.truncated_B = torch.ones(num_rows, dtype=torch.bool, device=device)
-        self.keys_B = keys_B.to(device)
-        self.eos = torch.tensor(sampler.eos_ids, dtype=torch.int64, device=device)
+        self.keys_B = to_device(keys_B, device)
+        self.next_R = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.eos = to_device(sampler.eos_ids, device, torch.int64)
         self.stops = StopStringCriteria(sampler.tokenizer, list(params.stop)) if params.stop else None
-        self.row_R = torch.arange(slots, device=device)
+        self.length_B = torch.full((num_rows,), limit)
+        self.truncated_B = torch.ones(num_rows, dtype=torch.bool)
+        self.row_R = torch.arange(slots)
         self.count_R = torch.zeros_like(self.row_R)
-        self.next_R = torch.zeros_like(self.row_R)
-        self.live_R = torch.ones(slots, dtype=torch.bool, device=device)
+        self.live_R = torch.ones(slots, dtype=torch.bool)
         self.num_live = slots
 
     def enter(self, slot_N: Tensor, first: int) -> None:
         """The rows from `first` on begin in the slots `slot_N`."""
-        self.row_R[slot_N] = torch.arange(first, first + len(slot_N), device=slot_N.device)
+        self.row_R[slot_N] = torch.arange(first, first + len(slot_N))
         self.count_R[slot_N], self.live_R[slot_N] = 0, True
         self.num_live += len(slot_N)
 
     def keep(self, index: Tensor) -> None:
-        self.row_R, self.count_R, self.next_R, self.live_R = (
-            x[index] for x in (self.row_R, self.count_R, self.next_R, self.live_R)
-        )
+        self.row_R, self.count_R, self.live_R = (x[index] for x in (self.row_R, self.count_R, self.live_R))
+        self.next_R = self.next_R[to_device(index, self.device)]
 
-    def take(self, logits: Tensor, slot: Tensor | slice) -> None:
-        """Sample the next token of the rows in `slot` from their logits."""
+    def take(self, logits: Tensor, slot_N: Tensor) -> None:
+        """Sample the next token of the rows in `slot_N` from their logits."""
         params, limit = self.params, self.tokens_BT.shape[1] - 1
-        row_N, count_N, live_N = self.row_R[slot], self.count_R[slot], self.live_R[slot]
+        row_N, count_N, live_N = self.row_R[slot_N], self.count_R[slot_N], self.live_R[slot_N]
+        there = to_device(torch.stack([slot_N, row_N, count_N, live_N.long()]), self.device)
+        slot, row, count, live = (*there[:3], there[3].bool())
         warped = params.warp(logits)
-        next_N = warped.argmax(-1) if params.greedy else draw(warped, uniform(self.keys_B[row_N], count_N))
-        next_N = torch.where(live_N, next_N, self.pad_id)
-        self.tokens_BT[row_N, count_N] = next_N
-        self.logp_BT[row_N, count_N] = token_logp(warped, next_N).float().masked_fill(~live_N, 0.0)
-        ended_N = live_N & torch.isin(next_N, self.eos)
+        next_N = warped.argmax(-1) if params.greedy else draw(warped, uniform(self.keys_B[row], count))
+        next_N = torch.where(live, next_N, self.pad_id)
+        self.tokens_BT[row, count] = next_N
+        self.logp_BT[row, count] = token_logp(warped, next_N).float().masked_fill(~live, 0.0)
+        self.next_R[slot] = next_N
+        is_end_N = (next_N.unsqueeze(1) == self.eos).any(1)
         if self.stops is not None:
-            ended_N |= live_N & self.stops(self._last(row_N, count_N), None)
+            is_end_N |= self.stops(self._last(row, count, int(count_N.max()) + 1), None)
+        ended_N = live_N & is_end_N.cpu()  # the device is waited for
         count_N = (count_N + 1).clamp(max=limit)
         self.length_B[row_N[ended_N]] = count_N[ended_N]
         self.truncated_B[row_N[ended_N]] = False
-        self.count_R[slot], self.next_R[slot] = count_N, next_N
-        self.live_R[slot] = live_N & ~ended_N & (count_N < limit)
+        self.count_R[slot_N] = count_N
+        self.live_R[slot_N] = live_N & ~ended_N & (count_N < limit)
         num_before, self.num_live = self.num_live, int(self.live_R.sum())
         if self.progress is not None:
-            sampled = num_before if isinstance(slot, slice) else len(slot)
-            self.progress(sampled, num_before - self.num_live)
+            self.progress(int(live_N.sum()), num_before - self.num_live)
 
-    def _last(self, row_N: Tensor, count_N: Tensor) -> Tensor:
-        """The last tokens of each row, up to its token `count_N`, as many as stop strings can reach."""
+    def _last(self, row: Tensor, count: Tensor, most: int) -> Tensor:
+        """The last tokens of each row, up to its token `count`, as many as stop strings can reach. most: tokens that
+        any of them has."""
         assert self.stops is not None
-        width = min(int(count_N.max()) + 1, self.stops.maximum_token_len)
-        column = count_N.unsqueeze(1) + torch.arange(1 - width, 1, device=count_N.device)
-        tokens = self.tokens_BT[row_N.unsqueeze(1), column.clamp(min=0)]
+        width = min(most, self.stops.maximum_token_len)
+        column = count.unsqueeze(1) + torch.arange(1 - width, 1, device=count.device)
+        tokens = self.tokens_BT[row.unsqueeze(1), column.clamp(min=0)]
         return tokens.masked_fill(column < 0, NO_TOKEN)
 
     def completions(self) -> Completions:
         longest = int(self.length_B.max())
-        mask_BT = torch.arange(longest, device=self.length_B.device) < self.length_B.unsqueeze(1)
-        return Completions(self.tokens_BT[:, :longest], mask_BT, self.logp_BT[:, :longest] * mask_BT, self.truncated_B)
+        mask_BT = to_device(torch.arange(longest) < self.length_B.unsqueeze(1), self.device)
+        truncated_B = to_device(self.truncated_B, self.device)
+        return Completions(self.tokens_BT[:, :longest], mask_BT, self.logp_BT[:, :longest] * mask_BT, truncated_B)

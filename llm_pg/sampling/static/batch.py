@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...device import to_device
 from ...model.attention import core_of, tolerance
 from ...model.head import head_width
 from ..decoding import SharedDecoder, compute_prompts
@@ -145,7 +146,7 @@ class _Batch:
     ) -> None:  # fmt: skip
         self.sampler, self.arena, self.buffers = sampler, arena, arena.buffers
         self.prompts_P, self.params, self.progress = prompts_P, params, progress
-        self.keys_B = keys_B.to(sampler.model.device)
+        self.keys_B = to_device(keys_B, sampler.model.device)
         capacity = self.buffers.capacity
         width = capacity.width if capacity.width <= 2 * need.width else need.width
         self.bucket = replace(need, width=width, columns=min(COLUMNS, capacity.columns))
@@ -263,7 +264,7 @@ def steps_statically(sampler: StaticSampler) -> str | None:
     for t, next_R in enumerate(tokens):
         step.next_R.copy_(next_R)
         step.count_R.fill_(t + 1)
-        expected = plain.step(next_R, torch.full_like(next_R, t))
+        expected = plain.step(next_R, torch.full((len(next_R),), t))
         try:
             with OnlyStatic():
                 logits = step.logits()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...device import to_device
 from ...estimators.distributions import token_logp
 from ...model.attention import core_of, forward
 from ..lean import LeanDecoder
@@ -110,13 +111,13 @@ class Buffers:
         What a masked column holds is multiplied by 0, so it must be finite: nothing of an earlier row stays.
         """
         device = self.index.device
-        place_N, at = torch.tensor(places, device=device), torch.tensor(slots, device=device)
+        place_N, at = to_device(places, device), to_device(slots, device)
         for layer, (key, value) in pairs.items():
             for table, new in zip(self.prompt[layer], (key, value), strict=True):
                 table[place_N] = 0
                 table[place_N, :, : new.shape[2]] = new.to(table.dtype)
             self.own[layer][1][at] = 0
-        self.length_P[place_N] = length_N
+        self.length_P[place_N] = to_device(length_N, device)
         self.row_R[at] = torch.arange(first, first + len(slots), device=device)
         self.keys_R[at], self.count_R[at], self.live_R[at] = keys_N, 0, True
         return at
@@ -132,7 +133,7 @@ class Buffers:
         """Slot i becomes what slot `slots[i]` was (-1 = empty), and place i what `places[i]` was; of the completions'
         keys the first `used` columns."""
         device, rows = self.index.device, len(slots)
-        index, place = torch.tensor(slots, device=device), torch.tensor(places, device=device)
+        index, place = to_device(slots, device), to_device(places, device)
         empty, index = index < 0, index.clamp(min=0)
         for layer in self.own:
             for table in self.own[layer]:
