@@ -197,8 +197,7 @@ class Algorithm:
         baseline_B = BASELINES[self.spec.baseline](return_B, rollouts, self.running_mean.value, all_sum)
         if self.spec.baseline == "running_mean":  # of the batches before this one
             mean = batch_mean(return_B, rollouts.valid_B, all_sum)
-            num_rows = all_sum(rollouts.valid_B.sum().to(mean.dtype))
-            self.running_mean.update(*torch.stack([mean, num_rows]).tolist())
+            self.running_mean.update(mean, all_sum(rollouts.valid_B.sum().to(mean.dtype)))
         return baseline_B
 
     # --- from log-probabilities to the loss

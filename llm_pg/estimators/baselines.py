@@ -228,6 +228,8 @@ class RunningMean:
             mean: mean return of the batch.
             num_rows: rollouts of the batch that have a score; 0 = the batch changes nothing.
         """
+        if isinstance(mean, Tensor) and isinstance(num_rows, Tensor):
+            mean, num_rows = torch.stack([mean, num_rows]).tolist()  # the device is waited for once
         if not float(num_rows):
             return
         self.sum = self.decay * self.sum + (1 - self.decay) * float(mean)
