@@ -90,7 +90,7 @@ def update(
     trained = list(policy.parameters())
     if chosen.spec.needs_critic:
         trained += policy.add_critic("model" if lora else "head").trainable()
-    learner = Learner(policy, chosen, torch.optim.AdamW(trained, lr=1e-2), micro_rows=options.pop("micro_rows", 2), **options)
+    learner = Learner(policy, chosen, torch.optim.AdamW(trained, lr=1e-2), **{"micro_rows": 2, **options})
     passes: list[int] = []
     learner.updater.progress = passes.append
     numbers: dict[str, Any] = {"layout": policy.layout}
