@@ -93,6 +93,11 @@ METRICS: dict[str, Metric] = {
     "completions/max_terminated_length": Metric("tokens", "Of the longest of those.", ranks="max"),
     "truncated": Metric("share", "Completions that hit max_completion_length."),
     "kl": Metric("nats/token", "Mean KL to the reference (k3), where there is one.", ranks="mean of tokens"),
+    "teacher_kl": Metric(
+        "nats/token",
+        "Mean of log π - log π_teacher of the sampled tokens (k1, which can fall below 0 by chance): KL to the teacher.",
+        ranks="mean of tokens",
+    ),
     "entropy": Metric(
         "nats/token",
         "Mean entropy of the sampled distribution at completion tokens.",
@@ -178,7 +183,7 @@ METRICS: dict[str, Metric] = {
     "seconds": Metric("s", "The whole step.", ranks="max"),
     "seconds/": Metric(
         "s",
-        "One phase of it: sample, reward, reference, value, update, eval; save is that of the step before. With "
+        "One phase of it: sample, reward, reference, teacher, value, update, eval; save is that of the step before. With "
         "max_staleness sample and reward of the batch went on in the background; wait is for what was left of "
         "them.",
         ranks="max",

@@ -38,6 +38,7 @@ class Rollouts:
         greedy_B: return of the greedy completion of the row's prompt, the baseline `greedy`.
         entropy_BT: entropy of the distribution that each action was drawn from, nats.
         ref_logp_BT: log-probability of the same actions under the frozen reference.
+        teacher_logp_BT: log-probability of the same actions under the teacher.
         value_BT: V(s_t) of the critic.
         bootstrap_BT: V(s_{t+1}), read where `cut_BT`.
     """
@@ -53,6 +54,7 @@ class Rollouts:
     greedy_B: Tensor | None = None
     entropy_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
+    teacher_logp_BT: Tensor | None = None
     value_BT: Tensor | None = None
     bootstrap_BT: Tensor | None = None
 

@@ -29,7 +29,7 @@ from .run.context import make_context
 from .run.engines import make_sampler
 from .run.evaluator import Evaluator
 from .run.folder import RunFolder
-from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prompts
+from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
 from .run.saving import ModelWriter
 from .run.start import Factories
 from .run.training_run import TrainingRun, open_run
@@ -42,7 +42,7 @@ def check_trainer_arguments(given: dict[str, Any]) -> None:
     """ConfigError for an argument of TRL's trainers that asks for what is not here, or that nobody knows."""
     for name, value in given.items():
         if name not in TRAINER:
-            known = [*TRAINER, "sampler", "terminal", "clock"]
+            known = [*TRAINER, "teacher_model", "sampler", "terminal", "clock"]
             raise ConfigError(f"A trainer has no argument {name!r} (given {value!r}).{nearest(name, known)}")
         word = TRAINER[name]
         if not word.asks_for_nothing(value):
@@ -66,6 +66,8 @@ class PolicyGradientTrainer(TrlFace):
         callbacks: transformers' TrainerCallbacks, objects or classes.
         optimizers: an optimiser over the parameters of `model`, given as an object, and a schedule of it; either may be
             None = the config's.
+        teacher_model: what algorithm opd and rows with a teacher_coef learn from: hub id, folder or a transformers model
+            with the same tokenizer; None = the config's.
         sampler: an engine of your own, with the method of `sampling.protocol.SamplingEngine`; None = the config's
             `rollout.engine`. Its log-probabilities are compared with the trainer's at every step (`sampler_gap`).
         terminal: where progress is printed; None = chosen by what the output is.
@@ -102,6 +104,7 @@ class PolicyGradientTrainer(TrlFace):
         reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: tuple[Any, Any] | None = None,
+        teacher_model: Any = None,
         sampler: SamplingEngine | None = None,
         terminal: Terminal | None = None,
         clock: Clock | None = None,
@@ -109,7 +112,10 @@ class PolicyGradientTrainer(TrlFace):
     ) -> None:
         check_trainer_arguments(of_trl)
         check_overrides(self, PolicyGradientTrainer)
-        self.config = config = checked((args or self.default_config()).model_copy(deep=True))
+        config = (args or self.default_config()).model_copy(deep=True)
+        if teacher_model is not None:
+            name_teacher(config, teacher_model)
+        self.config = config = checked(config)
         self._check_algorithm()
         check_optimizer(config)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
@@ -133,6 +139,7 @@ class PolicyGradientTrainer(TrlFace):
             packing=config.train.packing,
             router_aux_loss_coef=config.train.router_aux_loss_coef,
         )
+        self.teacher = load_teacher(context, teacher_model, self.policy)
         self.collector = collector_of(
             config,
             sampler or make_sampler(config, self.model, self.tokenizer, ranks=context.ranks, say=context.terminal.warn),
@@ -222,6 +229,7 @@ class PolicyGradientTrainer(TrlFace):
         return Factories(
             (lambda: self.create_optimizer() or self._optimizer) if optimizer else None,
             (lambda steps, made: self.create_scheduler(steps, made) or self._lr_scheduler) if scheduler else None,
+            self.teacher,
         )
 
     def create_optimizer(self) -> Any:

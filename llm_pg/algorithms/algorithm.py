@@ -25,13 +25,20 @@ from ..rollouts import Rollouts, is_last
 from .batch import Batch
 from .functions import BASELINES, CLIPPED, CREDITS, NORMALIZATIONS, REDUCTIONS, SCALES, SURROGATES
 from .own import find_spec
-from .table import AlgorithmSpec
+from .table import STEP_BASELINES, AlgorithmSpec
 
 __all__ = ["Algorithm", "Batch"]
 
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def _all_valid(rollouts: Rollouts) -> Rollouts:
+    """The rollouts where no reward is trained on: none is missed."""
+    seen = copy.copy(rollouts)
+    seen.reward_BT, seen.valid_B = torch.zeros_like(rollouts.reward_BT), torch.ones_like(rollouts.valid_B)
+    return seen
 
 
 class Algorithm:
@@ -81,17 +88,24 @@ class Algorithm:
         """Weights and scales of a scored batch.
 
         Args:
-            rollouts: scored rollouts; `ref_logp_BT` where beta > 0, `value_BT` where the baseline is a critic.
+            rollouts: scored rollouts; `ref_logp_BT` where beta > 0, `teacher_logp_BT` where teacher_coef > 0,
+                `value_BT` where the baseline is a critic.
             progress: share of the run that is over, 0..1, for the entropy schedule.
             all_sum: sums a tensor over ranks.
         """
         spec = self.spec
         if spec.beta and rollouts.ref_logp_BT is None:
             raise ValueError(f"beta is {spec.beta}, so the rollouts must carry ref_logp_BT.")
+        if spec.teacher_coef and rollouts.teacher_logp_BT is None:
+            raise ValueError(f"teacher_coef is {spec.teacher_coef}, so the rollouts must carry teacher_logp_BT.")
+        if not spec.reward_coef:
+            rollouts = _all_valid(rollouts)
         mask_BT = rollouts.mask_BT & rollouts.valid_B.unsqueeze(1)
         if spec.truncated == "mask":
             mask_BT = mask_BT & ~rollouts.truncated_B.unsqueeze(1)
         advantage_BT, target_BT = self._advantages(rollouts, self._rewards(rollouts), all_sum)
+        if spec.teacher_coef:
+            advantage_BT = advantage_BT + spec.teacher_coef * self._taught(rollouts, all_sum)
         advantage_BT = torch.where(mask_BT, advantage_BT, torch.zeros_like(advantage_BT))
         advantage_BT = NORMALIZATIONS[spec.normalize_advantages](advantage_BT, mask_BT, all_sum)
         bonus_BT = None
@@ -122,7 +136,7 @@ class Algorithm:
         )
 
     def _rewards(self, rollouts: Rollouts) -> Tensor:
-        spec, reward_BT = self.spec, rollouts.reward_BT
+        spec, reward_BT = self.spec, self.spec.reward_coef * rollouts.reward_BT
         if spec.truncated == "penalise":
             late_BT = is_last(rollouts.mask_BT) & rollouts.truncated_B.unsqueeze(1)
             reward_BT = reward_BT - spec.truncation_penalty * late_BT.to(reward_BT.dtype)
@@ -148,6 +162,22 @@ class Algorithm:
         else:
             advantage_BT = credit_BT - self._baseline(return_B, rollouts, all_sum).unsqueeze(1)
         return SCALES[spec.scale_rewards](advantage_BT, return_B, rollouts, all_sum), None
+
+    def _taught(self, rollouts: Rollouts, all_sum: AllSum) -> Tensor:
+        """What the teacher says of each token and of those that follow, against the same of the group's others.
+
+        With teacher_discount 1 the expected update is the gradient of -KL(policy || teacher) of whole completions.
+        """
+        assert rollouts.teacher_logp_BT is not None
+        spec, mask_BT = self.spec, rollouts.mask_BT
+        gain_BT = -KL_ESTIMATORS["k1"](rollouts.logp_BT, rollouts.teacher_logp_BT)
+        gain_BT = torch.where(mask_BT, gain_BT, torch.zeros_like(gain_BT))
+        if not spec.teacher_discount:
+            return gain_BT
+        to_go_BT = reward_to_go(gain_BT, spec.teacher_discount * rollouts.discount_BT, rollouts.cut_BT, None)
+        if spec.baseline not in STEP_BASELINES:
+            return to_go_BT
+        return to_go_BT - BASELINES[spec.baseline](to_go_BT, rollouts, 0.0, all_sum)
 
     def _own_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> Tensor:
         """What the user's function makes of the rollouts, whose rewards are those after fines and KL."""

@@ -36,6 +36,7 @@ Memory = Annotated[float, Ge(0), Lt(1)]
 Discount = Annotated[float, Gt(0), Le(1)]
 AboveOne = Annotated[float, Gt(1)]
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
+STEP_BASELINES = ("group_mean", "leave_one_out")  # those that can compare step with step
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,27 @@ class AlgorithmSpec:
     use_bias_correction_kl: Annotated[
         bool, Doc("Multiply the KL in the loss by the importance ratio, as TRL 1.16 does by default.")
     ] = False
+    reward_coef: Annotated[
+        NotNegative,
+        Doc(
+            "Weight of the rewards; 0 = they are measured and not trained on, so that completions without a verdict "
+            "are trained on too."
+        ),
+    ] = 1.0
+    teacher_coef: Annotated[
+        NotNegative,
+        Doc(
+            "Weight of KL(policy || teacher), which each sampled token is credited with as log π_teacher - log π; "
+            "0 loads no teacher. See model.teacher_model_name_or_path."
+        ),
+    ] = 0.0
+    teacher_discount: Annotated[
+        Share,
+        Doc(
+            "How much of the teacher's verdict on the next token a token is credited with: 1 = of all that follow (the "
+            "gradient of the KL of completions), 0 = its own alone (usual, biased, of less variance)."
+        ),
+    ] = 1.0
     kl_target: Annotated[
         NotNegative, Doc("KL(old || new), nats a token, that an adaptive penalty keeps updates to; 0 = no penalty.")
     ] = 0.0
@@ -201,12 +223,24 @@ class AlgorithmSpec:
 
     def __post_init__(self) -> None:
         check_fields(self, f"Algorithm {self.name!r}")
-        if self.baseline_per_step and self.baseline not in ("group_mean", "leave_one_out"):
+        if self.baseline_per_step and self.baseline not in STEP_BASELINES:
             raise ValueError(
                 f"Algorithm {self.name!r}: baseline_per_step compares the steps of a group, and the baseline is "
                 f"{self.baseline}. Use baseline leave_one_out or group_mean, or leave baseline_per_step out."
             )
 
+        other = self.needs_critic or self.loss is not None or self.advantage is not None
+        if self.teacher_coef and (other or self.pass_k or self.scale_rewards == "group_mean"):
+            raise ValueError(
+                f"Algorithm {self.name!r}: teacher_coef is {self.teacher_coef:g}, and the teacher's verdicts are added to "
+                "the advantages that rewards and baseline make: not to those of a critic, of a function of your own, of "
+                "pass_k or of the likelihood of success. Use algorithm=opd, rloo or grpo, or teacher_coef=0."
+            )
+        if not self.reward_coef and not self.teacher_coef:
+            raise ValueError(
+                f"Algorithm {self.name!r}: reward_coef is 0 and teacher_coef too, so nothing would be learned. Set one "
+                "of them."
+            )
         if self.loss is not None and (self.vllm_importance_sampling_correction or self.off_policy_mask_threshold):
             raise ValueError(
                 f"Algorithm {self.name!r} has a loss of its own, whose tokens cannot be corrected for the sampler one "
@@ -238,6 +272,14 @@ _GRPO = AlgorithmSpec(
     kl_placement="loss",
     kl_estimator="k3",
     use_bias_correction_kl=True,
+)
+
+_OPD = AlgorithmSpec(
+    "opd",
+    "Gu et al. 2023, arXiv 2306.08543: policy gradient of the reverse KL",
+    baseline="leave_one_out",
+    reward_coef=0.0,
+    teacher_coef=1.0,
 )
 
 _SPECS = (
@@ -323,6 +365,13 @@ _SPECS = (
         pass_k=2,
         kl_placement="loss",
         kl_estimator="k2",
+    ),
+    _OPD,
+    dataclasses.replace(
+        _OPD,
+        name="opd_token",
+        source="Lu and Thinking Machines Lab 2025, On-Policy Distillation; Agarwal et al. 2023, arXiv 2306.13649",
+        teacher_discount=0.0,
     ),
     AlgorithmSpec(
         "a2c",

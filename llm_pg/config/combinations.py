@@ -18,6 +18,7 @@ def check_combinations(spec: AlgorithmSpec, config: Config) -> None:
     _check_other_objective(spec)
     _check_sampler(spec)
     _check_penalties(spec, config)
+    _check_teacher(spec, config)
     _check_dynamic_sampling(spec, config)
 
 
@@ -106,6 +107,27 @@ def _check_penalties(spec: AlgorithmSpec, config: Config) -> None:
         raise ValueError(
             "sync_ref_model is true and beta is 0, so there is no reference to refresh. Set beta above 0, or "
             "sync_ref_model=false."
+        )
+
+
+def _check_teacher(spec: AlgorithmSpec, config: Config) -> None:
+    name = config.model.teacher_model_name_or_path
+    if spec.teacher_coef and name is None:
+        raise ValueError(
+            f"algorithm {spec.name} has teacher_coef {spec.teacher_coef:g} and no teacher is named. Set "
+            "teacher_model_name_or_path to a hub id or folder of a model with the same tokenizer."
+        )
+    if name is not None and not spec.teacher_coef:
+        raise ValueError(
+            f"teacher_model_name_or_path is {name!r}, and algorithm {spec.name} learns from no teacher (teacher_coef 0). "
+            "Use algorithm=opd (from the teacher alone) or set teacher_coef above 0 (from rewards and teacher), or "
+            "leave the teacher out."
+        )
+    if spec.teacher_coef and config.algorithm.dynamic_sampling_max_rounds:
+        raise ValueError(
+            f"dynamic_sampling_max_rounds is {config.algorithm.dynamic_sampling_max_rounds} and teacher_coef "
+            f"{spec.teacher_coef:g}: a group with equal rewards still learns from the teacher, so that none is silent. "
+            "Use dynamic_sampling_max_rounds=0."
         )
 
 

@@ -97,6 +97,15 @@ class ModelConfig(Section):
     load_in_4bit: bool = Field(
         False, description="QLoRA: hold the frozen weights in 4 bits (NF4); needs CUDA and bitsandbytes, and use_peft."
     )
+    teacher_model_name_or_path: str | None = Field(
+        None,
+        description="Hub id or folder of a frozen causal LM (or of an adapter of one) with the same tokenizer, which "
+        "the policy is taught by: algorithm opd or opd_token, or teacher_coef with another.",
+    )
+    teacher_model_revision: str | None = Field(None, description="Branch, tag or commit of a hub teacher.")
+    teacher_model_init_kwargs: dict[str, Any] = Field(
+        {}, description="Arguments of from_pretrained for the teacher; its dtype is auto unless given here."
+    )
 
 
 class DataConfig(Section):

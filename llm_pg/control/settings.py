@@ -31,7 +31,11 @@ SHORT_NAMES = {
 # Relatives of rows of the table that only differ by a number, under the names control people know.
 # Two rows stay with text: an environment has no greedy completion (remax), and its returns are no verdicts (maxrl).
 SPECS: dict[str, AlgorithmSpec] = {
-    **{k: spec for k, spec in ALGORITHMS.items() if spec.baseline != "greedy" and spec.scale_rewards != "group_mean"},
+    **{
+        name: spec
+        for name, spec in ALGORITHMS.items()
+        if spec.baseline != "greedy" and spec.scale_rewards != "group_mean" and not spec.teacher_coef
+    },
     "actor_critic": dataclasses.replace(
         ALGORITHMS["a2c"], name="actor_critic", source="TD actor-critic, Barto et al. 1983; Sutton et al. 2000", lam=0.0
     ),

@@ -74,6 +74,10 @@ def training_bytes(config: Config, sizes: Sizes, reference: bool, micro_rows: in
         parts = {"weights": weights, "gradients and AdamW": 3 * weights}
         if reference:
             parts["reference"] = weights
+    if model.teacher_model_name_or_path:
+        teacher = sizes_of(ModelConfig.model_validate({"model_name_or_path": model.teacher_model_name_or_path}))
+        kind = model.teacher_model_init_kwargs.get("dtype", "auto")
+        parts["teacher"] = 0 if teacher is None else teacher.parameters * _BYTES.get(str(kind), 4)
     rows = micro_rows * config.rollout.max_completion_length
     if sizes.vocabulary:
         parts["logits"] = min(rows * sizes.vocabulary, LOGITS_AT_ONCE) * 4 * LOGITS_COPIES

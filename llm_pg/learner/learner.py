@@ -12,11 +12,12 @@ from torch import Tensor
 from ..algorithms.algorithm import Algorithm, Batch
 from ..device import to_device
 from ..distributed.strategy import Strategy
-from ..estimators.kl import k3
+from ..estimators.kl import k1, k3
 from ..estimators.masked import masked_mean
 from ..metrics import Clock
 from ..model.critic import with_values
 from ..model.policy import Policy
+from ..model.teacher import Teacher
 from ..rollouts import TextRollouts
 from ..sampling.random import stream_key, uniform
 from .update import SeenTokens, Updater, UpdateStats, update_metrics
@@ -57,6 +58,7 @@ class Learner:
         algorithm: gives advantages and loss.
         optimizer: of torch, over `policy.parameters()`.
         scheduler: of the learning rate, stepped once an update; None = constant.
+        teacher: scores the sampled tokens, where the algorithm has a teacher_coef; None = there is none.
         strategy: how an update is spread over processes; None = the policy's, which is this process alone.
         micro_rows: completions in one forward pass; None = all. Any value gives the same gradient.
         num_iterations: passes over a batch (μ), >= 1.
@@ -71,7 +73,7 @@ class Learner:
         clock: takes the seconds of each phase.
 
     Raises:
-        ValueError: the algorithm needs a critic and the policy has none.
+        ValueError: the algorithm needs a critic and the policy has none, or a teacher and none is given.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Learner:
         optimizer: Any,
         scheduler: Any = None,
         *,
+        teacher: Teacher | None = None,
         strategy: Strategy | None = None,
         micro_rows: int | None = None,
         num_iterations: int = 1,
@@ -99,9 +102,14 @@ class Learner:
                 f"Algorithm {algorithm.spec.name} learns from a critic and the policy has none: call "
                 "policy.add_critic() before its optimizer is made."
             )
+        if algorithm.spec.teacher_coef and teacher is None:
+            raise ValueError(
+                f"Algorithm {algorithm.spec.name} learns from a teacher and none is given: pass "
+                "teacher=Teacher.from_pretrained(name, policy)."
+            )
         if algorithm.spec.beta and not policy.has_reference:
             policy.freeze_reference()
-        self.policy, self.algorithm, self.optimizer = policy, algorithm, optimizer
+        self.policy, self.algorithm, self.optimizer, self.teacher = policy, algorithm, optimizer, teacher
         self.strategy = strategy or policy.strategy
         self.scheduler = scheduler or torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         self.num_steps, self.seed, self.clock = num_steps, seed, clock or Clock()
@@ -154,7 +162,8 @@ class Learner:
         return Update(batch, steps, self.updater.seen, metrics)
 
     def _observed(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
-        """The passes before the update, each only where the algorithm needs it: reference, entropies, values.
+        """The passes before the update, each only where the algorithm needs it: reference, teacher, entropies,
+        values.
 
         With them the log-probabilities of before the update, where the critic's pass gave them.
         """
@@ -162,6 +171,10 @@ class Learner:
         if spec.beta:
             with self.clock("reference"):
                 rollouts.ref_logp_BT = policy.ref_logp(rollouts, self.micro_rows)
+        if spec.teacher_coef:
+            assert self.teacher is not None
+            with self.clock("teacher"):
+                rollouts.teacher_logp_BT = self.teacher.logp(rollouts, self.micro_rows)
         if spec.top_entropy_quantile < 1:
             with self.clock("update"):
                 rollouts.entropy_BT = policy.entropies(rollouts, self.micro_rows)
@@ -195,6 +208,8 @@ class Learner:
             values.update({} if explained is None else {"explained_variance": explained})
         if rollouts.ref_logp_BT is not None:
             values["kl"] = float(masked_mean(k3(rollouts.logp_BT, rollouts.ref_logp_BT), rollouts.mask_BT))
+        if rollouts.teacher_logp_BT is not None:
+            values["teacher_kl"] = float(masked_mean(k1(rollouts.logp_BT, rollouts.teacher_logp_BT), rollouts.mask_BT))
         return values
 
     def _follow(self, steps: list[UpdateStats]) -> dict[str, float]:

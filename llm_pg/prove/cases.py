@@ -36,13 +36,14 @@ class SequenceK2(Algorithm):
 
 
 def _shipped() -> Iterator[ProofCase]:
-    expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k"), EXACT) | {"dr_grpo": DIRECTION}
+    expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k", "opd"), EXACT) | {"dr_grpo": DIRECTION}
     for world_spec, title in (
         (ONE, "As shipped, one prompt a step"),
         (GRADED, "As shipped, two prompts a step, graded rewards"),
     ):
         for name, spec in ALGORITHMS.items():
             world = world_spec.replace(critic="exact") if spec.needs_critic else world_spec
+            world = world.replace(teacher="far") if spec.teacher_coef else world
             detail = f"exact critic, λ {spec.lam:g}" if spec.needs_critic else _objective(spec, world_spec)
             verdict = BIASED if name == "maxrl" and world_spec is GRADED else expect.get(name, BIASED)
             yield ProofCase(title, name, spec, world, verdict, detail, quick=world_spec is ONE)
@@ -50,6 +51,8 @@ def _shipped() -> Iterator[ProofCase]:
 
 def _objective(spec: AlgorithmSpec, world_spec: WorldSpec) -> str:
     """The objective of a row, where it is not the mean reward."""
+    if spec.teacher_coef:
+        return "of -KL to the teacher" if not spec.reward_coef else "of the reward less the KL to the teacher"
     if spec.pass_k:
         return f"of the best of {spec.pass_k}"
     terms = world_spec.num_generations - 1
@@ -195,6 +198,25 @@ def _sequence_k2(spec: AlgorithmSpec, horizon: int) -> Algorithm:
     return SequenceK2(dataclasses.replace(spec, beta=0.0), horizon)
 
 
+def _taught() -> Iterator[ProofCase]:
+    title = "With a teacher, far from it"
+    world, near = ONE.replace(teacher="far"), ONE.replace(teacher="near")
+    to_go = ALGORITHMS["opd"]
+    alone = dataclasses.replace(to_go, baseline="none")
+    yield ProofCase(title, "opd", alone, world, EXACT, "no baseline")
+    for share in (1.0, 0.5, 0.0):
+        spec = dataclasses.replace(to_go, teacher_discount=share)
+        expect = EXACT if share == 1 else BIASED
+        yield ProofCase(title, "opd", spec, world, expect, f"teacher_discount {share:g}")
+        yield ProofCase("With a teacher, near it", "opd", spec, near, expect, f"teacher_discount {share:g}")
+    unscored = world.replace(unscored=True)
+    yield ProofCase(title, "opd", to_go, unscored, EXACT, "some completions without a verdict")
+    for name, expect in (("reinforce", EXACT), ("rloo", EXACT), ("grpo", BIASED)):
+        both = dataclasses.replace(ALGORITHMS[name], teacher_coef=0.5)
+        yield ProofCase(title, name, both, world, expect, "reward less half the KL to the teacher")
+    yield ProofCase(title, "opd", to_go, world.replace(reused=True), BIASED, "data of an older policy, token ratio")
+
+
 def _reused() -> Iterator[ProofCase]:
     title = "Data of an older policy"
     old = ONE.replace(reused=True)
@@ -265,6 +287,7 @@ def all_cases() -> list[ProofCase]:
         _critics,
         _with_penalty,
         _penalties,
+        _taught,
         _reused,
         _mismatched,
         _bonus,

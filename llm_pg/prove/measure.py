@@ -110,7 +110,8 @@ def algorithm_of(spec: AlgorithmSpec, horizon: int) -> Algorithm:
 
 
 def target(spec: AlgorithmSpec, world: World) -> Tensor:
-    """The gradient that the row's expected update should be: of J - beta·KL + entropy_coef·entropy, less penalties.
+    """The gradient that the row's expected update should be: of reward_coef·J - beta·KL - teacher_coef·KL to the
+    teacher + entropy_coef·entropy, less penalties.
 
     J is the mean return; with `pass_k` the best return of k completions; with `scale_rewards` group_mean the
     likelihood of success, cut off after G - 1 terms.
@@ -122,7 +123,7 @@ def target(spec: AlgorithmSpec, world: World) -> Tensor:
     elif spec.scale_rewards == "group_mean":
         gradient = world.gradient_of_likelihood(world.num_generations - 1)
     else:
-        gradient = world.gradient(spec.beta)
+        gradient = world.gradient(spec.beta, spec.reward_coef, spec.teacher_coef)
     if spec.entropy_coef:
         gradient = gradient + spec.entropy_coef * completion_entropy(world.policy).gradient_PNV
     return gradient
@@ -204,7 +205,15 @@ def _guilty_on_reused(spec: AlgorithmSpec, world_spec: WorldSpec) -> list[Depart
 
 def plain(spec: AlgorithmSpec, world_spec: WorldSpec) -> tuple[AlgorithmSpec, WorldSpec]:
     """Plain REINFORCE (total return, no baseline, k1 in the reward) on fresh, wholly trained data of the same world."""
-    reference = AlgorithmSpec("plain", "", returns="total", surrogate="reinforce", beta=spec.beta)
+    reference = AlgorithmSpec(
+        "plain",
+        "",
+        returns="total",
+        surrogate="reinforce",
+        beta=spec.beta,
+        reward_coef=spec.reward_coef,
+        teacher_coef=spec.teacher_coef,
+    )
     return reference, world_spec.replace(
         reused=False, mismatch=False, trained=None, critic="none", train_eos=True, unscored=False
     )

@@ -220,6 +220,13 @@ DEPARTURES: tuple[Departure, ...] = (
         lambda spec, world_spec: spec.needs_critic and world_spec.critic != "exact",
         _world_spec(critic="exact"),
     ),
+    Departure(
+        "token by token",
+        "A token is credited with the teacher's verdict on itself and not, or not wholly, with the tokens that it leads "
+        "to: the KL of what follows is missed.",
+        lambda spec, world_spec: bool(spec.teacher_coef) and spec.teacher_discount < 1,
+        _spec(teacher_discount=1.0),
+    ),
     _kl("k1", "loss", "The expected gradient of log π is 0, so this is no penalty at all."),
     _kl("k2", "loss", "Token by token it misses that a token also moves the KL of what follows it."),
     _kl("k3", "loss", "1 - exp(-k) is not k: far from the reference the gradient is another one."),

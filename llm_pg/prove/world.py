@@ -50,6 +50,7 @@ class World:
         num_generations: G.
         all_prompts: False: a step samples one group, of a prompt drawn at random; True: a group of every prompt.
         reference: the frozen policy of the KL penalty.
+        teacher: the policy that is distilled.
         behaviour: the policy that sampled, where the data are reused; None: `policy` did.
         mismatch: `behaviour` is a sampler that computes the present policy differently: the trainer has no other old
             log-probabilities than its own.
@@ -66,6 +67,7 @@ class World:
     num_generations: int = 4
     all_prompts: bool = False
     reference: TabularPolicy | None = None
+    teacher: TabularPolicy | None = None
     behaviour: TabularPolicy | None = None
     mismatch: bool = False
     trained_warp: Mapping[str, float] | None = None
@@ -113,12 +115,15 @@ class World:
         value = torch.stack([-(failed_P**k) / k for k in range(1, terms + 1)]).sum(0).mean()
         return torch.autograd.grad(value, leaf_PNV)[0]
 
-    def gradient(self, beta: float = 0.0) -> Tensor:
-        """∇(J - beta·KL(π‖reference)), (P, N, V)."""
+    def gradient(self, beta: float = 0.0, reward_coef: float = 1.0, teacher_coef: float = 0.0) -> Tensor:
+        """∇(reward_coef·J - beta·KL(π‖reference) - teacher_coef·KL(π‖teacher)), (P, N, V)."""
         if self.scored_PS is None:
             gradient = objective(self.policy, self.reward_PNV, self.gamma).gradient_PNV
         else:
             gradient = self._gradient_where_scored()
+        gradient = reward_coef * gradient
+        if teacher_coef and self.teacher is not None:
+            gradient = gradient - teacher_coef * kl(self.policy, self.teacher).gradient_PNV
         if beta and self.reference is not None:
             gradient = gradient - beta * kl(self.policy, self.reference).gradient_PNV
         return gradient
@@ -159,6 +164,8 @@ class World:
         policy = self.policy
         entropy_PN = entropy(policy.warped(policy.logits_PNV))
         tables["entropy_BT"] = torch.where(c.mask_ST, entropy_PN[:, c.prefix_ST], 0.0)
+        if self.teacher is not None:
+            tables["teacher_logp_BT"] = self.teacher.logp_PST()
         if self.reference is not None:
             tables["ref_logp_BT"] = self.reference.logp_PST()
         if self.value_PN is not None:

@@ -18,6 +18,7 @@ from .world import World
 Warp = tuple[tuple[str, float], ...]
 
 A, B = 0, 1  # the two words; the third token is EOS
+_DISTANCES = {"near": 0.1, "far": 1.5}  # of logits, from the policy's
 HARD = {(A, B), (B, B), (A, A)}  # what prompt 0 asks for, ended by EOS
 
 
@@ -31,7 +32,7 @@ class WorldSpec:
         prompts: two (the second is easier) or one.
         prompts_per_step: 1: a prompt drawn at random; 2: a group of each in one step.
         rewards: binary verdicts; graded ones; dense (each token pays); none.
-        reference: none, near, far.
+        reference: none, near, far. teacher: likewise.
         reused: the data come from an older policy.
         mismatch: the sampler computes the present policy differently from the trainer.
         sampler: settings of the sampler's `warp_logits`. trained: of the trained log-probability; None: the same.
@@ -48,6 +49,7 @@ class WorldSpec:
     prompts_per_step: int = 1
     rewards: Literal["binary", "graded", "dense", "none"] = "binary"
     reference: Literal["none", "near", "far"] = "none"
+    teacher: Literal["none", "near", "far"] = "none"
     reused: bool = False
     mismatch: bool = False
     sampler: Warp = ()
@@ -96,8 +98,12 @@ def build(world_spec: WorldSpec) -> World:
     logits = _wave(shape, 1.0, 3.0)
     policy = TabularPolicy(logits[:num_prompts], world_spec.horizon, dict(world_spec.sampler))
     reward = _reward(world_spec)[:num_prompts]
-    distance = {"near": 0.1, "far": 1.5}.get(world_spec.reference)
-    reference = None if distance is None else policy.with_logits((logits + _wave(shape, distance, 2.0))[:num_prompts])
+    reference, teacher = (
+        None
+        if which == "none"
+        else policy.with_logits((logits + _wave(shape, _DISTANCES[which], phase))[:num_prompts])
+        for which, phase in ((world_spec.reference, 2.0), (world_spec.teacher, 5.0))
+    )
     behaviour = policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts])
     value = None
     if world_spec.critic != "none":
@@ -110,6 +116,7 @@ def build(world_spec: WorldSpec) -> World:
         num_generations=world_spec.num_generations,
         all_prompts=world_spec.prompts_per_step == 2,
         reference=reference,
+        teacher=teacher,
         behaviour=behaviour if world_spec.reused or world_spec.mismatch else None,
         mismatch=world_spec.mismatch,
         trained_warp=None if world_spec.trained is None else dict(world_spec.trained),

@@ -120,6 +120,7 @@ class Experience:
         numbers = {"logp": rollouts.logp_BT, "ref_logp": rollouts.ref_logp_BT, "weight": advantage_BT}
         if rollouts.ref_logp_BT is not None:
             numbers["kl"] = k3(rollouts.logp_BT, rollouts.ref_logp_BT)
+        numbers["teacher_logp"] = rollouts.teacher_logp_BT
         known = {name: x.cpu() for name, x in numbers.items() if x is not None}
         others = {name: x.cpu() for name, x in (more or {}).items()}
         for i in range(min(num_groups * self.num_generations, len(self.texts))):

@@ -108,6 +108,8 @@ class CrashKeeper:
             tensors["tokens"] = rollouts.tokens_BT
         if rollouts.ref_logp_BT is not None:
             tensors["ref_logp"] = rollouts.ref_logp_BT
+        if rollouts.teacher_logp_BT is not None:
+            tensors["teacher_logp"] = rollouts.teacher_logp_BT
         if batch is not None:
             tensors |= {"weight": batch.advantage_BT, "scale": batch.loss_scale_BT}
         contiguous = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}

@@ -12,7 +12,9 @@ from ..config import Config, ConfigError, flat
 from ..model.adapters import check_passes, check_repeatable, check_trainable, has_adapter
 from ..model.loading import context_length, load_model, load_tokenizer, prepare_model, prepare_tokenizer
 from ..model.merging import check_merge
+from ..model.policy import Policy
 from ..model.precision import hold_trained_in_float32
+from ..model.teacher import Teacher
 from ..prompts import Prompt, load_prompts
 from ..prompts.sources import read_object
 from .context import RunContext
@@ -72,6 +74,32 @@ def load_model_and_tokenizer(context: RunContext, model: Any, tokenizer: Any, pe
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
     return model, tokenizer
+
+
+def name_teacher(config: Config, teacher: Any) -> None:
+    """Puts into the config what a trainer was given as its teacher: a name, or that of an object."""
+    name = str(teacher) if isinstance(teacher, (str, Path)) else getattr(teacher.config, "_name_or_path", "")
+    config.model.teacher_model_name_or_path = name or type(teacher).__name__
+
+
+def load_teacher(context: RunContext, given: Any, policy: Policy) -> Teacher | None:
+    """The teacher of a run; None where its algorithm has none.
+
+    Args:
+        given: a transformers model; a name was put into the config; None = the config's.
+    """
+    settings = context.config.model
+    if not context.spec.teacher_coef:
+        return None
+    if given is not None and not isinstance(given, (str, Path)):
+        return Teacher.of_policy(given, policy)
+    assert settings.teacher_model_name_or_path is not None
+    return Teacher.from_pretrained(
+        settings.teacher_model_name_or_path,
+        policy,
+        revision=settings.teacher_model_revision,
+        init_kwargs=settings.teacher_model_init_kwargs,
+    )
 
 
 def load_run_prompts(

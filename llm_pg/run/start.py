@@ -17,6 +17,7 @@ from ..learner.learner import Learner
 from ..learner.optimizer import make_optimizer, make_scheduler
 from ..model.critic import HEAD_LEARNING_RATE
 from ..model.policy import Policy
+from ..model.teacher import Teacher
 from ..prompts import Prompt, fingerprint
 from .best import load_weights
 from .context import RunContext
@@ -68,11 +69,13 @@ def _warm_start(context: RunContext, policy: Policy, held_out: Sequence[Prompt])
 class Factories:
     """What a trainer makes itself; None = what the config says.
 
-    optimizer: makes it, over parameters of the model. scheduler: of the number of steps and the optimiser.
+    optimizer: makes it, over parameters of the model. scheduler: of the number of steps and the optimiser. teacher: as
+    it was loaded; None = the algorithm has none.
     """
 
     optimizer: Callable[[], Any] | None = None
     scheduler: Callable[[int, Any], Any] | None = None
+    teacher: Teacher | None = None
 
 
 def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, factories: Factories) -> Learner:
@@ -94,6 +97,7 @@ def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, fact
         algorithm,
         optimizer,
         scheduler,
+        teacher=factories.teacher,
         strategy=context.strategy,
         micro_rows=context.plan.micro_rows,
         num_iterations=config.algorithm.num_iterations,
