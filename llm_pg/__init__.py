@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .from_trl.parser import TrlParser as TrlParser
     from .learner.learner import Learner as Learner
     from .model.policy import Policy as Policy
+    from .model.teacher import Teacher as Teacher
     from .prompts import Prompts as Prompts
     from .rewards import Scorer as Scorer
     from .rollout.sampler import Sampler as Sampler
@@ -47,6 +48,7 @@ _ROOMS = {
     "Config": "llm_pg.config",
     "register_algorithm": "llm_pg.algorithms.own",
     "Policy": "llm_pg.model.policy",
+    "Teacher": "llm_pg.model.teacher",
     "Prompts": "llm_pg.prompts",
     "Sampler": "llm_pg.rollout.sampler",
     "Scorer": "llm_pg.rewards",

@@ -110,16 +110,24 @@ def _check_penalties(spec: AlgorithmSpec, config: Config) -> None:
         )
 
 
-def _check_teacher(spec: AlgorithmSpec, config: Config) -> None:
-    name = config.model.teacher_model_name_or_path
-    if spec.teacher_coef and name is None:
+def require_teacher(spec: AlgorithmSpec, config: Config) -> None:
+    """Raise ValueError where the algorithm learns from a teacher and none is named. Not a part of the checks of a config,
+    as a trainer may be given one as an object."""
+    if spec.teacher_coef and not (config.model.teacher_model_name_or_path or config.model.teacher_model_server_url):
         raise ValueError(
             f"algorithm {spec.name} has teacher_coef {spec.teacher_coef:g} and no teacher is named. Set "
-            "teacher_model_name_or_path to a hub id or folder of a model with the same tokenizer."
+            "teacher_model_name_or_path to a hub id or folder of a model with the same tokenizer, or give a trainer its "
+            "teacher_model."
         )
-    if name is not None and not spec.teacher_coef:
+
+
+def _check_teacher(spec: AlgorithmSpec, config: Config) -> None:
+    name, url = config.model.teacher_model_name_or_path, config.model.teacher_model_server_url
+    if name and url:
+        raise ValueError("teacher_model_name_or_path and teacher_model_server_url are both given; give one teacher.")
+    if (name or url) and not spec.teacher_coef:
         raise ValueError(
-            f"teacher_model_name_or_path is {name!r}, and algorithm {spec.name} learns from no teacher (teacher_coef 0). "
+            f"the teacher {name or url!r} is given, and algorithm {spec.name} learns from no teacher (teacher_coef 0). "
             "Use algorithm=opd (from the teacher alone) or set teacher_coef above 0 (from rewards and teacher), or "
             "leave the teacher out."
         )

@@ -102,6 +102,9 @@ class ModelConfig(Section):
         description="Hub id or folder of a frozen causal LM (or of an adapter of one) with the same tokenizer, which "
         "the policy is taught by: algorithm opd or opd_token, or teacher_coef with another.",
     )
+    teacher_model_server_url: str | None = Field(
+        None, description="Address of a vLLM server of the teacher, http://host:8000, in the place of its name."
+    )
     teacher_model_revision: str | None = Field(None, description="Branch, tag or commit of a hub teacher.")
     teacher_model_init_kwargs: dict[str, Any] = Field(
         {}, description="Arguments of from_pretrained for the teacher; its dtype is auto unless given here."

@@ -17,7 +17,7 @@ from ..estimators.masked import masked_mean
 from ..metrics import Clock
 from ..model.critic import with_values
 from ..model.policy import Policy
-from ..model.teacher import Teacher
+from ..model.teacher import ScoresTokens
 from ..rollouts import TextRollouts
 from ..sampling.random import stream_key, uniform
 from .update import SeenTokens, Updater, UpdateStats, update_metrics
@@ -83,7 +83,7 @@ class Learner:
         optimizer: Any,
         scheduler: Any = None,
         *,
-        teacher: Teacher | None = None,
+        teacher: ScoresTokens | None = None,
         strategy: Strategy | None = None,
         micro_rows: int | None = None,
         num_iterations: int = 1,

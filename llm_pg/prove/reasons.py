@@ -221,6 +221,13 @@ DEPARTURES: tuple[Departure, ...] = (
         _world_spec(critic="exact"),
     ),
     Departure(
+        "older log π",
+        "The teacher's verdict is compared with the log-probabilities of the policy that sampled, not of the one in "
+        "training.",
+        lambda spec, world_spec: bool(spec.teacher_coef) and (world_spec.reused or world_spec.mismatch),
+        _world_spec(reused=False, mismatch=False),
+    ),
+    Departure(
         "token by token",
         "A token is credited with the teacher's verdict on itself and not, or not wholly, with the tokens that it leads "
         "to: the KL of what follows is missed.",

@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from ..algorithms.table import AlgorithmSpec
-from ..config import Config
+from ..config import Config, ConfigError
 from ..config.check import BatchPlan, plan_batch, resolve_spec
+from ..config.combinations import require_teacher
 from ..distributed.launch import (
     check_ahead,
     check_backend,
@@ -75,6 +76,10 @@ def make_context(
     """
     config.train.use_cpu = config.train.use_cpu or cpu_asked(os.environ, parent_command())
     spec = resolve_spec(config)
+    try:
+        require_teacher(spec, config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     compute_in(config, incoming_half(model, config.model), scales_losses=scales_losses(config))
     check_backend(config, needs_critic=spec.needs_critic)
     # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.

@@ -14,9 +14,10 @@ from ..model.loading import context_length, load_model, load_tokenizer, prepare_
 from ..model.merging import check_merge
 from ..model.policy import Policy
 from ..model.precision import hold_trained_in_float32
-from ..model.teacher import Teacher
+from ..model.teacher import ScoresTokens, Teacher
 from ..prompts import Prompt, load_prompts
 from ..prompts.sources import read_object
+from ..sampling.vllm.teacher import ServedTeacher
 from .context import RunContext
 from .fitting import fit_to_prompts
 from .other_parts import other_parts
@@ -82,7 +83,7 @@ def name_teacher(config: Config, teacher: Any) -> None:
     config.model.teacher_model_name_or_path = name or type(teacher).__name__
 
 
-def load_teacher(context: RunContext, given: Any, policy: Policy) -> Teacher | None:
+def load_teacher(context: RunContext, given: Any, policy: Policy) -> ScoresTokens | None:
     """The teacher of a run; None where its algorithm has none.
 
     Args:
@@ -93,6 +94,8 @@ def load_teacher(context: RunContext, given: Any, policy: Policy) -> Teacher | N
         return None
     if given is not None and not isinstance(given, (str, Path)):
         return Teacher.of_policy(given, policy)
+    if settings.teacher_model_server_url is not None:
+        return ServedTeacher(settings.teacher_model_server_url, temperature=policy.params.temperature)
     assert settings.teacher_model_name_or_path is not None
     return Teacher.from_pretrained(
         settings.teacher_model_name_or_path,

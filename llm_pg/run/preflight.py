@@ -10,6 +10,8 @@ from typing import Any
 from reward_fns.registry import tasks
 
 from ..config import Config, ConfigError
+from ..config.check import resolve_spec
+from ..config.combinations import require_teacher
 from ..config.load import check_model
 from ..config.vllm import check_vllm
 from ..doctor.sizes import checkpoint_bytes
@@ -69,6 +71,7 @@ def check_inputs(config: Config, *, read_hub: bool = False) -> None:
     tables: list[tuple[Sequence[Mapping[str, Any]], Callable[[int], str]]] = []
     check_data(config, read_hub=read_hub, check_rows=lambda rows, where: tables.append((rows, where)))
     try:
+        require_teacher(resolve_spec(config), config)
         check_vllm(config)
         for function in resolve_all(task_rewards(config)):
             for rows, where in tables:

@@ -17,7 +17,7 @@ from ..learner.learner import Learner
 from ..learner.optimizer import make_optimizer, make_scheduler
 from ..model.critic import HEAD_LEARNING_RATE
 from ..model.policy import Policy
-from ..model.teacher import Teacher
+from ..model.teacher import ScoresTokens
 from ..prompts import Prompt, fingerprint
 from .best import load_weights
 from .context import RunContext
@@ -75,7 +75,7 @@ class Factories:
 
     optimizer: Callable[[], Any] | None = None
     scheduler: Callable[[int, Any], Any] | None = None
-    teacher: Teacher | None = None
+    teacher: ScoresTokens | None = None
 
 
 def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, factories: Factories) -> Learner:

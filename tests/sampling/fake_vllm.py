@@ -49,7 +49,7 @@ class FakeVllm:
         with self.lock:
             self.requests.append((path, body))
             if path == "/v1/completions":
-                return self._complete(body)
+                return self._complete(body) if "prompt_logprobs" not in body else self._score(body["prompt"])
             if self.receiver is not None and path in TRANSFER:
                 return self.receiver.answer(self.model, path, body)
             if path == "/collective_rpc":
@@ -72,6 +72,13 @@ class FakeVllm:
             weights[name] = state[name].clone()
         self.model.load_state_dict(weights)
         return {"results": [None]}
+
+    @torch.no_grad()
+    def _score(self, prompt: list[int]) -> Any:
+        """As vLLM answers prompt_logprobs=0: nothing of the first token, then each token's own number."""
+        logp = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        known = [{str(token): {"logprob": float(logp[i, token]), "rank": 1}} for i, token in enumerate(prompt[1:])]
+        return {"object": "text_completion", "choices": [{"index": 0, "text": "", "prompt_logprobs": [None, *known]}]}
 
     def _complete(self, body: dict[str, Any]) -> Any:
         params = SamplingParams(
