@@ -95,7 +95,7 @@ METRICS: dict[str, Metric] = {
     "kl": Metric("nats/token", "Mean KL to the reference (k3), where there is one.", ranks="mean of tokens"),
     "teacher_kl": Metric(
         "nats/token",
-        "Mean of log π - log π_teacher of the sampled tokens (k1, which can fall below 0 by chance): KL to the teacher.",
+        "KL to the teacher: mean of log π - log π_teacher of the sampled tokens (k1, which chance can push below 0).",
         ranks="mean of tokens",
     ),
     "entropy": Metric(
@@ -183,8 +183,8 @@ METRICS: dict[str, Metric] = {
     "seconds": Metric("s", "The whole step.", ranks="max"),
     "seconds/": Metric(
         "s",
-        "One phase of it: sample, reward, reference, teacher, value, update, eval; save is that of the step before. With "
-        "max_staleness sample and reward of the batch went on in the background; wait is for what was left of "
+        "One phase of it: sample, reward, reference, teacher, value, update, eval; save is that of the step before. "
+        "With max_staleness sample and reward of the batch went on in the background; wait is for what was left of "
         "them.",
         ranks="max",
     ),

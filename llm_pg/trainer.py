@@ -66,8 +66,8 @@ class PolicyGradientTrainer(TrlFace):
         callbacks: transformers' TrainerCallbacks, objects or classes.
         optimizers: an optimiser over the parameters of `model`, given as an object, and a schedule of it; either may be
             None = the config's.
-        teacher_model: what algorithm opd and rows with a teacher_coef learn from: hub id, folder or a transformers model
-            with the same tokenizer; None = the config's.
+        teacher_model: what algorithm opd and rows with a teacher_coef learn from: hub id, folder or a transformers
+            model with the same tokenizer; None = the config's.
         sampler: an engine of your own, with the method of `sampling.protocol.SamplingEngine`; None = the config's
             `rollout.engine`. Its log-probabilities are compared with the trainer's at every step (`sampler_gap`).
         terminal: where progress is printed; None = chosen by what the output is.

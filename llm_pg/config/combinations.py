@@ -111,13 +111,15 @@ def _check_penalties(spec: AlgorithmSpec, config: Config) -> None:
 
 
 def require_teacher(spec: AlgorithmSpec, config: Config) -> None:
-    """Raise ValueError where the algorithm learns from a teacher and none is named. Not a part of the checks of a config,
-    as a trainer may be given one as an object."""
+    """Raise ValueError where the algorithm learns from a teacher and none is named.
+
+    Not a part of the checks of a config, as a trainer may be given one as an object.
+    """
     if spec.teacher_coef and not (config.model.teacher_model_name_or_path or config.model.teacher_model_server_url):
         raise ValueError(
             f"algorithm {spec.name} has teacher_coef {spec.teacher_coef:g} and no teacher is named. Set "
-            "teacher_model_name_or_path to a hub id or folder of a model with the same tokenizer, or give a trainer its "
-            "teacher_model."
+            "teacher_model_name_or_path to a hub id or folder of a model with the same tokenizer, or give a trainer "
+            "its teacher_model."
         )
 
 

@@ -23,6 +23,10 @@ class Settings(TypedDict, total=False):
     use_dora: bool
     use_rslora: bool
     load_in_4bit: bool
+    teacher_model_name_or_path: str | None
+    teacher_model_server_url: str | None
+    teacher_model_revision: str | None
+    teacher_model_init_kwargs: dict[str, Any]
     task: str | None
     task_options: dict[str, Any]
     num_train_prompts: int
@@ -110,6 +114,9 @@ class Settings(TypedDict, total=False):
     kl_placement: Literal["reward", "loss"] | None
     kl_estimator: Literal["k1", "k2", "k3"] | None
     use_bias_correction_kl: bool | None
+    reward_coef: float | None
+    teacher_coef: float | None
+    teacher_discount: float | None
     kl_target: float | None
     entropy_coef: float | None
     entropy_coef_final: float | None
@@ -318,6 +325,10 @@ class Attributes:
     use_dora: bool
     use_rslora: bool
     load_in_4bit: bool
+    teacher_model_name_or_path: str | None
+    teacher_model_server_url: str | None
+    teacher_model_revision: str | None
+    teacher_model_init_kwargs: dict[str, Any]
     task: str | None
     task_options: dict[str, Any]
     num_train_prompts: int
@@ -405,6 +416,9 @@ class Attributes:
     kl_placement: Literal["reward", "loss"] | None
     kl_estimator: Literal["k1", "k2", "k3"] | None
     use_bias_correction_kl: bool | None
+    reward_coef: float | None
+    teacher_coef: float | None
+    teacher_discount: float | None
     kl_target: float | None
     entropy_coef: float | None
     entropy_coef_final: float | None

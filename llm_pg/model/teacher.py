@@ -78,7 +78,7 @@ class Teacher:
                 "teacher_model_name_or_path a hub id, or a folder that save_pretrained wrote."
             ) from None
         tokenizer = None
-        with contextlib.suppress(OSError, ValueError):  # a folder of weights alone: the embedding is compared all the same
+        with contextlib.suppress(OSError, ValueError):  # a folder of weights alone: the size is compared all the same
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         if tokenizer is not None and policy.tokenizer is not None:
             check_same_tokens(policy.tokenizer, tokenizer)
@@ -131,9 +131,10 @@ def check_same_tokens(own: Any, teachers: Any) -> None:
     odd = [(token, i, known.get(token)) for token, i in own.get_vocab().items() if known.get(token) != i]
     if not odd:
         return
-    shown = "; ".join(f"{token!r} is {i} and {other}" for token, i, other in sorted(odd, key=lambda x: x[1])[:SHOWN_TOKENS])
+    first = sorted(odd, key=lambda each: each[1])[:SHOWN_TOKENS]
+    shown = "; ".join(f"{token!r} is {i} and {other}" for token, i, other in first)
     raise ConfigError(
-        f"The teacher has another tokenizer: {len(odd)} of the policy's {len(own)} tokens have other ids there, or none "
-        f"({shown}, ids of the policy and the teacher). A teacher scores the policy's own tokens, so it must be of the "
+        f"The teacher has another tokenizer: {len(odd)} of the policy's {len(own)} tokens have other ids there, or "
+        f"none ({shown}, ids of the policy and the teacher). A teacher scores the policy's own tokens, so it must be of the "
         "same family, such as Qwen2.5-7B-Instruct for Qwen2.5-0.5B."
     )

@@ -229,8 +229,8 @@ DEPARTURES: tuple[Departure, ...] = (
     ),
     Departure(
         "token by token",
-        "A token is credited with the teacher's verdict on itself and not, or not wholly, with the tokens that it leads "
-        "to: the KL of what follows is missed.",
+        "A token is credited with the teacher's verdict on itself and not, or not wholly, with the tokens that it "
+        "leads to: the KL of what follows is missed.",
         lambda spec, world_spec: bool(spec.teacher_coef) and spec.teacher_discount < 1,
         _spec(teacher_discount=1.0),
     ),

@@ -99,9 +99,7 @@ def build(world_spec: WorldSpec) -> World:
     policy = TabularPolicy(logits[:num_prompts], world_spec.horizon, dict(world_spec.sampler))
     reward = _reward(world_spec)[:num_prompts]
     reference, teacher = (
-        None
-        if which == "none"
-        else policy.with_logits((logits + _wave(shape, _DISTANCES[which], phase))[:num_prompts])
+        None if which == "none" else policy.with_logits((logits + _wave(shape, _DISTANCES[which], phase))[:num_prompts])
         for which, phase in ((world_spec.reference, 2.0), (world_spec.teacher, 5.0))
     )
     behaviour = policy.with_logits((logits + _wave(shape, 0.3, 1.0))[:num_prompts])

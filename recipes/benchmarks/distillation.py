@@ -5,8 +5,8 @@ reward, supervised steps on the teacher's samples, and TRL's DistillationTrainer
     python recipes/benchmarks/distillation.py --out runs/distillation --seeds 0      # the table of what is there
 
 All ways of a seed start from the weights after its warm start, with the same batches of prompts and the same
-optimiser and schedule. The teacher is what 100 steps of GRPO made of the same weights; its own samples are GRPO's and are
-not counted. Each way is a process of its own, so that peak memory is its own; the ways go in turn, which first changes
+optimiser and schedule. The teacher is what 100 steps of GRPO made of the same weights; the samples of that are not
+counted. Each way is a process of its own, so that peak memory is its own; the ways go in turn, which first changes
 with the seed. One JSON line a way and seed is kept, so an interrupted table goes on.
 """
 

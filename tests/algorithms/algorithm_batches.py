@@ -29,10 +29,11 @@ def text(
 ) -> Rollouts:
     num = len(reward_B)
     length = torch.tensor(length_B or [3] * num)
-    others = {"greedy_B": torch.full((num,), 0.4), **others}
+    likely = torch.full((num, int(length.max())), -1.0)
+    others = {"greedy_B": torch.full((num,), 0.4), "teacher_logp_BT": likely, **others}  # a teacher of one mind
     return Rollouts.of_scored_text(
         mask_BT=torch.arange(int(length.max())).expand(num, -1) < length.unsqueeze(1),
-        logp_BT=torch.full((num, int(length.max())), -1.0),
+        logp_BT=likely.clone(),
         group_B=torch.tensor(group_B or [0] * num),
         reward_B=reward_B,
         **others,  # type: ignore[arg-type]
@@ -127,6 +128,7 @@ def make(
         greedy_B=(group_B % 2).to(dtype),
         entropy_BT=normal(num, steps).abs(),
         ref_logp_BT=present_BT + 0.5 * normal(num, steps),
+        teacher_logp_BT=present_BT + 0.5 * torch.cos(7 * at_BT + 3 * torch.arange(num).unsqueeze(1)).to(dtype),
         value_BT=normal(num, steps),
         bootstrap_BT=normal(num, steps),
     )

@@ -55,6 +55,9 @@ FREE_TEXT = {
     "run_name",
     "stop",
     "system_prompt",
+    "teacher_model_name_or_path",
+    "teacher_model_revision",
+    "teacher_model_server_url",
     "vllm_python",
     "vllm_urls",
     "warm_start_data_files",
@@ -161,6 +164,8 @@ def test_a_row_refuses_every_number_that_the_config_refuses() -> None:
         ):
             continue
         for value in (-1.0, 0, 1, 1.5, 10**9, "x"):
+            if name == "reward_coef" and value == 0:  # the row sees that there is no teacher either
+                continue
             with_config, with_row = (refuses(make, {name: value}) for make in (AlgorithmConfig, mine))
             assert with_config == with_row, (name, value, field.annotation)
 

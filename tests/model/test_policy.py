@@ -70,7 +70,7 @@ def gradient(
     policy = policy_of(model, packing=packing)
     row = dataclasses.replace(ALGORITHMS[name], beta=0.05 if ALGORITHMS[name].kl_placement == "loss" else 0.0)
     algorithm = Algorithm(row, 7)
-    batch = dataclasses.replace(batch, ref_logp_BT=batch.logp_BT - 0.1)
+    batch = dataclasses.replace(batch, ref_logp_BT=batch.logp_BT - 0.1, teacher_logp_BT=2 * batch.logp_BT)
     weighted = algorithm.compute_advantages(batch if order is None else batch.rows(order))
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     updater = Updater(
