@@ -233,7 +233,7 @@ class AlgorithmSpec:
         if self.teacher_coef and (other or self.pass_k or self.scale_rewards == "group_mean"):
             raise ValueError(
                 f"Algorithm {self.name!r}: teacher_coef is {self.teacher_coef:g}, and the teacher's verdicts are added "
-                "to the advantages that rewards and baseline make: not to those of a critic, of a function of your own, "
+                "to the advantages that rewards and baseline make: not to those of a critic, of a function of yours, "
                 "of pass_k or of the likelihood of success. Use algorithm=opd, rloo or grpo, or teacher_coef=0."
             )
         if not self.reward_coef and not self.teacher_coef:

@@ -135,6 +135,6 @@ def check_same_tokens(own: Any, teachers: Any) -> None:
     shown = "; ".join(f"{token!r} is {i} and {other}" for token, i, other in first)
     raise ConfigError(
         f"The teacher has another tokenizer: {len(odd)} of the policy's {len(own)} tokens have other ids there, or "
-        f"none ({shown}, ids of the policy and the teacher). A teacher scores the policy's own tokens, so it must be of the "
-        "same family, such as Qwen2.5-7B-Instruct for Qwen2.5-0.5B."
+        f"none ({shown}, ids of the policy and the teacher). A teacher scores the policy's own tokens, so it must be "
+        "of the same family, such as Qwen2.5-7B-Instruct for Qwen2.5-0.5B."
     )

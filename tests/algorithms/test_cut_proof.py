@@ -72,13 +72,7 @@ def padded(rollouts: Rollouts, columns: int, junk: float) -> Rollouts:
         value = getattr(rollouts, name)
         if not name.endswith("_BT") or value is None:
             continue
-        fill = {
-            "logp_BT": junk,
-            "ref_logp_BT": junk,
-            "teacher_logp_BT": junk,
-            "value_BT": -30.0,
-            "bootstrap_BT": 7.0,
-        }.get(name, 0)
+        fill = junk if name.endswith("logp_BT") else {"value_BT": -30.0, "bootstrap_BT": 7.0}.get(name, 0)
         extra[name] = torch.nn.functional.pad(value, (0, columns), value=fill)
     return Rollouts(
         **{n: extra.get(n, getattr(rollouts, n)) for n in rollouts.__dataclass_fields__}  # type: ignore[arg-type]

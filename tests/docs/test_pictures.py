@@ -27,7 +27,7 @@ def drawn_today() -> list[str]:
     live = LiveTerminal(console=Console(file=io.StringIO()), now=lambda: 0.0)
     live.begin(Plan("sort_letters-grpo-seed0", "grpo", 100, groups=64, rows=256))
     seconds = {f"seconds/{phase}": 1.0 for phase in ("sample", "reward", "reference", "update")}
-    measured = {name: 0.5 for name, _, _ in CURVES if "return" not in name}
+    measured = {name: 0.5 for name, _, _ in CURVES if "return" not in name and "teacher" not in name}
     facts = {"gradient_signal": 1.0, "gradient_noise": 1.0, "memory": 800.0, "tokens_per_second": 1.0}
     live.step({"step": 1, **measured, **facts, **seconds}, 1.0)
     live.sample(1, [{"prompt": "sort: ba=", "completion": "ab", "reward": 1.0, "parts": {}}])
