@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
 from llm_pg.algorithms.table import ALGORITHMS, WORDS, AlgorithmSpec
+from llm_pg.estimators.baselines import AllSum
 from llm_pg.rollouts import Rollouts
 
+T = TypeVar("T")
 LIMIT = 9
 
 
@@ -138,6 +144,25 @@ def make(
 def weighed(algorithm: Algorithm, rollouts: Rollouts, reused: bool) -> Batch:
     batch = algorithm.compute_advantages(rollouts)
     return dataclasses.replace(batch, proximal_logp_BT=rollouts.logp_BT) if reused else batch
+
+
+def on_two_ranks(work: Callable[[int, AllSum], T]) -> list[T]:
+    """What `work(rank, all_sum)` returns on each of two ranks, threads here, whose `all_sum` adds the other's."""
+    given: list[list[Tensor]] = [[], []]
+    meet = threading.Barrier(2)
+
+    def rank(i: int) -> T:
+        def all_sum(x: Tensor) -> Tensor:
+            given[i].append(x)
+            meet.wait(timeout=10)
+            total = given[0][len(given[i]) - 1] + given[1][len(given[i]) - 1]
+            meet.wait(timeout=10)
+            return total
+
+        return work(i, all_sum)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(rank, range(2)))
 
 
 def close(a: Tensor, b: Tensor, dtype: torch.dtype, unit: float = 1e-3) -> bool:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from algorithm_batches import algorithm, text
+from algorithm_batches import algorithm, on_two_ranks, text
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
+from llm_pg.estimators.baselines import STD_EPS, AllSum
 from llm_pg.rollouts import Rollouts
 
 
@@ -176,6 +177,38 @@ def test_a_running_mean_counts_the_rows_of_all_ranks_and_no_unscored_one() -> No
     assert made.running_mean.value == pytest.approx(5.0)
     made.compute_advantages(text([None, None]), all_sum=lambda x: x + 1)
     assert made.running_mean.value != pytest.approx(5.0)
+
+
+def test_a_running_mean_is_that_of_all_ranks() -> None:
+    """Three completions of 3 here and one of 7 there."""
+
+    def rank(number: int, all_sum: AllSum) -> float:
+        made = algorithm("reinforce", baseline="running_mean")
+        made.compute_advantages(text([[3.0, 3.0, 3.0], [7.0]][number]), all_sum=all_sum)
+        return made.running_mean.value
+
+    assert on_two_ranks(rank) == pytest.approx([4.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"baseline": "batch_mean"}, [-1.0, 3.0]),
+        ({"scale_rewards": "batch"}, [3.0 / (2.0 + STD_EPS), 7.0 / (2.0 + STD_EPS)]),
+        ({"normalize_advantages": "rollouts"}, [-1.0 / (2.0 + STD_EPS), 3.0 / (2.0 + STD_EPS)]),
+    ],
+)
+def test_means_and_deviations_of_the_batch_are_those_of_all_ranks(
+    changes: dict[str, Any], expected: list[float]
+) -> None:
+    """3, 3, 3 and 7: mean 4, deviation 2."""
+
+    def rank(number: int, all_sum: AllSum) -> float:
+        made = algorithm("reinforce", **changes)
+        rollouts = text([[3.0, 3.0, 3.0], [7.0]][number])
+        return float(made.compute_advantages(rollouts, all_sum=all_sum).advantage_BT[0, 0])
+
+    assert on_two_ranks(rank) == pytest.approx(expected)
 
 
 def test_another_baseline_leaves_the_running_mean_alone() -> None:

@@ -1,16 +1,15 @@
 """No cut of a batch changes its gradient: order, micro-batches, padding, ranks, rows that teach nothing."""
 
 import dataclasses
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from algorithm_batches import LIMIT, close, make, rows_of_the_table, weighed
+from algorithm_batches import LIMIT, close, make, on_two_ranks, rows_of_the_table, weighed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pg.algorithms.algorithm import Algorithm
+from llm_pg.estimators.baselines import AllSum
 from llm_pg.rollouts import Rollouts
 
 ROWS = rows_of_the_table()
@@ -131,24 +130,14 @@ def check_two_ranks(name: str, seed: int) -> None:
     batch = algorithm(name).compute_advantages(rollouts)
     expected, _ = model.gradient(algorithm(name), batch)
     shards = [(rollouts.group_B == 0).nonzero().squeeze(1), (rollouts.group_B > 0).nonzero().squeeze(1)]
-    given: list[list[torch.Tensor]] = [[], []]
-    meet = threading.Barrier(2)
 
-    def rank(i: int) -> torch.Tensor:
-        def all_sum(x: torch.Tensor) -> torch.Tensor:
-            given[i].append(x)
-            meet.wait(timeout=10)
-            total = given[0][len(given[i]) - 1] + given[1][len(given[i]) - 1]
-            meet.wait(timeout=10)
-            return total
-
+    def rank(i: int, all_sum: AllSum) -> torch.Tensor:
         mine = rollouts.rows(shards[i])
         mine.group_B = mine.group_B - mine.group_B.min()
         shard = algorithm(name).compute_advantages(mine, all_sum=all_sum)
         return model.rows(shards[i]).gradient(algorithm(name), shard)[0]
 
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(rank, range(2)))
+    parts = on_two_ranks(rank)
     assert close(parts[0] + parts[1], expected, torch.float64)
 
 
