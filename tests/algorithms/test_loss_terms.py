@@ -211,6 +211,15 @@ def test_a_completion_that_the_policy_has_left_is_dropped_and_counted(threshold:
     assert "correction_bounded" not in stats
 
 
+def test_a_completion_of_no_advantage_is_not_counted_as_dropped() -> None:
+    """There is nothing to drop; the one below it is."""
+    made = plain(off_policy_mask_threshold=0.4)
+    rollouts = text([0.0, -2.0], length_B=[2, 1])
+    rollouts.logp_BT = moved([[-0.5, -0.5], [-0.5, 0.0]])
+    stats = made.loss(torch.tensor(PRESENT), made.compute_advantages(rollouts))[1]
+    assert float(stats["off_policy_masked"]) == pytest.approx(1 / 3)
+
+
 def test_a_bonus_is_taken_off_the_loss_and_not_off_the_policys_part_of_it() -> None:
     made = plain(entropy_coef=0.5)
     entropy_BT = torch.tensor([[0.25, 1.0], [2.0, 9.0]])
@@ -311,6 +320,21 @@ def test_one_completion_of_one_token_is_its_own_mean() -> None:
         assert float(batch.num_tokens) == 1.0
     constant = plain(loss_type="dr_grpo").compute_advantages(text([1.0], length_B=[1]))
     assert constant.loss_scale_BT.tolist() == [[pytest.approx(1 / LIMIT)]]
+
+
+@pytest.mark.parametrize("loss_type", ["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"])
+def test_what_the_loss_reads_has_the_precision_of_the_log_probabilities(loss_type: str) -> None:
+    """A third in float32 is off in the eighth digit."""
+    rollouts = text([1.0, 0.0, 2.0], length_B=[1, 1, 1], entropy_BT=torch.full((3, 1), 0.5).double())
+    rollouts.logp_BT, rollouts.reward_BT = rollouts.logp_BT.double(), rollouts.reward_BT.double()
+    rollouts.discount_BT = rollouts.discount_BT.double()
+    made = plain(entropy_coef=0.5, top_entropy_quantile=0.99, loss_type=loss_type, baseline="batch_mean")
+    batch = made.compute_advantages(rollouts)
+    assert batch.bonus_BT is not None
+    for tensor in (batch.bonus_BT, batch.loss_scale_BT, batch.advantage_BT, batch.num_tokens):
+        assert tensor.dtype == torch.float64
+    assert batch.bonus_BT.tolist() == [[1 / 3]] * 3
+    assert batch.loss_scale_BT.tolist() == [[1 / 3 / (LIMIT if loss_type == "dr_grpo" else 1)]] * 3
 
 
 def test_the_bonus_of_a_single_kept_token_is_its_entropy() -> None:
