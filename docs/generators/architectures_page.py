@@ -64,8 +64,8 @@ def measured(model: Any) -> Row:
         own_BT[row][done.mask_BT[row]] = _alone(model, PROMPTS[row // GROUP], done.tokens_BT[row][done.mask_BT[row]])
     return Row(
         engine=sampler.choice.name,
-        layout=policy.layout,
-        why=sampler.choice.why or policy.why_padded,
+        layout=policy.layout.name,
+        why=sampler.choice.why or policy.layout.why_padded,
         sampler=_gap(done.logp_BT, own_BT),
         trainer=_gap(scores.logp_BT, own_BT),
         kl=_gap(policy.ref_logp(batch, 99), policy.logp(batch, 99)),

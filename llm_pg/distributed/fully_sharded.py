@@ -84,7 +84,7 @@ class FullySharded(Sharded):
     def shard(self, policy: Any) -> None:
         """Cuts policy, reference and critic in place; parameters keep their names."""
         check_reference(policy)
-        policy.strategy = self
+        policy.use(self)
         for model in (policy.model, policy.reference):
             if model is not None:
                 self._cut(model, self.layers_of(model))

@@ -97,7 +97,7 @@ class Strategy:
 
         max_grad_norm: 0 = no clipping.
         """
-        policy.strategy = self
+        policy.use(self)
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
 
     def zero_grad(self) -> None:

@@ -18,7 +18,8 @@ from ..device import to_device
 from ..distributed.strategy import Strategy
 from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from ..metrics import METRICS
-from ..model.policy import Policy, PolicyOutput, halves
+from ..model.layout import halves
+from ..model.policy import OutputFlags, Policy, PolicyOutput
 from ..rollouts import TextRollouts
 
 
@@ -216,17 +217,19 @@ class Updater:
         if self.strategy.num_ranks == 1 and parts == 1 and len(self._pieces(batch, alive, most)) <= 1:
             routers.forget()
             return
-        self.policy.count_choices(
-            batch.rollouts.rows(alive) if len(alive) else None,
-            self.micro_rows,
-            self.strategy.all_sum,
-        )
+        with routers.counting(self.policy.model):
+            if len(alive):
+                self.policy.compute(batch.rollouts.rows(alive), self.micro_rows, OutputFlags(logp=False))
+            else:
+                with self.policy.gathered():  # the others need this rank's parts of the weights
+                    pass
+        routers.sum_over(self.strategy.all_sum)
 
     def _pieces(self, batch: Batch, rows: Tensor, most: int) -> list[Tensor]:
         """The rows of each forward pass, at most `most` together."""
         if not len(rows):
             return []
-        cuts = self.policy.cuts(batch.rollouts.rows(rows), self.micro_rows)
+        cuts = self.policy.layout.cuts(batch.rollouts.rows(rows), self.micro_rows)
         return [rows[index] for cut in cuts for index in cut.split(most)]
 
     def _keep_pace(self, batch: Batch, passes: int, weight: float = 0.0) -> None:

@@ -18,8 +18,8 @@ def padded_states(
     """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask; behind them
     those after the last tokens of the rows `after_B`. with_logits: also the logits of the former, by the whole model.
     """
-    ids, attention, start_B = _layout(rollouts, pad_id)
-    row_M, step_M = rollouts.on_host("mask_BT").nonzero(as_tuple=True)
+    ids, attention, start_B = padded_rows(rollouts, pad_id)
+    row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
     place_M = start_B[row_M] - 1 + rollouts.place_BT()[row_M, step_M]
     num_tokens = len(row_M)
     if after_B is not None:
@@ -46,9 +46,10 @@ def padded_states(
     return seen[0][row_M, place_M], logits[row_M[:num_tokens], place_M[:num_tokens]]
 
 
-def _layout(rollouts: TextRollouts, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of prompt then what follows it, right-padded, on the host: ids, attention mask, where each prompt ends."""
-    start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B])
+def padded_rows(rollouts: TextRollouts, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of prompt then what follows it, right-padded: ids and attention mask, int64 (B, width), and the lengths of
+    the prompts, int64 (B,), on the host."""
+    start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B], device=device)
     end_B = start_B + rollouts.context_length_B
     width = int(end_B.max())
     ids = torch.full((len(start_B), width), pad_id, dtype=torch.int64)

@@ -116,9 +116,10 @@ def _hearing(model: Any, hear: Heard, grouped: Grouped | None = None) -> Iterato
 
 
 def make_router_loss(
-    model: Any, coef: float | None = None, autocast: Any = contextlib.nullcontext
+    model: Any, coef: float | None = None, autocast: Any = contextlib.nullcontext, grouped: Grouped | None = None
 ) -> RouterLoss | None:
-    """The same as `router_loss`; a reason why it cannot be trained is warned of."""
+    """The same as `router_loss`; a reason why it cannot be trained is warned of. grouped: passes in parts that are
+    made of the model, if any are."""
     made = router_loss(model, coef, autocast)
     if isinstance(made, str):
         warnings.warn(
@@ -127,6 +128,8 @@ def make_router_loss(
             stacklevel=3,
         )
         return None
+    if made is not None:
+        made.grouped = grouped
     return made
 
 

@@ -97,7 +97,7 @@ def try_longest_batch(context: RunContext, learner: Learner, prompts: Sequence[P
     if trial.rows < trial.asked:
         terminal.warn(
             f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: passes "
-            f"are kept to as many tokens as those have, {policy.most_tokens:,}, with the same gradient."
+            f"are kept to as many tokens as those have, {policy.layout.most_tokens:,}, with the same gradient."
         )
     return trial
 
@@ -127,8 +127,8 @@ def try_longest(
         RunStopped: a single completion does not fit.
     """
     model, device = policy.model, next(policy.model.parameters()).device
-    rollouts = _longest(prompt_length, completion_length, num_groups, num_generations, policy, device)
-    cuts = policy.cuts(rollouts, micro_rows)
+    rollouts = longest_rollouts(prompt_length, completion_length, num_groups, num_generations, policy, device)
+    cuts = policy.layout.cuts(rollouts, micro_rows)
     index = max(cuts, key=len)
     asked, on_gpu = len(index), device.type == "cuda"
     modes = {module: module.training for module in (model, policy.critic) if module is not None}
@@ -152,7 +152,7 @@ def try_longest(
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(device)
     if len(index) < asked:
-        policy.most_tokens = policy.num_tokens(rollouts.rows(index))
+        policy.layout.limit_passes(rollouts.rows(index))
     passes = -(-len(rollouts.mask_BT) // len(index))
     return Trial(len(index), prompt_length, completion_length, passes, seconds, peak, asked)
 
@@ -188,7 +188,7 @@ def _fits(policy: Policy, rows: TextRollouts, entropy_grad: bool) -> bool:
     return False
 
 
-def _longest(
+def longest_rollouts(
     prompt: int, completion: int, num_groups: int, num_generations: int, policy: Policy, device: torch.device
 ) -> TextRollouts:
     """A step whose rows are all of full length, of tokens that differ between prompts; drawn from no generator."""

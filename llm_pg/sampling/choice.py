@@ -58,7 +58,7 @@ def choose(model: Any, pad_id: int, *, share_prompts: bool = True, lean: bool = 
                 def shared(model: Any, refills: bool, name: str = name) -> Decoder:
                     return SharedDecoder(model, LeanDecoder(model) if name == "lean" else None, refills=refills)
 
-                if _objection(model, shared, expected) is None:
+                if objection_to(model, shared, expected) is None:
                     return Choice(name, shared)
         return _through_cache(model, pad_id)
 
@@ -67,20 +67,20 @@ def _through_cache(model: Any, pad_id: int) -> Choice:
     try:
         forward, expected = CachedForward(model), _expected(model)
     except FAULTS as error:
-        objection: str | None = _said(error)
+        objection: str | None = _reason(error)
     else:
         for refills, masks, pads in itertools.product((True, False), repeat=3):
 
             def cached(model: Any, _refills: bool, masks: bool = masks, pads: bool = pads) -> Decoder:
                 return CacheDecoder(model, forward, pad_id, pads_prompts=pads, masks_steps=masks)
 
-            objection = _objection(model, cached, expected, refills=refills)
+            objection = objection_to(model, cached, expected, refills=refills)
             if objection is None:
                 return Choice("cache", cached, refills)
     return Choice("whole rows", lambda model, _: WholeRowDecoder(model, pad_id), why=objection or "")
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
     return first if isinstance(error, UnknownCache) else f"{type(error).__name__}: {first}"
 
@@ -99,8 +99,8 @@ def _expected(model: Any) -> list[Tensor]:
     return [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in _rows(model)]
 
 
-def _objection(model: Any, make: Make, expected: list[Tensor], *, refills: bool = True) -> str | None:
-    """What speaks against a decoder; None = nothing."""
+def objection_to(model: Any, make: Make, expected: list[Tensor], *, refills: bool = True) -> str | None:
+    """Why a model cannot be decoded in this way; None = the trial found no reason."""
     # While sampling the softmax is in float32 whatever the weights are.
     bound = max(tolerance(expected[0].dtype), tolerance(torch.float32)) * float(torch.cat(expected).abs().max())
     try:
@@ -108,7 +108,7 @@ def _objection(model: Any, make: Make, expected: list[Tensor], *, refills: bool 
     except torch.OutOfMemoryError:
         raise
     except (NotLlamaStyle, *FAULTS) as error:
-        return _said(error)
+        return _reason(error)
     return None if worst <= bound else f"a trial gave logits that differ by {worst:.2g}"
 
 

@@ -89,7 +89,7 @@ def gradients(trainer: PolicyGradientTrainer, rollouts: TextRollouts, algorithms
     valued = with_values(rollouts, seen.value_BT)
     batches = {name: algorithm.compute_advantages(valued) for name, algorithm in algorithms.items()}
     sums: dict[str, Tensor] = {}
-    for index in policy.cuts(rollouts, 10_000):
+    for index in policy.layout.cuts(rollouts, 10_000):
         logp_BT = policy.forward(rollouts.rows(index)).logp_BT
         for name, algorithm in algorithms.items():
             loss, _ = algorithm.loss(logp_BT, batches[name].rows(index), measure=False)

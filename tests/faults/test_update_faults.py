@@ -84,14 +84,14 @@ def test_log_probabilities_that_do_not_fit_are_computed_in_smaller_pieces(
 ) -> None:
     policy = Policy(make_model("llama"), params=SamplingParams(), pad_id=0)
     whole_BT = policy.logp(rollouts(), micro_rows=8)
-    score = policy._forward
+    hidden_states = policy.layout.hidden_states
 
-    def small(model: Any, batch: TextRollouts, *flags: bool) -> Any:
+    def small(model: Any, batch: TextRollouts, *rest: Any) -> Any:
         if len(batch.prompt_ids_B) > 2:
             raise torch.OutOfMemoryError("injected")
-        return score(model, batch, *flags)
+        return hidden_states(model, batch, *rest)
 
-    monkeypatch.setattr(policy, "_forward", small)
+    monkeypatch.setattr(policy.layout, "hidden_states", small)
     torch.testing.assert_close(policy.logp(rollouts(), micro_rows=8), whole_BT, atol=1e-6, rtol=1e-5)
 
 

@@ -19,6 +19,7 @@ from llm_pg.model import policy as policy_module
 from llm_pg.model.attention import UnsupportedAttention
 from llm_pg.model.cache import CachedForward
 from llm_pg.model.distribution import SamplingParams
+from llm_pg.model.layout import BatchLayout
 from llm_pg.model.policy import Policy
 from llm_pg.sampling import choice, native
 from llm_pg.sampling.native import NativeSampler
@@ -37,7 +38,7 @@ def positions_that_count_the_padding(patch: Patch) -> None:
         return original(self, ids, columns, mask, *rest)
 
     patch.setattr(CachedForward, "__call__", wrong)
-    patch.setattr(choice, "_objection", lambda *_, **__: None)  # the trial before the first step finds it too
+    patch.setattr(choice, "objection_to", lambda *_, **__: None)  # the trial before the first step finds it too
 
 
 def masked(patch: Patch, rule: Callable[[Any, Any], torch.Tensor]) -> None:
@@ -90,14 +91,14 @@ def adapter_left_on(patch: Patch) -> None:
 
 
 def predicted_one_place_late(patch: Patch) -> None:
-    original = padding._layout
+    original = padding.padded_rows
 
     def wrong(rollouts: Any, pad_id: int) -> Any:
         ids, attention, start_B = original(rollouts, pad_id)
         return ids, attention, (start_B + 1).clamp(max=ids.shape[1] - rollouts.mask_BT.shape[1])
 
-    patch.setattr(padding, "_layout", wrong)
-    patch.setattr(Policy, "_shares_prompts", lambda self: False)
+    patch.setattr(padding, "padded_rows", wrong)
+    patch.setattr(BatchLayout, "shares_prompts", lambda self: False)
 
 
 def log_probabilities_in_half_precision(patch: Patch) -> None:

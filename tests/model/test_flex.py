@@ -60,7 +60,7 @@ def model_of(make_model: Callable[..., Any], name: str) -> Any:
 
 def flex_gradient(model: Any, batch: TextRollouts, way: Any = FlexBlocks, **options: Any) -> torch.Tensor:
     policy = policy_of(model)
-    policy.way = way
+    policy.layout.way = way
     return gradient(policy, batch, **options)
 
 
@@ -123,7 +123,7 @@ def test_under_autocast_queries_keys_and_values_have_its_type(make_model: Callab
         patch.setattr(flex, "_kernel", lambda kind: lambda *qkv, **o: seen.append(qkv) or inner(*qkv, **o))
         assert exact_way(model, autocast, kind="cuda") is FlexBlocks
         policy = policy_of(model, autocast=autocast)
-        policy.way = FlexBlocks
+        policy.layout.way = FlexBlocks
         ours = gradient(policy, batch)
     assert {x.dtype for qkv in seen for x in qkv} == {torch.bfloat16}
     # bfloat16 has 8 bits: both lie about as far from the gradient in float32.

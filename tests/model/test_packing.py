@@ -29,7 +29,7 @@ def gradient(policy: Policy, batch: TextRollouts, *, entropy_coef: float = 0.0, 
     """Gradient of a weighted sum of the log-probabilities and entropies, with weights of either sign."""
     policy.model.zero_grad()
     advantage_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape) * batch.mask_BT
-    for index in policy.cuts(batch, micro_rows):
+    for index in policy.layout.cuts(batch, micro_rows):
         scores = policy.forward(batch.rows(index), entropy_grad=bool(entropy_coef))
         ((scores.logp_BT + entropy_coef * scores.entropy_BT) * advantage_BT[index]).sum().backward()
     return torch.cat([p.grad.reshape(-1) for p in policy.parameters() if p.grad is not None])
@@ -100,7 +100,7 @@ def test_short_runs_under_bf16_go_without_the_kernel_and_lose_no_digit(
 def test_sliding_windows_and_soft_caps_take_the_padded_layout(make_model: Callable[..., Any]) -> None:
     model = make_model("gemma2")
     assert not packs_exactly(model)
-    assert policy_of(model).way is None
+    assert policy_of(model).layout.way is None
     with pytest.raises(ValueError, match=r"train\.packing: auto"):
         policy_of(model, packing="shared_prefix")
     # One window over every layer and no soft cap: the short trial alone would not see it.
@@ -118,7 +118,7 @@ def test_a_model_whose_positions_are_ignored_fails_the_trial(make_model: Callabl
 def test_gradient_checkpointing_switched_on_later_takes_the_padded_layout(make_model: Callable[..., Any]) -> None:
     model, batch = make_model("llama"), rollouts()
     policy = policy_of(model)
-    assert policy.way is MaskedCalls
+    assert policy.layout.way is MaskedCalls
     expected = gradient(policy, batch)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()

@@ -11,7 +11,8 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.distributions import entropy, token_logp
 from llm_pg.learner.update import Updater
-from llm_pg.model.policy import Policy, micro_batches
+from llm_pg.model.layout import micro_batches
+from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
 from tests.conftest import FAMILIES

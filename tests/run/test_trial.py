@@ -16,7 +16,7 @@ from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.model.critic import Critic
 from llm_pg.model.policy import Policy
 from llm_pg.run.guard import RunStopped
-from llm_pg.run.trial import LARGE, Trial, _longest, expected_seconds, try_longest, wanted
+from llm_pg.run.trial import LARGE, Trial, expected_seconds, longest_rollouts, try_longest, wanted
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
 
@@ -99,23 +99,23 @@ def test_later_passes_are_no_larger_than_what_was_found_to_fit(
     """Or each step would run out of memory and make its gradient twice."""
     params = SamplingParams(max_completion_length=8)
     policy = Policy(make_model("llama"), params=params, pad_id=tokenizer.pad_token_id, packing=packing)
-    longest = _longest(6, 8, 4, 4, policy, torch.device("cpu"))
-    before = [len(rows) for rows in policy.cuts(longest, 8)]
+    longest = longest_rollouts(6, 8, 4, 4, policy, torch.device("cpu"))
+    before = [len(rows) for rows in policy.layout.cuts(longest, 8)]
     fail_above(policy, 3, monkeypatch)
     trial = try_longest(policy, **SIZES)
-    after = [len(rows) for rows in policy.cuts(longest, 8)]
+    after = [len(rows) for rows in policy.layout.cuts(longest, 8)]
     assert max(after) == trial.rows <= 3 < max(before)
     assert sum(after) == sum(before) == 16
     # Shorter rows go together up to the same number of tokens.
     shorter = dataclasses.replace(longest, mask_BT=longest.mask_BT & (torch.arange(8) < 2))
-    cuts = policy.cuts(shorter, 8)
+    cuts = policy.layout.cuts(shorter, 8)
     assert len(cuts) < len(after)
-    assert all(policy.num_tokens(shorter.rows(rows)) <= (policy.most_tokens or 0) for rows in cuts)
+    assert all(policy.layout.num_tokens(shorter.rows(rows)) <= (policy.layout.most_tokens or 0) for rows in cuts)
 
 
 def test_where_all_fits_passes_stay_as_they_are_asked_for(policy: Policy) -> None:
     try_longest(policy, **SIZES)
-    assert policy.most_tokens is None
+    assert policy.layout.most_tokens is None
 
 
 def test_a_single_completion_that_does_not_fit_ends_the_run_with_what_to_change(
