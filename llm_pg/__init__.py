@@ -21,26 +21,26 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .config import ReinforceConfig as ReinforceConfig
     from .config import RLOOConfig as RLOOConfig
     from .from_trl.parser import TrlParser as TrlParser
+    from .from_trl.trainers import ActorCriticTrainer as ActorCriticTrainer
+    from .from_trl.trainers import GRPOTrainer as GRPOTrainer
+    from .from_trl.trainers import PolicyGradientTrainer as PolicyGradientTrainer
+    from .from_trl.trainers import ReinforceTrainer as ReinforceTrainer
+    from .from_trl.trainers import RLOOTrainer as RLOOTrainer
     from .learner.learner import Learner as Learner
     from .model.policy import Policy as Policy
     from .model.teacher import Teacher as Teacher
     from .prompts import Prompts as Prompts
     from .rewards import Scorer as Scorer
     from .rollout.sampler import Sampler as Sampler
-    from .trainer import ActorCriticTrainer as ActorCriticTrainer
-    from .trainer import GRPOTrainer as GRPOTrainer
-    from .trainer import PolicyGradientTrainer as PolicyGradientTrainer
-    from .trainer import ReinforceTrainer as ReinforceTrainer
-    from .trainer import RLOOTrainer as RLOOTrainer
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "PolicyGradientTrainer": "llm_pg.trainer",
-    "ReinforceTrainer": "llm_pg.trainer",
-    "RLOOTrainer": "llm_pg.trainer",
-    "GRPOTrainer": "llm_pg.trainer",
-    "ActorCriticTrainer": "llm_pg.trainer",
+    "PolicyGradientTrainer": "llm_pg.from_trl.trainers",
+    "ReinforceTrainer": "llm_pg.from_trl.trainers",
+    "RLOOTrainer": "llm_pg.from_trl.trainers",
+    "GRPOTrainer": "llm_pg.from_trl.trainers",
+    "ActorCriticTrainer": "llm_pg.from_trl.trainers",
     "ReinforceConfig": "llm_pg.config",
     "RLOOConfig": "llm_pg.config",
     "GRPOConfig": "llm_pg.config",

@@ -316,12 +316,11 @@ def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, over
     from .rewards import RewardError
     from .run.checkpoint import CheckpointError
     from .sampling.vllm import EngineError
-    from .trainer import PolicyGradientTrainer
+    from .trainer import Trainer
 
     try:
         terminal = make_terminal(quiet=quiet, as_json=as_json)
-        trainer = PolicyGradientTrainer(args=config, terminal=terminal, clock=clock)
-        trainer.train(resume=resume, override=override)
+        Trainer(config, terminal=terminal, clock=clock).train(resume=resume, override=override)
     except (RunStopped, RewardError, CheckpointError, EngineError) as error:
         raise RunStopped(str(error)) from None
     return 0

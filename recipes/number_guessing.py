@@ -58,7 +58,7 @@ def first_guesses(folder: Path) -> dict[int, Counter[str]]:
 def main(overrides: list[str]) -> None:
     here = [f"environment={Path(__file__).resolve()}:Game", "run_name=number_guessing", "log_completions=8"]
     config = load_config(shipped.find("number_guessing.yaml"), [*here, *overrides])
-    from llm_pg.trainer import RLOOTrainer
+    from llm_pg import RLOOTrainer
 
     begin = time.perf_counter()
     summary = RLOOTrainer(args=config).train()

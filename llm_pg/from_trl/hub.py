@@ -3,46 +3,138 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..algorithms.table import AlgorithmSpec
 from ..config import Config, ConfigError
+from ..config.flat import FlatConfig
+from ..run.folder import RunFolder
 
 _CARD = "README.md"
 
 
-def write_card(
-    folder: Path,
-    config: Config,
-    algorithm: Any,
-    summary: Mapping[str, Any] | None,
-    *,
-    model_name: str,
-    dataset_name: str | list[str] | None = None,
-    tags: str | Sequence[str] = (),
-) -> Path:
-    """Writes the card of a model, `README.md`, into a folder; returns its place.
+@dataclass(frozen=True)
+class HubOptions:
+    """TRL's arguments about the hub, as a config has them: `push_to_hub` and those that begin with `hub_`."""
+
+    push: bool = False
+    model_id: str | None = None
+    token: str | None = None
+    private_repo: bool | None = None
+    revision: str | None = None
+
+
+def hub_options(config: Config) -> HubOptions:
+    """Those of a config; the defaults where it is not one of TRL's form."""
+    if not isinstance(config, FlatConfig):
+        return HubOptions()
+    return HubOptions(
+        config.push_to_hub, config.hub_model_id, config.hub_token, config.hub_private_repo, config.hub_revision
+    )
+
+
+class HubModel:
+    """The model of a run on the hub.
 
     Args:
-        folder: made where it is not there. config: of the run. algorithm: its `AlgorithmSpec`.
-        summary: of a run that came to its end; None = it has not.
-        model_name: in the title. dataset_name, tags: in the card's data, beside those that the run knows.
-    """
-    from huggingface_hub import ModelCardData
+        config: of the run. spec: its algorithm. folder: where its model is.
 
-    base, task = config.model.model_name_or_path, config.data.task or config.data.dataset_name
-    data = ModelCardData(
-        base_model=base if base and not Path(base).exists() else None,
-        datasets=dataset_name or config.data.dataset_name,
-        library_name="peft" if config.model.use_peft else "transformers",
-        model_name=model_name,
-        tags=["llm_pg", "reinforcement-learning", algorithm.name, *([tags] if isinstance(tags, str) else tags)],
-    )
-    lines = ["---", data.to_yaml(), "---", "", f"# {model_name}", "", *_facts(config, algorithm, task, base)]
-    lines += _results(summary) + _reproduction(config, algorithm, summary)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / _CARD
+    Attributes:
+        repo_id: of the repository that an upload made or found; None before.
+    """
+
+    def __init__(self, config: Config, spec: AlgorithmSpec, folder: RunFolder) -> None:
+        self.config, self.spec, self.folder = config, spec, folder
+        self.repo_id: str | None = None
+
+    @property
+    def options(self) -> HubOptions:
+        """Of the config as it is now."""
+        return hub_options(self.config)
+
+    @property
+    def model_id(self) -> str | None:
+        """The repository's id; before an upload as the config has it."""
+        return self.repo_id or self.options.model_id
+
+    def write_card(
+        self,
+        folder: Path,
+        summary: Mapping[str, Any] | None,
+        *,
+        model_name: Any = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | Sequence[str] | None = (),
+    ) -> Path:
+        """Writes the model's card, `README.md`, into a folder; returns its place.
+
+        Args:
+            folder: made where it is not there. summary: of a run that came to its end; None = it has not.
+            model_name: in the title; what is no text = that of the run. dataset_name, tags: in the card's data, beside
+                those that the run knows.
+        """
+        from huggingface_hub import ModelCardData
+
+        config, algorithm = self.config, self.spec
+        name = model_name if isinstance(model_name, str) else self.folder.path.name
+        base, task = config.model.model_name_or_path, config.data.task or config.data.dataset_name
+        data = ModelCardData(
+            base_model=base if base and not Path(base).exists() else None,
+            datasets=dataset_name or config.data.dataset_name,
+            library_name="peft" if config.model.use_peft else "transformers",
+            model_name=name,
+            tags=[
+                "llm_pg",
+                "reinforcement-learning",
+                algorithm.name,
+                *([tags] if isinstance(tags, str) else tags or ()),
+            ],
+        )
+        lines = ["---", data.to_yaml(), "---", "", f"# {name}", "", *_facts(config, algorithm, task, base)]
+        lines += _results(summary) + _reproduction(config, algorithm, summary)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return folder / _CARD
+
+    def push(self, summary: Mapping[str, Any] | None, commit_message: str, **options: Any) -> Any:
+        """Uploads the model of the run with its card to a repository, which is made where it is not there.
+
+        Args:
+            summary: of a run that came to its end; None = it has not. commit_message: of the upload.
+            **options: token, model_id, revision: in place of the config's; model_name, dataset_name, tags: of the card.
+
+        Returns:
+            huggingface_hub's CommitInfo; `repo_url.repo_id` is the repository.
+
+        Raises:
+            ConfigError: the hub refuses, or cannot be reached.
+        """
+        from httpx import HTTPError
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        folder, given = self.folder.model, self.options
+        of_card = {name: options.get(name) for name in ("model_name", "dataset_name", "tags")}
+        self.write_card(folder, summary, **of_card)
+        name = options.get("model_id") or given.model_id or Path(self.config.run.output_dir).name
+        api = HfApi(token=options.get("token") or given.token)
+        try:
+            url = api.create_repo(name, private=given.private_repo, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=url.repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=options.get("revision") or given.revision,
+            )
+        except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ValueError) as error:
+            raise ConfigError(
+                f"The model was not uploaded: {' '.join(str(error).split())} It is in {folder}. Log in with `hf auth "
+                "login` or give hub_token and hub_model_id, and call trainer.push_to_hub() again."
+            ) from None
+        self.repo_id = done.repo_url.repo_id
+        return done
 
 
 def _facts(config: Config, algorithm: Any, task: str | None, base: str | None) -> list[str]:
@@ -83,38 +175,3 @@ def _reproduction(config: Config, algorithm: Any, summary: Mapping[str, Any] | N
         "",
         f"What the expected update of `{algorithm.name}` is, against the exact gradient: its line of `llm-pg prove`.",
     ]
-
-
-def upload(folder: Path, given: Any, *, default_name: str, commit_message: str, **options: Any) -> Any:
-    """Uploads a folder to a model repository of the hub, which is made where it is not there.
-
-    Args:
-        folder: with model and card. given: the config, of which `hub_model_id`, `hub_token`, `hub_private_repo` and
-            `hub_revision` are read. default_name: of the repository, where no id is given.
-        options: token, revision: in place of the config's.
-
-    Returns:
-        huggingface_hub's CommitInfo; `repo_url.repo_id` is the repository.
-
-    Raises:
-        ConfigError: the hub refuses, or cannot be reached.
-    """
-    from httpx import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    def read(name: str) -> Any:
-        return options.get(name) or getattr(given, f"hub_{name}", None)
-
-    api = HfApi(token=read("token"))
-    try:
-        private = getattr(given, "hub_private_repo", None)
-        url = api.create_repo(read("model_id") or default_name, private=private, exist_ok=True)
-        return api.upload_folder(
-            repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, revision=read("revision")
-        )
-    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ValueError) as error:
-        raise ConfigError(
-            f"The model was not uploaded: {' '.join(str(error).split())} It is in {folder}. Log in with `hf auth login`"
-            " or give hub_token and hub_model_id, and call trainer.push_to_hub() again."
-        ) from None

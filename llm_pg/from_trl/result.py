@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..prompts import Prompt
+from ..run.evaluator import Evaluator
+from ..run.trl_log import named_evaluation
 
 
 class TrainResult(dict[str, Any]):
@@ -45,3 +51,23 @@ class EvaluationResult(dict[str, float]):
         if name.startswith("__") or name == "evaluation":
             raise AttributeError(name)
         return getattr(self.evaluation, name)
+
+
+def evaluate_sets(evaluator: Evaluator, sets: Mapping[str, Sequence[Prompt]], prefix: str) -> EvaluationResult:
+    """Evaluates on each set, and times it.
+
+    Args:
+        evaluator: of the trainer.
+        sets: prompts by the name of their set; a set without a name is "".
+        prefix: before the name of each number; the set's name follows it.
+    """
+    values: dict[str, float] = {}
+    evaluations = []
+    for name, prompts in sets.items():
+        began = time.perf_counter()
+        evaluations.append(evaluator.evaluate(f"Evaluation {name}".strip(), prompts))
+        seconds = time.perf_counter() - began
+        of_set = f"{prefix}_{name}" if name else prefix
+        values |= named_evaluation(evaluations[-1], of_set)
+        values |= {f"{of_set}_runtime": seconds, f"{of_set}_samples_per_second": len(prompts) / seconds}
+    return EvaluationResult(values, next(iter(evaluations), None))

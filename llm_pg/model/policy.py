@@ -113,7 +113,11 @@ class Policy:
             self.freeze_reference()
 
     def use(self, strategy: Strategy) -> None:
-        """Reads weights and makes passes by this strategy from now on."""
+        """Reads weights and makes passes by a strategy from now on.
+
+        Args:
+            strategy: how weights and passes are spread over processes.
+        """
         self.strategy = strategy
         self.layout.same_passes = strategy.shards_weights
 

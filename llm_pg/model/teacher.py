@@ -102,7 +102,7 @@ class Teacher:
                 "could not read. Take a teacher with the same tokenizer."
             )
         device = next(policy.model.parameters()).device
-        return cls(model.to(device), params=policy.params, pad_id=policy.pad_id, autocast=policy.autocast)
+        return cls(model.to(device), params=policy.params, pad_id=policy.layout.pad_id, autocast=policy.autocast)
 
     @property
     def model(self) -> Any:

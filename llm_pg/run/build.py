@@ -11,6 +11,7 @@ from ..config import Config, ConfigError
 from ..environments.rollout import EpisodeLimits
 from ..environments.writing import TurnWriter
 from ..model.loading import end_token_ids
+from ..model.policy import Policy
 from ..rewards.scorer import Scorer
 from ..rewards.specs import with_processing_classes
 from ..rollout.collector import Collector
@@ -19,6 +20,7 @@ from ..rollout.episodes import EpisodeCollector
 from ..rollout.reading import make_reader
 from ..sampling.protocol import SamplingEngine, SamplingParams
 from ..words import choices
+from .context import RunContext
 from .engines import make_sampler
 from .preflight import task_rewards
 
@@ -33,6 +35,19 @@ def sampling_params(config: Config) -> SamplingParams:
         min_p=rollout.min_p,
         max_completion_length=rollout.max_completion_length,
         stop=tuple(rollout.stop),
+    )
+
+
+def make_policy(context: RunContext, model: Any, tokenizer: Any) -> Policy:
+    """The policy of a run, before its reference and critic are made."""
+    config = context.config
+    return Policy(
+        model,
+        params=sampling_params(config),
+        tokenizer=tokenizer,
+        autocast=context.accelerator.autocast,
+        packing=config.train.packing,
+        router_aux_loss_coef=config.train.router_aux_loss_coef,
     )
 
 

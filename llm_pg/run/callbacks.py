@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..config import ConfigError
 from ..evaluate import Evaluation
-from ..from_trl.log import TrlLog, named_evaluation
+from .trl_log import TrlLog, named_evaluation
 
 if TYPE_CHECKING:
     from .best import Best

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ FILES = {"weights.safetensors", "optimizer.safetensors", "numbers.json"}
 IN_FLIGHT = "in_flight.safetensors"  # beside them where completions were sampled ahead
 _FORMAT, _UNSIGNED_FORMAT = 3, 2  # of a manifest, with its own checksum and without
 _CHECKSUM, _ZEROS = "checksum", "0" * 64
+_NAME_OF_TRANSFORMERS = re.compile(r"checkpoint-\d+")
 
 
 class CheckpointError(ValueError):
@@ -267,3 +269,20 @@ def load(folder: Path) -> tuple[RunState, dict[str, Any]]:
             f"({type(error).__name__}: {error}). Nothing of it was executed."
         ) from None
     return state, _read_manifest(folder)["identity"]
+
+
+def link_checkpoint(output_dir: Path, folder: Path, step: int) -> None:
+    """Makes `checkpoint-<step>` in `output_dir`, where transformers looks for it, a link to the folder of a checkpoint.
+
+    Links there that lead nowhere any more are removed. What is there and is no link stays. A file system without links
+    is left as it is.
+    """
+    with contextlib.suppress(OSError):
+        for place in output_dir.glob("checkpoint-*"):
+            if _NAME_OF_TRANSFORMERS.fullmatch(place.name) and place.is_symlink() and not place.exists():
+                place.unlink()
+        place = output_dir / f"checkpoint-{step}"
+        if place.is_symlink():
+            place.unlink()
+        if not place.exists():
+            place.symlink_to(os.path.relpath(folder, output_dir), target_is_directory=True)

@@ -18,7 +18,6 @@ from ..config import ConfigError
 from ..config.flat import FlatConfig
 from ..config.rollout import RolloutConfig
 from ..distributed.tensors import core_of, put, shape_of
-from ..from_trl.checkpoints import link_checkpoint
 from ..learner.learner import Learner
 from ..metrics import sync
 from ..prompts import Prompts
@@ -163,7 +162,7 @@ class Checkpointer:
                     self.root, state, self.identity(), keep, write_model=lambda at: self._write_model(at, state, frozen)
                 )
                 if isinstance(self.config, FlatConfig):
-                    link_checkpoint(Path(self.config.run.output_dir), folder, state.step)
+                    checkpoint.link_checkpoint(Path(self.config.run.output_dir), folder, state.step)
             except checkpoint.CheckpointError as error:
                 return str(error)
         return ""

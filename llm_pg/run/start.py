@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,39 +64,39 @@ def _warm_start(context: RunContext, policy: Policy, held_out: Sequence[Prompt])
     context.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {seconds:.1f} s.")
 
 
-@dataclass(frozen=True)
-class Factories:
-    """What a trainer makes itself; None = what the config says.
+def make_learner(
+    context: RunContext,
+    policy: Policy,
+    algorithm: Algorithm,
+    own_optimizer: Callable[[], Any],
+    own_scheduler: Callable[[int, Any], Any],
+    teacher: ScoresTokens | None = None,
+) -> Learner:
+    """The learner of a run, with its optimiser and schedule; after `start_policy`.
 
-    optimizer: makes it, over parameters of the model. scheduler: of the number of steps and the optimiser. teacher: as
-    it was loaded; None = the algorithm has none.
+    Args:
+        own_optimizer: returns one that is not the config's, over the policy's parameters, or None.
+        own_scheduler: returns one that is not the config's, of a number of steps and the optimiser, or None.
+        teacher: scores the tokens that are sampled; None = the algorithm has none.
     """
-
-    optimizer: Callable[[], Any] | None = None
-    scheduler: Callable[[int, Any], Any] | None = None
-    teacher: ScoresTokens | None = None
-
-
-def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, factories: Factories) -> Learner:
-    """The learner of a run, with its optimiser and schedule; after `start_policy`."""
     config, train = context.config, context.config.train
     critic = [] if policy.critic is None else policy.critic.trainable()
-    if factories.optimizer is None:
+    optimizer = own_optimizer()
+    if optimizer is None:
         optimizer = make_optimizer(train, policy.parameters(), critic, _critic_rate(context))
     else:
-        optimizer = _own_optimizer(factories.optimizer(), policy)
+        check_own_optimizer(optimizer, policy)
     steps = train.max_steps - context.critic_only_steps
-    if factories.scheduler is None:
+    scheduler = own_scheduler(steps, optimizer)
+    if scheduler is None:
         scheduler = make_scheduler(config, optimizer, steps)
-    else:
-        scheduler = factories.scheduler(steps, optimizer)
     moves = config.algorithm.sync_ref_model
     return Learner(
         policy,
         algorithm,
         optimizer,
         scheduler,
-        teacher=factories.teacher,
+        teacher=teacher,
         strategy=context.strategy,
         micro_rows=context.plan.micro_rows,
         num_iterations=config.algorithm.num_iterations,
@@ -113,7 +112,7 @@ def make_learner(context: RunContext, policy: Policy, algorithm: Algorithm, fact
     )
 
 
-def _own_optimizer(optimizer: Any, policy: Policy) -> Any:
+def check_own_optimizer(optimizer: Any, policy: Policy) -> None:
     """ConfigError where what a trainer made is no optimiser of the weights in training."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"create_optimizer returned {optimizer!r}; it returns a torch.optim.Optimizer.")
@@ -126,7 +125,6 @@ def _own_optimizer(optimizer: Any, policy: Policy) -> Any:
             f"{len(policy.parameters())} that are trained. Make it over the parameters of trainer.model that require a "
             "gradient, all of them."
         )
-    return optimizer
 
 
 def _critic_rate(context: RunContext) -> float:

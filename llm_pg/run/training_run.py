@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from ..algorithms.algorithm import Algorithm
 from ..config import ConfigError
 from ..config.engines import capabilities_of
 from ..evaluate import Evaluation
-from ..from_trl.result import TrainResult
 from ..learner.learner import Learner
 from ..metrics import read_metrics
 from ..model.policy import Policy
+from ..model.teacher import ScoresTokens
 from ..prompts import Prompts, fingerprint
 from ..report.live import page_from_begin_to_end
 from ..rollout.collector import Collector
@@ -38,7 +38,7 @@ from .profiling import Profiler
 from .rehearsal import rehearse_end
 from .saving import ModelWriter
 from .sources import AllRanks, in_flight, make_ahead, make_source, put_back
-from .start import Factories, check_same_start, make_learner, start_policy
+from .start import check_same_start, make_learner, start_policy
 from .summary import run_summary
 from .trial import expected_seconds, try_longest_batch
 
@@ -192,7 +192,7 @@ class TrainingRun:
         self._end_groups()
         raise Interrupted(number, text)
 
-    def finish(self) -> TrainResult:
+    def finish(self) -> dict[str, Any]:
         """After the last step: its checkpoint and the model, then the last evaluation, then the summary, which is
         returned. Whatever ends the evaluation, checkpoint and model are there."""
         context = self.context
@@ -214,7 +214,7 @@ class TrainingRun:
         )
         context.ranks.together(lambda: self.observers.finish(summary, self.evaluator.before, after))
         self._end_groups()
-        return TrainResult(summary)
+        return summary
 
     def _end_groups(self) -> None:
         """The last that a run does on its ranks, all together: no rank ends while another still writes."""
@@ -249,14 +249,18 @@ def open_run(
     evaluator: Evaluator,
     callbacks: Callbacks,
     *,
-    factories: Factories,
+    make_optimizer: Callable[[], Any] = lambda: None,
+    make_scheduler: Callable[[int, Any], Any] = lambda steps, optimizer: None,
+    teacher: ScoresTokens | None = None,
     resume: bool | str | Path = False,
     override: bool = False,
 ) -> Iterator[TrainingRun]:
     """A run from its folder's lock to its end; what goes wrong in a step is kept before it is raised.
 
     Args:
-        factories: what the trainer makes itself.
+        make_optimizer: an optimiser of its own over the policy's parameters; it returns None = the config's.
+        make_scheduler: of the number of steps and the optimiser; it returns None = the config's.
+        teacher: scores the tokens that are sampled; None = the algorithm has none.
         resume: True = go on from the newest whole checkpoint of the run's folder; a path = from that one.
         override: go on although the checkpoint belongs to other settings.
     """
@@ -279,7 +283,7 @@ def open_run(
             start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
             run = TrainingRun(
                 context,
-                make_learner(context, policy, algorithm, factories),
+                make_learner(context, policy, algorithm, make_optimizer, make_scheduler, teacher),
                 collector,
                 prompts,
                 evaluator,
@@ -297,6 +301,21 @@ def open_run(
                     run.crash.keep(error)
                     raise
     callbacks.fire("on_train_end")
+
+
+def begin_again(context: RunContext, evaluator: Evaluator) -> None:
+    """Prepares a further run of one trainer, from the weights as they are: in a folder of its own.
+
+    Raises:
+        ConfigError: on several ranks.
+    """
+    if context.ranks.count > 1:
+        raise ConfigError(
+            "train() was called again on several ranks, whose process groups ended with the first run. Start a "
+            "second script from the saved model, or go on with resume_from_checkpoint=True and a larger max_steps."
+        )
+    context.folder.move_on()
+    evaluator.begin_again()
 
 
 def _device() -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_pg import PolicyGradientTrainer
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import load_config
@@ -26,7 +27,6 @@ from llm_pg.model.critic import with_values
 from llm_pg.rollouts import TextRollouts
 from llm_pg.shipped import find
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 
 ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "reinforce, no baseline": ("reinforce", {}),

@@ -45,10 +45,10 @@ def spread(completion_ids: list[list[int]], **_: object) -> list[float]:
 def worker(folder: str, job: PlannedJob, steps: int, clock: str) -> None:
     if clock == "cpu":
         time.perf_counter = time.process_time  # before anything reads it
+    from llm_pg import PolicyGradientTrainer
     from llm_pg.config.load import check_values
     from llm_pg.config.schema import ModelConfig
     from llm_pg.model.loading import character_tokenizer, load_model
-    from llm_pg.trainer import PolicyGradientTrainer
 
     tokenizer = character_tokenizer()
     values = {"name": "rloo", "output_dir": folder, "run_name": "r", "use_cpu": True, "reward_in_process": True}

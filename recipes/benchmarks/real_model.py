@@ -26,12 +26,11 @@ import transformers
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_pg import shipped
+from llm_pg import PolicyGradientTrainer, shipped
 from llm_pg.config import Config, load_config
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from reward_fns.text import number_match
 
 SIDES = ("ours", "trl")

@@ -24,11 +24,10 @@ from learning_table import PASS, finished, spread
 from rich.console import Console
 from transformers import TrainerCallback
 
-from llm_pg import shipped
+from llm_pg import PolicyGradientTrainer, shipped
 from llm_pg.config import load_config
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 
 LAGS = (0, 1, 4)
 COLORS = {"sample": "#4c78a8", "reward": "#f58518", "update": "#54a24b", "reference": "#b79a20", "wait": "#d8d8d8"}

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_pg import shipped
+from llm_pg import PolicyGradientTrainer, shipped
 from llm_pg.config import ConfigError, load_config
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from reward_fns import number_guessing
 from reward_fns.number_guessing import NumberGuessing
 from tests.faults.conftest import lines, tiny, weights  # noqa: F401 - tiny is a fixture

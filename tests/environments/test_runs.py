@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from llm_pg import PolicyGradientTrainer
 from llm_pg.config.load import check_values
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from tests.environments import partners
 
 SMALL = {

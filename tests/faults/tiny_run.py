@@ -20,13 +20,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from llm_pg import PolicyGradientTrainer
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead.engines import Frozen
 from llm_pg.run import checkpoint, sources
 from llm_pg.run.training_run import TrainingRun
-from llm_pg.trainer import PolicyGradientTrainer
 from tests.distributed.counting import print_collectives
 from tests.faults.failing_disk import on_a_small_disk
 from tests.seams import Steps

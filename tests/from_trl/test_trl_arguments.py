@@ -17,7 +17,7 @@ from llm_pg.config.check import plan_batch, resolve_spec
 from llm_pg.config.flat import FlatConfig
 from llm_pg.config.schema import LEAVES
 from llm_pg.config.trl import TRAINER, WORDS
-from llm_pg.trainer import check_trainer_arguments
+from llm_pg.from_trl.checks import check_trainer_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATORS = ROOT / "docs" / "generators"

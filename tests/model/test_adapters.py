@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_pg import PolicyGradientTrainer
 from llm_pg.cli import main
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
@@ -19,7 +20,6 @@ from llm_pg.model.adapters import in_four_bits
 from llm_pg.run.best import load_weights
 from llm_pg.sampling.vllm.weights import tensors
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from tests import tiny
 from tests.seams import Steps, raising
 

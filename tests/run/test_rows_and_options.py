@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pg import PolicyGradientTrainer
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
 from llm_pg.metrics import Clock, read_metrics
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from tests.seams import Steps
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]

@@ -9,12 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_pg import GRPOConfig, GRPOTrainer, ReinforceConfig, ReinforceTrainer, RLOOConfig, RLOOTrainer
+from llm_pg import (
+    GRPOConfig,
+    GRPOTrainer,
+    PolicyGradientTrainer,
+    ReinforceConfig,
+    ReinforceTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
 from llm_pg.config import Config, ConfigError
 from llm_pg.doctor import examine_run
 from llm_pg.metrics import read_metrics
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from tests.seams import Steps, raising
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(8) for b in range(8)]

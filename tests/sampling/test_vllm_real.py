@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm_pg import PolicyGradientTrainer
 from llm_pg.config.load import load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
@@ -32,7 +33,6 @@ from llm_pg.sampling.vllm.compare import Sampled, gap
 from llm_pg.sampling.vllm.engine import Settings
 from llm_pg.sampling.vllm.server import LocalServer
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 from tests.sampling.vllm_cases import EXACT, MODELS, PROMPTS, G, move, rows_of
 
 pytestmark = [

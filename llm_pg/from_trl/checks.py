@@ -1,10 +1,12 @@
-"""What a subclass of a trainer overrides: called here where it means the same, else refused by name."""
+"""What a script asks of a trainer by TRL's names: taken where it means the same here, else refused by name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..config import ConfigError
+from ..config import ConfigError, nearest
+from ..config.trl import TRAINER
 
 # Methods of TRL's trainers that are called, or may be called by a script, with the same meaning.
 CALLED = frozenset(
@@ -24,6 +26,33 @@ _INSTEAD = {
     "_calculate_rewards": "give reward functions; `reward_weights` adds them up",
     "prediction_step": "evaluation samples completions and scores them",
 }
+
+
+def check_trainer_arguments(given: dict[str, Any]) -> None:
+    """ConfigError for an argument of TRL's trainers that asks for what is not here, or that nobody knows."""
+    for name, value in given.items():
+        if name not in TRAINER:
+            known = [*TRAINER, "teacher_model", "sampler", "terminal", "clock"]
+            raise ConfigError(f"A trainer has no argument {name!r} (given {value!r}).{nearest(name, known)}")
+        word = TRAINER[name]
+        if not word.asks_for_nothing(value):
+            raise ConfigError(f"TRL's argument {name}={value!r} is refused: {word.note}.")
+
+
+def check_algorithm(trainer: str, name: str, runs: Sequence[str]) -> None:
+    """ConfigError where a config names an algorithm that a trainer does not run; runs: () = it runs all."""
+    if runs and name not in runs:
+        raise ConfigError(
+            f"{trainer} runs {', '.join(runs)}, and the config names algorithm {name!r}. Use the trainer of that "
+            "algorithm, or PolicyGradientTrainer, which runs every row."
+        )
+
+
+def check_made(made: Any, method: str) -> Any:
+    """Returns what a subclass's method made. ConfigError where it made nothing."""
+    if made is None:
+        raise ConfigError(f"{method} returned None, and set nothing on the trainer: return what it makes.")
+    return made
 
 
 def check_overrides(trainer: Any, base: type) -> None:
