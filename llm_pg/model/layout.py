@@ -101,7 +101,7 @@ class BatchLayout:
         return found and not recomputes(self.model)
 
     def cuts(self, rollouts: TextRollouts, micro_rows: int) -> list[Tensor]:
-        """Rows of each forward pass: at most as many tokens as `micro_rows` of the longest rows have.
+        """Rows of each forward pass, int64 on the host: at most as many tokens as `micro_rows` of the longest rows have.
 
         Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
 
@@ -109,14 +109,14 @@ class BatchLayout:
             rollouts: scored or unscored rows of text.
             micro_rows: completions in one forward pass.
         """
-        lengths, device = rollouts.context_length_B.tolist(), rollouts.mask_BT.device
+        lengths, kind = rollouts.context_length_B.tolist(), rollouts.mask_BT.device.type
         longest = max(len(p) + n for p, n in zip(rollouts.prompt_ids_B, lengths, strict=True))
         if not self.shares_prompts():
             fitting = micro_rows if self.most_tokens is None else max(self.most_tokens // longest, 1)
             return list(micro_batches(rollouts.context_length_B, min(micro_rows, fitting)))
-        most = self.most_tokens or TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_OTHERWISE)
+        most = self.most_tokens or TOKENS_PER_PASS.get(kind, TOKENS_PER_PASS_OTHERWISE)
         passes = bins(rollouts.prompt_ids_B, lengths, min(micro_rows * longest, most))
-        return [torch.tensor(rows, device=device) for rows in passes]
+        return [torch.tensor(rows) for rows in passes]
 
     def num_tokens(self, rollouts: TextRollouts) -> int:
         """Tokens that one pass over these rows computes: padding too, or, packed, each prompt once.

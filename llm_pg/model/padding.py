@@ -19,7 +19,7 @@ def padded_states(
     those after the last tokens of the rows `after_B`. with_logits: also the logits of the former, by the whole model.
     """
     ids, attention, start_B = padded_rows(rollouts, pad_id)
-    row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
+    row_M, step_M = rollouts.on_host("mask_BT").nonzero(as_tuple=True)
     place_M = start_B[row_M] - 1 + rollouts.place_BT()[row_M, step_M]
     num_tokens = len(row_M)
     if after_B is not None:
@@ -49,7 +49,7 @@ def padded_states(
 def padded_rows(rollouts: TextRollouts, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of prompt then what follows it, right-padded: ids and attention mask, int64 (B, width), and the lengths of
     the prompts, int64 (B,), on the host."""
-    start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B], device=device)
+    start_B = torch.tensor([len(p) for p in rollouts.prompt_ids_B])
     end_B = start_B + rollouts.context_length_B
     width = int(end_B.max())
     ids = torch.full((len(start_B), width), pad_id, dtype=torch.int64)

@@ -85,7 +85,7 @@ def update(
     """Updates of a learner on batches that are given: every metric, every weight."""
     policy = Policy(model_of(family, device, lora=lora), params=SamplingParams(), pad_id=0, packing=packing)
     if flex:
-        policy.way = FlexBlocks
+        policy.layout.way = FlexBlocks
     chosen = Algorithm(algorithm, max_completion_length=7, **(spec or {}))
     trained = list(policy.parameters())
     if chosen.spec.needs_critic:
@@ -93,7 +93,7 @@ def update(
     learner = Learner(policy, chosen, torch.optim.AdamW(trained, lr=1e-2), **{"micro_rows": 2, **options})
     passes: list[int] = []
     learner.updater.progress = passes.append
-    numbers: dict[str, Any] = {"layout": policy.layout}
+    numbers: dict[str, Any] = {"layout": policy.layout.name}
     total, steps = Waits(), 0
     for number in range(updates):
         batch = rollouts(num_prompts=4, group=3, seed=number)
