@@ -101,7 +101,7 @@ class BatchLayout:
         return found and not recomputes(self.model)
 
     def cuts(self, rollouts: TextRollouts, micro_rows: int) -> list[Tensor]:
-        """Rows of each forward pass, int64 on the host: at most as many tokens as `micro_rows` of the longest rows have.
+        """Rows of each forward pass, on the host: at most as many tokens as `micro_rows` of the longest rows have.
 
         Padded, that is `micro_rows` rows, longest first; packed, whole groups by their real number of tokens.
 
