@@ -29,12 +29,11 @@ import trl
 from learning_table import Watch, finished, settings, spread, warm
 from transformers import AutoModelForCausalLM
 
-from llm_pg import Policy, Prompts, Sampler
+from llm_pg import Policy, PolicyGradientTrainer, Prompts, Sampler
 from llm_pg.config import Config
 from llm_pg.metrics import peak_memory_mb
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
-from llm_pg.trainer import PolicyGradientTrainer
 
 TEACHER_STEPS = 100
 
