@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        arguments = _parse(argv)
+        arguments = parse(argv)
         run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except (ConfigError, RunStopped) as error:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """argparse takes no settings after an option; here they may be anywhere, also as options (`--seed 1`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser, commands = _parser()

@@ -116,11 +116,11 @@ class Episodes:
         self.true_returns: list[float] = []
         self.ended_at: list[int] = []
         self._return_B, self._true_B = np.zeros((2, num_envs))
-        self._length_B = np.zeros(num_envs, dtype=np.int64)
+        self.length_B = np.zeros(num_envs, dtype=np.int64)
         self._recent: deque[float] = deque(maxlen=window)
 
     def restart(self) -> None:
-        self._return_B[:], self._true_B[:], self._length_B[:] = 0.0, 0.0, 0
+        self._return_B[:], self._true_B[:], self.length_B[:] = 0.0, 0.0, 0
 
     def add(
         self,
@@ -131,15 +131,15 @@ class Episodes:
         steps: int,
     ) -> None:
         self._return_B += reward_B * moved_B
-        self._length_B += moved_B
+        self.length_B += moved_B
         if true_reward_B is not None:
             self._true_B += true_reward_B * moved_B
         if not ended_B.any():
             return
         for row in np.flatnonzero(ended_B):
             true_return = None if true_reward_B is None else float(self._true_B[row])
-            self.append(float(self._return_B[row]), int(self._length_B[row]), steps, true_return)
-        self._return_B[ended_B], self._true_B[ended_B], self._length_B[ended_B] = 0.0, 0.0, 0
+            self.append(float(self._return_B[row]), int(self.length_B[row]), steps, true_return)
+        self._return_B[ended_B], self._true_B[ended_B], self.length_B[ended_B] = 0.0, 0.0, 0
 
     def append(self, return_: float, length: int, ended_at: int, true_return: float | None) -> None:
         self.returns.append(return_)

@@ -80,7 +80,7 @@ class ControlLearner:
         once = settings.num_epochs == 1 and settings.num_minibatches == 1
         # With a single pass the forward that the weights need is also the one that is differentiated.
         with torch.set_grad_enabled(once):
-            batch, parts = self._compute_batch(stretch, progress)
+            batch, parts = self.compute_batch(stretch, progress)
         if once:
             stats = self._step(batch, parts, 1)
         else:
@@ -94,8 +94,8 @@ class ControlLearner:
     def gradient(self, stretch: Stretch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The gradient of the loss over the stretch, flat and a copy, and no step."""
         with torch.enable_grad():
-            batch, parts = self._compute_batch(stretch, progress)
-        stats = self._backward(batch, parts, 1)
+            batch, parts = self.compute_batch(stretch, progress)
+        stats = self.backward(batch, parts, 1)
         return self.policy.grad.clone(), stats
 
     def set_learning_rate(self, progress: float) -> None:
@@ -104,7 +104,7 @@ class ControlLearner:
             change = settings.learning_rate_final - settings.learning_rate
             self.learning_rate = settings.learning_rate + change * min(progress, 1.0)
 
-    def _compute_batch(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
+    def compute_batch(self, stretch: Stretch, progress: float) -> tuple[Batch, tuple[Tensor, Tensor, Tensor | None]]:
         """The weighed steps inside the mask, a row each where the algorithm allows it, and their forward pass."""
         settings, mask_BT = self.settings, stretch.mask_BT
         critic = settings.spec.needs_critic
@@ -148,12 +148,12 @@ class ControlLearner:
             shuffled = batch.rows(torch.from_numpy(self._rng.permutation(num_rows)))
             for low, high in itertools.pairwise(bounds):
                 part = shuffled if num_parts == 1 else shuffled.rows(slice(int(low), int(high)))
-                stats = self._step(part, self._forward(part), num_parts, measure=last)
+                stats = self._step(part, self.forward(part), num_parts, measure=last)
                 if last:  # it tells how far the update went
                     history.append(stats)
         return {key: float(np.mean([stats[key] for stats in history])) for key in history[0]}
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         rollouts = batch.rollouts
         assert isinstance(rollouts, ControlRollouts)
         assert rollouts.feature_BT is not None
@@ -163,7 +163,7 @@ class ControlLearner:
     def _step(
         self, batch: Batch, forward: tuple[Tensor, Tensor, Tensor | None], num_parts: int, measure: bool = True
     ) -> dict[str, float]:
-        stats = self._backward(batch, forward, num_parts, measure)
+        stats = self.backward(batch, forward, num_parts, measure)
         stats["grad_norm"] = self.apply()
         return stats
 
@@ -183,7 +183,7 @@ class ControlLearner:
         self._move(self.learning_rate)
         return norm
 
-    def _backward(
+    def backward(
         self, batch: Batch, forward: tuple[Tensor, Tensor, Tensor | None], num_parts: int, measure: bool = True
     ) -> dict[str, float]:
         """The gradient of the mean over one of `num_parts` equal parts: the scales are those of the whole batch."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_GROUPS = 500_000
-_CHUNK_NUMBERS = 400_000  # float64 numbers in a chunk's gradients: 3 MB, which stays in the cache
+CHUNK_NUMBERS = 400_000  # float64 numbers in a chunk's gradients: 3 MB, which stays in the cache
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def expected_update(
         source = sample_groups(prob_PS, num_generations, num_samples, all_prompts=all_prompts, seed=seed)
     mean_D = theta_PNV.new_zeros(theta_PNV.numel())
     square, count = 0.0, 0
-    for chunk in _chunks(source, max(1, _CHUNK_NUMBERS // theta_PNV.numel())):
+    for chunk in _chunks(source, max(1, CHUNK_NUMBERS // theta_PNV.numel())):
         num = len(chunk.weight_M)
         theta_MPNV = theta_PNV.expand(num, *theta_PNV.shape) if theta_of is None else theta_of(chunk)
         update_MD = updates(loss_of, theta_MPNV, chunk)

@@ -57,7 +57,7 @@ class FlexBlocks:
         if torch.is_autocast_enabled(kind):  # as scaled dot product attention does: a rotary embedding may have widened
             dtype = torch.get_autocast_dtype(kind)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        out: Tensor = _kernel(kind)(
+        out: Tensor = attention_kernel(kind)(
             query,
             key,
             value,
@@ -70,7 +70,7 @@ class FlexBlocks:
 
     def block_mask(self, window: int | None = None, block: int = BLOCK) -> BlockMask:
         """Who sees whom, for a row whose length is a multiple of `block`; window: see `PackedAttention`."""
-        bounds = self._bounds(window)
+        bounds = self.bounds(window)
         some, every = _blocks(bounds, self._start, block)
         from_own, from_prefix, to_prefix = to_device(bounds, self._device)
 
@@ -84,7 +84,7 @@ class FlexBlocks:
         lengths = (bounds.shape[1], bounds.shape[1])
         return BlockMask(lengths, *kv, *full_kv, *q, *full_q, BLOCK_SIZE=(block, block), mask_mod=sees)
 
-    def _bounds(self, window: int | None) -> Tensor:
+    def bounds(self, window: int | None) -> Tensor:
         """For each token: the first that it sees of its own run; the first that it sees of its prompt, and the end of
         that: int32 (3, N)."""
         start, prefix_start, prefix_length = (
@@ -136,7 +136,7 @@ def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _kernel(kind: str) -> Any:
+def attention_kernel(kind: str) -> Any:
     # Rows differ in length from pass to pass, so sizes are symbols: each length would be compiled by itself otherwise,
     # and after a few of them torch would go on without the kernel, which fullgraph makes an error.
     attention: Any = flex_attention

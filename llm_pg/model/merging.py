@@ -74,7 +74,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequ
     rows = [list(ids[-LONGEST:]) for ids in prompts[:PROMPTS]] or [[token % vocabulary for token in TRIED]]
     kind, trained = type(model.active_peft_config).__name__, _logits(core, rows)
     try:
-        merged = _merged(model)
+        merged = merged_copy(model)
         merged.save_pretrained(folder)
         del merged
         tokenizer.save_pretrained(folder)
@@ -103,7 +103,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequ
     )
 
 
-def _merged(model: Any) -> Any:
+def merged_copy(model: Any) -> Any:
     """A copy with the adapter in its weights. Each of its layers has weights of its own while that is done, else two
     adapters on one weight would both be added to it."""
     whole = copy.deepcopy(model)

@@ -78,18 +78,18 @@ class Packed:
         self.positions = to_device([positions + [0] * fill], device)
         self.times_N = to_device(times + [0] * fill, device)
         self.place_M = to_device(places + ends, device)
-        self._way = way(segments, device)
+        self.attention = way(segments, device)
         self.special = way.special
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """See `attention.Layout`; query (1, heads, N, d)."""
-        return self._way(query, key, value, scale)
+        return self.attention(query, key, value, scale)
 
     def attend_special(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, special: dict[str, Any]
     ) -> Tensor:
         """See `attention.SpecialLayout`."""
-        return self._way(query, key, value, scale, **special)
+        return self.attention(query, key, value, scale, **special)
 
 
 def _members(prompt_ids_B: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[int]]]:

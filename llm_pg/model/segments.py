@@ -109,7 +109,7 @@ class _SegmentCall:
         """(r, heads, q, d), (r, kv_heads, k, d) -> (r, q, heads, d)."""
         rows, heads, n, d = query.shape
         kv_heads = key.shape[1]
-        if _written_out(query, key, value):
+        if is_written_out(query, key, value):
             scores = grouped(query * (d**-0.5 if scale is None else scale), kv_heads) @ key.transpose(2, 3)
             wide = torch.promote_types(scores.dtype, torch.float32)
             weight = (scores.to(wide) + self._mask(heads // kv_heads, wide)).softmax(-1).to(value.dtype)
@@ -130,7 +130,7 @@ class _SegmentCall:
         return self._masks[repeats, dtype]
 
 
-def _written_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def is_written_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether attention is its two products and a softmax: for short runs in bfloat16 on a CPU torch's kernel takes two
     to four times as long, most of it in the backward pass."""
     if query.device.type != "cpu" or query.shape[2] * key.shape[2] > CELLS_WRITTEN_OUT:

@@ -95,7 +95,7 @@ class WorkerPool:
         self._setup = encode({"functions": list(functions), "memory_bytes": memory_bytes})
         self._size, self._load_deadline, self._output_path = size, load_deadline, output
         self._output: IO[bytes] | None = None
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
         self._selector = selectors.DefaultSelector()
         self._deaths = 0
         self._signatures: list[dict[str, Any]] | None = None
@@ -114,27 +114,27 @@ class WorkerPool:
         """
         if self._output is None and self._output_path is not None:
             self._output = self._output_path.open("ab")
-        for worker in list(self._workers):
+        for worker in list(self.workers):
             if worker.state == "idle" and worker.child.has_ended:
                 self._remove(worker)
-        while len(self._workers) < self._size:
+        while len(self.workers) < self._size:
             worker = Worker(self._setup, self._output, self._load_deadline)
-            self._workers.append(worker)
+            self.workers.append(worker)
             self._selector.register(worker.child.answers, selectors.EVENT_READ, worker)
             self._want_to_write(worker)
 
     def _listen(self) -> None:
         """Bring the pool to its size. Workers that still load have their time from now: nobody listened before."""
         self.start()
-        for worker in self._workers:
+        for worker in self.workers:
             if worker.state == "loading":
                 worker.deadline = time.monotonic() + self._load_deadline
 
     def close(self) -> None:
         """End all workers, and what they started. The pool cannot be used again."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.child.ask_to_end()
-        for worker in list(self._workers):
+        for worker in list(self.workers):
             self._remove(worker)
         self._selector.close()
         if self._output is not None:
@@ -151,34 +151,34 @@ class WorkerPool:
         """Run all jobs. When this raises, workers in the middle of a job are replaced: the pool can be used again."""
         self._listen()
         try:
-            while jobs or any(worker.state == "busy" for worker in self._workers):
-                for worker in self._workers:
+            while jobs or any(worker.state == "busy" for worker in self.workers):
+                for worker in self.workers:
                     if worker.state == "idle" and jobs:
                         job = jobs.popleft()
                         worker.give(job, encode_job(job))
                         self._want_to_write(worker)
                 self._turn(jobs, ledger)
         finally:
-            for worker in [worker for worker in self._workers if worker.state == "busy"]:
+            for worker in [worker for worker in self.workers if worker.state == "busy"]:
                 self._remove(worker)
             self.start()
 
     def _turn(self, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
         """Wait for the next event and act on it."""
         now = time.monotonic()
-        waiting = [worker.deadline for worker in self._workers if worker.state != "idle"]
+        waiting = [worker.deadline for worker in self.workers if worker.state != "idle"]
         events = self._selector.select(max(0.0, min([TICK, *(deadline - now for deadline in waiting)])))
         for key, mask in events:
             worker: Worker = key.data
-            if worker not in self._workers:  # lost in this turn; its descriptors may be another's by now
+            if worker not in self.workers:  # lost in this turn; its descriptors may be another's by now
                 continue
             if mask & selectors.EVENT_WRITE:
                 worker.flush()
                 self._want_to_write(worker)
             if mask & selectors.EVENT_READ:
                 self._read(worker, jobs, ledger)
-        for worker in list(self._workers):
-            if worker in self._workers:
+        for worker in list(self.workers):
+            if worker in self.workers:
                 self._look_after(worker, jobs, ledger)
 
     def _look_after(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
@@ -186,7 +186,7 @@ class WorkerPool:
         is_dead = worker.child.has_ended
         if is_dead or worker.is_late():
             self._read(worker, jobs, ledger)
-            if worker in self._workers and (is_dead or worker.is_late()):
+            if worker in self.workers and (is_dead or worker.is_late()):
                 self._lose(worker, jobs, ledger, None if is_dead else "deadline")
 
     def _read(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
@@ -246,7 +246,7 @@ class WorkerPool:
         self.start()
 
     def _remove(self, worker: Worker, patience: float = 0.0) -> str:
-        self._workers.remove(worker)
+        self.workers.remove(worker)
         for descriptor in (worker.child.requests, worker.child.answers):
             if descriptor in self._selector.get_map():
                 self._selector.unregister(descriptor)

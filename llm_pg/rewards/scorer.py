@@ -119,7 +119,7 @@ class Scorer:
         self._pooled = [place for place in range(len(self.functions)) if place not in self._here]
         for place in self._pooled:
             self.functions[place].check_portable()
-        self._pool: WorkerPool | None = None
+        self.pool: WorkerPool | None = None
         self._performer = Performer(prepare=lambda index: None)
         self._shown: set[tuple[str, str]] = set()
         self._pace: dict[int, float] = {}  # seconds a completion of the slowest call so far, by batch function
@@ -142,9 +142,9 @@ class Scorer:
 
     def close(self) -> None:
         """End the workers. A later call starts new ones."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
         self._performer.close()
 
     def check_columns(self, columns: Sequence[str]) -> None:
@@ -331,16 +331,16 @@ class Scorer:
         ]
 
     def _open(self) -> WorkerPool:
-        if self._pool is None:
-            self._pool = WorkerPool(
+        if self.pool is None:
+            self.pool = WorkerPool(
                 [self.functions[place].for_worker() for place in self._pooled],
                 self._workers,
                 load_deadline=self._load_deadline,
                 memory_bytes=self._memory_bytes,
                 output=self._output,
             )
-            self._pool.start()
-        return self._pool
+            self.pool.start()
+        return self.pool
 
     def _warn_of_functions_here(self) -> None:
         for loaded_place in self._here:

@@ -114,7 +114,7 @@ class SharedDecoder:
         new = [prompt for prompt in dict.fromkeys(prompts_N) if prompt not in self.place_of]
         if new:
             free = [place for place in range(len(self.length_P) + len(new)) if place not in in_use]
-            self._compute(new, free[: len(new)])
+            self.compute(new, free[: len(new)])
         group_N = torch.tensor([self.place_of[p] for p in prompts_N])
         self.group_R[slot_N] = group_N
         self._seat(self.group_R)
@@ -149,7 +149,7 @@ class SharedDecoder:
             self._mask_prompts()
         self._seat(group_R)
 
-    def _compute(self, prompts: Sequence[tuple[int, ...]], places: Sequence[int]) -> None:
+    def compute(self, prompts: Sequence[tuple[int, ...]], places: Sequence[int]) -> None:
         """Put the keys and values of `prompts`, and the logits after them, into `places`."""
         pairs, length_N, logits = compute_prompts(self.model, prompts)
         for layer, pair in pairs.items():

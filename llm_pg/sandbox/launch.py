@@ -23,7 +23,7 @@ from llm_pg.sandbox import _cleanup
 from llm_pg.sandbox.spec import Job, Level, Limits, Result, SandboxError
 from llm_pg.sandbox.syscalls import architecture, filter_program
 
-_HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parent)
 _SHARED = str(Path(descendants.__file__).parent)
 _START = "import sys; sys.path += sys.argv[1:]; import _supervisor; _supervisor.main()"
 _PROGRAM = "main.py"
@@ -130,7 +130,7 @@ class RunningSandbox:
 
 def _start_supervisor(link: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [interpreter(), "-I", "-S", "-E", "-c", _START, _HERE, _SHARED],
+        [interpreter(), "-I", "-S", "-E", "-c", _START, HERE, _SHARED],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

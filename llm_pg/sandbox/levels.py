@@ -42,11 +42,11 @@ def level(*, namespaces: bool = True, max_landlock: int = _NEWEST_ABI) -> Level:
 
     namespaces: False leaves them out, as on systems that forbid them. max_landlock: use no newer ABI than this.
     """
-    return _find(namespaces, max_landlock)
+    return tried_level(namespaces, max_landlock)
 
 
 @cache
-def _find(namespaces: bool, max_landlock: int) -> Level:
+def tried_level(namespaces: bool, max_landlock: int) -> Level:
     if sys.platform != "linux":
         return Level(reason=f"{sys.platform} has no Landlock")
     if architecture() is None:

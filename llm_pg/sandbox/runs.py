@@ -85,7 +85,7 @@ def choose(level: Level | None, *, packages: bool, allow_uncontained: bool) -> L
         closed = [path for path in launch.package_folders() if os.path.exists(path) and not open_to_all(path)]
         if closed:
             raise SandboxRefused(f"packages=True was asked for, and runs by root cannot read {', '.join(closed)}.")
-    _announce(chosen)
+    announce(chosen)
     return chosen
 
 
@@ -102,5 +102,5 @@ def num_processors() -> int:
 
 
 @cache
-def _announce(chosen: Level) -> None:
+def announce(chosen: Level) -> None:
     (log.info if chosen.contained else log.warning)("Sandbox for model-written code: %s", chosen)

@@ -12,7 +12,7 @@ from functools import cache
 from platform import machine
 
 # name, number on x86-64, number on arm64 ("-": does not exist there)
-_FREE = """
+FREE = """
 read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69,
 pwritev 296 70, preadv2 327 286, pwritev2 328 287, lseek 8 62, sendfile 40 71, copy_file_range 326 285,
 fallocate 285 47, ftruncate 77 46, close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24,
@@ -41,7 +41,7 @@ epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22, eventfd 284 -, eventfd2 
 sendto 44 206, recvfrom 45 207, sendmsg 46 211, recvmsg 47 212, shutdown 48 210, getsockname 51 204,
 getpeername 52 205, getsockopt 55 209
 """
-_CONDITIONAL = """
+CONDITIONAL = """
 clone 56 220, clone3 435 435, fork 57 -, vfork 58 -, kill 62 129, tkill 200 130, tgkill 234 131, ioctl 16 29,
 fcntl 72 25, prctl 157 167, prlimit64 302 261, socketpair 53 199, fsync 74 82, fdatasync 75 83
 """
@@ -82,14 +82,14 @@ def filter_program(arch: str, *, fork: bool, signals: bool) -> bytes:
         to the process's own group: the filter can compare a pid but not know whose it is.
     """
     code = [_op(_LOAD, _ARCH), _op(_JUMP_EQUAL, _AUDIT_ARCH[arch], 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NUMBER)]
-    for low, high in _ranges(sorted(numbers(_FREE, arch).values())):
+    for low, high in _ranges(sorted(numbers(FREE, arch).values())):
         code += [
             _op(_JUMP_GREATER_EQUAL, low, 0, 2),
             _op(_JUMP_GREATER_EQUAL, high + 1, 1, 0),
             _op(_RETURN, _ALLOW),
         ]
     rules = _rules(fork, signals)
-    for name, number in numbers(_CONDITIONAL, arch).items():
+    for name, number in numbers(CONDITIONAL, arch).items():
         code += [_op(_JUMP_EQUAL, number, 0, len(rules[name])), *rules[name]]
     code += [_op(_JUMP_GREATER_EQUAL, _FIRST_UNLISTED, 0, 1), _op(_RETURN, _ENOSYS), _op(_RETURN, _EPERM)]
     return b"".join(code)

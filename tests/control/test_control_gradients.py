@@ -255,12 +255,12 @@ def test_minibatches_of_steps_add_up_to_the_gradient_of_the_whole() -> None:
     stretch = collector.collect()
     whole, _ = learner.gradient(stretch, 0.0)
     with torch.no_grad():
-        batch, _ = learner._compute_batch(stretch, 0.0)
+        batch, _ = learner.compute_batch(stretch, 0.0)
     index = torch.randperm(len(batch.mask_BT), generator=torch.Generator().manual_seed(0))
     total = torch.zeros_like(whole)
     for part in index.split(17):
         cut = batch.rows(part)
-        learner._backward(cut, learner._forward(cut), 1)
+        learner.backward(cut, learner.forward(cut), 1)
         total += learner.policy.grad
     assert torch.allclose(total, whole, atol=1e-6)
 
@@ -278,7 +278,7 @@ def test_a_collector_counts_the_steps_of_the_policy_alone() -> None:
     total = sum(collector.collect().num_steps for _ in range(3))
     ended = collector.episodes.lengths
     assert collector.steps == total < 600
-    assert sum(ended) + int(collector.episodes._length_B.sum()) == total
+    assert sum(ended) + int(collector.episodes.length_B.sum()) == total
     assert ended == [int(r) for r in collector.episodes.returns]  # a cart earns 1 a step
 
 

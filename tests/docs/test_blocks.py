@@ -47,17 +47,17 @@ def test_every_block_of_a_page_runs(page: Path, runner: Runner) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_every_command_in_running_text_has_a_form_that_llm_pg_knows(page: Path) -> None:
-    from llm_pg.cli import _parse
+    from llm_pg.cli import parse
 
     for command in inline_commands(page):
         words = shlex.split(command)[1:]
         if len(words) == 1 or "--help" in words:
             with pytest.raises(SystemExit, match=r"^0$"):
-                _parse([words[0], "--help"])
+                parse([words[0], "--help"])
         elif all(word.startswith("-") for word in words[1:]):  # an option is spoken of
-            _parse([words[0], "my.yaml", *words[1:]])
+            parse([words[0], "my.yaml", *words[1:]])
         else:
-            _parse(words)
+            parse(words)
 
 
 def test_every_block_that_is_not_run_says_why() -> None:

@@ -132,8 +132,8 @@ def test_an_update_is_minus_the_gradient_and_its_moments_are_sums_over_every_bat
     """Each prompt has three completions that can be sampled: 6 pairs, or 9 in order. Chunks change nothing."""
     mean_D, trace = _by_hand(all_prompts)
     each = 9 if ordered else 6
-    for numbers in (expectation._CHUNK_NUMBERS, 1):
-        monkeypatch.setattr(expectation, "_CHUNK_NUMBERS", numbers)
+    for numbers in (expectation.CHUNK_NUMBERS, 1):
+        monkeypatch.setattr(expectation, "CHUNK_NUMBERS", numbers)
         update = expected_update(_pushed, THETA_PNV, PROB_PS, 2, all_prompts=all_prompts, ordered=ordered)
         assert torch.allclose(update.mean_D, mean_D, atol=1e-14)
         assert update.trace == pytest.approx(trace, rel=1e-12)

@@ -9,7 +9,7 @@ import torch
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import AlgorithmSpec
 from llm_pg.estimators.exact import TabularPolicy, state_values
-from llm_pg.estimators.expectation import compare, enumerate_groups, expected_update, sample_groups, updates
+from llm_pg.estimators.expectation import Groups, compare, enumerate_groups, expected_update, sample_groups, updates
 from llm_pg.estimators.losses import reinforce
 from llm_pg.prove.measure import algorithm_of, expect_in
 from llm_pg.prove.user import OwnAlgorithm
@@ -104,9 +104,13 @@ def test_an_action_dependent_baseline_is_caught_as_biased() -> None:
     c = world.completions
     follow_PNV = torch.where(c.child_NV >= 0, value_PN[:, c.child_NV.clamp(min=0)], torch.zeros(()).double())
     q_PST = (world.reward_PNV + follow_PNV)[:, c.prefix_ST, c.tokens_ST]
-    fields = dict(world._tables, value_BT=torch.where(c.mask_ST, q_PST, torch.zeros(()).double()))
-    acting = world.replace()
-    object.__setattr__(acting, "_tables", fields)
+    table_PST = torch.where(c.mask_ST, q_PST, torch.zeros(()).double())
+
+    class Acting(World):
+        def fields(self, groups: Groups) -> dict[str, torch.Tensor]:
+            return {**super().fields(groups), "value_BT": table_PST[groups.prompt_MB, groups.index_MB]}
+
+    acting = Acting(**{field.name: getattr(world, field.name) for field in dataclasses.fields(world)})
     found = compare(expect_in(acting, algorithm_of(dataclasses.replace(PLAIN, baseline="value"), 3)), world.gradient())
     assert found.bias > 0.9
 

@@ -26,7 +26,6 @@ from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead.engines import Frozen
 from llm_pg.run import checkpoint, sources
-from llm_pg.run.training_run import TrainingRun
 from tests.distributed.counting import print_collectives
 from tests.faults.failing_disk import on_a_small_disk
 from tests.seams import Steps
@@ -125,17 +124,17 @@ def sample_inside(trainer: Any) -> None:
 
 
 @contextlib.contextmanager
-def ahead_by_nothing() -> Iterator[None]:
-    """Inside the block runs use the machinery of sampling ahead, without a lag."""
-    plain = TrainingRun._make_source
+def ahead_by_nothing(trainer: Any) -> Iterator[None]:
+    """Inside the block the trainer uses the machinery of sampling ahead, without a lag."""
+    with contextlib.ExitStack() as stack:
 
-    def made(self: TrainingRun, collector: Any) -> Any:
-        source = plain(self, collector)
-        ahead = sources.make_ahead(self.context, self.learner.policy, collector, self.prompts)
-        source.source = self._inner.enter_context(ahead)
-        return source
+        def begin(step: int) -> None:
+            if step == 1:
+                run = trainer.run
+                ahead = sources.make_ahead(run.context, trainer.policy, trainer.collector, trainer.prompts)
+                run.source.source = stack.enter_context(ahead)
 
-    with mock.patch.object(TrainingRun, "_make_source", made):
+        trainer.add_callback(Steps(before=begin))
         yield
 
 

@@ -119,8 +119,8 @@ def test_under_autocast_queries_keys_and_values_have_its_type(make_model: Callab
     autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        inner = flex._kernel("cpu")
-        patch.setattr(flex, "_kernel", lambda kind: lambda *qkv, **o: seen.append(qkv) or inner(*qkv, **o))
+        inner = flex.attention_kernel("cpu")
+        patch.setattr(flex, "attention_kernel", lambda kind: lambda *qkv, **o: seen.append(qkv) or inner(*qkv, **o))
         assert exact_way(model, autocast, kind="cuda") is FlexBlocks
         policy = policy_of(model, autocast=autocast)
         policy.layout.way = FlexBlocks
@@ -208,7 +208,7 @@ def test_each_prompt_stands_before_its_completions_so_that_few_blocks_are_comput
     """Ten groups of short completions: a block of the mask holds a prompt and those who read it."""
     prompts = [ids for ids in (tuple(range(100 * g, 100 * g + 60)) for g in range(10)) for _ in range(16)]
     packed = Packed(prompts, [[1] * 21] * 160, torch.device("cpu"), way=FlexBlocks)
-    mask = packed._way.block_mask()
+    mask = packed.attention.block_mask()
     number = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
     apart = Segments([60 * g for g in range(10)], [60] * 10, [0] * 10, [0] * 10)
     for row in range(160):
@@ -226,12 +226,12 @@ def test_rows_of_any_length_and_windows_of_any_width_are_one_compiled_graph(monk
     torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    kernel = flex._kernel.__wrapped__("cuda")
-    monkeypatch.setattr(flex, "_kernel", lambda kind: kernel)
+    kernel = flex.attention_kernel.__wrapped__("cuda")
+    monkeypatch.setattr(flex, "attention_kernel", lambda kind: kernel)
     for group, window in ((2, None), (5, None), (9, 7), (2, 50)):
         packed = Packed([(5,) * 70] * group, [[6] * 90] * group, torch.device("cpu"), way=FlexBlocks)
         query, key, value = (torch.randn(1, heads, packed.ids.shape[1], 16) for heads in (4, 2, 2))
-        packed._way(query, key, value, 0.25, sliding_window=window)
+        packed.attention(query, key, value, 0.25, sliding_window=window)
     assert counter.frame_count == 1
 
 
@@ -263,10 +263,10 @@ def test_whatever_the_compiler_raises_is_told_and_lack_of_memory_is_not_taken_fo
         return lambda kind: kernel
 
     model = make_model("llama")
-    monkeypatch.setattr(flex, "_kernel", fails(error))
+    monkeypatch.setattr(flex, "attention_kernel", fails(error))
     with pytest.warns(UserWarning, match=rf"\({type(error).__name__}: (first line)?\)"):
         assert exact_way(model, kind="cuda") is MaskedCalls
-    monkeypatch.setattr(flex, "_kernel", fails(torch.OutOfMemoryError("no room")))
+    monkeypatch.setattr(flex, "attention_kernel", fails(torch.OutOfMemoryError("no room")))
     with pytest.raises(torch.OutOfMemoryError):
         exact_way(model, kind="cuda")
 
@@ -277,7 +277,7 @@ def _sees_the_future(self: FlexBlocks, window: int | None) -> torch.Tensor:
     return bounds
 
 
-_bounds = FlexBlocks._bounds
+_bounds = FlexBlocks.bounds
 
 
 @pytest.mark.usefixtures("flex_on_cpu")
@@ -286,11 +286,11 @@ def test_a_wrong_mask_or_a_wrong_gradient_alone_fails_the_trial(
 ) -> None:
     model = make_model("llama")
     with monkeypatch.context() as patch:
-        patch.setattr(FlexBlocks, "_bounds", _sees_the_future)
+        patch.setattr(FlexBlocks, "bounds", _sees_the_future)
         with pytest.warns(UserWarning, match="a trial gave other numbers"):
             assert exact_way(model, kind="cuda") is MaskedCalls
-    inner = flex._kernel("cpu")
-    monkeypatch.setattr(flex, "_kernel", lambda kind: lambda q, k, v, **o: inner(q, k.detach(), v, **o))
+    inner = flex.attention_kernel("cpu")
+    monkeypatch.setattr(flex, "attention_kernel", lambda kind: lambda q, k, v, **o: inner(q, k.detach(), v, **o))
     with pytest.warns(UserWarning, match="a trial gave other numbers"):
         assert exact_way(model, kind="cuda") is MaskedCalls
 
@@ -306,7 +306,7 @@ def test_a_window_that_is_not_kept_fails_the_trial_beyond_it(
         if getattr(module, "sliding_window", None) is not None:
             module.sliding_window = 30
     assert packs_exactly(model, FlexBlocks)
-    monkeypatch.setattr(FlexBlocks, "_bounds", lambda self, window: _bounds(self, None))
+    monkeypatch.setattr(FlexBlocks, "bounds", lambda self, window: _bounds(self, None))
     assert not packs_exactly(model, FlexBlocks)
     assert exact_way(model, kind="cuda") is None
 

@@ -116,7 +116,7 @@ def test_a_merged_model_that_computes_something_else_is_refused_before_the_first
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make("untied", peft.LoraConfig(r=4, target_modules=["q_proj"]))
-    monkeypatch.setattr(merging, "_merged", unmerged)
+    monkeypatch.setattr(merging, "merged_copy", unmerged)
     with pytest.raises(ConfigError, match=r"4 prompts differ by up to \d.*where .* allowed for weights in float32"):
         trainer.train()
     assert not trainer.folder.metrics.exists()
@@ -127,7 +127,7 @@ def test_a_merged_model_that_computes_something_else_is_not_kept_and_the_adapter
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make("untied", peft.LoraConfig(r=4, target_modules=["q_proj"]))
-    trainer.add_callback(Steps(before=lambda _: monkeypatch.setattr(merging, "_merged", unmerged)))
+    trainer.add_callback(Steps(before=lambda _: monkeypatch.setattr(merging, "merged_copy", unmerged)))
     trainer.train()
     assert not trainer.folder.merged.exists()
     assert (trainer.folder.model / "adapter_model.safetensors").exists()

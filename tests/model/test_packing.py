@@ -69,7 +69,7 @@ def test_attention_written_out_is_that_of_the_kernel(
     family: str, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is taken in bfloat16 alone, whose rounding hides mistakes: here it is made to compute in float64."""
-    monkeypatch.setattr(segments, "_written_out", lambda *_: True)
+    monkeypatch.setattr(segments, "is_written_out", lambda *_: True)
     batch = in_double(rollouts(num_prompts=5, group=4))
     packed = gradient(policy_of(doubled(make_model(family)), packing="shared_prefix"), batch)
     padded = gradient(policy_of(doubled(make_model(family)), packing="padded"), batch)
@@ -200,7 +200,7 @@ def test_the_chunked_head_is_the_log_softmax(rows: int, temperature: float, monk
 
 def test_no_chunk_of_logits_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
-    original = head._log_softmax
+    original = torch.Tensor.log_softmax
 
     def seen(*args: Any) -> torch.Tensor:
         nonlocal largest
@@ -208,7 +208,7 @@ def test_no_chunk_of_logits_is_larger_than_the_bound(monkeypatch: pytest.MonkeyP
         largest = max(largest, scores.numel())
         return scores
 
-    monkeypatch.setattr(head, "_log_softmax", seen)
+    monkeypatch.setattr(torch.Tensor, "log_softmax", seen)
     monkeypatch.setattr(head, "CHUNK_NUMBERS", 100)
     hidden = torch.randn(11, 6, requires_grad=True)
     linear = torch.nn.Linear(6, 20, bias=False)

@@ -12,7 +12,7 @@ import pytest
 from audited_functions import compiles
 
 from llm_pg.cli import main
-from llm_pg.rewards import Audit, Scorer, audit_rewards
+from llm_pg.rewards import Audit, RewardError, Scorer, audit_rewards
 from llm_pg.rewards.audit.programs import LOOP
 from llm_pg.rewards.audit.tries import spread
 from reward_fns import arithmetic, countdown, number_guessing, registry, sort_letters
@@ -244,13 +244,16 @@ def test_what_may_cost_the_user_much_is_not_tried_in_a_hurry() -> None:
     assert [one.rows for one in patient] == [4, 4]
 
 
-def test_an_audit_leaves_the_run_as_it_was() -> None:
+def test_an_audit_leaves_the_run_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
     """Limits, warnings and paces of the scorer are those of the run, which the audit's failures do not touch."""
     with Scorer([f"{MINE}:raises_often"], max_unscorable=0.0) as scorer:
         found = audit_rewards(scorer, ["p"] * 4, SUMS)[0]
         assert "in bold" in found.unread
         assert scorer.grade(["p"], ["72"], [[0]], SUMS[:1]).reward == [1.0]
-        assert scorer._shown == set()
+        caplog.clear()
+        with pytest.raises(RewardError):
+            scorer.grade(["p"], ["no number"], [[0]], SUMS[:1])
+    assert "invalid literal for int()" in caplog.text  # the run's first failure is shown, though the audit met the same
 
 
 @pytest.fixture

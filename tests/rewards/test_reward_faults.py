@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import random
+import selectors
 import signal
 import subprocess
 import sys
@@ -277,7 +278,7 @@ def test_a_worker_killed_after_it_was_given_a_job_and_before_it_began_blames_no_
 
 def test_workers_killed_at_once_with_a_job_each_lose_no_completion():
     with scorer_of("one", workers=2) as scorer:
-        while any(worker.state == "loading" for worker in scorer._pool._workers):
+        while any(worker.state == "loading" for worker in scorer.pool.workers):
             score(scorer, ["x"] * 4)
         pids = worker_pids(os.getpid())
         for pid in pids:
@@ -313,16 +314,16 @@ def test_answers_that_wait_in_the_pipe_when_a_worker_is_found_late_or_dead_still
     """The parent was held up after it had looked for answers, and the worker's time ran out meanwhile."""
     monkeypatch.setattr("llm_pg.rewards.scorer.PIECES", 1)
     with scorer_of("exits_after_a_while", deadline=0.6, max_unscorable=1.0) as scorer:
-        pool, pauses = scorer._pool, [1.2]
-        select = pool._selector.select
+        pool, pauses = scorer.pool, [1.2]
+        select = selectors.DefaultSelector.select
 
-        def select_and_be_held_up(timeout):
-            events = select(timeout)
-            if not events and pauses and any(worker.has_begun for worker in pool._workers):
+        def select_and_be_held_up(selector, timeout=None):
+            events = select(selector, timeout)
+            if not events and pauses and any(worker.has_begun for worker in pool.workers):
                 time.sleep(pauses.pop())
             return events
 
-        pool._selector.select = select_and_be_held_up
+        monkeypatch.setattr(selectors.DefaultSelector, "select", select_and_be_held_up)
         scores = score(scorer, completions)
     assert not pauses
     assert scores.reward == rewards

@@ -55,7 +55,7 @@ def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
     """The same machinery, told to run ahead by 0: same metrics, same weights."""
     trainer("synchronous").train()
     ahead = trainer("ahead")
-    with ahead_by_nothing():
+    with ahead_by_nothing(ahead):
         ahead.train()
     told = lines(tmp_path / "ahead")
     assert [line.pop("staleness") for line in told] == [0] * 6

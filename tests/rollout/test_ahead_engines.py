@@ -68,7 +68,7 @@ def vllm_run(folder: Path, model: Any, tokenizer: Any, ahead_by: int | None, **c
         processing_class=tokenizer,
         terminal=Terminal(quiet=True),
     )
-    with ahead_by_nothing() if ahead_by == 0 else contextlib.nullcontext():
+    with ahead_by_nothing(run) if ahead_by == 0 else contextlib.nullcontext():
         run.train()
     server.stop()
     return run

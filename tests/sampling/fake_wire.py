@@ -87,7 +87,7 @@ class Receiver:
             self.active, self.arrived = True, {}
         elif path == "/update_weights":
             assert self.active
-            self._receive(body["update_info"])
+            self.receive(body["update_info"])
         else:
             assert self.active
             self.active = False
@@ -97,7 +97,7 @@ class Receiver:
     def _join(self, info: dict[str, Any], rank: int) -> None:
         self.groups.append(joined(info["master_address"], info["master_port"], rank, info["world_size"]))
 
-    def _receive(self, info: dict[str, Any]) -> None:
+    def receive(self, info: dict[str, Any]) -> None:
         for group in self.groups:
             for metas in self._cut(info):
                 sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in metas]

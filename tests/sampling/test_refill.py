@@ -101,7 +101,7 @@ def test_a_prompt_is_computed_once_and_the_cache_allocated_once(
     computed: list[tuple[int, ...]] = []
     batches: list[int] = []
     caches: set[int] = set()
-    compute, step, keep = SharedDecoder._compute, SharedDecoder.step, SharedDecoder.keep
+    compute, step, keep = SharedDecoder.compute, SharedDecoder.step, SharedDecoder.keep
     compacted = False
 
     def counted_compute(self: Any, prompts: Any, places: Any) -> None:
@@ -120,7 +120,7 @@ def test_a_prompt_is_computed_once_and_the_cache_allocated_once(
         compacted = True
         keep(self, index)
 
-    for name, function in (("_compute", counted_compute), ("step", counted_step), ("keep", noted_keep)):
+    for name, function in (("compute", counted_compute), ("step", counted_step), ("keep", noted_keep)):
         monkeypatch.setattr(SharedDecoder, name, function)
     out = sample(sampler, at_once, SamplingParams(max_completion_length=60), slice(None))
     assert len(computed) <= len(TEXTS)

@@ -83,13 +83,13 @@ def a_step(model: Any, ends: list[int], params: SamplingParams = SamplingParams(
     with torch.no_grad():
         first = static_batch.compute_prompts(model.eval(), prompts)
         need = Bucket(2, GROUP, 64, 64)
-        arena = sampler._arena(need, 2 * GROUP, limit, first[0])
-        batch = static_batch._Batch(
+        arena = sampler.arena_for(need, 2 * GROUP, limit, first[0])
+        batch = static_batch.StaticBatch(
             sampler, arena, need, prompts, replace(params, max_completion_length=limit), torch.arange(2 * GROUP), None
         )
         arena.buffers.begin(0, limit)
-        batch._enter([0, 1], first)
-    return batch._step()
+        batch.enter([0, 1], first)
+    return batch.step()
 
 
 def test_a_row_that_ended_behind_the_columns_of_a_bucket_harms_nobody(

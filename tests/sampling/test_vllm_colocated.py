@@ -165,7 +165,7 @@ def test_a_weight_that_it_kept_is_named(start: Start, monkeypatch: pytest.Monkey
 @pytest.mark.faults
 def test_of_a_model_too_large_to_remember_no_weight_is_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, _, model = start()
-    monkeypatch.setattr(sampler._host._lately, "limit", 10)  # type: ignore[union-attr]
+    monkeypatch.setattr(sampler.host.lately, "limit", 10)  # type: ignore[union-attr]
     sample(sampler)
     monkeypatch.setattr(colocated, "stream", lambda *_: iter(()))
     monkeypatch.setattr(type(model), "load_state_dict", lambda *_: None)

@@ -165,8 +165,8 @@ def test_weights_that_change_without_a_sync_are_noticed(engine: VllmSampler, mon
     sample(engine)
     torch.manual_seed(6)
     move(engine.model)
-    assert engine._host is not None
-    monkeypatch.setattr(engine._host, "load", lambda model, present: None)
+    assert engine.host is not None
+    monkeypatch.setattr(engine.host, "load", lambda model, present: None)
     with pytest.raises(EngineError, match=r"vLLM in this process differ from the trainer's by 0\.\d+ nats"):
         sample(engine)
     monkeypatch.undo()

@@ -204,7 +204,7 @@ def test_the_server_ends_with_a_trainer_that_is_killed(vllm_python: str, tmp_pat
         f"model = load_model(ModelConfig(make={MODELS['untied']!r}), tokenizer, seed=0)\n"
         f"settings = Settings(python={vllm_python!r}, options={{'enforce-eager': True}})\n"
         f"sampler = VllmSampler(model, tokenizer, [1], settings=settings, folder=Path({str(tmp_path)!r}))\n"
-        "sampler.__enter__(); sampler._host.wait(); print(sampler._host.local.child.process.pid, flush=True)\n"
+        "sampler.__enter__(); sampler.host.wait(); print(sampler.host.local.child.process.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -138,7 +138,7 @@ def test_each_server_has_a_group_with_all_of_its_workers(start: Start, wires: li
     receivers = [Receiver(), Receiver(workers=2), Receiver(backend="ipc")]
     sampler, running, model = start(*receivers)
     # gloo's broadcast is entered by both workers at once
-    receivers[1]._receive = lambda info: _both(receivers[1], info)  # type: ignore[method-assign]
+    receivers[1].receive = lambda info: _both(receivers[1], info)  # type: ignore[method-assign]
     sample(sampler)
     assert [wire.group.size() for wire in wires] == [2, 3]
     assert [UPDATE in paths(server) for server in running] == [True, True, False]
@@ -152,7 +152,7 @@ def _both(receiver: Receiver, info: dict[str, Any]) -> None:
     parts = [Receiver() for _ in receiver.groups]
     for part, group in zip(parts, receiver.groups, strict=True):
         part.groups, part.limit = [group], receiver.limit
-    threads = [threading.Thread(target=part._receive, args=(info,)) for part in parts]
+    threads = [threading.Thread(target=part.receive, args=(info,)) for part in parts]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -214,7 +214,7 @@ def test_a_call_that_fails_sends_the_run_on_by_files(
 def test_a_transfer_that_takes_too_long_is_broken_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker waits for a tensor that never comes, or the broadcast for a worker: neither ends by itself."""
     sampler, (server,), _ = start(Receiver(), request_timeout=1.0)
-    monkeypatch.setattr(Receiver, "_receive", lambda self, info: time.sleep(2.5))
+    monkeypatch.setattr(Receiver, "receive", lambda self, info: time.sleep(2.5))
     server.lock = contextlib.nullcontext()  # type: ignore[assignment]
     begin = time.perf_counter()
     sample(sampler)
@@ -273,13 +273,13 @@ def test_a_weight_that_did_not_arrive_is_named(start: Start, monkeypatch: pytest
     sampler, (server,), model = start(Receiver())
     stale = "model.layers.1.mlp.down_proj.weight"
     sample(sampler)
-    real = Receiver._receive
+    real = Receiver.receive
 
     def forgets(self: Receiver, info: Any) -> None:
         real(self, info)
         self.arrived[stale] = server.model.state_dict()[stale].clone()
 
-    monkeypatch.setattr(Receiver, "_receive", forgets)
+    monkeypatch.setattr(Receiver, "receive", forgets)
     move(model)
     with pytest.raises(EngineError, match=f"after weight sync 2. It still has the old {stale}"):
         sample(sampler)
@@ -299,10 +299,10 @@ def test_the_first_error_of_either_side_is_raised_without_waiting_for_the_other(
     for call, work in ((fails, lambda stop: time.sleep(30)), (lambda: time.sleep(30), lambda stop: fails())):
         begin = time.perf_counter()
         with pytest.raises(TransferError, match="first"):
-            transfer._beside(call, work, 20.0)
+            transfer.beside(call, work, 20.0)
         assert time.perf_counter() - begin < 5.0
     with pytest.raises(TransferError, match=r"did not end within 0\.1 s"):
-        transfer._beside(lambda: None, lambda stop: time.sleep(30), 0.1)
+        transfer.beside(lambda: None, lambda stop: time.sleep(30), 0.1)
 
 
 @pytest.mark.slow

@@ -85,19 +85,19 @@ def test_vllms_own_receiver_loads_what_is_sent(
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
-    monkeypatch.setattr(transfer, "_address_towards", lambda url: "127.0.0.1")
+    monkeypatch.setattr(transfer, "address_towards", lambda url: "127.0.0.1")
     monkeypatch.setattr(transfer, "BUFFER_BYTES", 100_000)
     model = load_model(ModelConfig(make=MODELS[kind]), tokenizer, seed=0)  # type: ignore[call-arg]
     options = {"enforce-eager": True, "gpu-memory-utilization": 0.2, "weight-transfer-config": {"backend": "nccl"}}
     settings = Settings(colocated=True, options=options)
     with VllmSampler(model, tokenizer, [1], settings=settings, folder=tmp_path) as sampler:
-        host = sampler._host
+        host = sampler.host
         assert isinstance(host, colocated.Colocated)
-        way = Transfer(Direct(host._llm), torch.device("cpu"), GlooWire)  # type: ignore[arg-type]
+        way = Transfer(Direct(host.llm), torch.device("cpu"), GlooWire)  # type: ignore[arg-type]
 
         def load(model: Any, present: Any) -> None:
             way.send(named(model), torch.float32, lambda name, x: None)
-            assert host._llm.reset_prefix_cache()
+            assert host.llm.reset_prefix_cache()
             host.served = present
 
         monkeypatch.setattr(host, "load", load)
@@ -107,7 +107,7 @@ def test_vllms_own_receiver_loads_what_is_sent(
             move(model)
         print(kind, "mean |Δ log-probability| after each transfer:", gaps)
         assert max(gaps) < EXACT
-        assert len(way._wire.sent) > 3 * 3  # type: ignore[attr-defined]
+        assert len(way.wire.sent) > 3 * 3  # type: ignore[attr-defined]
 
 
 def test_a_server_on_a_cpu_refuses_to_join_and_the_run_goes_on_by_files(

@@ -213,18 +213,18 @@ def test_a_level_is_believed_only_after_a_trial(hole: str, monkeypatch: pytest.M
         source = (Path(levels.__file__).parent / f"{name}.py").read_text()
         holed = source + f"\n{hole} = lambda *_: None\n" if name == "_kernel" else source
         (tmp_path / f"{name}.py").write_text(holed)
-    monkeypatch.setattr(launch, "_HERE", str(tmp_path))
-    levels._find.cache_clear()
+    monkeypatch.setattr(launch, "HERE", str(tmp_path))
+    levels.tried_level.cache_clear()
     try:
         found = sandbox.level()
         assert not found.contained
         assert ("read" if hole == "landlock" else "socket") in found.reason
     finally:
-        levels._find.cache_clear()
+        levels.tried_level.cache_clear()
 
 
 def test_the_level_in_force_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    runs_module._announce.cache_clear()
+    runs_module.announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="llm_pg.sandbox"):
         sandbox.run("pass")
         sandbox.run("pass")
@@ -241,7 +241,7 @@ def test_the_numbers_of_system_calls_are_those_of_the_kernel_headers() -> None:
         if os.path.exists(path):
             official = {name: int(number) for name, number in re.findall(pattern, Path(path).read_text())}
             official["newfstatat"] = official.get("newfstatat", official.get("fstatat", -1))
-            for table in (syscalls._FREE, syscalls._CONDITIONAL):
+            for table in (syscalls.FREE, syscalls.CONDITIONAL):
                 for name, number in syscalls.numbers(table, arch).items():
                     assert official[name] == number, (arch, name)
                     checked += 1
@@ -250,7 +250,7 @@ def test_the_numbers_of_system_calls_are_those_of_the_kernel_headers() -> None:
 
 
 def test_the_filter_lists_no_call_that_reaches_outside() -> None:
-    listed = set(syscalls.numbers(syscalls._FREE, "x86_64"))
+    listed = set(syscalls.numbers(syscalls.FREE, "x86_64"))
     outside = (
         "socket connect bind accept ptrace process_vm_readv pidfd_getfd chmod fchmod chown utimensat truncate symlink "
         "link mknod mount unshare setns setsid setpgid setuid setpriority sched_setaffinity io_uring_setup bpf "

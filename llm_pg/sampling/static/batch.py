@@ -98,15 +98,15 @@ class StaticSampler:
         first = compute_prompts(self.model, prompts_P[:places])
         width = _up(max(len(p) for p in prompts_P))
         need = Bucket(places, num_generations, width, _up(params.max_completion_length))
-        arena = self._arena(need, len(keys_B), params.max_completion_length, first[0])
-        batch = _Batch(self, arena, need, prompts_P, params, keys_B, progress)
+        arena = self.arena_for(need, len(keys_B), params.max_completion_length, first[0])
+        batch = StaticBatch(self, arena, need, prompts_P, params, keys_B, progress)
         done = batch.run(first)
         buffers = arena.buffers
         size = self._num_bytes(buffers.capacity, first[0]) + sum(x.weight.nbytes for x in arena.refreshed)
         self.arena = arena if size <= self.keep_bytes else None
         return done
 
-    def _arena(self, need: Bucket, num_rows: int, limit: int, like: Pairs) -> Arena:
+    def arena_for(self, need: Bucket, num_rows: int, limit: int, like: Pairs) -> Arena:
         """The one that is kept, where it is large enough; else a new one, large enough for both where that may stay."""
         kept, self.arena = self.arena, None
         dtype = self._dtype()
@@ -137,7 +137,7 @@ class StaticSampler:
         return Buffers.num_bytes(bucket, like, self._dtype()) + bucket.rows * head_width(head) * BYTES_A_LOGIT
 
 
-class _Batch:
+class StaticBatch:
     """One call: which prompts have entered, and what the host knows of the grid."""
 
     def __init__(
@@ -158,7 +158,7 @@ class _Batch:
     def run(self, first: tuple[Pairs, Tensor, Tensor]) -> Completions:
         num_prompts, limit = len(self.prompts_P), self.params.max_completion_length
         self.buffers.begin(self.sampler.pad_id, limit)
-        self._enter(list(range(self.bucket.places)), first)
+        self.enter(list(range(self.bucket.places)), first)
         while True:
             self._look()
             slots = self.bucket.slots
@@ -167,7 +167,7 @@ class _Batch:
             if waiting and (len(free) >= REFILL_AT * self.bucket.places or not any(self.live)):
                 free = free[:waiting]
                 prompts = self.prompts_P[self.entered : self.entered + len(free)]
-                self._enter(free, compute_prompts(self.sampler.model, prompts))
+                self.enter(free, compute_prompts(self.sampler.model, prompts))
                 continue
             if not any(self.live):
                 return self._completions()
@@ -176,15 +176,15 @@ class _Batch:
             counts = [n for n, is_live in zip(self.count, self.live, strict=True) if is_live]
             steps = min(LOOK_EVERY, limit - min(counts))
             self._columns(min(max(counts) - 1 + steps, limit))
-            step = self.arena.graphs.run((self.bucket, self.distribution), self._step)
+            step = self.arena.graphs.run((self.bucket, self.distribution), self.step)
             for _ in range(steps):
                 step()
 
-    def _step(self) -> Step:
+    def step(self) -> Step:
         of = self.sampler
         return Step(of.model, self.arena.lean, self.buffers, self.bucket, self.distribution, of.eos, of.pad_id)
 
-    def _enter(self, places: list[int], computed: tuple[Pairs, Tensor, Tensor]) -> None:
+    def enter(self, places: list[int], computed: tuple[Pairs, Tensor, Tensor]) -> None:
         """The next prompts begin in these places, with their first tokens."""
         pairs, length_N, logits_NV = computed
         slots, buffers = self.bucket.slots, self.buffers
@@ -256,11 +256,11 @@ def steps_statically(sampler: StaticSampler) -> str | None:
     plain.prefill([prompt for prompt in prompts for _ in range(2)])
     params, need = SamplingParams(max_completion_length=8), Bucket(2, 2, COLUMNS, COLUMNS)
     first = compute_prompts(model, prompts)
-    arena = sampler._arena(need, 4, 8, first[0])
-    batch = _Batch(sampler, arena, need, prompts, params, torch.arange(4), None)
+    arena = sampler.arena_for(need, 4, 8, first[0])
+    batch = StaticBatch(sampler, arena, need, prompts, params, torch.arange(4), None)
     arena.buffers.begin(sampler.pad_id, 8)
-    batch._enter([0, 1], first)
-    step = batch._step()
+    batch.enter([0, 1], first)
+    step = batch.step()
     for t, next_R in enumerate(tokens):
         step.next_R.copy_(next_R)
         step.count_R.fill_(t + 1)

@@ -76,8 +76,8 @@ class Colocated:
         self.tokenizer, self.folder, self.settings, self.dtype = tokenizer, folder, settings, dtype
         self.rows_at_once, self.log = rows_at_once, folder / "engine.log"
         self.served: State | None = None
-        self._lately = Lately()
-        self._llm: Any = None
+        self.lately = Lately()
+        self.llm: Any = None
         self._asleep = False
         self._end = contextlib.ExitStack()
 
@@ -96,7 +96,7 @@ class Colocated:
             if self._own_group:
                 self._end.callback(vllm.distributed.cleanup_dist_env_and_memory)
             self._params = vllm.SamplingParams
-            self._llm = vllm.LLM(**self._arguments())
+            self.llm = vllm.LLM(**self._arguments())
         self._sleep()
 
     def wait(self) -> None:
@@ -106,14 +106,14 @@ class Colocated:
         with self._told("could not take the weights over"), _undisturbed(self.device):
             if self._asleep:
                 torch.cuda.empty_cache()  # what the update left cached is what vLLM maps again
-                self._llm.wake_up(tags=["weights"])
-            pairs = _noted(stream(model, self.dtype), self._lately.begin(model))
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
+                self.llm.wake_up(tags=["weights"])
+            pairs = _noted(stream(model, self.dtype), self.lately.begin(model))
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
             if self._asleep:
-                self._llm.wake_up(tags=["kv_cache"])
+                self.llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
             # A prefix computed with other weights must not be found again.
-            if not self._llm.reset_prefix_cache():
+            if not self.llm.reset_prefix_cache():
                 raise RuntimeError("its prefix cache could not be emptied")
         self.served = present
 
@@ -124,7 +124,7 @@ class Colocated:
             self._params(**{name: body[name] for name in _FIELDS}, detokenize=bool(body["stop"])) for body in bodies
         ]
         with self._told("could not complete the prompts"), _undisturbed(self.device):
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            outputs = self.llm.generate(prompts, params, use_tqdm=False)
         self._sleep()
         try:
             return [(ask.read(_as_answer(output)), NAME) for ask, output in zip(asks, outputs, strict=True)]
@@ -132,18 +132,18 @@ class Colocated:
             raise EngineError(f"{NAME} gave {error}.") from None
 
     def older(self) -> dict[str, Tensor] | None:
-        return self._lately.older()
+        return self.lately.older()
 
     def explained(self, error: EngineError) -> EngineError:
         return error
 
     def stop(self) -> None:
         """Give its memory back, and what vLLM set up in torch.distributed."""
-        if self._llm is not None and self._own_group:
-            self._llm.llm_engine.engine_core.shutdown()
-        elif self._llm is not None:
-            _KEPT.append(self._llm)
-        self._llm = self.served = None
+        if self.llm is not None and self._own_group:
+            self.llm.llm_engine.engine_core.shutdown()
+        elif self.llm is not None:
+            _KEPT.append(self.llm)
+        self.llm = self.served = None
         self._end.close()
         gc.collect()
         if self.device.type == "cuda":
@@ -151,7 +151,7 @@ class Colocated:
 
     def _sleep(self) -> None:
         if self.settings.sleep:
-            self._llm.sleep(level=SLEEP_LEVEL)
+            self.llm.sleep(level=SLEEP_LEVEL)
             self._asleep, self.served = True, None
 
     def _arguments(self) -> dict[str, Any]:

@@ -78,33 +78,33 @@ class VllmSampler:
         elif not self.settings.urls:
             self._python = find_python(self.settings.python)
         self._given_folder = folder
-        self._host: Host | None = None
+        self.host: Host | None = None
 
     def __enter__(self) -> VllmSampler:
         """Start it, without waiting for a server."""
-        if self._host is not None:
+        if self.host is not None:
             return self
         self.folder = (self._given_folder or Path(tempfile.mkdtemp(prefix="llm_pg-vllm-"))).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         where: dict[str, Any] = {"dtype": self.dtype, "rows_at_once": self.rows_at_once}
         if self.settings.colocated:
-            self._host = Colocated(self.tokenizer, self.folder, self.settings, **where)
+            self.host = Colocated(self.tokenizer, self.folder, self.settings, **where)
         else:
             where |= {"python": self._python, "say": self.say}
-            self._host = Servers(self.tokenizer, self.folder, self.settings, **where)
+            self.host = Servers(self.tokenizer, self.folder, self.settings, **where)
         try:
-            self._host.start(self.model, fingerprint(self.model))
+            self.host.start(self.model, fingerprint(self.model))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._host is not None:
-            self._host.stop()
+        if self.host is not None:
+            self.host.stop()
             if self._given_folder is None:
                 shutil.rmtree(self.folder, ignore_errors=True)
-        self._host = None
+        self.host = None
 
     @torch.no_grad()
     def sample(
@@ -117,19 +117,19 @@ class VllmSampler:
         """
         _check_params(params)
         self.__enter__()
-        assert self._host is not None
-        self._host.wait()
+        assert self.host is not None
+        self.host.wait()
         first_P = keys_B.view(len(prompt_ids), num_generations)[:, 0].tolist()
         try:
             fixed = (num_generations, params, self.eos_ids, self.num_tokens)
-            salt = self._sync(self._host)
+            salt = self._sync(self.host)
             asks = [
                 Ask(prompt, *fixed, seed=key & (2**62 - 1), salt=salt)
                 for prompt, key in zip(prompt_ids, first_P, strict=True)
             ]
-            groups = self._host.complete(asks)
+            groups = self.host.complete(asks)
         except EngineError as error:
-            raise self._host.explained(error) from None
+            raise self.host.explained(error) from None
         self._check(prompt_ids, groups, params)
         return self._completions([answer for answers, _ in groups for answer in answers], params)
 
@@ -165,14 +165,14 @@ class VllmSampler:
         return f"after weight sync {self.syncs}" if self.syncs else "with the weights it was started with"
 
     def _explain(self, rows: Sequence[Sampled], params: SamplingParams) -> str:
-        assert self._host is not None
-        old = self._host.older()
+        assert self.host is not None
+        old = self.host.older()
         if old is None:
-            return self._host.advice
+            return self.host.advice
         # The weights themselves, not what was last given: what is missing there is what vLLM keeps.
         new = tensors(self.model, self.dtype)
         reported = suspects(self._merged(new), rows, params, new, old, self.tolerance)
-        return f"{reported} {self._host.advice}".rstrip()
+        return f"{reported} {self.host.advice}".rstrip()
 
     def _merged(self, values: dict[str, Tensor]) -> Any:
         """The model without adapters, which `values` are the weights of."""

@@ -65,7 +65,7 @@ class Servers:
         self._one_at_a_time = threading.Lock()
         self._transfers: dict[str, Transfer | None] = {}  # by address; None = as files
         self._left: set[str] = set()  # in the middle of a transfer: such a server may wait for the rest for ever
-        self._lately = Lately()
+        self.lately = Lately()
         self._noted: State | None = None
 
     def start(self, model: Any, present: State) -> None:
@@ -111,8 +111,8 @@ class Servers:
             return list(threads.map(one, asks))
 
     def older(self) -> dict[str, Tensor] | None:
-        if len(self._weights) == 2 or self._lately.states:  # of the first state sent, the folder of the start
-            return self._lately.older() or load_file(self._weights[0] / FILE)
+        if len(self._weights) == 2 or self.lately.states:  # of the first state sent, the folder of the start
+            return self.lately.older() or load_file(self._weights[0] / FILE)
         return None
 
     def explained(self, error: EngineError) -> EngineError:
@@ -155,7 +155,7 @@ class Servers:
         transfer = self._transfers[client.url]
         if transfer is None:
             return False
-        note = _nothing if present == self._noted else self._lately.begin(model)
+        note = _nothing if present == self._noted else self.lately.begin(model)
         self._noted = present
         transfer.send(named(model), self.dtype, note)
         return True

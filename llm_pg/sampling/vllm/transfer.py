@@ -110,13 +110,13 @@ class Transfer:
         self.client = client
         with _told():
             size = int(client.get("/get_world_size")["world_size"]) + 1
-            address = _address_towards(client.url)
+            address = address_towards(client.url)
             port = _free_port(address)
             info = {
                 **{"master_address": address, "master_port": port, "rank_offset": 1, "world_size": size},
                 **{"packed": True, "packed_buffer_size_bytes": BUFFER_BYTES, "packed_num_buffers": BUFFERS},
             }
-            self._wire: Wire = _beside(
+            self.wire: Wire = beside(
                 lambda: client.post("/init_weight_transfer_engine", {"init_info": info}),
                 # A server that refuses does so at once; the store would wait minutes for it.
                 lambda stop: None if stop.wait(GRACE) else open_wire(address, port, size, device),
@@ -134,16 +134,16 @@ class Transfer:
 
         def broadcast(stop: threading.Event) -> None:
             for buffer in buffers(_noted(weights, dtype, note), BUFFER_BYTES):
-                self._wire.send(buffer, stop)
-            self._wire.flush(stop)
+                self.wire.send(buffer, stop)
+            self.wire.flush(stop)
 
         with _told():
             self.client.post("/start_weight_update", {})
-            _beside(lambda: self.client.post("/update_weights", {"update_info": info}), broadcast, self.client.timeout)
+            beside(lambda: self.client.post("/update_weights", {"update_info": info}), broadcast, self.client.timeout)
             self.client.post("/finish_weight_update", {})
 
     def close(self) -> None:
-        self._wire.close()
+        self.wire.close()
 
 
 def wants_nccl(client: Client) -> bool:
@@ -179,7 +179,7 @@ def _noted(weights: Mapping[str, Tensor], dtype: torch.dtype, note: Callable[[st
         yield sent
 
 
-def _beside(call: Callable[[], Any], work: Callable[[threading.Event], Any], seconds: float) -> Any:
+def beside(call: Callable[[], Any], work: Callable[[threading.Event], Any], seconds: float) -> Any:
     """The result of `work`, done while `call` is answered. The first error of either, without waiting for the other."""
     news, stop = threading.Condition(), threading.Event()
     done: dict[str, Any] = {}
@@ -219,7 +219,7 @@ def _told() -> Iterator[None]:
         raise TransferError(cause or type(error).__name__) from error
 
 
-def _address_towards(url: str) -> str:
+def address_towards(url: str) -> str:
     """This machine's address in the network of the server."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
