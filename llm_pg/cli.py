@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import __version__, shipped
 from .config import Config, ConfigError, load_config
-from .config.arguments import as_settings, help_text
+from .config.arguments import as_settings, common_help, help_text
 from .run.guard import RunStopped
 from .run.redact import Redactor
-
-if TYPE_CHECKING:
-    from .metrics import Clock
 
 Commands = Any  # argparse's type of add_subparsers() is private
 EXIT_BAD_INPUT = 2
@@ -42,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         arguments = parse(argv)
+        if getattr(arguments, "verbose", False):
+            logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+            logging.getLogger("llm_pg").setLevel(logging.DEBUG)
         run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except (ConfigError, RunStopped) as error:
@@ -103,6 +103,15 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     return parser, commands
 
 
+class _HelpAll(argparse.Action):
+    """Prints every setting and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print("Every setting, key=value or --key value (a name is unique, its section may be left out):\n")
+        print(help_text())
+        parser.exit()
+
+
 def _run_commands(commands: Commands) -> None:
     """Commands that begin or prepare a run."""
     quick = commands.add_parser(
@@ -121,10 +130,11 @@ def _run_commands(commands: Commands) -> None:
         "train",
         help="train as a YAML file or the command line says",
         usage="llm-pg train [CONFIG] [--model M] [--data D] [--reward R] [key=value | --key value ...]",
-        description="Settings, each as key=value or --key value (a name is unique, its section may be left out):\n\n"
-        + help_text(),
+        description="Settings are written key=value or --key value. The common ones, with their defaults (all, and the "
+        "whole of\nwhat they mean: llm-pg train --help-all):\n\n" + common_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    train.add_argument("--help-all", action=_HelpAll, nargs=0, help="every setting with its choices, and end")
     _config_arguments(train)
     train.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint of the run's folder"
@@ -135,6 +145,7 @@ def _run_commands(commands: Commands) -> None:
     )
     train.add_argument("--profile", action="store_true", help="trace two steps to profile/ in the run's folder")
     _common(train)
+    train.epilog = None
     _steps_as_json(train)
     train.set_defaults(run=_train)
 
@@ -211,8 +222,14 @@ def _room_commands(commands: Commands) -> None:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_settings=True)
-    parser.epilog = "Settings can follow, each as key=value or --key value; `llm-pg train --help` lists them."
+    parser.epilog = "Settings can follow, each as key=value or --key value; `llm-pg train --help-all` lists them."
     parser.add_argument("--quiet", action="store_true", help="print only warnings, findings and the end's table")
+    parser.add_argument(
+        "--verbose",
+        "-v",
+        action="store_true",
+        help="also write the log of the package (logger llm_pg) to standard error",
+    )
 
 
 def _steps_as_json(parser: argparse.ArgumentParser) -> None:
@@ -308,37 +325,49 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:
-    from .run.preflight import preflight
+    from .metrics import Clock
+    from .terminal import make_terminal
 
-    preflight(config, resume=bool(resume))
-    Redactor(config.model_dump(mode="json")).guard_process()
-    clock, make_terminal = _heavy_imports()
+    terminal = make_terminal(quiet=quiet, as_json=as_json)
+    clean = Redactor(config.model_dump(mode="json"))
+    terminal.say(clean.text(f"llm-pg {__version__}: {_in_short(config)}"))
+    clock = Clock(terminal.phase)
+    terminal.phase("check", True)
+    try:
+        from .run.preflight import preflight
+
+        preflight(config, resume=bool(resume))
+    finally:
+        terminal.phase("check", False)
+    clean.guard_process()
+    with clock("import"):
+        _heavy_imports()
     from .rewards import RewardError
     from .run.checkpoint import CheckpointError
     from .sampling.vllm import EngineError
     from .trainer import Trainer
 
     try:
-        terminal = make_terminal(quiet=quiet, as_json=as_json)
         Trainer(config, terminal=terminal, clock=clock).train(resume=resume, override=override)
     except (RunStopped, RewardError, CheckpointError, EngineError) as error:
         raise RunStopped(str(error)) from None
     return 0
 
 
-def _heavy_imports() -> tuple[Clock, Callable[..., Any]]:
-    """torch and transformers, timed; the run prints its own lines."""
-    from .metrics import Clock
-    from .terminal import make_terminal
+def _in_short(config: Config) -> str:
+    """What a run is about, in a line."""
+    from .run.folder import run_name
 
-    clock, begin = Clock(), time.perf_counter()
-    from transformers.utils import logging
+    data, model = config.data, config.model
+    files = data.data_files if isinstance(data.data_files, str) else ", ".join(data.data_files or [])
+    source = data.task or data.dataset_name or files
+    name = model.model_name_or_path or "a made model"
+    return f"{config.algorithm.name}, {name}, {source} (runs in {config.run.output_dir}/{run_name(config)})"
 
+
+def _heavy_imports() -> None:
+    """torch and transformers; the run prints its own lines."""
     from . import trainer  # noqa: F401
-
-    logging.disable_progress_bar()
-    clock.seconds["import"] = time.perf_counter() - begin
-    return clock, make_terminal
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -351,8 +380,14 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     if folder is None:
         check_model(config.model)
-    _, make_terminal = _heavy_imports()
-    result = evaluate_model(config, make_terminal(quiet=arguments.json or arguments.quiet), folder)
+    from .metrics import Clock
+    from .terminal import make_terminal
+
+    terminal = make_terminal(quiet=arguments.json or arguments.quiet)
+    clock = Clock(terminal.phase)
+    with clock("import"):
+        _heavy_imports()
+    result = evaluate_model(config, terminal, folder, clock)
     if arguments.json:
         print(json.dumps(result.metrics()))
     return 0

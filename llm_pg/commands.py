@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, load_config
 from .doctor import arithmetic, examine_config, show
+from .metrics import Clock
 from .run.preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
@@ -168,26 +169,34 @@ def _saved_by_run(path: Path) -> tuple[Path | None, Path | None]:
     return None, None
 
 
-def evaluate_model(config: Config, terminal: Any, folder: Path | None = None) -> Evaluation:
-    """Pass rates on held-out prompts of a model as it is: that of the config, or what a run saved in `folder`."""
+def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, clock: Clock | None = None) -> Evaluation:
+    """Pass rates on held-out prompts of a model as it is: that of the config, or what a run saved in `folder`.
+
+    clock: whose phases are shown.
+    """
+    from .model.bars import without_bars
     from .model.loading import context_length, default_device, load_model, load_tokenizer
     from .prompts import load_held_out
     from .run.build import make_collector, make_scorer
     from .run.evaluator import evaluate_held_out
     from .run.fitting import fit_to_prompts
 
-    if folder is None:
-        tokenizer = load_tokenizer(config.model)
-        model = load_model(config.model, tokenizer, seed=config.run.seed)
-    else:
-        model, tokenizer = load_saved(config, folder)
-    if not config.train.use_cpu:
-        model.to(default_device())
-    prompts = load_held_out(config, tokenizer, context_length=context_length(model))
+    clock = clock or Clock()
+    with clock("load"), without_bars():
+        if folder is None:
+            tokenizer = load_tokenizer(config.model)
+            model = load_model(config.model, tokenizer, seed=config.run.seed)
+        else:
+            model, tokenizer = load_saved(config, folder)
+        if not config.train.use_cpu:
+            model.to(default_device())
+        prompts = load_held_out(config, tokenizer, context_length=context_length(model))
     fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
     with make_scorer(config, None, [prompt.row for prompt in prompts]) as scorer:
         collector = make_collector(config, model, tokenizer, scorer)
-        with collector:
+        if hasattr(collector.engine, "progress"):
+            collector.engine.progress = terminal.sampled
+        with collector, clock("eval"):
             result = evaluate_held_out(collector, prompts, config.eval)
     terminal.evaluation(str(folder or config.model.model_name_or_path), result)
     return result

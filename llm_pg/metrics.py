@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+log = logging.getLogger("llm_pg.phases")
 
 Minibatches = Literal["mean", "sum", "sum of seen tokens"]
 AcrossRanks = Literal["mean", "mean of scored", "mean of ended", "mean of tokens", "sum", "max", "min", "deviation"]
@@ -226,7 +229,9 @@ class Clock:
         try:
             yield
         finally:
-            self.add({phase: time.perf_counter() - begin})
+            seconds = time.perf_counter() - begin
+            self.add({phase: seconds})
+            log.debug("%s took %.3f s", phase, seconds)
             if self.watch is not None:
                 self.watch(phase, False)
 

@@ -15,6 +15,7 @@ from .config import Config
 from .config.load import checked
 from .learner.optimizer import check_optimizer
 from .metrics import Clock
+from .model.bars import without_bars
 from .rollout.curriculum import make_stream
 from .rollout.reading import say_unread
 from .run.build import collector_of, make_policy, make_scorer
@@ -96,7 +97,7 @@ class Trainer:
         train_dataset = fit_to_dataset(config, train_dataset, eval_dataset)
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)
         self.folder, ranks, terminal = context.folder, context.ranks, context.terminal
-        with context.clock("load"):
+        with context.clock("load"), without_bars():
             self.model, self.tokenizer = load_model_and_tokenizer(context, model, tokenizer, peft_config)
             self.train_prompts, self.eval_prompts = load_run_prompts(
                 context, self.model, self.tokenizer, train_dataset, eval_dataset

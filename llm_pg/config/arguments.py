@@ -61,8 +61,8 @@ def _key(option: str, options: Sequence[str]) -> str:
         return f"{section}{dot}{leaf}"
     known = [*options, *(f"--{name}" for name in schema.LEAVES)]
     raise ConfigError(
-        f"Unknown option {option!r}.{nearest(option, known)} `llm-pg train --help` lists every setting; each can be "
-        "written key=value or --key value."
+        f"Unknown option {option!r}.{nearest(option, known)} `llm-pg train --help-all` lists every setting; each can "
+        "be written key=value or --key value."
     )
 
 
@@ -95,6 +95,47 @@ def _values(rest: list[str]) -> list[str]:
     return [rest.pop(0) for _ in found]
 
 
+# What most runs set, in the order of a screen.
+COMMON = {
+    "What is trained": ("model_name_or_path", "dtype", "use_peft", "lora_r"),
+    "Data": (
+        *("task", "dataset_name", "dataset_config", "data_files", "prompt_column", "prompt_template", "system_prompt"),
+        *("chat", "extract", "num_eval_prompts"),
+    ),
+    "Reward": ("reward_funcs", "reward_weights"),
+    "A step": (
+        *("prompts_per_step", "num_generations", "max_completion_length", "temperature"),
+        *("per_device_train_batch_size", "engine"),
+    ),
+    "Algorithm": ("name", "beta", "epsilon"),
+    "Optimiser": ("max_steps", "learning_rate", "lr_scheduler_type", "bf16", "gradient_checkpointing"),
+    "The run": ("output_dir", "run_name", "seed", "eval_steps", "save_steps", "report_to", "use_cpu"),
+}
+WIDTH = 118
+MOST_WORDS = 4  # choices that a line of the short help shows
+
+
+def common_help() -> str:
+    """The settings that most runs set, each in a line: name=default, choices, and the first sentence of its meaning."""
+    lines = []
+    for title, names in COMMON.items():
+        lines.append(f"{title}:")
+        for leaf in names:
+            field = _field(leaf)
+            words = _words(leaf, field)
+            shown = "|".join([*words[:MOST_WORDS], "..."] if len(words) > MOST_WORDS else words)
+            name = {"name": "algorithm"}.get(leaf, leaf)
+            description = str(field.description)
+            meaning = description.split(". ")[0].split("; ")[0].rstrip(" .,")
+            if field.default is None and "None = " in description and "None = " not in meaning:
+                meaning += f"; null = {re.split('[.;]', description.split('None = ')[1])[0]}"
+            text = f"{{{shown}}} {meaning}" if words else meaning
+            begin = f"  {name}={_written(field.default)}"
+            room = WIDTH - max(len(begin) + 1, 41)
+            lines.append(f"{begin:<40} {text if len(text) <= room else text[: room - 3] + '...'}")
+    return "\n".join(lines)
+
+
 def help_text() -> str:
     """Every setting with its default, its choices and its meaning, by section."""
     lines = []
@@ -115,7 +156,12 @@ def _written(value: Any) -> str:
     return str(value)
 
 
+def _words(name: str, field: Any) -> tuple[str, ...]:
+    """The words of which a setting is one; () where it is no word of a list."""
+    return tuple(ALGORITHMS) if name == "name" else tuple(words_of(field.annotation))
+
+
 def _choices(name: str, field: Any) -> str:
     """ " {a|b}" where a setting is one of a few words, else ""."""
-    words = tuple(ALGORITHMS) if name == "name" else words_of(field.annotation)
+    words = _words(name, field)
     return f" {{{'|'.join(words)}}}" if words else ""

@@ -70,7 +70,7 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
             known = [*sections, *schema.LEAVES]
             raise ConfigError(
                 f"Unknown setting {key!r} (given {value!r}).{nearest(key, known)} "
-                "`llm-pg train --help` lists every setting."
+                "`llm-pg train --help-all` lists every setting."
             )
     return out
 

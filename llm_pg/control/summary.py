@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..terminal.figures import sparkline
+from ..terminal.figures import brief, sparkline
 from .record import ControlRun
 
 WIDTH = 60  # characters of a curve
@@ -22,7 +22,8 @@ def lines(runs: Sequence[ControlRun], levels: str) -> list[str]:
     out = []
     for run in runs:
         curve = [point["return_mean"] for point in run.points]
-        out.append(f"seed {run.settings.seed:<4} return {sparkline(curve, WIDTH, levels)} {curve[-1]:.4g}")
+        ends = f"({brief(min(curve))} to {brief(max(curve))})"
+        out.append(f"seed {run.settings.seed:<4} return {sparkline(curve, WIDTH, levels)} {curve[-1]:.4g} {ends}")
     out += [
         "",
         f"{settings.spec.name} on {settings.env}, {len(runs)} seed{'s' if len(runs) > 1 else ''}, "

@@ -97,6 +97,9 @@ def make_context(
     strategy = make_strategy(accelerator)
     check_ahead(config, strategy)
     ranks = Ranks(accelerator)
+    terminal = (terminal or make_terminal()) if ranks.is_main else Terminal.silent()
+    clock = clock or Clock()
+    clock.watch = terminal.phase
     return RunContext(
         config=config,
         spec=spec,
@@ -105,7 +108,7 @@ def make_context(
         ranks=ranks,
         accelerator=accelerator,
         strategy=strategy,
-        terminal=(terminal or make_terminal()) if ranks.is_main else Terminal.silent(),
+        terminal=terminal,
         redactor=Redactor(config.model_dump(mode="json")),
-        clock=clock or Clock(),
+        clock=clock,
     )

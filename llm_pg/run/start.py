@@ -57,11 +57,12 @@ def start_policy(context: RunContext, policy: Policy, *, resumes: bool, held_out
 
 def _warm_start(context: RunContext, policy: Policy, held_out: Sequence[Prompt]) -> None:
     settings, clock = context.config.warm_start, context.clock
-    context.terminal.say(f"Warm start: {settings.warm_start_steps} supervised steps (trl SFTTrainer) ...")
     with clock("warm_start"), whole_models():  # the weights are cut after it
-        loss = warm_start(policy.model, policy.tokenizer, context.config, {prompt.text for prompt in held_out})
+        prompts = {prompt.text for prompt in held_out}
+        loss = warm_start(policy.model, policy.tokenizer, context.config, prompts, context.terminal.progress)
     seconds = clock.seconds["warm_start"]
-    context.terminal.say(f"Warm start done: loss {loss:.3f} nats per token, {seconds:.1f} s.")
+    steps = f"{settings.warm_start_steps} supervised steps (trl SFTTrainer)"
+    context.terminal.say(f"Warm start: {steps}, loss {loss:.3f} nats per token, {seconds:.1f} s.")
 
 
 def make_learner(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ..config import Config, ConfigError
@@ -32,8 +32,17 @@ def demonstrations(config: Config, held_out: Collection[str]) -> list[dict[str, 
     return kept
 
 
-def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[str]) -> float:
-    """Train `model` in place; returns the mean loss of the last tenth of the steps, in nats per completion token."""
+def warm_start(
+    model: Any,
+    tokenizer: Any,
+    config: Config,
+    held_out: Collection[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """Train `model` in place; returns the mean loss of the last tenth of the steps, in nats per completion token.
+
+    progress: called with the steps done and all of them.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -66,6 +75,8 @@ def warm_start(model: Any, tokenizer: Any, config: Config, held_out: Collection[
         )
         trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         _be_quiet(trainer)
+        if progress is not None:
+            trainer.add_callback(_reporting(progress))
         trainer.train()
         losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     model.config.use_cache = True
@@ -86,6 +97,16 @@ def _own_forwards(model: Any) -> Iterator[None]:
         for module in model.modules():
             if vars(module).pop("forward", None) is not None and before.get(module) is not None:
                 module.forward = before[module]
+
+
+def _reporting(progress: Callable[[int, int], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress(state.global_step, state.max_steps)
+
+    return Reporting()
 
 
 def _be_quiet(trainer: Any) -> None:

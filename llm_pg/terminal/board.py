@@ -13,7 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from .figures import LEVELS, Pace, clipped, duration, sparkline
+from .figures import LEVELS, Pace, brief, clipped, duration, sparkline
 from .plain import Plan, left_text, sample_lines
 
 PHASES = {
@@ -45,7 +45,7 @@ CURVES = (
 )
 QUICK = 2.0  # seconds: the phases of a shorter step are shown as shares of the last one, as bars would only flicker
 BAR = 26
-LABEL, VALUE = 12, 22
+LABEL, VALUE, RANGE = 12, 22, 18
 
 
 @dataclass
@@ -170,7 +170,8 @@ def _curves(board: Board, width: int, levels: str) -> list[RenderableType]:
     grid.add_column(width=LABEL - 1)
     grid.add_column(width=VALUE, no_wrap=True)
     grid.add_column(no_wrap=True)
-    room = max(width - LABEL - VALUE - 2, 8)
+    grid.add_column(no_wrap=True)
+    room = max(width - LABEL - VALUE - RANGE - 3, 8)
     for name, label, form in CURVES:
         points = board.history.get(name)
         if not points:
@@ -178,7 +179,10 @@ def _curves(board: Board, width: int, levels: str) -> list[RenderableType]:
         line = sparkline([value for _, value in points], room, levels)
         if board.plan.unit != "step":
             form = form.replace("token", "step")
-        grid.add_row(label, Text(form.format(points[-1][1]), style="bold"), Text(line, style="green"))
+        known = [value for _, value in points]
+        ends = f"{brief(min(known))} to {brief(max(known))}" if min(known) < max(known) else ""
+        value = Text(form.format(points[-1][1]), style="bold")
+        grid.add_row(label, value, Text(line, style="green"), Text(ends, style="dim"))
     return [Text(""), grid] if grid.row_count else []
 
 

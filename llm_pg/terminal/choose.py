@@ -6,11 +6,13 @@ from rich.console import Console
 
 from .json_lines import JsonTerminal
 from .live import LiveTerminal
+from .notebook import NotebookTerminal
 from .plain import Terminal
 
 
 def make_terminal(*, quiet: bool = False, as_json: bool = False) -> Terminal:
-    """The live screen where standard output is a terminal that can move its cursor, else plain lines.
+    """In a notebook a table that is brought up to date; the live screen where standard output is a terminal that can
+    move its cursor; else plain lines.
 
     quiet: only warnings, findings and the end's table. as_json: one JSON line a step on standard output, the rest on
     standard error.
@@ -18,6 +20,8 @@ def make_terminal(*, quiet: bool = False, as_json: bool = False) -> Terminal:
     if as_json:
         return JsonTerminal(quiet=quiet)
     console = Console(highlight=False)
+    if console.is_jupyter and not quiet:
+        return NotebookTerminal()
     if console.is_terminal and not console.is_dumb_terminal and not quiet:
         return LiveTerminal(console=console)
     return Terminal(quiet=quiet)

@@ -47,6 +47,11 @@ def sparkline(values: Sequence[float | None], width: int, levels: str = LEVELS) 
     return "".join(level(mean) for mean in means)
 
 
+def brief(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """0.21 s, 42 s, 3:05 min, 2:10 h."""
     if seconds < 10 and seconds != round(seconds):

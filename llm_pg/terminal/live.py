@@ -15,6 +15,7 @@ from ..evaluate import Evaluation
 from .board import HELD_OUT_REWARD, PASS_RATE, Board, RunningPhase, draw
 from .figures import ASCII_LEVELS, LEVELS, phases_of
 from .plain import Plan, Terminal
+from .starting import StartingBar
 
 FRAMES = 2  # a second; one takes some 5 ms
 SAMPLE_SECONDS = 8.0  # a completion stays as long, so that it can be read
@@ -27,6 +28,7 @@ class LiveTerminal(Terminal):
         super().__init__(console=console or Console(highlight=False))
         self.now = now
         self.board: Board | None = None
+        self.starting = StartingBar(self.console)
 
     def begin(self, plan: Plan) -> None:
         super().begin(plan)
@@ -46,6 +48,7 @@ class LiveTerminal(Terminal):
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        self.starting.end()
         with Live(self, console=self.console, refresh_per_second=FRAMES, vertical_overflow="crop"):
             yield
 
@@ -57,6 +60,7 @@ class LiveTerminal(Terminal):
     def phase(self, name: str, begins: bool) -> None:
         board = self.board
         if board is None:
+            super().phase(name, begins)
             return
         if begins:
             totals = {"sample": board.plan.rows, "update": board.plan.rows * board.plan.passes}

@@ -15,6 +15,7 @@ from ..doctor.evidence import prompt_of
 from ..doctor.finding import Finding
 from ..evaluate import Evaluation
 from .figures import Left, Pace, clipped, duration, harmless, phases_of
+from .starting import STARTING, StartingBar, StartingLines
 
 SHOWN = 400  # characters of a prompt or a completion
 
@@ -52,6 +53,9 @@ class Terminal:
         self.quiet = quiet
         self.plan: Plan | None = None
         self.pace = Pace(0)
+        self.starting: StartingLines | StartingBar = StartingLines(self.say)
+        self._stepped = False
+        self._ended = 0  # completions of the phase that goes on
 
     @classmethod
     def silent(cls) -> Terminal:
@@ -83,10 +87,21 @@ class Terminal:
         yield
 
     def phase(self, name: str, begins: bool) -> None:
-        """A phase of the step begins or ends."""
+        """A phase begins or ends, before the steps or of one."""
+        if name not in STARTING or self._stepped or self.quiet:
+            return
+        self._ended = 0
+        self.starting.begin(name) if begins else self.starting.end()
+
+    def progress(self, done: int, total: int) -> None:
+        """Inside a phase before the steps: so much of it is done."""
+        if not self._stepped:
+            self.starting.progress(done, total)
 
     def sampled(self, tokens: int, ended: int) -> None:
         """Inside the sampling phase: so many tokens and ends of completions more."""
+        self._ended += ended
+        self.progress(self._ended, 0)
 
     def trained(self, rows: int) -> None:
         """Inside the training phase: so many completions more."""
@@ -114,6 +129,7 @@ class Terminal:
         # A run of language makes one step a line, also where it goes on from an earlier process.
         before = done - 1 if unit == "step" else self.pace.step
         self.pace.observe(done, seconds, phases_of(values), steps=max(done - before, 1))
+        self._stepped = True
         if self._due(done, before):
             self.console.print("[dim]·[/] " + step_line(values, self.pace, unit))
 

@@ -72,7 +72,7 @@ def described(name: str, found: Any) -> Iterator[tuple[str, Any, str]]:
             yield f"{name}.{last}", function, inspect.getdoc(function) or ""
 
 
-# Settings: each has its text beside it, which `llm-pg train --help` prints.
+# Settings: each has its text beside it, which `llm-pg train --help-all` prints.
 CONFIGS = {"ReinforceConfig", "RLOOConfig", "GRPOConfig", "ActorCriticConfig", "AlgorithmSpec"}
 
 

@@ -1,0 +1,78 @@
+"""What is shown before the first step, so that no second passes in silence: long phases, as lines or as a bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+# Phases of `metrics.Clock` before the steps, and what is done in them.
+STARTING = {
+    "check": "Checking settings, data and rewards",
+    "import": "Loading torch and transformers",
+    "load": "Loading the model and the data",
+    "warm_start": "Warm start",
+    "trial": "Trying the longest batch",
+    "eval": "Answering the held-out prompts",
+}
+LINE_S = 10.0  # between two lines about a phase that goes on
+
+
+class StartingLines:
+    """A line where a phase begins, and one now and then while it goes on.
+
+    Args:
+        say: prints a line. now: the clock.
+    """
+
+    def __init__(self, say: Callable[[str], None], now: Callable[[], float] = time.perf_counter) -> None:
+        self.say, self.now = say, now
+        self.name: str | None = None
+        self._began = self._said = 0.0
+
+    def begin(self, name: str) -> None:
+        self.name, self._began = name, self.now()
+        self._said = self._began
+        self.say(f"{STARTING[name]} ...")
+
+    def progress(self, done: int, total: int) -> None:
+        """Inside a phase: so much of it is done; total 0 = nobody knows."""
+        now = self.now()
+        if self.name is None or now - self._said < LINE_S:
+            return
+        self._said = now
+        of = f" of {total:,}" if total else ""
+        self.say(f"{STARTING[self.name]}: {done:,}{of} after {now - self._began:.0f} s")
+
+    def end(self) -> None:
+        self.name = None
+
+
+class StartingBar:
+    """A spinner with the seconds, and a bar where it is known how much there is to do; it leaves no trace."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._shown: Progress | None = None
+
+    def begin(self, name: str) -> None:
+        self.end()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._shown = Progress(*columns, console=self.console, transient=True, refresh_per_second=8)
+        self._shown.add_task(escape(STARTING[name]), total=None)
+        self._shown.start()
+
+    def progress(self, done: int, total: int) -> None:
+        if self._shown is None:
+            return
+        if total and len(self._shown.columns) == 3:
+            self._shown.columns = (*self._shown.columns[:2], BarColumn(), MofNCompleteColumn(), self._shown.columns[2])
+        self._shown.update(self._shown.task_ids[0], completed=done, total=total or None)
+
+    def end(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
