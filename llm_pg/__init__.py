@@ -9,6 +9,7 @@ G samples per prompt, V vocabulary, H hidden.
 The package is lazy: `import llm_pg` imports no torch; a name is loaded from its room when it is first used.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ __all__ = ["__version__", *_ROOMS]
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
+        # tqdm says so to everybody in a notebook without ipywidgets, where no bar of it is drawn.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         return getattr(import_module(_ROOMS[name]), name)
     if name in _OF_TRL:
         return getattr(import_module("trl"), name)

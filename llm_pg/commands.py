@@ -48,16 +48,25 @@ def check(config: Config, *, probe: bool = False, audited: int = 0) -> int:
     probe: also what the reward functions pay for nothing. audited: rows on which it is tried what they pay for right
     and for wrong answers.
     """
-    check_inputs(config, read_hub=True)
+    rows = check_inputs(config, read_hub=True)
     check_room(config)
     findings = examine_config(config)
-    print(f"{arithmetic(config)}\n\n{show(findings)}")
+    print(f"{arithmetic(config)}\n{_rows_read(config, rows)}\n\n{show(findings)}")
     bad = any(finding.level == "problem" for finding in findings)
     if probe:
         bad = _probe(config) or bad
     if audited:
         bad = _audit(config, audited) or bad
     return int(bad)
+
+
+def _rows_read(config: Config, rows: list[int]) -> str:
+    """Of the data, in a line. rows: as `check_inputs` returns them."""
+    wanted = config.data.num_eval_prompts
+    if len(rows) > 1:
+        held_out = f"{wanted:,} of {rows[1]:,}" if wanted < rows[1] else f"{rows[1]:,}"
+        return f"Data: {rows[0]:,} rows to train on, {held_out} rows held out."
+    return f"Data: {rows[0]:,} rows read, {wanted:,} of them held out." if wanted else f"Data: {rows[0]:,} rows read."
 
 
 def _audit(config: Config, count: int) -> bool:

@@ -61,8 +61,10 @@ def check_room(config: Config) -> None:
         )
 
 
-def check_inputs(config: Config, *, read_hub: bool = False) -> None:
+def check_inputs(config: Config, *, read_hub: bool = False) -> list[int]:
     """Check model, data and reward functions. Raises ConfigError with one paragraph.
+
+    Returns how many rows were read: to train on and, where they have a source of their own, held out; [] = none yet.
 
     read_hub: read a hub dataset too. Without it the trainer checks its rows, and that the reward functions can grade
     them, once it has loaded them.
@@ -81,6 +83,7 @@ def check_inputs(config: Config, *, read_hub: bool = False) -> None:
             _try_environment(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return [len(rows) for rows, _ in tables]
 
 
 def _try_environment(config: Config) -> None:

@@ -41,7 +41,7 @@ class NotebookTerminal(LiveTerminal):
         cell: Callable[[], int] | None = None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        super().__init__(console=Console(quiet=True), now=now)
+        super().__init__(console=Console(quiet=True, force_jupyter=False), now=now)
         self._show, self._cell = show or _display, cell or _running_cell
         self._of_cell: int | None = None
         self._handle: Any = None
@@ -49,6 +49,7 @@ class NotebookTerminal(LiveTerminal):
         self._doing, self._began = "", 0.0
         self.notes: list[tuple[str, str]] = []  # (kind, text)
         self.tables: list[str] = []
+        self.places: list[str] = []  # where the run's files are
 
     # --- what happens
 
@@ -106,10 +107,10 @@ class NotebookTerminal(LiveTerminal):
     ) -> None:
         if after is not None:
             out = io.StringIO()
-            Terminal(console=Console(file=out, width=TEXT_WIDTH, highlight=False))._evaluations(before, after)
+            console = Console(file=out, width=TEXT_WIDTH, highlight=False, force_jupyter=False, force_terminal=False)
+            Terminal(console=console)._evaluations(before, after)
             self.tables.append(out.getvalue().strip())
-        for place in places:
-            self._remember("line", place)
+        self.places = list(places)
         self.refresh(always=True)
 
     def _remember(self, kind: str, text: str) -> None:
@@ -135,7 +136,8 @@ class NotebookTerminal(LiveTerminal):
     def html(self) -> str:
         """The drawing. It has no colours of its own but the curves', so that it suits light and dark."""
         tables = [f'<pre style="font-size:12px;line-height:1.2">{escape(table)}</pre>' for table in self.tables]
-        parts = [self._head(), self._curves(), *tables, self._sample(), self._notes()]
+        places = [f"<div>{escape(place)}</div>" for place in self.places]
+        parts = [self._head(), self._curves(), *tables, self._sample(), *places, self._notes()]
         return f'<div style="font-size:13px;line-height:1.5;max-width:760px">{"".join(parts)}</div>'
 
     def text(self) -> str:
@@ -149,7 +151,7 @@ class NotebookTerminal(LiveTerminal):
                     lines.append(f"{label:<12} {form.format(values[-1]):<24} {sparkline(values, 40)}")
         elif self._doing:
             lines.append(self._doing)
-        return "\n".join([*lines, *self.tables, *(text for _, text in self.notes)]) or "…"
+        return "\n".join([*lines, *self.tables, *self.places, *(text for _, text in self.notes)]) or "…"
 
     def _place(self, board: Board) -> str:
         step, plan = board.pace.step, board.plan
@@ -186,7 +188,11 @@ class NotebookTerminal(LiveTerminal):
                 cells = (escape(label), f"<b>{escape(form.format(known[-1]))}</b>", chart(points), ends)
                 style = "padding:1px 12px 1px 0;text-align:left;border:0"
                 rows.append("<tr>" + "".join(f'<td style="{style}">{cell}</td>' for cell in cells) + "</tr>")
-        return f'<table style="border-collapse:collapse;margin:4px 0">{"".join(rows)}</table>' if rows else ""
+        return (
+            f'<table style="border-collapse:collapse;margin:4px 0;font-size:13px">{"".join(rows)}</table>'
+            if rows
+            else ""
+        )
 
     def _sample(self) -> str:
         board = self.board

@@ -19,6 +19,28 @@ def settings(*words: str) -> Config:
     return load_config(None, as_settings(words, {"--resume"}))
 
 
+@pytest.mark.parametrize(
+    "more, wanted",
+    [
+        ([], "Data: 20 rows read, 4 of them held out."),
+        (["num_eval_prompts=0"], "Data: 20 rows read."),
+        (["eval_data_files={tmp}/other.jsonl"], "Data: 20 rows to train on, 4 of 6 rows held out."),
+        (["--audit-rewards"], "Data: 20 rows read, 4 of them held out."),
+    ],
+)
+def test_check_says_how_many_rows_it_read(
+    more: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("rows", 20), ("other", 6)):
+        lines = [json.dumps({"prompt": f"{name} {i}", "answer": str(i)}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = [f"data_files={tmp_path}/rows.jsonl", "reward_funcs=[exact_match]", "prompts_per_step=2"]
+    given.append("num_eval_prompts=4")
+    made = "model.make={model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
+    main(["check", made, f"output_dir={tmp_path}", *given, *(word.format(tmp=tmp_path) for word in more)])
+    assert wanted in capsys.readouterr().out
+
+
 def test_four_ways_to_write_a_setting_mean_the_same() -> None:
     forms = (["learning_rate=3e-6"], ["--learning_rate", "3e-6"], ["--learning_rate=3e-6"], ["--learning-rate", "3e-6"])
     for form in forms:
