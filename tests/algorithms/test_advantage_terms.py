@@ -15,6 +15,13 @@ from llm_pg.estimators.baselines import STD_EPS, AllSum
 from llm_pg.rollouts import Rollouts
 
 
+def test_greedy_rewards_may_be_of_another_precision_than_the_others() -> None:
+    rollouts = text([1.0, 0.0], greedy_B=torch.tensor([0.25, 0.25], dtype=torch.float64))
+    batch = algorithm("remax").compute_advantages(rollouts)
+    assert batch.advantage_BT[:, 0].tolist() == [0.75, -0.25]
+    assert batch.advantage_BT.dtype == torch.float32
+
+
 def test_without_a_name_the_algorithm_is_reinforce() -> None:
     assert Algorithm().spec == ALGORITHMS["reinforce"]
     assert Algorithm().max_completion_length is None
@@ -211,6 +218,15 @@ def test_means_and_deviations_of_the_batch_are_those_of_all_ranks(
     assert on_two_ranks(rank) == pytest.approx(expected)
 
 
+def test_normalised_over_rollouts_a_completion_counts_once_whatever_its_length() -> None:
+    """Of one, two and three tokens, each with its reward at every token: 1, 2 and 6 have mean 3 and deviation √7."""
+    made = algorithm("reinforce", returns="total", normalize_advantages="rollouts")
+    batch = made.compute_advantages(text([1.0, 2.0, 6.0], length_B=[1, 2, 3]))
+    expected = [(x - 3.0) / (7**0.5 + STD_EPS) for x in (1.0, 2.0, 6.0)]
+    assert batch.advantage_BT[:, 0].tolist() == pytest.approx(expected)
+    assert batch.advantage_BT[0].tolist()[1:] == [0.0, 0.0]
+
+
 def test_another_baseline_leaves_the_running_mean_alone() -> None:
     made = algorithm("reinforce", baseline="batch_mean")
     made.compute_advantages(text([5.0, 7.0]))
@@ -257,6 +273,7 @@ def test_a_return_below_zero_under_a_mean_is_named_with_its_number() -> None:
         ("rloo", {"beta": 0.25}, "beta is 0.25, so the rollouts must carry ref_logp_BT."),
         ("grpo", {"top_entropy_quantile": 0.5}, "top_entropy_quantile is 0.5: rollouts must carry entropy_BT."),
         ("ppo", {}, "baseline 'value' needs a critic: the rollouts carry no value_BT."),
+        ("remax", {}, "baseline 'greedy' needs the reward of each prompt's greedy completion, greedy_B."),
         (
             "grpo",
             {"advantage": lambda of: [1.0, 2.0]},
@@ -273,7 +290,7 @@ def test_a_return_below_zero_under_a_mean_is_named_with_its_number() -> None:
 )
 def test_what_rollouts_lack_is_named(name: str, changes: dict[str, Any], message: str) -> None:
     with raises(message):
-        algorithm(name, **changes).compute_advantages(text([1.0, 0.0]))
+        algorithm(name, **changes).compute_advantages(text([1.0, 0.0], greedy_B=None))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from algorithm_batches import LIMIT, algorithm, text
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
+from llm_pg.algorithms.functions import CLIPPED
 from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.rollouts import Rollouts
 
@@ -118,6 +119,31 @@ def test_the_ratio_of_a_whole_completion_counts_once_in_the_loss_and_its_gradien
     assert logp_BT.grad is not None
     assert logp_BT.grad[0].tolist() == pytest.approx([-ratios[0] / 2] * 2, rel=1e-5)
     assert float(logp_BT.grad[1, 0]) == pytest.approx(2 * ratios[1] / 2, rel=1e-5)
+
+
+def test_the_widths_of_clipping_and_the_bound_of_the_ratio_are_the_rows() -> None:
+    """Ratios e^0.5, e^-0.5 and e; above they are held to 1.4, where the advantage is negative to 2."""
+    options = {"surrogate": "clip", "importance_sampling_level": "token", "epsilon": 0.2}
+    d = [[0.5, -0.5], [1.0, 0.0]]
+    for changes, terms in (
+        ({"epsilon_high": 0.4, "delta": 2.0}, [-1.4, -math.exp(-0.5), 2 * 2.0]),
+        ({"epsilon_high": 0.4}, [-1.4, -math.exp(-0.5), 2 * math.e]),
+        ({"delta": 2.0}, [-1.2, -math.exp(-0.5), 2 * 2.0]),
+        ({}, [-1.2, -math.exp(-0.5), 2 * math.e]),
+    ):
+        made = plain(**options, **changes)
+        batch = dataclasses.replace(made.compute_advantages(rows()), proximal_logp_BT=moved(d))
+        assert value(made, batch) == pytest.approx(sum(terms) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "reinforce"])
+def test_a_ratio_on_the_edge_of_the_range_and_an_advantage_of_zero_are_not_counted_as_clipped(surrogate: str) -> None:
+    """On the edge the gradient still passes; without an advantage there is none to hold back."""
+    spec = dataclasses.replace(ALGORITHMS["grpo"], epsilon=0.25, surrogate=surrogate)
+    ratio_BT = torch.tensor([[0.75, 1.25, 0.5, 1.5, 0.5, 1.5]])
+    advantage_BT = torch.tensor([[-1.0, 1.0, 0.0, 0.0, -1.0, 1.0]])
+    found = CLIPPED[surrogate](spec, ratio_BT, advantage_BT)
+    assert found.tolist() == [[False, False, False, False, True, True]]
 
 
 # Ratios of tokens: above, below and inside the range; the second completion has a negative advantage.

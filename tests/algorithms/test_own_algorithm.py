@@ -86,6 +86,19 @@ def test_a_registered_function_is_an_algorithm_of_the_config(file: Path) -> None
     assert run_name(config) == "sort_letters-others-seed0"
 
 
+def test_a_registered_function_has_its_own_name_and_no_source_unless_they_are_given() -> None:
+    register_algorithm()(own_leave_one_out)
+    made = ALGORITHMS["own_leave_one_out"]
+    assert made == AlgorithmSpec("own_leave_one_out", "", advantage=own_leave_one_out)
+
+
+def test_a_row_of_ones_own_that_cannot_be_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^Algorithm 'mine': epsilon cannot be -1"):
+        AlgorithmSpec("mine", "me", epsilon=-1)
+    with pytest.raises(ValueError, match=r"^Algorithm 'grpo': beta cannot be -0\.5"):
+        find_spec("grpo", {"beta": -0.5})
+
+
 @pytest.mark.parametrize("idle", ["baseline=value", "baseline=group_mean", "scale_rewards=group", "pass_k=2"])
 def test_what_a_function_would_leave_without_effect_is_refused(idle: str, file: Path) -> None:
     """With baseline=value it was the function that had none: the critic's advantages were trained on."""
