@@ -1,6 +1,7 @@
 """An algorithm of the user's: by name, by path, proven, refused where it cannot stand."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,30 @@ def test_a_row_of_ones_own_that_cannot_be_is_named() -> None:
         AlgorithmSpec("mine", "me", epsilon=-1)
     with pytest.raises(ValueError, match=r"^Algorithm 'grpo': beta cannot be -0\.5"):
         find_spec("grpo", {"beta": -0.5})
+
+
+def test_a_baseline_for_each_step_is_one_of_a_group() -> None:
+    for baseline in ("group_mean", "leave_one_out"):
+        assert AlgorithmSpec("mine", "me", baseline=baseline, baseline_per_step=True).baseline_per_step
+    message = (
+        "Algorithm 'mine': baseline_per_step compares the steps of a group, and the baseline is batch_mean. Use "
+        "baseline leave_one_out or group_mean, or leave baseline_per_step out."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        AlgorithmSpec("mine", "me", baseline="batch_mean", baseline_per_step=True)
+
+
+@pytest.mark.parametrize(
+    "correction", [{"vllm_importance_sampling_correction": True}, {"off_policy_mask_threshold": 0.1}]
+)
+def test_a_loss_of_ones_own_with_a_correction_for_the_sampler_says_what_to_do(correction: dict[str, object]) -> None:
+    message = (
+        "Algorithm 'mine' has a loss of its own, whose tokens cannot be corrected for the sampler one by one. Set "
+        "vllm_importance_sampling_correction=false and off_policy_mask_threshold=null (with max_staleness the loss "
+        "must correct by itself: batch.rollouts.logp_BT holds the log-probabilities of the sampler)."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        AlgorithmSpec("mine", "me", loss=lambda logp_BT, batch: logp_BT.sum(), **correction)
 
 
 @pytest.mark.parametrize("idle", ["baseline=value", "baseline=group_mean", "scale_rewards=group", "pass_k=2"])
