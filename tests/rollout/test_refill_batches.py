@@ -97,6 +97,15 @@ def test_rewards_to_go_at_a_cut_have_the_value_after_it() -> None:
     assert not bool(mixed_groups(batch, to_go=True))
     rollouts.bootstrap_BT = torch.full((2, 2), 3.0)
     assert bool(mixed_groups(batch, to_go=True))
+    rollouts.reward_BT = torch.tensor([[0.0, 1.0], [0.0, 4.0]])  # 1 and the 3 that would have followed
+    assert not bool(mixed_groups(batch, to_go=True))
+
+
+def test_a_penalty_can_make_a_group_of_different_rewards_equal() -> None:
+    batch = experience(prompts(1), [[1.0, 0.5]])
+    batch.rollouts.truncated_B = torch.tensor([True, False])
+    assert bool(mixed_groups(batch))
+    assert not bool(mixed_groups(batch, truncation_penalty=0.5))
 
 
 @pytest.fixture
