@@ -35,6 +35,8 @@ class Rollouts:
         cut_BT: True where the row stops although the episode does not.
         valid_B: False where the row could not be scored: it enters no baseline and gets weight 0.
         truncated_B: True where the row hit a length limit.
+        part_reward_B: score of each reward function (B, F), NaN = it gave none; None = there is one function alone.
+        part_weight_B: weight of each (B, F).
         greedy_B: return of the greedy completion of the row's prompt, the baseline `greedy`.
         entropy_BT: entropy of the distribution that each action was drawn from, nats.
         ref_logp_BT: log-probability of the same actions under the frozen reference.
@@ -51,6 +53,8 @@ class Rollouts:
     cut_BT: Tensor
     valid_B: Tensor
     truncated_B: Tensor
+    part_reward_B: Tensor | None = None
+    part_weight_B: Tensor | None = None
     greedy_B: Tensor | None = None
     entropy_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None

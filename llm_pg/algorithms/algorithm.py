@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..estimators.baselines import AllSum, RunningMean, batch_mean
+from ..estimators.baselines import AllSum, RunningMean, batch_mean, sum_of_normalised
 from ..estimators.critics import explained_variance, length_adaptive_lambda
 from ..estimators.kl import KL_ESTIMATORS, AdaptivePenalty
 from ..estimators.losses import value_loss
@@ -153,6 +153,8 @@ class Algorithm:
         if spec.advantage is not None:
             return self._own_advantages(rollouts, reward_BT), None
         return_B = total_return(reward_BT, rollouts.discount_BT)
+        if spec.multi_objective_aggregation == "normalize_then_sum":
+            return_B = self._normalised(return_B, rollouts)
         if spec.pass_k:
             weight_B = best_of_k(return_B, rollouts.group_B, rollouts.valid_B, spec.pass_k)
             return weight_B.unsqueeze(1).expand_as(reward_BT), None
@@ -178,6 +180,12 @@ class Algorithm:
         if spec.baseline not in STEP_BASELINES:
             return to_go_BT
         return to_go_BT - BASELINES[spec.baseline](to_go_BT, rollouts, 0.0, all_sum)
+
+    def _normalised(self, return_B: Tensor, rollouts: Rollouts) -> Tensor:
+        part_B, weight_B = rollouts.part_reward_B, rollouts.part_weight_B
+        if part_B is None or weight_B is None:  # one function alone
+            part_B, weight_B = return_B.unsqueeze(1), torch.ones_like(return_B).unsqueeze(1)
+        return sum_of_normalised(part_B.to(return_B.dtype), weight_B, rollouts.group_B, rollouts.valid_B)
 
     def _own_advantages(self, rollouts: Rollouts, reward_BT: Tensor) -> Tensor:
         """What the user's function makes of the rollouts, whose rewards are those after fines and KL."""
@@ -334,7 +342,7 @@ class Algorithm:
     ) -> dict[str, Tensor]:
         spec, n = self.spec, batch.num_tokens
         change_BT = logp_BT - proximal_logp_BT
-        held_BT = CLIPPED[spec.surrogate](spec, ratio_BT, batch.advantage_BT)
+        held_BT = CLIPPED[spec.surrogate](spec, logp_BT, ratio_BT, batch.advantage_BT)
         low_BT, high_BT = held_BT & (batch.advantage_BT < 0), held_BT & (batch.advantage_BT > 0)
         behavior_logp_BT = batch.rollouts.logp_BT
         return {

@@ -5,7 +5,7 @@
     SCALES          (advantage_BT, return_B, rollouts, all_sum) -> (B, T)           what it is divided by
     NORMALIZATIONS  (advantage_BT, mask_BT, all_sum) -> (B, T)                      mean 0 and deviation 1 over a unit
     SURROGATES      (spec, logp_BT, ratio_BT, batch) -> (B, T)                      each step's term of the loss
-    CLIPPED         (spec, ratio_BT, advantage_BT) -> bool (B, T)                   steps that clipping meets
+    CLIPPED         (spec, logp_BT, ratio_BT, advantage_BT) -> bool (B, T)          steps that clipping meets
     REDUCTIONS      (mask_BT, num_rows, num_tokens, longest) -> (B, T)              what each term is multiplied by
 
 `all_sum` sums a tensor over ranks. The estimators themselves are in `llm_pg.estimators`.
@@ -27,9 +27,10 @@ from ..estimators.baselines import (
     group_mean,
     group_std,
     leave_one_out,
+    leave_one_out_std,
     length_weighted_mean,
 )
-from ..estimators.losses import cispo, clipped, reinforce, sapo, vespo
+from ..estimators.losses import cispo, clipped, gmpo, outside_divergence, reinforce, sapo, vespo
 from ..estimators.masked import masked_sum
 from ..estimators.objectives import over_the_mean
 from ..estimators.returns import reward_to_go
@@ -59,10 +60,19 @@ BASELINES: dict[str, Callable[[Tensor, Rollouts, float, AllSum], Tensor]] = {
     "length_weighted": lambda x, of, *_: length_weighted_mean(x, of.length_B, of.group_B, of.valid_B),
     "greedy": _greedy,
 }
+
+
+def _over_the_others(advantage_BT: Tensor, return_B: Tensor, rollouts: Rollouts) -> Tensor:
+    """Divided by the deviation of the others; by 1 where they are all equal and say nothing of a scale."""
+    std_B = leave_one_out_std(return_B, rollouts.group_B, rollouts.valid_B)
+    return advantage_BT / torch.where(std_B > 0, std_B, torch.ones_like(std_B)).unsqueeze(1)
+
+
 SCALES: dict[str, Callable[[Tensor, Tensor, Rollouts, AllSum], Tensor]] = {
     "none": lambda a_BT, *_: a_BT,
     "group": lambda a_BT, r_B, of, _: a_BT / (group_std(r_B, of.group_B, of.valid_B) + STD_EPS).unsqueeze(1),
     "batch": lambda a_BT, r_B, of, all_sum: a_BT / (batch_std(r_B, of.valid_B, all_sum) + STD_EPS),
+    "leave_one_out": lambda a_BT, r_B, of, _: _over_the_others(a_BT, r_B, of),
     "group_mean": lambda a_BT, r_B, of, _: over_the_mean(a_BT, r_B, of.group_B, of.valid_B),
 }
 
@@ -121,6 +131,23 @@ def _cispo(spec: AlgorithmSpec, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch)
     return cispo(ratio_BT, logp_BT, batch.advantage_BT, spec.epsilon_high)
 
 
+def _gmpo(spec: AlgorithmSpec, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
+    return gmpo(ratio_BT, batch.mask_BT, batch.advantage_BT, spec.epsilon, _high(spec))
+
+
+def _dppo(spec: AlgorithmSpec, logp_BT: Tensor, ratio_BT: Tensor, batch: Batch) -> Tensor:
+    term_BT = -ratio_BT * batch.advantage_BT
+    return term_BT.masked_fill(_has_diverged(spec, logp_BT, ratio_BT, batch.advantage_BT), 0.0)
+
+
+def _has_diverged(spec: AlgorithmSpec, logp_BT: Tensor, ratio_BT: Tensor, advantage_BT: Tensor) -> Tensor:
+    return outside_divergence(logp_BT, ratio_BT, advantage_BT, spec.divergence_type, spec.epsilon, _high(spec))
+
+
+def _high(spec: AlgorithmSpec) -> float:
+    return spec.epsilon if spec.epsilon_high is None else spec.epsilon_high
+
+
 SURROGATES: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor, Batch], Tensor]] = {
     "reinforce": lambda spec, logp_BT, _, batch: reinforce(logp_BT, batch.advantage_BT),
     "clip": _clip,
@@ -128,6 +155,8 @@ SURROGATES: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor, Batch], Tensor]] 
     "sapo": lambda spec, _, ratio_BT, batch: sapo(
         ratio_BT, batch.advantage_BT, spec.sapo_temperature_pos, spec.sapo_temperature_neg
     ),
+    "gmpo": _gmpo,
+    "dppo": _dppo,
     "vespo": lambda spec, logp_BT, ratio_BT, batch: vespo(
         ratio_BT,
         logp_BT,
@@ -138,16 +167,22 @@ SURROGATES: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor, Batch], Tensor]] 
 }
 
 
-def _outside(spec: AlgorithmSpec, ratio_BT: Tensor, advantage_BT: Tensor) -> Tensor:
-    high = spec.epsilon if spec.epsilon_high is None else spec.epsilon_high
-    return ((ratio_BT > 1 + high) & (advantage_BT > 0)) | ((ratio_BT < 1 - spec.epsilon) & (advantage_BT < 0))
+def _outside(spec: AlgorithmSpec, _: Tensor, ratio_BT: Tensor, advantage_BT: Tensor) -> Tensor:
+    return ((ratio_BT > 1 + _high(spec)) & (advantage_BT > 0)) | ((ratio_BT < 1 - spec.epsilon) & (advantage_BT < 0))
+
+
+def _outside_in_logs(spec: AlgorithmSpec, _: Tensor, ratio_BT: Tensor, advantage_BT: Tensor) -> Tensor:
+    log_BT = ratio_BT.log()
+    return ((log_BT > _high(spec)) & (advantage_BT > 0)) | ((log_BT < -spec.epsilon) & (advantage_BT < 0))
 
 
 # Of reinforce: the steps that clipping would meet.
-CLIPPED: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor], Tensor]] = {
+CLIPPED: dict[str, Callable[[AlgorithmSpec, Tensor, Tensor, Tensor], Tensor]] = {
     "reinforce": _outside,
     "clip": _outside,
-    "cispo": lambda spec, ratio_BT, _: ratio_BT > (spec.epsilon if spec.epsilon_high is None else spec.epsilon_high),
-    "sapo": lambda spec, ratio_BT, _: torch.zeros_like(ratio_BT, dtype=torch.bool),
-    "vespo": lambda spec, ratio_BT, _: torch.zeros_like(ratio_BT, dtype=torch.bool),
+    "cispo": lambda spec, _, ratio_BT, advantage_BT: ratio_BT > _high(spec),
+    "gmpo": _outside_in_logs,
+    "dppo": _has_diverged,
+    "sapo": lambda spec, _, ratio_BT, advantage_BT: torch.zeros_like(ratio_BT, dtype=torch.bool),
+    "vespo": lambda spec, _, ratio_BT, advantage_BT: torch.zeros_like(ratio_BT, dtype=torch.bool),
 }

@@ -19,15 +19,17 @@ Returns = Literal["reward_to_go", "total"]
 Baseline = Literal[
     "none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value"
 ]
-ScaleRewards = Literal["none", "group", "batch", "group_mean"]
+ScaleRewards = Literal["none", "group", "batch", "leave_one_out", "group_mean"]
 Normalize = Literal["none", "rollouts", "steps"]
-Surrogate = Literal["reinforce", "clip", "cispo", "sapo", "vespo"]
+Surrogate = Literal["reinforce", "clip", "cispo", "gmpo", "dppo", "sapo", "vespo"]
+Divergence = Literal["binary_tv", "binary_kl"]
 Level = Literal["token", "sequence", "sequence_sum"]
 LossType = Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"]
 KlPlacement = Literal["reward", "loss"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Truncated = Literal["keep", "mask", "penalise", "bootstrap"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -36,6 +38,7 @@ Memory = Annotated[float, Ge(0), Lt(1)]
 Discount = Annotated[float, Gt(0), Le(1)]
 AboveOne = Annotated[float, Gt(1)]
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
+GROUP_SCALES = ("group", "leave_one_out", "group_mean")
 STEP_BASELINES = ("group_mean", "leave_one_out")  # those that can compare step with step
 
 
@@ -87,10 +90,18 @@ class AlgorithmSpec:
     scale_rewards: Annotated[
         ScaleRewards,
         Doc(
-            "What to divide by: none, the deviation of each group's or of the batch's returns, or group_mean (MaxRL: "
-            "the objective is then the likelihood of success)."
+            "What to divide by: none, the deviation of each group's or of the batch's returns, leave_one_out (of the "
+            "others of the group; 1 where they are equal), or group_mean (MaxRL: the objective is then the likelihood of "
+            "success)."
         ),
     ] = "none"
+    multi_objective_aggregation: Annotated[
+        Aggregation,
+        Doc(
+            "With several reward functions: sum_then_normalize, the weighted sum is the reward; normalize_then_sum, each "
+            "function's scores are first normalised in their group (GDPO), and baseline and scale are of that sum."
+        ),
+    ] = "sum_then_normalize"
     pass_k: Annotated[
         Count,
         Doc(
@@ -104,8 +115,8 @@ class AlgorithmSpec:
     surrogate: Annotated[
         Surrogate,
         Doc(
-            "reinforce (-advantage · logp, no reuse), clip (PPO), cispo, sapo, vespo (soft gates, no clipping); in a "
-            "config also file.py:function, a loss as `llm-pg prove --loss` takes it."
+            "reinforce (-advantage · logp, no reuse), clip (PPO), cispo, gmpo (geometric mean of clipped ratios), dppo "
+            "(tokens past a divergence are dropped), sapo, vespo (soft gates, no clipping); in a config also file.py:function, a loss as `llm-pg prove --loss` takes it."
         ),
     ] = "clip"
     importance_sampling_level: Annotated[
@@ -119,8 +130,15 @@ class AlgorithmSpec:
             "completions × max_completion_length."
         ),
     ] = "sequence_sum"
-    epsilon: Annotated[Positive, Doc("Clipping width below 1.")] = 0.2
-    epsilon_high: Annotated[Positive | None, Doc("Clipping width above 1; None = epsilon.")] = None
+    epsilon: Annotated[Positive, Doc("Clipping width below 1; of gmpo in log ratios, of dppo the divergence.")] = 0.2
+    epsilon_high: Annotated[Positive | None, Doc("Clipping width above 1, likewise; None = epsilon.")] = None
+    divergence_type: Annotated[
+        Divergence,
+        Doc(
+            "Of dppo, between this token and any other: binary_tv, the change of its probability (0.2), or binary_kl, "
+            "nats (0.05)."
+        ),
+    ] = "binary_tv"
     delta: Annotated[AboveOne | None, Doc("Upper bound of the ratio, if any (two-sided clipping).")] = None
     sapo_temperature_pos: Annotated[Positive, Doc("How fast SAPO's gate closes where the advantage is positive.")] = 1.0
     sapo_temperature_neg: Annotated[Positive, Doc("How fast it closes where the advantage is negative.")] = 1.05
@@ -241,6 +259,8 @@ class AlgorithmSpec:
                 f"Algorithm {self.name!r}: reward_coef is 0 and teacher_coef too, so nothing would be learned. Set one "
                 "of them."
             )
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            self._check_aggregation()
         if self.loss is not None and (self.vllm_importance_sampling_correction or self.off_policy_mask_threshold):
             raise ValueError(
                 f"Algorithm {self.name!r} has a loss of its own, whose tokens cannot be corrected for the sampler one "
@@ -249,9 +269,31 @@ class AlgorithmSpec:
                 "the sampler)."
             )
 
+    def _check_aggregation(self) -> None:
+        given = {
+            f"returns {self.returns} (total)": self.returns != "total",
+            f"beta {self.beta:g} in the reward (kl_placement=loss)": bool(self.beta) and self.kl_placement == "reward",
+            "truncated penalise (mask or keep)": self.truncated == "penalise",
+            f"pass_k {self.pass_k}": self.pass_k > 0,
+            f"baseline {self.baseline} (batch_mean)": self.baseline in ("value", "greedy", "running_mean"),
+            f"scale_rewards {self.scale_rewards} (batch)": self.scale_rewards == "group_mean",
+        }
+        odd = [text for text, holds in given.items() if holds]
+        if odd:
+            raise ValueError(
+                f"Algorithm {self.name!r}: multi_objective_aggregation normalize_then_sum makes the return of a "
+                f"completion from its functions' normalised scores, which does not go with {' and '.join(odd)}. Use "
+                "algorithm=gdpo as it is."
+            )
+
     @property
     def needs_group(self) -> bool:
-        return self.baseline in GROUP_BASELINES or self.scale_rewards in ("group", "group_mean") or self.pass_k > 0
+        return (
+            self.baseline in GROUP_BASELINES
+            or self.scale_rewards in GROUP_SCALES
+            or self.multi_objective_aggregation == "normalize_then_sum"
+            or self.pass_k > 0
+        )
 
     @property
     def needs_critic(self) -> bool:
@@ -324,6 +366,25 @@ _SPECS = (
         surrogate="vespo",
         importance_sampling_level="sequence_sum",
     ),
+    dataclasses.replace(
+        _GRPO,
+        name="gdpo",
+        source="GDPO 2026, arXiv 2601.05242",
+        multi_objective_aggregation="normalize_then_sum",
+        baseline="batch_mean",
+        scale_rewards="batch",
+    ),
+    dataclasses.replace(
+        _GRPO,
+        name="gmpo",
+        source="Zhao et al. 2025, arXiv 2507.20673",
+        surrogate="gmpo",
+        loss_type="grpo",
+        epsilon=0.4,
+        epsilon_high=0.4,
+        use_bias_correction_kl=False,
+    ),
+    dataclasses.replace(_GRPO, name="dppo", source="Qi et al. 2026, arXiv 2602.04879", surrogate="dppo"),
     AlgorithmSpec(
         "reinforce_plus_plus",
         "Hu et al. 2025, arXiv 2501.03262",

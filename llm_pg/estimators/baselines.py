@@ -150,6 +150,52 @@ def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     return unit_B * (square_B / (num_B - 1).clamp(min=1)).sqrt()
 
 
+def sum_of_normalised(part_B: Tensor, weight_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Each reward function's scores less their mean and over their deviation in the group, then the weighted sum.
+
+    A function of small range or small variance then counts as much as one of large.
+
+    Bias: as dividing by a group's deviation, for each function by its own.
+    Source: GDPO, 2026 (arXiv 2601.05242).
+
+    Args:
+        part_B: score of each function (B, F); NaN = it gave none, which is left out of its mean and counts as its mean.
+        weight_B: weight of each (B, F).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
+    """
+    normal = []
+    for x_B in part_B.unbind(1):
+        given_B = valid_B & ~x_B.isnan()
+        x_B = torch.where(given_B, x_B, torch.zeros_like(x_B))
+        z_B = (x_B - group_mean(x_B, group_B, given_B)) / (group_std(x_B, group_B, given_B) + STD_EPS)
+        normal.append(torch.where(given_B, z_B, torch.zeros_like(z_B)))
+    return (torch.stack(normal, 1) * weight_B).sum(1)
+
+
+def leave_one_out_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Sample standard deviation of the *other* valid rollouts of the group; 0 with fewer than two others.
+
+    It does not depend on the rollout's own actions, so dividing by it reweights prompts and turns no advantage of a
+    prompt against another of the same.
+
+    Args:
+        x_B: one number for each rollout (B,).
+        group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
+        valid_B: bool (B,); False for rollouts without a score.
+    """
+    distance_B = x_B - group_mean(x_B, group_B, valid_B)
+    _, num_B = group_sums(x_B, group_B, valid_B)
+    size_B, _ = group_sums(distance_B.abs() / num_B.clamp(min=1), group_B, valid_B)
+    unit_B = _power_of_two(size_B)
+    scaled_B = distance_B / unit_B
+    square_B, _ = group_sums(scaled_B**2, group_B, valid_B)
+    # Of n numbers about their mean, without one at distance d: Σ of the others about their own = Σ - d² n/(n - 1).
+    rest_B = square_B - scaled_B**2 * num_B / (num_B - 1).clamp(min=1)
+    rest_B = torch.where(rest_B > 1e-6 * square_B, rest_B, torch.zeros_like(rest_B))  # equal others, but for rounding
+    return unit_B * (rest_B / (num_B - 2).clamp(min=1)).sqrt()
+
+
 def batch_mean(x_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> Tensor:
     """Mean over all valid rollouts of all ranks, a scalar. Bias: shrinks the gradient by (N-1)/N.
 

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from .masked import masked_sum
 from .ratios import clip_range
 
 
@@ -108,6 +109,61 @@ def vespo(
     )
     gate_BT = (lam_BT + k_BT * log_ratio_BT - lam_BT * log_ratio_BT.exp()).exp()
     return -gate_BT * advantage_BT * logp_BT
+
+
+def gmpo(ratio_BT: Tensor, mask_BT: Tensor, advantage_BT: Tensor, epsilon: float, epsilon_high: float) -> Tensor:
+    """-w·g with g the geometric mean of a row's ratios, each clipped on its own: one wild token moves it little.
+
+    Every token's term has the row's value; its gradient is that of its own log-ratio, so that with the reduction grpo
+    (mean over a row's tokens, then over rows) value and gradient are the paper's.
+
+    Args:
+        ratio_BT: importance ratios of tokens, > 0, shape (B, T).
+        mask_BT: bool (B, T), the sampled tokens.
+        advantage_BT: advantages, constants of the gradient, shape (B, T).
+        epsilon: lower width of the range of log ratios around 0, > 0.
+        epsilon_high: upper width, > 0.
+
+    Bias: none at ratio 1 but that of the reduction; away from it, by design.
+    Source: Zhao et al. 2025 (arXiv 2507.20673).
+    """
+    log_ratio_BT = ratio_BT.log()
+    high_BT, low_BT = log_ratio_BT.clamp(max=epsilon_high), log_ratio_BT.clamp(min=-epsilon)
+    held_BT = torch.where(advantage_BT > 0, high_BT, low_BT)
+    mean_B1 = masked_sum(held_BT.detach(), mask_BT, 1).unsqueeze(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    return -advantage_BT * mean_B1.exp() * (held_BT - held_BT.detach()).exp()
+
+
+def outside_divergence(
+    logp_BT: Tensor, ratio_BT: Tensor, advantage_BT: Tensor, kind: str, epsilon: float, epsilon_high: float
+) -> Tensor:
+    """Where a token has left the policy that sampled by more than a divergence, and its gradient would lead further:
+    bool (B, T).
+
+    The divergence is that of two outcomes, this token or another: of probabilities p now and q before, |p - q|
+    (binary_tv) or q log(q/p) + (1 - q) log((1 - q)/(1 - p)) (binary_kl). A ratio says little of it: from 1e-4 to 3e-4
+    is a ratio of 3 and next to no divergence.
+
+    Args:
+        logp_BT: log-probabilities of the sampled tokens under the policy in training, nats, shape (B, T).
+        ratio_BT: importance ratios of tokens, > 0, shape (B, T).
+        advantage_BT: advantages, shape (B, T).
+        kind: binary_tv or binary_kl.
+        epsilon: bound where the advantage is negative, > 0; a share of probability, or nats.
+        epsilon_high: bound where it is positive.
+
+    Source: DPPO, Qi et al. 2026 (arXiv 2602.04879).
+    """
+    logp_BT, log_ratio_BT = logp_BT.detach(), ratio_BT.detach().log()
+    old_logp_BT = (logp_BT - log_ratio_BT).clamp(max=0.0)
+    now_BT, old_BT = logp_BT.exp().clamp(max=1.0), old_logp_BT.exp()
+    if kind == "binary_tv":
+        divergence_BT = (now_BT - old_BT).abs()
+    else:
+        rest_BT = (1 - old_BT) * (torch.log1p(-old_BT.clamp(max=1 - 1e-6)) - torch.log1p(-now_BT.clamp(max=1 - 1e-6)))
+        divergence_BT = -old_BT * log_ratio_BT + rest_BT
+    up_BT = (advantage_BT > 0) & (log_ratio_BT > 0) & (divergence_BT > epsilon_high)
+    return up_BT | ((advantage_BT < 0) & (log_ratio_BT < 0) & (divergence_BT > epsilon))
 
 
 def value_loss(

@@ -414,7 +414,10 @@ class RLOOTrainer(PolicyGradientTrainer):
 class GRPOTrainer(PolicyGradientTrainer):
     """GRPO and its relatives: group mean, group deviation, clipping; the reduction and KL of TRL 1.16."""
 
-    algorithms = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "luspo", "vespo", "reinforce_plus_plus_baseline")
+    algorithms = (
+        *("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo", "gmpo", "dppo", "sapo", "luspo", "vespo"),
+        "reinforce_plus_plus_baseline",
+    )
     default_config = flat.GRPOConfig
 
 

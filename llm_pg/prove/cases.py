@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
 from ..algorithms.table import ALGORITHMS, AlgorithmSpec, Correction, KlEstimator
+from ..estimators.baselines import leave_one_out_std
 from ..estimators.masked import masked_sum
+from ..estimators.returns import total_return
+from ..rollouts import Rollouts
 from .measure import BIASED, DIRECTION, EXACT, NOTHING, ProofCase
 from .reasons import NO_CLIP
 from .worlds import Warp, WorldSpec
@@ -33,6 +37,21 @@ class SequenceK2(Algorithm):
         assert ref_logp_BT is not None
         log_ratio_B = masked_sum(logp_BT - ref_logp_BT, batch.mask_BT, 1)
         return loss + (0.5 * log_ratio_B**2).mean(), stats
+
+
+class WithoutEqualOthers(Algorithm):
+    """Leaves out rollouts whose others are all equal, as a filter on the others' deviation does: the one success of a
+    group of failures is among them."""
+
+    def compute_advantages(self, rollouts: Rollouts, **others: Any) -> Batch:
+        batch = super().compute_advantages(rollouts, **others)
+        return_B = total_return(rollouts.reward_BT, rollouts.discount_BT)
+        says_B = leave_one_out_std(return_B, rollouts.group_B, rollouts.valid_B) > 0
+        return dataclasses.replace(batch, advantage_BT=batch.advantage_BT * says_B.unsqueeze(1))
+
+
+def _filtered(spec: AlgorithmSpec, horizon: int) -> Algorithm:
+    return WithoutEqualOthers(spec, horizon)
 
 
 def _shipped() -> Iterator[ProofCase]:
@@ -94,6 +113,16 @@ def _scaling() -> Iterator[ProofCase]:
     yield ProofCase(title, "z-score", z_score, ONE.replace(prompts="one"), DIRECTION, "one prompt", quick=True)
     graded = ONE.replace(prompts="one", rewards="graded")
     yield ProofCase(title, "z-score", z_score, graded, BIASED, "one prompt, graded rewards")
+    others = dataclasses.replace(RLOO, scale_rewards="leave_one_out")
+    for prompts, expect in (("one", DIRECTION), ("two", BIASED)):
+        world = ONE.replace(prompts=prompts)
+        detail = f"{prompts} prompt{'s' * (prompts == 'two')}"
+        yield ProofCase(title, "others' deviation", others, world, expect, detail)
+        dropped = f"{detail}, equal others dropped"
+        yield ProofCase(title, "others' deviation", others, world, expect, dropped, make=_filtered)
+    two = ONE.replace(rewards="two")
+    yield ProofCase(title, "gdpo", ALGORITHMS["gdpo"], two, BIASED, "two functions, each normalised, then the sum")
+    yield ProofCase(title, "grpo", ALGORITHMS["grpo"], two, BIASED, "two functions, the sum normalised")
     batch = dataclasses.replace(RLOO, scale_rewards="batch")
     yield ProofCase(title, "batch deviation", batch, BOTH, BIASED, quick=True)
     for kind in ("rollouts", "steps"):
@@ -228,7 +257,7 @@ def _reused() -> Iterator[ProofCase]:
     token = dataclasses.replace(RLOO, importance_sampling_level="token")
     yield ProofCase(title, "rloo", token, old, BIASED, "token ratio")
     yield ProofCase(title, "rloo", dataclasses.replace(token, epsilon=NO_CLIP), old, BIASED, "token ratio, no clipping")
-    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "luspo", "vespo"):
+    for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "dppo", "sapo", "luspo", "vespo"):
         levels = {"token": "token ratio", "sequence": "geometric ratio", "sequence_sum": "completion's ratio"}
         yield ProofCase(title, name, ALGORITHMS[name], old, BIASED, levels[ALGORITHMS[name].importance_sampling_level])
     yield ProofCase(title, "ppo", ALGORITHMS["ppo"], old.replace(critic="exact"), BIASED, "exact critic, λ 0.95")

@@ -227,7 +227,7 @@ def line_of(case: ProofCase) -> Line:
         world = build(world_spec)
         update = expect_in(world, case.make(spec, world_spec.horizon))
         comparison, batches = compare(update, target(spec, world)), update.num_groups
-        kind, departures = kind_of(comparison), []
+        kind, departures = kind_of(comparison), [d for d in DEPARTURES if d.present(spec, world_spec)]
     elif case.second_pass:
         comparison, batches = second_pass(spec, world_spec)
         kind = kind_of(comparison)

@@ -94,6 +94,19 @@ DEPARTURES: tuple[Departure, ...] = (
         _spec(scale_rewards="none"),
     ),
     Departure(
+        "each function's deviation",
+        "Dividing each reward function by its deviation in the group reweights functions and prompts.",
+        lambda spec, world_spec: spec.multi_objective_aggregation == "normalize_then_sum",
+        _spec(multi_objective_aggregation="sum_then_normalize"),
+    ),
+    Departure(
+        "others' deviation",
+        "Dividing by the deviation of the group's others reweights prompts, and where the others are equal divides by "
+        "nothing.",
+        lambda spec, world_spec: spec.scale_rewards == "leave_one_out",
+        _spec(scale_rewards="none"),
+    ),
+    Departure(
         "batch deviation",
         "The batch's deviation is computed from the rollouts that it divides.",
         lambda spec, world_spec: spec.scale_rewards == "batch",
@@ -133,6 +146,19 @@ DEPARTURES: tuple[Departure, ...] = (
         "ratio cut from above",
         "Ratios over epsilon_high count as epsilon_high.",
         lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "cispo",
+        _spec(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
+        "geometric mean",
+        "A completion's terms have the geometric mean of its ratios in the place of its probability ratio, each ratio "
+        "clipped.",
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "gmpo",
+        _spec(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
+    ),
+    Departure(
+        "diverged dropped",
+        "Tokens that moved further than a divergence get no gradient, by design.",
+        lambda spec, world_spec: _has_ratio(spec, world_spec) and spec.surrogate == "dppo",
         _spec(surrogate="clip", epsilon=NO_CLIP, epsilon_high=None),
     ),
     Departure(

@@ -60,6 +60,7 @@ class World:
         train_eos: False leaves the EOS out of the loss.
         scored_PS: False where the reward function gives no verdict; the objective is then E[R | scored].
         ordered: list each order of a group apart.
+        part_PSF: what each of several reward functions says of a completion; their sum is its return.
     """
 
     policy: TabularPolicy
@@ -76,6 +77,7 @@ class World:
     train_eos: bool = True
     scored_PS: Tensor | None = None
     ordered: bool = False
+    part_PSF: Tensor | None = None
 
     @property
     def completions(self) -> EnumeratedCompletions:
@@ -168,6 +170,8 @@ class World:
             tables["teacher_logp_BT"] = self.teacher.logp_PST()
         if self.reference is not None:
             tables["ref_logp_BT"] = self.reference.logp_PST()
+        if self.part_PSF is not None:
+            tables |= {"part_reward_B": self.part_PSF, "part_weight_B": torch.ones_like(self.part_PSF)}
         if self.value_PN is not None:
             value_PST = self.value_PN[:, c.prefix_ST]
             tables["value_BT"] = torch.where(c.mask_ST, value_PST, torch.zeros_like(value_PST))

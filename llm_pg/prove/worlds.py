@@ -11,7 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..estimators.exact import TabularPolicy, enumerate_completions, state_values, terminal_reward
+from ..estimators.exact import (
+    TabularPolicy,
+    enumerate_completions,
+    state_values,
+    step_values,
+    terminal_reward,
+)
 from ..words import check_fields
 from .world import World
 
@@ -31,7 +37,7 @@ class WorldSpec:
         num_generations: G.
         prompts: two (the second is easier) or one.
         prompts_per_step: 1: a prompt drawn at random; 2: a group of each in one step.
-        rewards: binary verdicts; graded ones; dense (each token pays); none.
+        rewards: binary verdicts; graded ones; dense (each token pays); none; two functions, a verdict and a grade.
         reference: none, near, far. teacher: likewise.
         reused: the data come from an older policy.
         mismatch: the sampler computes the present policy differently from the trainer.
@@ -47,7 +53,7 @@ class WorldSpec:
     num_generations: int = 4
     prompts: Literal["two", "one"] = "two"
     prompts_per_step: int = 1
-    rewards: Literal["binary", "graded", "dense", "none"] = "binary"
+    rewards: Literal["binary", "graded", "dense", "none", "two"] = "binary"
     reference: Literal["none", "near", "far"] = "none"
     teacher: Literal["none", "near", "far"] = "none"
     reused: bool = False
@@ -84,9 +90,13 @@ def _reward(world_spec: WorldSpec) -> Tensor:
     hard = [float(w == (A,) and e) if short else float(w in HARD and e) for w, e in zip(words, ended, strict=True)]
     easy = [float(B not in w) if short else float(A in w) for w in words]
     reward_PS = torch.tensor([hard, easy], dtype=torch.float64)
-    if world_spec.rewards == "graded":
-        reward_PS = reward_PS + _wave((2, c.num_completions), 0.4, 1.0)
+    if world_spec.rewards in ("graded", "two"):
+        reward_PS = reward_PS + _grade(c.num_completions)
     return terminal_reward(c, reward_PS)
+
+
+def _grade(num_completions: int) -> Tensor:
+    return _wave((2, num_completions), 0.4, 1.0)
 
 
 @lru_cache(maxsize=256)
@@ -125,7 +135,16 @@ def build(world_spec: WorldSpec) -> World:
         if world_spec.unscored
         else None,
         ordered=world_spec.ordered,
+        part_PSF=_parts(world_spec, num_prompts) if world_spec.rewards == "two" else None,
     )
+
+
+def _parts(world_spec: WorldSpec, num_prompts: int) -> Tensor:
+    """The verdict and the grade of each completion, whose sum is the reward."""
+    c = enumerate_completions(3, world_spec.horizon)
+    grade_PS = _grade(c.num_completions)
+    whole_PS = step_values(c, _reward(world_spec)).sum(2)
+    return torch.stack([whole_PS - grade_PS, grade_PS], 2)[:num_prompts]
 
 
 def less_truncated(world: World, penalty: float) -> Tensor:

@@ -32,6 +32,7 @@ class Scores:
         reward: the weighted sum of the functions that gave a score; None = unscored.
         parts: by function name, and by "function/part" for named parts.
         extra: columns from `log_extra`.
+        weights: of the functions that are summed, by name, where there are several.
         metrics: means of what went to `log_metric`, and "rewards/<part>/mean".
         problems: by function, causes with the number of completions; "returned None" is counted only where it left a
             completion without any score.
@@ -42,6 +43,7 @@ class Scores:
     extra: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     problems: dict[str, dict[str, int]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def failures(self) -> dict[str, int]:
         """Returns the number of completions that each function failed on, of those that failed on any."""
@@ -149,7 +151,8 @@ class Tally:
             numbers = [value for value in column if value is not None]
             if numbers:
                 metrics[f"rewards/{name}/mean"] = _mean(numbers)
-        return Scores(total, parts, dict(sorted(self._extra.items())), metrics, problems)
+        several = dict(zip(self._names, weights, strict=True)) if len(self._names) > 1 else {}
+        return Scores(total, parts, dict(sorted(self._extra.items())), metrics, problems, several)
 
     def _sum(self, index: int, weights: Sequence[float]) -> float | None:
         """The weighted sum of the scores that were given; None without one. RewardError where it is out of range."""

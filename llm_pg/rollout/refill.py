@@ -172,6 +172,7 @@ def _scores(parts: Sequence[Scores], rows: Sequence[int]) -> Scores:
         {name: picked([part.extra.get(name) for part in parts]) for name in _names(parts, "extra")},
         metrics,
         problems,
+        parts[0].weights,
     )
 
 

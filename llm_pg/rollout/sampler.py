@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,6 +77,8 @@ class Samples:
         if greedy is not None:
             greedy_B, valid_B = (x_P.repeat_interleave(group) for x_P in known(greedy, device))
             others = {"greedy_B": greedy_B, "valid_B": valid_B}
+        if scores.weights:
+            others |= parts_of(scores, device)
         rollouts = TextRollouts.of_scored_text(
             mask_BT=done.mask_BT,
             logp_BT=done.logp_BT,
@@ -88,6 +91,15 @@ class Samples:
             **others,
         )
         return Experience(self.prompts, rollouts, self.texts, scores, group, self.pieces)
+
+
+def parts_of(scores: Scores, device: torch.device) -> dict[str, Tensor]:
+    """What each of several reward functions said, as fields of rollouts."""
+    columns = [scores.parts[name] for name in scores.weights]
+    raw = [[math.nan if value is None else value for value in column] for column in columns]
+    part_B = torch.tensor(raw, dtype=torch.float32, device=device).T
+    weight = torch.tensor(list(scores.weights.values()), dtype=torch.float32, device=device)
+    return {"part_reward_B": part_B, "part_weight_B": weight.expand_as(part_B)}
 
 
 class Sampler:

@@ -107,9 +107,7 @@ OBJECTIVE: dict[str, Word] = {
     "reward_weights": same(None),
     "normalize_advantages": mapped(False, "True: `rollouts`; False: `none`"),
     "reward_clip_range": same(None, "of the weighted sum, which is then the logged reward too"),
-    "multi_objective_aggregation": refused(
-        "sum_then_normalize", "rewards are summed, then normalised; scale the functions with `reward_weights`"
-    ),
+    "multi_objective_aggregation": same("sum_then_normalize", "`normalize_then_sum`: the row `gdpo`"),
     "scale_rewards": mapped("group", "True: `group`; False: `none`; `group`, `batch`, `none` as they are"),
     "loss_type": mapped(
         "dapo",

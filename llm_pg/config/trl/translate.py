@@ -261,6 +261,8 @@ def _objective(values: Values, schedule: TrlSchedule) -> None:
     if "scale_rewards" in values:
         scale = values["scale_rewards"]
         values["scale_rewards"] = {True: "group", False: "none", "mean": "group_mean"}.get(scale, scale)
+    if values.get("multi_objective_aggregation") == "normalize_then_sum":
+        values.update(baseline="batch_mean", scale_rewards="batch")  # TRL's reads scale_rewards of the other kind alone
     if isinstance(values.get("normalize_advantages"), bool):
         values["normalize_advantages"] = "rollouts" if values["normalize_advantages"] else "none"
     loss = values.get("loss_type")

@@ -16,7 +16,7 @@ from ..experience import Experience
 # What a batch has when it is sampled and scored; the rest is computed when it is trained on.
 _TENSORS = (
     *("mask_BT", "logp_BT", "group_B", "reward_BT", "discount_BT", "cut_BT", "valid_B", "truncated_B"),
-    *("greedy_B", "tokens_BT"),
+    *("part_reward_B", "part_weight_B", "greedy_B", "tokens_BT"),
 )
 
 
