@@ -91,15 +91,15 @@ class AlgorithmSpec:
         ScaleRewards,
         Doc(
             "What to divide by: none, the deviation of each group's or of the batch's returns, leave_one_out (of the "
-            "others of the group; 1 where they are equal), or group_mean (MaxRL: the objective is then the likelihood of "
-            "success)."
+            "others of the group; 1 where they are equal), or group_mean (MaxRL: the objective is then the likelihood "
+            "of success)."
         ),
     ] = "none"
     multi_objective_aggregation: Annotated[
         Aggregation,
         Doc(
-            "With several reward functions: sum_then_normalize, the weighted sum is the reward; normalize_then_sum, each "
-            "function's scores are first normalised in their group (GDPO), and baseline and scale are of that sum."
+            "With several reward functions: sum_then_normalize, the weighted sum is the reward; normalize_then_sum, "
+            "each function's scores are first normalised in their group (GDPO), and baseline and scale are of that sum."
         ),
     ] = "sum_then_normalize"
     pass_k: Annotated[
@@ -116,7 +116,8 @@ class AlgorithmSpec:
         Surrogate,
         Doc(
             "reinforce (-advantage · logp, no reuse), clip (PPO), cispo, gmpo (geometric mean of clipped ratios), dppo "
-            "(tokens past a divergence are dropped), sapo, vespo (soft gates, no clipping); in a config also file.py:function, a loss as `llm-pg prove --loss` takes it."
+            "(tokens past a divergence are dropped), sapo, vespo (soft gates, no clipping); in a "
+            "config also file.py:function, a loss as `llm-pg prove --loss` takes it."
         ),
     ] = "clip"
     importance_sampling_level: Annotated[

@@ -89,14 +89,16 @@ class Settings(TypedDict, total=False):
     name: str
     returns: Literal["reward_to_go", "total"] | None
     baseline: Literal["none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value"] | None
-    scale_rewards: Literal["none", "group", "batch", "group_mean"] | None
+    scale_rewards: Literal["none", "group", "batch", "leave_one_out", "group_mean"] | None
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] | None
     pass_k: int | None
     normalize_advantages: Literal["none", "rollouts", "steps"] | None
-    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo", "vespo"], str, None]
+    surrogate: Union[Literal["reinforce", "clip", "cispo", "gmpo", "dppo", "sapo", "vespo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
     epsilon: float | None
     epsilon_high: float | None
+    divergence_type: Literal["binary_tv", "binary_kl"] | None
     delta: float | None
     sapo_temperature_pos: float | None
     sapo_temperature_neg: float | None
@@ -300,7 +302,6 @@ class Settings(TypedDict, total=False):
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    multi_objective_aggregation: Any
     use_adaptive_entropy: Any
     entropy_coef_min: Any
     entropy_coef_max: Any
@@ -391,14 +392,16 @@ class Attributes:
     name: str
     returns: Literal["reward_to_go", "total"] | None
     baseline: Literal["none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "value"] | None
-    scale_rewards: Literal["none", "group", "batch", "group_mean"] | None
+    scale_rewards: Literal["none", "group", "batch", "leave_one_out", "group_mean"] | None
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] | None
     pass_k: int | None
     normalize_advantages: Literal["none", "rollouts", "steps"] | None
-    surrogate: Union[Literal["reinforce", "clip", "cispo", "sapo", "vespo"], str, None]
+    surrogate: Union[Literal["reinforce", "clip", "cispo", "gmpo", "dppo", "sapo", "vespo"], str, None]
     importance_sampling_level: Literal["token", "sequence", "sequence_sum"] | None
     loss_type: Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"] | None
     epsilon: float | None
     epsilon_high: float | None
+    divergence_type: Literal["binary_tv", "binary_kl"] | None
     delta: float | None
     sapo_temperature_pos: float | None
     sapo_temperature_neg: float | None
@@ -601,7 +604,6 @@ class Attributes:
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    multi_objective_aggregation: Any
     use_adaptive_entropy: Any
     entropy_coef_min: Any
     entropy_coef_max: Any

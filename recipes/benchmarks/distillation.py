@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 from llm_pg import Policy, PolicyGradientTrainer, Prompts, Sampler
 from llm_pg.config import Config
 from llm_pg.metrics import peak_memory_mb
+from llm_pg.rewards.tally import Scores
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
 
@@ -94,7 +95,8 @@ def by_supervision(out: Path, seed: int, eval_steps: int) -> Watch:
     control = SimpleNamespace(should_training_stop=False)
     for step in range(train.max_steps):
         watch.on_step_begin(None, None, control)
-        rollouts = sampler.sample(prompts[step], config.rollout.num_generations, seed=(seed, step)).rollouts
+        samples = sampler.sample(prompts[step], config.rollout.num_generations, seed=(seed, step))
+        rollouts = samples.scored(Scores([0.0] * len(samples.texts))).rollouts
         loss = -policy.forward(rollouts, with_entropy=False).logp_BT.sum() / rollouts.mask_BT.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -53,6 +53,7 @@ TRL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sapo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "sapo"}),
 }
 SIDES = ("ours", "trl")
+ALONE = [name for name, row in ALGORITHMS.items() if not row.teacher_coef]  # the others: distillation.py
 
 
 def finished(path: Path) -> list[dict[str, Any]]:
@@ -194,7 +195,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--rows", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    parser.add_argument("--rows", nargs="+", default=ALONE, choices=ALONE)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this number less 1")
     parser.add_argument("--eval-steps", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="both sides under autocast (another --out)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ PROMPTS = ["ab", "cdab"]
 def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
     """Graded, different for nearly every completion, one group with two equal ones."""
     return [((sum(ids) * 7 + len(ids)) % 5) / 4 for ids in completion_ids]
+
+
+def number_of_tokens(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+    """A second reward, which does not apply to some."""
+    return [None if ids[0] % 4 == 0 else float(len(ids)) for ids in completion_ids]
 
 
 def no_verdict_on_long_ones(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
@@ -56,6 +62,7 @@ class Sampled:
     trainer: Any
     inputs: dict[str, Any]
     rewards_B: Tensor
+    parts: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def theirs(self) -> tuple[float, Tensor]:
         model = self.trainer.model
@@ -97,6 +104,7 @@ class Sampled:
             reward_B=[None if math.isnan(reward) else reward for reward in self.rewards_B.tolist()],
             ref_logp_BT=ref_logp_BT,
             entropy_BT=self.entropy(),
+            **self.parts,
         )
 
     def ours(self, row: AlgorithmSpec, proximal_logp_BT: Tensor, reused: bool) -> tuple[float, Tensor, Batch]:
@@ -137,6 +145,17 @@ def as_if_from_vllm(trainer: Any, mismatch: float) -> None:
     trainer._generate = reported
 
 
+def scored(function: Any, ids: list[list[int]], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The rewards of one function, or the weighted sum of several and what each of them said."""
+    several = function if isinstance(function, list) else [function]
+    values = [[math.nan if value is None else value for value in each(completion_ids=ids)] for each in several]
+    part_B = torch.tensor(values).T
+    if len(several) == 1:
+        return part_B[:, 0], {}
+    weight_B = weights.expand_as(part_B)
+    return (part_B * weight_B).nansum(1), {"part_reward_B": part_B, "part_weight_B": weight_B}
+
+
 @pytest.fixture
 def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tensor]]:
     """TRL's trainer after one generation, its weights moved where the data are to be reused."""
@@ -148,7 +167,8 @@ def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tens
         from datasets import Dataset
 
         torch.manual_seed(0)
-        trainer_type, config_type = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
+        home = trl if hasattr(trl, f"{kind}Trainer") else import_module(f"trl.experimental.{kind.lower()}")
+        trainer_type, config_type = getattr(home, f"{kind}Trainer"), getattr(home, f"{kind}Config")
         arguments = config_type(
             output_dir=str(tmp_path),
             per_device_train_batch_size=ROWS,
@@ -176,8 +196,7 @@ def sample(checkpoint: str, tmp_path: Path) -> Callable[..., tuple[Sampled, Tens
             row[mask.bool()].tolist()
             for row, mask in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
         ]
-        values = [float("nan") if value is None else value for value in function(completion_ids=ids)]
-        sampled = Sampled(trainer, inputs, torch.tensor(values))
+        sampled = Sampled(trainer, inputs, *scored(function, ids, trainer.reward_weights))
         with torch.no_grad():
             proximal_logp_BT = sampled.logp(trainer.model)
             generator = torch.Generator().manual_seed(1)
@@ -234,6 +253,24 @@ def test_its_relatives_have_the_loss_and_the_gradient_of_trl(
     sampled, old = sample("GRPO", moved=moved, num_iterations=2, **settings)
     row = dataclasses.replace(ALGORITHMS[name], delta=settings.get("delta"))
     _same(sampled.theirs(), sampled.ours(row, old, reused=True)[:2])
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.05])
+@pytest.mark.parametrize("widths", [(0.4, 0.4), (0.05, 0.1)])
+def test_gmpo_has_the_loss_and_the_gradient_of_trls_experimental_trainer(
+    sample: Any, widths: tuple[float, float], moved: float
+) -> None:
+    settings = dict(zip(("epsilon", "epsilon_high"), widths, strict=True))
+    sampled, old = sample("GMPO", moved=moved, num_iterations=2, beta=0.0, **settings)
+    _same(sampled.theirs(), sampled.ours(dataclasses.replace(ALGORITHMS["gmpo"], **settings), old, reused=True)[:2])
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [2.0, -0.5]])
+def test_several_rewards_are_normalised_one_by_one_as_by_trl(sample: Any, weights: list[float]) -> None:
+    settings = {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": weights}
+    functions = [reward, number_of_tokens]
+    sampled, old = sample("GRPO", function=functions, moved=0.02, num_iterations=2, loss_type="dapo", **settings)
+    _same(sampled.theirs(), sampled.ours(ALGORITHMS["gdpo"], old, reused=True)[:2])
 
 
 @pytest.mark.parametrize("temperatures", [(0.5, 3.0), (4.0, 1.0)])
