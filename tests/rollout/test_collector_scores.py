@@ -96,6 +96,11 @@ def test_training_samples_by_the_training_distribution_from_the_streams_of_its_s
     assert collector.params is PARAMS
 
 
+def test_streams_are_those_of_the_runs_seed_from_the_first_place_on(make: Callable[..., Collector]) -> None:
+    assert torch.equal(make().keys(2, 3, TRAIN_STREAM, 4), Sampler.keys(3, TRAIN_STREAM, 4, 2, 3, 0))
+    assert torch.equal(make(seed=8).keys(2, 3, EVAL_STREAM, 0, 5), Sampler.keys(8, EVAL_STREAM, 0, 2, 3, 5))
+
+
 def test_an_evaluation_samples_from_streams_of_its_own_and_one_of_argmax_at_the_same_limits(
     make: Callable[..., Collector], prompts: list[Prompt], tokenizer: Any
 ) -> None:
