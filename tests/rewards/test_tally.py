@@ -160,6 +160,26 @@ def test_a_sum_at_the_largest_reward_is_kept_and_one_beyond_names_its_terms(sign
         tally.scores([2.0, 3.0])
 
 
+def test_a_sum_beyond_says_what_to_do():
+    tally = ledger(1)
+    tally.scored(0, 0, answer(1e18))
+    tally.scored(1, 0, answer(None))
+    with pytest.raises(RewardError) as error:
+        tally.scores([2.0, 1.0])
+    assert str(error.value) == (
+        "Completion 0 of this batch has the weighted reward 2e+18 (tenth 2 × 1e+18), and float32 does not hold what is "
+        "computed from rewards beyond 1e+18. Lower the weights or the rewards."
+    )
+
+
+def test_a_global_that_a_worker_does_not_see_is_found_in_the_function_itself(caplog):
+    with caplog.at_level(logging.WARNING):
+        ledger().noticed(1, {"reads": {}})
+    assert [record.getMessage().partition(", which is")[0] for record in caplog.records] == [
+        "Reward function batch_raises reads the global `BAD`"
+    ]
+
+
 def test_a_sum_does_not_depend_on_the_order_of_its_terms_and_a_sum_beyond_float64_has_no_mean():
     tally = ledger(3)
     for index, value in enumerate([1e17, 1.0, -1e17]):
