@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..estimators.baselines import AllSum, RunningMean, batch_mean, sum_of_normalised
 from ..estimators.critics import explained_variance, length_adaptive_lambda
-from ..estimators.kl import KL_ESTIMATORS, AdaptivePenalty
+from ..estimators.kl import KL_ESTIMATORS, AdaptiveBonus, AdaptivePenalty
 from ..estimators.losses import value_loss
 from ..estimators.masked import in_top_share, masked_sum
 from ..estimators.objectives import best_of_k
@@ -32,6 +32,16 @@ __all__ = ["Algorithm", "Batch"]
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def _adaptive_bonus(spec: AlgorithmSpec) -> AdaptiveBonus:
+    return AdaptiveBonus(
+        spec.entropy_coef,
+        target=spec.entropy_target,
+        delta=spec.entropy_coef_delta,
+        lowest=spec.entropy_coef_min,
+        highest=spec.entropy_coef_max,
+    )
 
 
 def _all_valid(rollouts: Rollouts) -> Rollouts:
@@ -64,6 +74,7 @@ class Algorithm:
         self.max_completion_length = max_completion_length
         self.running_mean = RunningMean(spec.baseline_decay)
         self.kl_penalty = AdaptivePenalty(spec.kl_target) if spec.kl_target else None
+        self.entropy_bonus = _adaptive_bonus(spec) if spec.use_adaptive_entropy else None
 
     def check_rewards(self, rollouts: Rollouts) -> None:
         """Checks that the rewards have a meaning for this algorithm.
@@ -119,7 +130,6 @@ class Algorithm:
             bonus_BT = bonus_BT / all_sum(bonus_BT.sum()).clamp(min=1)
         counts = all_sum(torch.stack([rollouts.valid_B.sum(), mask_BT.sum()]).to(advantage_BT.dtype))
         num_rows, num_tokens = counts.clamp(min=1).unbind()
-        final = spec.entropy_coef if spec.entropy_coef_final is None else spec.entropy_coef_final
         return Batch(
             rollouts=rollouts,
             mask_BT=mask_BT,
@@ -128,12 +138,18 @@ class Algorithm:
                 mask_BT.to(advantage_BT.dtype), num_rows, num_tokens, self.max_completion_length
             ),
             num_tokens=num_tokens,
-            entropy_coef=spec.entropy_coef + (final - spec.entropy_coef) * min(max(progress, 0.0), 1.0),
+            entropy_coef=self._entropy_coef(progress),
             ref_logp_BT=rollouts.ref_logp_BT if spec.beta and spec.kl_placement == "loss" else None,
             bonus_BT=bonus_BT,
             value_target_BT=target_BT,
             old_value_BT=rollouts.value_BT if target_BT is not None else None,
         )
+
+    def _entropy_coef(self, progress: float) -> float:
+        if self.entropy_bonus is not None:
+            return self.entropy_bonus.applied
+        begin, end = self.spec.entropy_coef, self.spec.entropy_coef_final
+        return begin if end is None else begin + (end - begin) * min(max(progress, 0.0), 1.0)
 
     def _rewards(self, rollouts: Rollouts) -> Tensor:
         spec, reward_BT = self.spec, self.spec.reward_coef * rollouts.reward_BT
@@ -362,25 +378,40 @@ class Algorithm:
         if self.kl_penalty is not None:
             self.kl_penalty.update(kl)
 
+    def observe_entropy(self, entropy: float) -> None:
+        """Moves the weight of the adaptive entropy bonus after an update.
+
+        Args:
+            entropy: mean over the tokens of the update, nats.
+        """
+        if self.entropy_bonus is not None:
+            self.entropy_bonus.update(entropy)
+
     def contributes_B(self, batch: Batch) -> Tensor:
         """True for rows whose gradient can differ from 0; the others need no forward pass.
 
-        A row of weight 0 still counts where a KL is in the loss, with an entropy bonus, or with a critic.
+        A row of weight 0 still counts where a KL is in the loss, with an entropy bonus (or one that follows the
+        entropy of all rows), or with a critic.
 
         Args:
             batch: of `compute_advantages`.
         """
         kl = batch.ref_logp_BT is not None or self.kl_penalty is not None
-        anyway = kl or batch.entropy_coef or batch.value_target_BT is not None
+        anyway = kl or self.entropy_bonus is not None or batch.entropy_coef or batch.value_target_BT is not None
         return batch.mask_BT.any(1) if anyway else ((batch.advantage_BT != 0) & batch.mask_BT).any(1)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"running_mean": self.running_mean.state_dict()}
         if self.kl_penalty is not None:
             state["kl_penalty"] = self.kl_penalty.weight
+        if self.entropy_bonus is not None:
+            state["entropy_bonus"] = {"coef": self.entropy_bonus.coef, "entropy": self.entropy_bonus.entropy}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.running_mean.load_state_dict(state["running_mean"])
         if self.kl_penalty is not None and "kl_penalty" in state:  # else of a run without, gone on from all the same
             self.kl_penalty.weight = float(state["kl_penalty"])
+        if self.entropy_bonus is not None and "entropy_bonus" in state:
+            self.entropy_bonus.coef = state["entropy_bonus"]["coef"]
+            self.entropy_bonus.entropy = state["entropy_bonus"]["entropy"]

@@ -209,6 +209,17 @@ class AlgorithmSpec:
     entropy_coef_final: Annotated[
         NotNegative | None, Doc("Its value at the last step, reached linearly; None = the same.")
     ] = None
+    use_adaptive_entropy: Annotated[
+        bool,
+        Doc(
+            "Let entropy_coef follow the entropy: after each batch it rises by entropy_coef_delta where the entropy is "
+            "at or under entropy_target, else falls, and it is applied at or under the target alone."
+        ),
+    ] = False
+    entropy_target: Annotated[NotNegative, Doc("Of use_adaptive_entropy, nats a token.")] = 0.2
+    entropy_coef_delta: Annotated[NotNegative, Doc("Of use_adaptive_entropy: the change of one batch.")] = 0.005
+    entropy_coef_min: Annotated[NotNegative, Doc("Of use_adaptive_entropy: least weight.")] = 0.0
+    entropy_coef_max: Annotated[NotNegative, Doc("Of use_adaptive_entropy: largest weight.")] = 1.0
     gamma: Annotated[Discount, Doc("Discount per token, in (0, 1].")] = 1.0
     lam: Annotated[Share, Doc("λ of GAE.")] = 1.0
     lam_value: Annotated[

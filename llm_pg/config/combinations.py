@@ -103,6 +103,12 @@ def _check_penalties(spec: AlgorithmSpec, config: Config) -> None:
             "from the one that sampled, the penalty between the two has no gradient. Raise num_iterations or "
             "steps_per_generation, or use beta, the penalty to the reference."
         )
+    if spec.use_adaptive_entropy and (spec.entropy_coef_final is not None or spec.top_entropy_quantile < 1):
+        odd = "entropy_coef_final" if spec.entropy_coef_final is not None else "top_entropy_quantile"
+        raise ValueError(
+            f"use_adaptive_entropy is true and {odd} is {getattr(spec, odd):g}: the weight follows the entropy of all "
+            f"tokens. Leave {odd} out, or use_adaptive_entropy."
+        )
     if config.algorithm.sync_ref_model and not spec.beta:
         raise ValueError(
             "sync_ref_model is true and beta is 0, so there is no reference to refresh. Set beta above 0, or "

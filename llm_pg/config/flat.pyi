@@ -122,6 +122,11 @@ class Settings(TypedDict, total=False):
     kl_target: float | None
     entropy_coef: float | None
     entropy_coef_final: float | None
+    use_adaptive_entropy: bool | None
+    entropy_target: float | None
+    entropy_coef_delta: float | None
+    entropy_coef_min: float | None
+    entropy_coef_max: float | None
     gamma: float | None
     lam: float | None
     lam_value: float | None
@@ -302,11 +307,6 @@ class Settings(TypedDict, total=False):
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    use_adaptive_entropy: Any
-    entropy_coef_min: Any
-    entropy_coef_max: Any
-    entropy_coef_delta: Any
-    entropy_target: Any
     log_multimodal: Any
     log_unique_prompts: Any
     log_completions_hub_repo: Any
@@ -425,6 +425,11 @@ class Attributes:
     kl_target: float | None
     entropy_coef: float | None
     entropy_coef_final: float | None
+    use_adaptive_entropy: bool | None
+    entropy_target: float | None
+    entropy_coef_delta: float | None
+    entropy_coef_min: float | None
+    entropy_coef_max: float | None
     gamma: float | None
     lam: float | None
     lam_value: float | None
@@ -604,11 +609,6 @@ class Attributes:
     vllm_server_port: Any
     vllm_group_port: Any
     vllm_importance_sampling_cap: Any
-    use_adaptive_entropy: Any
-    entropy_coef_min: Any
-    entropy_coef_max: Any
-    entropy_coef_delta: Any
-    entropy_target: Any
     log_multimodal: Any
     log_unique_prompts: Any
     log_completions_hub_repo: Any

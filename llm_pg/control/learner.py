@@ -86,6 +86,7 @@ class ControlLearner:
         else:
             stats = self._epochs(batch)
         self.algorithm.observe_kl(stats["approx_kl"])
+        self.algorithm.observe_entropy(stats["entropy"])
         stats["entropy_coef"] = batch.entropy_coef
         if self.algorithm.kl_penalty is not None:
             stats["kl_penalty"] = self.algorithm.kl_penalty.weight

@@ -46,6 +46,46 @@ def k3(logp_BT: Tensor, ref_logp_BT: Tensor) -> Tensor:
 KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
+class AdaptiveBonus:
+    """Weight of the entropy bonus that keeps the entropy from falling below a target.
+
+    The weight rises by a constant after an update at or under the target and falls by it after one above. It is applied
+    only where the entropy of the update before was at or under the target, so not in the first.
+
+    Args:
+        coef: the weight to begin with, >= 0.
+        target: nats a token, >= 0.
+        delta: change of one update, >= 0.
+        lowest: bound of the weight, >= 0. highest: the other, >= lowest.
+
+    Source: Skywork-OR1, He et al. 2025 (arXiv 2505.22312); as in TRL 1.16.
+    """
+
+    def __init__(self, coef: float, *, target: float, delta: float, lowest: float, highest: float) -> None:
+        if lowest > highest:
+            raise ValueError(
+                f"entropy_coef_min is {lowest:g} and entropy_coef_max {highest:g}: no weight lies between them."
+            )
+        self.target, self.delta, self.lowest, self.highest = target, delta, lowest, highest
+        self.coef = coef
+        self.entropy: float | None = None  # of the update before
+
+    @property
+    def applied(self) -> float:
+        """The weight in the next update."""
+        return self.coef if self.entropy is not None and self.entropy <= self.target else 0.0
+
+    def update(self, entropy: float) -> None:
+        """Moves the weight.
+
+        Args:
+            entropy: mean over the tokens of an update, nats.
+        """
+        change = self.delta if entropy <= self.target else -self.delta
+        self.coef = min(max(self.coef + change, self.lowest), self.highest)
+        self.entropy = entropy
+
+
 class AdaptivePenalty:
     """Weight of a KL penalty that keeps the KL of an update near a target: a trust region without a constraint.
 

@@ -213,12 +213,19 @@ class Learner:
         return values
 
     def _follow(self, steps: list[UpdateStats]) -> dict[str, float]:
-        """What follows the steps: the reference may move, the adaptive penalty sees the KL that its last pass met."""
+        """What follows the steps: the reference may move, adaptive weights see the KL or the entropy that the last pass
+        met."""
         if self.reference_steps and self.step % self.reference_steps == 0:
             self.policy.refresh_reference(self.reference_share)
-        if self.algorithm.kl_penalty is None:
+        algorithm = self.algorithm
+        if algorithm.entropy_bonus is not None:
+            algorithm.observe_entropy(self._met(steps, "entropy"))
+        if algorithm.kl_penalty is None:
             return {}
-        last = steps[-self.updater.num_minibatches :]
-        own = torch.tensor(sum(step.values.get("approx_kl", 0.0) for step in last))
-        self.algorithm.observe_kl(float(self.strategy.all_sum(to_device(own, self.strategy.device))))
-        return {"kl_penalty": self.algorithm.kl_penalty.weight}
+        algorithm.observe_kl(self._met(steps, "approx_kl"))
+        return {"kl_penalty": algorithm.kl_penalty.weight}
+
+    def _met(self, steps: list[UpdateStats], name: str) -> float:
+        """A mean over the tokens of all ranks, in the last pass."""
+        own = torch.tensor(sum(step.values.get(name, 0.0) for step in steps[-self.updater.num_minibatches :]))
+        return float(self.strategy.all_sum(to_device(own, self.strategy.device)))

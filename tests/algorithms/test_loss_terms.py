@@ -142,7 +142,7 @@ def test_a_ratio_on_the_edge_of_the_range_and_an_advantage_of_zero_are_not_count
     spec = dataclasses.replace(ALGORITHMS["grpo"], epsilon=0.25, surrogate=surrogate)
     ratio_BT = torch.tensor([[0.75, 1.25, 0.5, 1.5, 0.5, 1.5]])
     advantage_BT = torch.tensor([[-1.0, 1.0, 0.0, 0.0, -1.0, 1.0]])
-    found = CLIPPED[surrogate](spec, ratio_BT, advantage_BT)
+    found = CLIPPED[surrogate](spec, torch.zeros_like(ratio_BT), ratio_BT, advantage_BT)
     assert found.tolist() == [[False, False, False, False, True, True]]
 
 

@@ -85,11 +85,11 @@ class Sampled:
             algorithm = Algorithm(dataclasses.replace(ALGORITHMS["rloo"], importance_sampling_level="token"))
             return float(algorithm.loss(self.logp(self.trainer.model), batch)[1]["clip_fraction"])
 
-    def entropy(self) -> Tensor:
+    def entropy(self, gradient: bool = False) -> Tensor:
         """Of the present weights at each completion token, as TRL measures it."""
         ids = torch.cat([self.inputs["prompt_ids"], self.inputs["completion_ids"]], 1)
         attention = torch.cat([self.inputs["prompt_mask"], self.inputs["completion_mask"]], 1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             logits = self.trainer.model(input_ids=ids, attention_mask=attention).logits
         return entropy(logits[:, -self.inputs["completion_ids"].shape[1] - 1 : -1])
 
@@ -271,6 +271,27 @@ def test_several_rewards_are_normalised_one_by_one_as_by_trl(sample: Any, weight
     functions = [reward, number_of_tokens]
     sampled, old = sample("GRPO", function=functions, moved=0.02, num_iterations=2, loss_type="dapo", **settings)
     _same(sampled.theirs(), sampled.ours(ALGORITHMS["gdpo"], old, reused=True)[:2])
+
+
+@pytest.mark.parametrize("target", [0.1, 100.0])
+def test_the_adaptive_entropy_bonus_is_trls(sample: Any, target: float) -> None:
+    settings = {"entropy_coef": 0.2, "entropy_target": target, "entropy_coef_delta": 0.05}
+    sampled, old = sample("GRPO", moved=0.02, num_iterations=2, use_adaptive_entropy=True, **settings)
+    row = dataclasses.replace(ALGORITHMS["grpo"], use_adaptive_entropy=True, **settings)
+    algorithm, model = Algorithm(row, max_completion_length=LIMIT), sampled.trainer.model
+    mask_BT = sampled.inputs["completion_mask"].bool()
+    for _ in range(3):
+        theirs = sampled.theirs()
+        batch = algorithm.compute_advantages(sampled.rollouts(old))
+        batch = dataclasses.replace(batch, proximal_logp_BT=old)
+        model.zero_grad()
+        loss, stats = algorithm.loss(sampled.logp(model), batch, entropy_BT=sampled.entropy(gradient=True))
+        loss.backward()
+        _same(theirs, (float(loss.detach()), _gradient(model)))
+        algorithm.observe_entropy(float(sampled.entropy()[mask_BT].mean()))
+        assert algorithm.entropy_bonus is not None
+        assert algorithm.entropy_bonus.coef == pytest.approx(sampled.trainer.entropy_coef)
+        assert float(stats["entropy"]) == pytest.approx(algorithm.entropy_bonus.entropy, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperatures", [(0.5, 3.0), (4.0, 1.0)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .words import Word, idle, mapped, refused, same
 
-_ADAPTIVE = "a parameter of use_adaptive_entropy, which is refused"
 _BATCHING = "rollout.engine=native keeps no finished row in its batch; rollout.engine=vllm batches continuously"
 
 MODEL: dict[str, Word] = {
@@ -121,11 +120,11 @@ OBJECTIVE: dict[str, Word] = {
     "ref_model_sync_steps": same(512),
     "top_entropy_quantile": same(1.0),
     "entropy_coef": same(0.0),
-    "use_adaptive_entropy": refused(False, "set `entropy_coef`, and `entropy_coef_final` for a linear schedule"),
-    "entropy_coef_min": idle(0.0, _ADAPTIVE),
-    "entropy_coef_max": idle(1.0, _ADAPTIVE),
-    "entropy_coef_delta": idle(0.005, _ADAPTIVE),
-    "entropy_target": idle(0.2, _ADAPTIVE),
+    "use_adaptive_entropy": same(False, "once a batch, where TRL moves it once an optimiser step"),
+    "entropy_coef_min": same(0.0),
+    "entropy_coef_max": same(1.0),
+    "entropy_coef_delta": same(0.005),
+    "entropy_target": same(0.2),
     "off_policy_mask_threshold": same(None),
     "use_bias_correction_kl": same(True),
 }
