@@ -332,13 +332,10 @@ def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, over
     clean = Redactor(config.model_dump(mode="json"))
     terminal.say(clean.text(f"llm-pg {__version__}: {_in_short(config)}"))
     clock = Clock(terminal.phase)
-    terminal.phase("check", True)
-    try:
+    with terminal.during("check"):
         from .run.preflight import preflight
 
         preflight(config, resume=bool(resume))
-    finally:
-        terminal.phase("check", False)
     clean.guard_process()
     with clock("import"):
         _heavy_imports()

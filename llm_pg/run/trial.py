@@ -83,16 +83,17 @@ def try_longest_batch(context: RunContext, learner: Learner, prompts: Sequence[P
         return None
     if not wanted(config.run.try_longest_batch, policy):
         return None
-    trial = try_longest(
-        policy,
-        prompt_length=max(len(prompt.ids) for prompt in prompts),
-        completion_length=config.rollout.max_completion_length,
-        num_groups=plan.rows_per_rank // plan.num_generations,
-        num_generations=plan.num_generations,
-        micro_rows=plan.micro_rows,
-        entropy_grad=bool(context.spec.entropy_coef),
-        moments=not learner.optimizer.state,
-    )
+    with terminal.during("trial"):
+        trial = try_longest(
+            policy,
+            prompt_length=max(len(prompt.ids) for prompt in prompts),
+            completion_length=config.rollout.max_completion_length,
+            num_groups=plan.rows_per_rank // plan.num_generations,
+            num_generations=plan.num_generations,
+            micro_rows=plan.micro_rows,
+            entropy_grad=bool(context.spec.entropy_coef),
+            moments=not learner.optimizer.state,
+        )
     terminal.say(str(trial))
     if trial.rows < trial.asked:
         terminal.warn(

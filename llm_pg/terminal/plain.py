@@ -93,6 +93,15 @@ class Terminal:
         self._ended = 0
         self.starting.begin(name) if begins else self.starting.end()
 
+    @contextmanager
+    def during(self, name: str) -> Iterator[None]:
+        """A phase that no clock counts."""
+        self.phase(name, True)
+        try:
+            yield
+        finally:
+            self.phase(name, False)
+
     def progress(self, done: int, total: int) -> None:
         """Inside a phase before the steps: so much of it is done."""
         if not self._stepped:

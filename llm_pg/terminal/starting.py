@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -22,7 +23,8 @@ LINE_S = 10.0  # between two lines about a phase that goes on
 
 
 class StartingLines:
-    """A line where a phase begins, and one now and then while it goes on.
+    """A line where a phase begins, and one now and then while it goes on, from a thread of its own: what loads for a
+    minute does not come back to say so.
 
     Args:
         say: prints a line. now: the clock.
@@ -31,24 +33,34 @@ class StartingLines:
     def __init__(self, say: Callable[[str], None], now: Callable[[], float] = time.perf_counter) -> None:
         self.say, self.now = say, now
         self.name: str | None = None
-        self._began = self._said = 0.0
+        self._began, self._done, self._total = 0.0, 0, 0
+        self._over = threading.Event()
 
     def begin(self, name: str) -> None:
-        self.name, self._began = name, self.now()
-        self._said = self._began
+        self.end()
+        self.name, self._began, self._done, self._total = name, self.now(), 0, 0
         self.say(f"{STARTING[name]} ...")
+        self._over = threading.Event()
+        threading.Thread(target=self._follow, args=(self._over,), daemon=True).start()
 
     def progress(self, done: int, total: int) -> None:
         """Inside a phase: so much of it is done; total 0 = nobody knows."""
-        now = self.now()
-        if self.name is None or now - self._said < LINE_S:
-            return
-        self._said = now
-        of = f" of {total:,}" if total else ""
-        self.say(f"{STARTING[self.name]}: {done:,}{of} after {now - self._began:.0f} s")
+        self._done, self._total = done, total
 
     def end(self) -> None:
         self.name = None
+        self._over.set()
+
+    def tick(self) -> None:
+        """The line about the phase that goes on."""
+        if self.name is None:
+            return
+        done = f"{self._done:,}{f' of {self._total:,}' if self._total else ''} after " if self._done else ""
+        self.say(f"{STARTING[self.name]}: {done}{self.now() - self._began:.0f} s")
+
+    def _follow(self, over: threading.Event) -> None:
+        while not over.wait(LINE_S):
+            self.tick()
 
 
 class StartingBar:

@@ -7,6 +7,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -59,17 +61,34 @@ def test_every_phase_before_the_first_step_has_a_line_and_quiet_and_verbose_do_w
     assert quiet.stderr == ""
 
 
-def test_a_long_phase_says_every_ten_seconds_how_far_it_is() -> None:
+def test_a_long_phase_says_how_far_it_is() -> None:
     said: list[str] = []
     now = [0.0]
     lines = StartingLines(said.append, lambda: now[0])
     lines.begin("warm_start")
-    for step in range(1, 201):
-        now[0] += 0.25
-        lines.progress(step, 200)
+    lines.tick()
+    now[0] = 50.0
+    lines.progress(70, 200)
+    lines.tick()
     lines.end()
-    lines.progress(200, 200)
-    assert said == ["Warm start ..."] + [f"Warm start: {n} of 200 after {n // 4} s" for n in (40, 80, 120, 160, 200)]
+    lines.tick()
+    assert said == ["Warm start ...", "Warm start: 0 s", "Warm start: 70 of 200 after 50 s"]
+
+
+def test_the_lines_come_from_a_thread_that_ends_with_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_pg.terminal.starting.LINE_S", 0.05)
+    said: list[str] = []
+    lines = StartingLines(said.append)
+    before = threading.active_count()
+    lines.begin("load")
+    time.sleep(0.5)  # what loads calls nothing of ours
+    lines.end()
+    assert len(said) > 3
+    time.sleep(0.2)
+    count = len(said)
+    time.sleep(0.2)
+    assert len(said) == count
+    assert threading.active_count() == before
 
 
 def test_lines_end_with_the_first_step_and_nothing_of_them_is_left_on_a_live_screen() -> None:
