@@ -137,6 +137,20 @@ def test_each_pass_takes_every_row_once_in_an_order_of_its_own(make: Callable[..
     assert len(set(rows)) == 8
     assert all(sorted(order) == list(range(6)) for order in rows)
     assert orders(0) == found
+    unseeded = make(num_iterations=2, num_minibatches=2)
+    unseeded.update(scored(rollouts()))
+    assert unseeded._order(6).tolist() == found[0]
+
+
+def test_a_batch_of_any_number_of_rows_is_one_pass_unless_it_is_asked_otherwise(
+    make_model: Callable[..., Any],
+) -> None:
+    policy = Policy(make_model("llama"), params=SamplingParams(), pad_id=0, packing="padded")
+    learner = Learner(policy, Algorithm("reinforce"), torch.optim.SGD(policy.parameters(), lr=RATE))
+    passes: list[int] = []
+    learner.updater.progress = passes.append
+    learner.update(scored(rollouts(num_prompts=3, group=40)))
+    assert passes == [120]
 
 
 @pytest.mark.parametrize("iterations, minibatches", [(1, 1), (2, 1), (1, 3), (2, 3)])
@@ -225,6 +239,12 @@ def test_a_reference_moves_by_its_share_at_every_so_many_updates(make: Callable[
     expected = [0.75 * old + 0.25 * new for old, new in zip(start, weights(learner.policy), strict=True)]
     assert distance(expected, [p.detach() for p in learner.policy.reference.parameters()]) < 1e-6
     assert distance(start, expected) > 1e-4
+
+
+def test_a_reference_that_moves_takes_the_whole_way_unless_it_is_asked_otherwise(make: Callable[..., Learner]) -> None:
+    learner = make("grpo", spec={"beta": 0.1}, reference_steps=1)
+    learner.update(scored(rollouts()))
+    assert distance(weights(learner.policy), [p.detach() for p in learner.policy.reference.parameters()]) == 0
 
 
 def test_an_adaptive_penalty_sees_the_kl_of_the_last_pass(make: Callable[..., Learner]) -> None:

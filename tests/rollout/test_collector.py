@@ -46,8 +46,8 @@ def test_equal_steps_sample_equal_completions_and_other_steps_others(
 def test_no_two_rows_of_a_run_share_a_stream(collector_of: Callable[..., Collector]) -> None:
     """Over seeds, streams, steps, places and samples."""
     rows = [
-        collector_of(seed).keys(5, 4, stream, step, place)
-        for seed in (0, 1)
+        collector.keys(5, 4, stream, step, place)
+        for collector in (collector_of(0), collector_of(1))
         for stream in (1, 2)
         for step in range(6)
         for place in (0, 5)
