@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_pg import Algorithm, Learner, Policy
+from llm_pg.distributed.strategy import Strategy
 from llm_pg.estimators.kl import k3
 from llm_pg.metrics import Clock
 from llm_pg.rollouts import TextRollouts
@@ -254,10 +255,39 @@ def test_an_adaptive_penalty_sees_the_kl_of_the_last_pass(make: Callable[..., Le
     update = learner.update(scored(rollouts()))
     assert seen == pytest.approx([sum(step.values["approx_kl"] for step in update.steps[2:])])
     assert update.metrics["kl_penalty"] == learner.algorithm.kl_penalty.weight
+    seen.clear()
+    longer = make("grpo", spec={"kl_target": 1e-9}, num_iterations=3, num_minibatches=2)
+    longer.algorithm.observe_kl = seen.append  # type: ignore[method-assign]
+    steps = longer.update(scored(rollouts())).steps
+    assert seen == pytest.approx([sum(step.values["approx_kl"] for step in steps[4:])])
     moving = make("grpo", spec={"kl_target": 1e-9}, num_iterations=2)
     penalties = [moving.update(scored(rollouts())).metrics["kl_penalty"] for _ in range(2)]
     assert penalties[1] > penalties[0]
     assert "kl_penalty" not in make("grpo").update(scored(rollouts())).metrics
+
+
+def test_an_adaptive_penalty_sees_no_kl_where_no_completion_could_be_scored(make: Callable[..., Learner]) -> None:
+    learner, batch = make("grpo", spec={"kl_target": 0.01}), rollouts()
+    batch.valid_B = torch.zeros_like(batch.valid_B)
+    assert learner.update(scored(batch)).metrics["kl_penalty"] == 0.5
+
+
+def test_a_strategy_that_is_given_makes_the_steps_and_else_the_policys_own(make: Callable[..., Learner]) -> None:
+    class Counting(Strategy):
+        passes = 0
+
+        def backward(self, loss: Tensor) -> None:
+            self.passes += 1
+            super().backward(loss)
+
+    strategy = Counting("cpu")
+    learner = make(strategy=strategy)
+    assert (learner.step, learner.experience, learner.batch) == (0, None, None)
+    learner.update(scored(rollouts()))
+    assert strategy.passes == 1
+    assert learner.strategy is learner.policy.strategy is strategy
+    plain = make()
+    assert plain.strategy is plain.policy.strategy
 
 
 def test_an_algorithm_with_a_critic_needs_a_policy_that_has_one(make_model: Callable[..., Any]) -> None:

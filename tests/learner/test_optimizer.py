@@ -102,8 +102,8 @@ def test_weights_of_sixteen_bits_are_counted_and_named(dtype: torch.dtype, name:
         number = sum(p is half for p in (*policy, *critic))
         assert str(error.value) == (
             f"{number} of 3 trained tensors are {name}: steps of a small learning rate would round to nothing there. "
-            "Hold them in float32 and compute in 16 bits by autocast (training.precision.hold_trained_in_float32; a trainer "
-            "does so by itself)."
+            "Hold them in float32 and compute in 16 bits by autocast (training.precision.hold_trained_in_float32; a "
+            "trainer does so by itself)."
         )
 
 
