@@ -290,6 +290,15 @@ def test_a_strategy_that_is_given_makes_the_steps_and_else_the_policys_own(make:
     assert plain.strategy is plain.policy.strategy
 
 
+def test_the_loss_of_a_mixture_of_experts_has_their_balance_in_it(make_model: Callable[..., Any]) -> None:
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.3}
+    policy = Policy(make_model("llama", **experts), params=SamplingParams(), pad_id=0)
+    learner = Learner(policy, Algorithm("reinforce"), torch.optim.SGD(policy.parameters(), lr=RATE), micro_rows=2)
+    metrics = learner.update(scored(rollouts())).metrics
+    assert metrics["aux_loss"] > 1
+    assert metrics["loss"] == pytest.approx(metrics["policy_loss"] + 0.3 * metrics["aux_loss"], rel=1e-5)
+
+
 def test_an_algorithm_with_a_critic_needs_a_policy_that_has_one(make_model: Callable[..., Any]) -> None:
     policy = Policy(make_model("llama"), params=SamplingParams(), pad_id=0)
     with pytest.raises(ValueError, match=r"ppo learns from a critic and the policy has none: call policy\.add_critic"):
@@ -321,6 +330,11 @@ def test_a_critic_reports_what_it_explains_and_its_own_gradient(make: Callable[.
     for _ in range(5):
         last = learner.update(scored(rollouts()))
     assert last.metrics["value_loss"] < first.metrics["value_loss"]
+    mask_BT, values = last.batch.mask_BT, last.batch.rollouts.value_BT
+    returns = last.batch.rollouts.reward_BT.sum(1, keepdim=True).expand_as(values)[mask_BT]
+    explained = 1 - float((returns - values[mask_BT]).var() / returns.var())
+    assert last.metrics["explained_variance"] == pytest.approx(explained, abs=1e-4)
+    assert abs(explained) > 1e-3
     without = make("grpo").update(scored(rollouts())).metrics
     assert not {"explained_variance", "critic_grad_norm", "value_loss"} & set(without)
 
