@@ -16,9 +16,11 @@ from torch import Tensor
 from llm_pg import Algorithm, Learner, Policy
 from llm_pg.distributed.strategy import Strategy
 from llm_pg.estimators.kl import k3
+from llm_pg.learner.learner import ORDER_STREAM
 from llm_pg.metrics import Clock
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
+from llm_pg.sampling.random import stream_key, uniform
 from tests.model.test_policy import rollouts
 
 RATE = 0.1
@@ -138,6 +140,8 @@ def test_each_pass_takes_every_row_once_in_an_order_of_its_own(make: Callable[..
     assert len(set(rows)) == 8
     assert all(sorted(order) == list(range(6)) for order in rows)
     assert orders(0) == found
+    keys = [stream_key(0, ORDER_STREAM, 2, number) for number in (0, 1)]  # of the second update
+    assert found[1] == [uniform(key, torch.arange(6)).argsort().tolist() for key in keys]
     unseeded = make(num_iterations=2, num_minibatches=2)
     unseeded.update(scored(rollouts()))
     assert unseeded._order(6).tolist() == found[0]
@@ -299,6 +303,21 @@ def test_the_loss_of_a_mixture_of_experts_has_their_balance_in_it(make_model: Ca
     assert metrics["loss"] == pytest.approx(metrics["policy_loss"] + 0.3 * metrics["aux_loss"], rel=1e-5)
 
 
+def test_denominators_are_those_of_all_ranks(make: Callable[..., Learner]) -> None:
+    """The other rank has the same completions, so there are twice as many."""
+
+    class TwoAlike(Strategy):
+        num_ranks = 2
+
+        def all_sum(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    alone, together = make(), make(strategy=TwoAlike("cpu"))
+    losses = [learner.update(scored(rollouts())).metrics["policy_loss"] for learner in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-5)
+    assert float(together.batch.num_tokens) == 2 * float(alone.batch.num_tokens)
+
+
 def test_an_algorithm_with_a_critic_needs_a_policy_that_has_one(make_model: Callable[..., Any]) -> None:
     policy = Policy(make_model("llama"), params=SamplingParams(), pad_id=0)
     with pytest.raises(ValueError, match=r"ppo learns from a critic and the policy has none: call policy\.add_critic"):
@@ -335,6 +354,9 @@ def test_a_critic_reports_what_it_explains_and_its_own_gradient(make: Callable[.
     explained = 1 - float((returns - values[mask_BT]).var() / returns.var())
     assert last.metrics["explained_variance"] == pytest.approx(explained, abs=1e-4)
     assert abs(explained) > 1e-3
+    equal = rollouts()
+    equal.reward_BT = torch.where(equal.reward_BT != 0, 1.0, 0.0)
+    assert "explained_variance" not in make("ppo").update(scored(equal)).metrics  # there is nothing to explain
     without = make("grpo").update(scored(rollouts())).metrics
     assert not {"explained_variance", "critic_grad_norm", "value_loss"} & set(without)
 
@@ -360,9 +382,10 @@ def test_a_cut_row_is_bootstrapped_with_the_value_after_it_where_the_algorithm_s
     batch = rollouts()
     batch.truncated_B = torch.arange(6) < 3
     assert make("ppo").update(scored(copy.copy(batch))).batch.rollouts.cut_BT.sum() == 0
-    learner = make("ppo", spec={"truncated": "bootstrap"})
+    learner = make("ppo", spec={"truncated": "bootstrap", "gamma": 0.75})
     seen = learner.update(scored(copy.copy(batch))).batch.rollouts
     assert seen.cut_BT.any(1).tolist() == batch.truncated_B.tolist()
+    assert set(seen.discount_BT[seen.cut_BT].tolist()) == {0.75}  # of the value that comes after
 
 
 def test_only_tokens_of_large_entropy_are_trained_where_the_algorithm_says_so(make: Callable[..., Learner]) -> None:
