@@ -294,13 +294,75 @@ def test_a_strategy_that_is_given_makes_the_steps_and_else_the_policys_own(make:
     assert plain.strategy is plain.policy.strategy
 
 
-def test_the_loss_of_a_mixture_of_experts_has_their_balance_in_it(make_model: Callable[..., Any]) -> None:
-    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.3}
-    policy = Policy(make_model("llama", **experts), params=SamplingParams(), pad_id=0)
-    learner = Learner(policy, Algorithm("reinforce"), torch.optim.SGD(policy.parameters(), lr=RATE), micro_rows=2)
-    metrics = learner.update(scored(rollouts())).metrics
+@pytest.fixture
+def experts(make_model: Callable[..., Any]) -> Callable[..., Learner]:
+    """A learner of a mixture of experts, whose passes are padded, so that `micro_rows` cuts them; counts in `calls`
+    how often its last layer is called."""
+
+    def learner(**changes: Any) -> Learner:
+        sizes = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.3}
+        model = make_model("llama", **sizes)
+        policy = Policy(model, params=SamplingParams(), pad_id=0, packing="padded")
+        optimizer = torch.optim.SGD(policy.parameters(), lr=RATE)
+        made: Any = Learner(policy, Algorithm("reinforce"), optimizer, **{"max_grad_norm": 0.0, **changes})
+        made.calls = []
+        model.model.norm.register_forward_hook(lambda *_: made.calls.append(1))
+        return made  # type: ignore[no-any-return]
+
+    return learner
+
+
+def test_the_loss_of_a_mixture_of_experts_has_their_balance_in_it(experts: Callable[..., Learner]) -> None:
+    metrics = experts().update(scored(rollouts())).metrics
     assert metrics["aux_loss"] > 1
     assert metrics["loss"] == pytest.approx(metrics["policy_loss"] + 0.3 * metrics["aux_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"micro_rows": 3}, {"micro_rows": 1}, {"noise_steps": 1}, {"noise_steps": 1, "micro_rows": 2}], ids=str
+)
+def test_experts_are_balanced_over_a_whole_step_however_it_is_cut(
+    changes: dict[str, int], experts: Callable[..., Learner]
+) -> None:
+    whole, cut = experts(), experts(**changes)
+    found = [learner.update(scored(rollouts())).metrics for learner in (whole, cut)]
+    assert distance(weights(whole.policy), weights(cut.policy)) < 1e-6
+    for name in ("aux_loss", "loss", "policy_loss", "grad_norm"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4), name
+
+
+def test_choices_of_experts_are_counted_apart_where_a_step_is_more_than_one_pass(
+    experts: Callable[..., Learner],
+) -> None:
+    """By as many passes again; on ranks always, as one does not see what the others chose."""
+
+    class TwoRanks(Strategy):
+        num_ranks = 2
+
+    passes = {}
+    for name, changes in {
+        "one": {},
+        "two": {"micro_rows": 3},
+        "halves": {"noise_steps": 1},
+        "ranks": {"strategy": TwoRanks("cpu")},
+    }.items():
+        learner: Any = experts(**changes)
+        learner.update(scored(rollouts()))
+        passes[name] = len(learner.calls)
+    assert passes == {"one": 1, "two": 4, "halves": 3, "ranks": 2}
+
+
+def test_each_minibatch_makes_a_step_of_the_size_of_the_whole_batch(make_model: Callable[..., Any]) -> None:
+    """At a rate that leaves the gradient as it is three minibatches move the weights three times as far as one step."""
+    moves = []
+    for number in (1, 3):
+        policy = Policy(make_model("llama"), params=SamplingParams(), pad_id=0)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1e-4)
+        before = torch.cat([p.flatten() for p in weights(policy)])
+        learner = Learner(policy, Algorithm("reinforce"), optimizer, num_minibatches=number, max_grad_norm=0.0)
+        learner.update(scored(rollouts()))
+        moves.append(torch.cat([p.flatten() for p in weights(policy)]) - before)
+    assert float((moves[1] - 3 * moves[0]).norm() / moves[1].norm()) < 0.02
 
 
 def test_denominators_are_those_of_all_ranks(make: Callable[..., Learner]) -> None:

@@ -131,6 +131,20 @@ def test_the_schedule_moves_once_a_batch_and_not_while_the_critic_learns_alone(m
     assert updater.scheduler.last_epoch == 1
 
 
+def test_gradients_are_clipped_to_one_and_a_batch_is_one_step_unless_it_is_asked_otherwise(
+    make_model: Callable[..., Any],
+) -> None:
+    policy, algorithm, batch = Policy(make_model("llama"), params=SamplingParams(), pad_id=0), Algorithm(), rollouts()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    updater = Updater(policy, algorithm, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), micro_rows=6)
+    before = [p.detach().clone() for p in policy.parameters()]
+    batch.reward_BT = 1000 * batch.reward_BT
+    (stats,) = updated(updater, batch)
+    assert stats.grad_norm > 10
+    moved = sum(float((p.detach() - b).square().sum()) for p, b in zip(policy.parameters(), before, strict=True))
+    assert math.sqrt(moved) == pytest.approx(1.0, rel=1e-3)
+
+
 def test_nothing_of_the_policy_moves_while_the_critic_learns_alone(make_model: Callable[..., Any]) -> None:
     updater = updater_of(make_model("llama"), name="ppo")
     stats = updated(updater, rollouts(), critic_only=True)[0]
