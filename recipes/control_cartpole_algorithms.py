@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from figures import compare, figure, save
+from curves import compare, figure, save
 
 from llm_pg.control.record import ControlRun
 from llm_pg.control.runs import train_seeds

@@ -12,7 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from figures import compare, figure, save
+from curves import compare, figure, save
 
 from llm_pg.control.record import ControlRun
 from llm_pg.control.runs import train_seeds

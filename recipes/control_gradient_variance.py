@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import COLOURS, figure, save
+from curves import COLOURS, figure, save
 from torch import Tensor
 
 from llm_pg.control.learner import ControlLearner

@@ -17,7 +17,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from figures import COLOURS, episode_band, figure, save
+from curves import COLOURS, episode_band, figure, save
 
 from llm_pg.control.record import ControlRun
 from llm_pg.control.runs import train_seeds

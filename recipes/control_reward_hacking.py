@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from figures import COLOURS, band, draw_band, figure, save
+from curves import COLOURS, band, draw_band, figure, save
 
 from llm_pg.control.record import ControlRun
 from llm_pg.control.runs import train_seeds

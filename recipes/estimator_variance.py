@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from figures import COLOURS, figure, save
+from curves import COLOURS, figure, save
 from torch import Tensor
 
 from llm_pg.estimators import baselines

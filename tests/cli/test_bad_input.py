@@ -230,7 +230,7 @@ def test_a_good_config_passes_all_that_is_checked_before_torch(config: Path) -> 
 
 def test_cp_brings_the_module_that_a_recipe_imports_from_beside_it(tmp_path: Path, run: Callable[..., Done]) -> None:
     assert run(["cp", "control_entropy_sweep", str(tmp_path)]).returncode == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"control_entropy_sweep.py", "figures.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {"control_entropy_sweep.py", "curves.py"}
 
 
 def test_cp_copies_a_shipped_config_and_never_overwrites(tmp_path: Path, run: Callable[..., Done]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from figures import band, episode_band
+from curves import band, episode_band
 
 from llm_pg.control import cli
 from llm_pg.control.adviser import advise, check, collapsed

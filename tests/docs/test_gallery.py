@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HELPERS = {"figures.py"}  # what recipes draw with
+HELPERS = {"curves.py"}  # what recipes draw with
 
 
 def test_the_gallery_lists_every_recipe_and_config() -> None:
