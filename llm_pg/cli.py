@@ -16,6 +16,7 @@ from .config import Config, ConfigError, load_config
 from .config.arguments import as_settings, common_help, help_text
 from .run.guard import RunStopped
 from .run.redact import Redactor
+from .training import heavy_imports, run_training
 
 Commands = Any  # argparse's type of add_subparsers() is private
 EXIT_BAD_INPUT = 2
@@ -257,7 +258,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     if not path.exists():
         path = shipped.find("quickstart.yaml")
     config = load_config(path, [*overrides, *arguments.settings])
-    return _run(config, resume=False, quiet=arguments.quiet, as_json=arguments.json)
+    return run_training(config, resume=False, quiet=arguments.quiet, as_json=arguments.json)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -267,7 +268,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.profile:
         arguments.settings = ["run.profile_steps=2", *arguments.settings]
     config, override = _config_of(arguments), arguments.override
-    return _run(config, resume=resume, override=override, quiet=arguments.quiet, as_json=arguments.json)
+    return run_training(config, resume=resume, override=override, quiet=arguments.quiet, as_json=arguments.json)
 
 
 def _config_of(arguments: argparse.Namespace) -> Config:
@@ -324,49 +325,6 @@ def _merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:
-    from .metrics import Clock
-    from .terminal import make_terminal
-
-    terminal = make_terminal(quiet=quiet, as_json=as_json)
-    clean = Redactor(config.model_dump(mode="json"))
-    terminal.say(clean.text(f"llm-pg {__version__}: {_in_short(config)}"))
-    clock = Clock(terminal.phase)
-    with terminal.during("check"):
-        from .run.preflight import preflight
-
-        preflight(config, resume=bool(resume))
-    clean.guard_process()
-    with clock("import"):
-        _heavy_imports()
-    from .rewards import RewardError
-    from .run.checkpoint import CheckpointError
-    from .sampling.vllm import EngineError
-    from .trainer import Trainer
-
-    try:
-        Trainer(config, terminal=terminal, clock=clock).train(resume=resume, override=override)
-    except (RunStopped, RewardError, CheckpointError, EngineError) as error:
-        raise RunStopped(str(error)) from None
-    return 0
-
-
-def _in_short(config: Config) -> str:
-    """What a run is about, in a line."""
-    from .run.folder import run_name
-
-    data, model = config.data, config.model
-    files = data.data_files if isinstance(data.data_files, str) else ", ".join(data.data_files or [])
-    source = data.task or data.dataset_name or files
-    name = model.model_name_or_path or "a made model"
-    return f"{config.algorithm.name}, {name}, {source} (runs in {config.run.output_dir}/{run_name(config)})"
-
-
-def _heavy_imports() -> None:
-    """torch and transformers; the run prints its own lines."""
-    from . import trainer  # noqa: F401
-
-
 def _eval(arguments: argparse.Namespace) -> int:
     from .commands import evaluate_model, evaluation_config
     from .config.load import check_model
@@ -383,7 +341,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     terminal = make_terminal(quiet=arguments.json or arguments.quiet)
     clock = Clock(terminal.phase)
     with clock("import"):
-        _heavy_imports()
+        heavy_imports()
     result = evaluate_model(config, terminal, folder, clock)
     if arguments.json:
         print(json.dumps(result.metrics()))

@@ -43,6 +43,7 @@ ORDER = [
     "plan",
     "shipped",
     "commands",
+    "training",
     "cli",
     "__main__",
 ]

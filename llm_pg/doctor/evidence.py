@@ -6,13 +6,17 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..config import ConfigError
 from ..config.check import DEFAULT_PROMPTS
 from ..config.load import read_yaml
 
+SOLVED = 0.75  # of the way from the lowest to the highest reward seen
+COMPLETION_FILES = 10  # of a run that are read for the range of its rewards
 ENDED = "ended.json"  # in a run's folder: when and how it ended, where that was early
 
 
@@ -47,8 +51,8 @@ def prompt_of(row: dict[str, Any]) -> str:
     messages = row.get("messages") or []
     if len(messages) == 1:
         return str(messages[0].get("content", ""))
-    said = "\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)
-    return said or str(row.get("prompt", ""))
+    text = "\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)
+    return text or str(row.get("prompt", ""))
 
 
 @dataclass
@@ -127,6 +131,60 @@ class Run:
         """(step, file) of the sampled completions, in order of steps."""
         files = sorted((self.path / "completions").glob("step-*.jsonl"))
         return [(int(f.stem.split("-")[1]), f) for f in files if f.stem.split("-")[1].isdigit()]
+
+
+class RunCase:
+    """A run and its last steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.window = min(max(len(run.metrics) // 10, 5), 50)
+
+    def recent(self, name: str) -> float | None:
+        """Mean over the last steps; None before there are enough."""
+        values = self.run.values(name)
+        return fmean(values[-self.window :]) if len(values) >= self.window else None
+
+    def first(self, name: str) -> float | None:
+        values = self.run.values(name)
+        return fmean(values[: self.window]) if len(values) >= self.window else None
+
+    def gain(self, name: str) -> float:
+        """Of the last steps over the first ones; 0 before there are enough."""
+        values = self.run.values(name)
+        if len(values) < 2 * self.window:
+            return 0.0
+        return fmean(values[-self.window :]) - fmean(values[: self.window])
+
+    def newest(self, name: str, in_summary: str) -> float | None:
+        """Of the newest held-out evaluation: the summary's once the run has ended, else the metrics'."""
+        after = self.run.summary.get(in_summary)
+        if after is not None:
+            return float(after[0] if isinstance(after, list) else after)
+        return next(reversed(self.run.values(name)), None)
+
+    def span(self) -> str:
+        return f"over the last {self.window} steps"
+
+    @cached_property
+    def reward_range(self) -> tuple[float, float]:
+        """Lowest and highest reward of the completions kept, at least [0, 1]."""
+        files = self.run.completions()
+        some = files[:: max(len(files) // COMPLETION_FILES, 1)] + files[-1:]
+        seen = [row["reward"] for _, path in some for row in json_lines(path) if row.get("reward") is not None]
+        return min(seen, default=0.0), max([1.0, *seen]) if not seen or max(seen) > 0 else max(seen)
+
+    @property
+    def solved(self) -> bool:
+        reward, (low, high) = self.recent("reward"), self.reward_range
+        return reward is not None and high > low and (reward - low) / (high - low) >= SOLVED
+
+    @property
+    def deciding(self) -> str:
+        """The reward function that decides a pass."""
+        named = self.run.setting("eval", "pass_reward")
+        parts = [name.removeprefix("reward/") for m in self.run.metrics[:1] for name in m if name.startswith("reward/")]
+        return named or (parts[0] if parts else "")
 
 
 def read_run(path: str | Path) -> Run:

@@ -7,76 +7,19 @@ has solved its task is not ill: groups without differences and a low entropy are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
 from ..algorithms.table import ALGORITHMS, GROUP_BASELINES
-from .evidence import Run, json_lines, read_run
+from .evidence import SOLVED, Run, RunCase, read_run
 from .finding import Finding
 
-SOLVED = 0.75  # of the way from the lowest to the highest reward seen
 UNIFORM, TRUNCATED, UNSCORABLE = 0.7, 0.25, 0.02
 COLLAPSED_ENTROPY = 0.1  # nats a token
 RUNAWAY_KL, KL_GROWTH = 1.0, 1.5
 SAMPLER_GAP, CLIPPED = 0.05, 0.3
 FORMAT_GAIN, TASK_GAIN, HACKED_GAIN = 0.2, 0.02, 0.1
 FORM_IGNORED = 0.2  # share of the held-out answers that are right, and not in the form asked for
-COMPLETION_FILES = 10
-
-
-class RunCase:
-    """A run and its last steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.window = min(max(len(run.metrics) // 10, 5), 50)
-
-    def recent(self, name: str) -> float | None:
-        """Mean over the last steps; None before there are enough."""
-        values = self.run.values(name)
-        return fmean(values[-self.window :]) if len(values) >= self.window else None
-
-    def first(self, name: str) -> float | None:
-        values = self.run.values(name)
-        return fmean(values[: self.window]) if len(values) >= self.window else None
-
-    def gain(self, name: str) -> float:
-        """Of the last steps over the first ones; 0 before they are apart."""
-        values = self.run.values(name)
-        if len(values) < 2 * self.window:
-            return 0.0
-        return fmean(values[-self.window :]) - fmean(values[: self.window])
-
-    def newest(self, name: str, in_summary: str) -> float | None:
-        """Of the newest held-out evaluation: the summary's once the run has ended, else the metrics'."""
-        after = self.run.summary.get(in_summary)
-        if after is not None:
-            return float(after[0] if isinstance(after, list) else after)
-        return next(reversed(self.run.values(name)), None)
-
-    def span(self) -> str:
-        return f"over the last {self.window} steps"
-
-    @cached_property
-    def reward_range(self) -> tuple[float, float]:
-        """Lowest and highest reward of the completions kept, at least [0, 1]."""
-        files = self.run.completions()
-        some = files[:: max(len(files) // COMPLETION_FILES, 1)] + files[-1:]
-        seen = [row["reward"] for _, path in some for row in json_lines(path) if row.get("reward") is not None]
-        return min(seen, default=0.0), max([1.0, *seen]) if not seen or max(seen) > 0 else max(seen)
-
-    @property
-    def solved(self) -> bool:
-        reward, (low, high) = self.recent("reward"), self.reward_range
-        return reward is not None and high > low and (reward - low) / (high - low) >= SOLVED
-
-    @property
-    def deciding(self) -> str:
-        """The reward function that decides a pass."""
-        named = self.run.setting("eval", "pass_reward")
-        parts = [name.removeprefix("reward/") for m in self.run.metrics[:1] for name in m if name.startswith("reward/")]
-        return named or (parts[0] if parts else "")
 
 
 Rule = Callable[[RunCase], Iterator[Finding]]
@@ -155,7 +98,7 @@ def kl_runaway(case: RunCase) -> Iterator[Finding]:
 
 def sampler_drift(case: RunCase) -> Iterator[Finding]:
     gap = case.recent("sampler_gap")
-    if gap is None or gap < SAMPLER_GAP or case.recent("staleness"):  # old completions are apart by what was learned
+    if gap is None or gap < SAMPLER_GAP or case.recent("staleness"):  # old completions differ by what was learned
         return
     yield Finding(
         "sampler-drift",

@@ -191,6 +191,6 @@ def test_a_setting_of_the_quickstart_replaces_what_its_options_would_set(
 ) -> None:
     """`llm-pg quickstart algorithm=rloo` had said that the algorithm was given twice."""
     seen: list[Config] = []
-    monkeypatch.setattr("llm_pg.cli._run", lambda config, **_: seen.append(config) or 0)
+    monkeypatch.setattr("llm_pg.cli.run_training", lambda config, **_: seen.append(config) or 0)
     assert main(["quickstart", *words, "seed=7"]) == 0
     assert (seen[0].algorithm.name, seen[0].run.seed, seen[0].data.task) == ("rloo", 7, "sort_letters")
