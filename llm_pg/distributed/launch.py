@@ -152,7 +152,7 @@ def check_backend(config: Config, *, needs_critic: bool) -> None:
 def _check_deepspeed(config: Config, *, needs_critic: bool) -> None:
     stage = zero_stage()
     reasons = {
-        f"zero_stage is {stage}. Stages 1, 2 and 3 run here; DDP stands for 0 (configs/accelerate/ddp.yaml)": (
+        f"zero_stage is {stage}. Stages 1, 2 and 3 run here; stage 0 is DDP (configs/accelerate/ddp.yaml)": (
             stage not in (1, 2, 3)
         ),
         "a deepspeed_config_file is given, of which nothing is read: steps, types and clipping are the run's own. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -33,8 +33,11 @@ class Sharded(DataParallel):
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most) - passes
 
-    def state_dict(self, model: Any) -> dict[str, Tensor] | None:
-        return self.collect(model.state_dict(keep_vars=True)) if self.shards_weights else None
+    def state_dict(self, model: Any, names: Collection[str] | None = None) -> dict[str, Tensor] | None:
+        if not self.shards_weights:
+            return None
+        held = model.state_dict(keep_vars=True)
+        return self.collect(held if names is None else {name: held[name] for name in names})
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return collect(tensors, self.is_main)

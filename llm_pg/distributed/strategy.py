@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -169,8 +169,11 @@ class Strategy:
 
     # --- what is saved
 
-    def state_dict(self, model: Any) -> dict[str, Tensor] | None:
-        """The whole weights of a model to save, on the first rank; None = those that it holds itself."""
+    def state_dict(self, model: Any, names: Collection[str] | None = None) -> dict[str, Tensor] | None:
+        """The whole weights of a model to save, on the first rank; None = those that it holds itself.
+
+        names: of weights and buffers; None = all.
+        """
         return None
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ class Checkpointer:
         if self.saved == step:
             return
         state = self._state(step, numbers, alone)
-        frozen = self._frozen() if not alone else {}
+        frozen = None if alone else self._frozen()
         if self.joint and not alone:
             problem = self.ranks.gather(self.ranks.together(lambda: self._written(state, frozen)))[0]
         else:
@@ -153,7 +153,7 @@ class Checkpointer:
             raise checkpoint.CheckpointError(problem)
         self.saved = step
 
-    def _written(self, state: checkpoint.RunState, frozen: dict[str, torch.Tensor]) -> str:
+    def _written(self, state: checkpoint.RunState, frozen: dict[str, torch.Tensor] | None) -> str:
         """Writes the checkpoint on the first rank; returns why it could not be written, else an empty text."""
         if self.ranks.is_main:
             try:
@@ -167,21 +167,20 @@ class Checkpointer:
                 return str(error)
         return ""
 
-    def _frozen(self) -> dict[str, torch.Tensor]:
-        """What the model has beside its trained weights, gathered where it is in parts; an adapter needs none."""
-        if not self.strategy.sharded or self.policy.has_adapter:
-            return {}
-        held = self._weights()  # the same names on every rank; the state has them on the first alone
-        rest = {n: x for n, x in self.policy.model.state_dict(keep_vars=True).items() if n not in held}
-        return self.strategy.collect(rest)
+    def _frozen(self) -> dict[str, torch.Tensor] | None:
+        """What the model has beside its trained weights, whole, where ranks hold parts of it; an adapter needs none."""
+        model, held = self.policy.model, self._weights()  # the same names on every rank; the state is on the first
+        return self.strategy.state_dict(
+            model, [] if self.policy.has_adapter else [name for name in model.state_dict() if name not in held]
+        )
 
-    def _write_model(self, folder: Path, state: checkpoint.RunState, frozen: dict[str, torch.Tensor]) -> None:
+    def _write_model(self, folder: Path, state: checkpoint.RunState, frozen: dict[str, torch.Tensor] | None) -> None:
         """What `from_pretrained` reads; its weights are those of the state where that has all of them."""
         policy, model = self.policy, core_of(self.policy.model)
         own = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in model.state_dict()}
         if policy.has_adapter or not own.keys() <= state.weights.keys():
-            whole = {**frozen, **{n: x for n, x in state.weights.items() if n in policy.model.state_dict()}}
-            policy.model.save_pretrained(folder, **({"state_dict": whole} if self.strategy.sharded else {}))
+            trained = {n: x for n, x in state.weights.items() if n in policy.model.state_dict()}
+            policy.model.save_pretrained(folder, **({} if frozen is None else {"state_dict": {**frozen, **trained}}))
         else:
             facts = copy.deepcopy(model.config)
             facts.architectures, facts.dtype = [type(model).__name__], next(iter(state.weights.values())).dtype
