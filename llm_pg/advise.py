@@ -105,7 +105,7 @@ def _for_control(task: Task) -> list[Advice]:
         out.append(Advice("entropy_coef", "0", "σ of the Gaussian explores; a differential entropy has no zero"))
     if values["baseline"] == "value":
         steps = min(STEPS_OF_A_CRITIC, task.horizon or STEPS_OF_A_CRITIC)
-        why = f"{ROWS_OF_A_CRITIC} × {steps} steps an update; V stands in for what lies beyond the cut"
+        why = f"{ROWS_OF_A_CRITIC} × {steps} steps an update; V replaces what follows the cut"
         out += [Advice("num_envs", str(ROWS_OF_A_CRITIC), why), Advice("num_steps", str(steps), why)]
         out.append(Advice("gamma", _gamma(task.horizon), "looks about as far as an episode lasts"))
     else:

@@ -171,7 +171,7 @@ def _sampling(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine
     needed = ceil(_keys(model, job, rows) * (width / job.weight_bytes) / max(free, 1.0))
     batches = max(1, min(needed, ceil(rows / job.generations)))  # at the least a group at a time
     prefill = rows / job.generations * job.prompt_length
-    keys = _keys(model, job, rows) * (width / job.weight_bytes) / 2  # half of the completion stands, on the mean
+    keys = _keys(model, job, rows) * (width / job.weight_bytes) / 2  # on average half of the completion is there
     return [
         _phase(name, machine, 1, sent=sent, messages=messages, devices=gpus),
         _phase("prefill", machine, machine.used, flops=2 * model.parameters * prefill / cards, moved=weights / cards),

@@ -1,4 +1,4 @@
-r"""The same answers read strictly and leniently, for evaluations alone: a gain in format is then told from one in
+r"""The same answers read strictly and leniently, for evaluations alone: a gain in format then differs from one in
 correctness. Not for training: what reads leniently is easier to satisfy by accident.
 
 A lenient reading finds the last answer wherever and however it is written; a strict one wants it in the form asked for.
@@ -41,7 +41,7 @@ def countdown_anywhere(completion: str, numbers: Sequence[int], target: int, use
 
 
 def sorted_anywhere(completion: str, letters: str, **row: Any) -> float:
-    """1 where the last word of the text is the letters in order, in either case, whatever stands around it."""
+    """1 where the last word of the text is the letters in order, in either case, whatever is around it."""
     words = _WORD.findall(completion[-WINDOW:])
     return max(sort_letters(completion, letters), sort_letters(words[-1].lower(), letters.lower()) if words else 0.0)
 

@@ -107,7 +107,7 @@ def math_equivalence(completion: str, answer: Any, form: Form = "any", **row: An
     nested brackets, 30 digits in a row or an exponent over 1,000, with a tower of powers, a factorial or a sum, earns
     0 unread.
 
-    Numbers are equal as exact fractions, with the units of `reward_fns.reading.numerals`; a decimal stands for an
+    Numbers are equal as exact fractions, with the units of `reward_fns.reading.numerals`; a decimal means an
     irrational number within 1e-6 of its size. Words are equal in either case, letters of algebra in their own.
     Brackets count: (1, 2) is neither {1, 2} nor [1, 2]; a bare list is a set, or a tuple in its order.
     """

@@ -114,13 +114,13 @@ def demonstrations(seed: int, n: int, noise: float = 0.0, high: int = 7, max_gue
 
 
 def _played(rng: random.Random, secret: int, high: int, max_guesses: int, noise: float) -> str:
-    first, last, said = 1, high, ""
+    first, last, text = 1, high, ""
     for _ in range(max_guesses):
         guess = rng.randint(1, high) if rng.random() < noise else (first + last) // 2
-        said += f"{guess}\n"
+        text += f"{guess}\n"
         if guess == secret:
             break
-        said += f"{answer(guess, secret)}\n"
+        text += f"{answer(guess, secret)}\n"
         if first <= guess <= last:
             first, last = (guess + 1, last) if guess < secret else (first, guess - 1)
-    return said
+    return text

@@ -37,7 +37,7 @@ def text_gold(answer: Any, **row: Any) -> Gold | None:
 def number_gold(
     answer: Any, tolerance: float | None = None, relative: float = 0.0, form: Form = "any", **row: Any
 ) -> Gold:
-    """The gold answer of a row of `number_match`, as it stands there where it is short."""
+    """The gold answer of a row of `number_match`, as it is there where it is short."""
     quantity = gold(answer)
     found = final_answer(answer).text if isinstance(answer, str) else ""
     text = found if numerals.is_value(found) else numerals.written(quantity)

@@ -110,7 +110,7 @@ def _reloaded(model: Any) -> float:
 HEAD = """# Architectures
 
 Every causal language model of transformers {version}, made tiny with random weights, in float32. Of encoders and
-encoder-decoders nothing is said here. Largest differences in nats a token, over {rows} completions of which some wait
+encoder-decoders this page has nothing. Largest differences in nats a token, over {rows} completions of which some wait
 until others have ended: **sampler**, between the log-probability recorded while sampling and that of the model's own
 forward on the row alone; **trainer**, between that of a training pass and the same; **reference**, between the frozen
 start and the policy before the first step; **reloaded**, between logits before a save and after loading.

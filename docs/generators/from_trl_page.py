@@ -155,8 +155,8 @@ TABLES = {
 def counts() -> str:
     """How many arguments there are of each kind."""
     number = Counter(word.kind for word in [*WORDS.values(), *TRAINER.values()])
-    told = [f"{number[kind]} {kind}" for kind in ("supported", "mapped", "idle", "refused")]
-    return f"{len(WORDS)} arguments of the configs and {len(TRAINER)} of the trainers: {', '.join(told)}."
+    counted = [f"{number[kind]} {kind}" for kind in ("supported", "mapped", "idle", "refused")]
+    return f"{len(WORDS)} arguments of the configs and {len(TRAINER)} of the trainers: {', '.join(counted)}."
 
 
 def own_default(name: str, algorithm: str) -> Any:

@@ -118,7 +118,7 @@ LEFT_OUT = {
 
 
 def architectures() -> dict[str, list[str]]:
-    """The class of each causal language model, and the model_types that it stands for.
+    """The class of each causal language model, and the model_types that it is for.
 
     Encoders and encoder-decoders that have a causal class too are left out, and so is `LEFT_OUT`.
     """

@@ -244,7 +244,7 @@ class AlgorithmSpec:
         Truncated,
         Doc(
             "Completions cut by the length limit: keep; mask them out of the loss; penalise, truncation_penalty off "
-            "their reward; bootstrap, the critic's value of the state they were cut in stands for their reward. The "
+            "their reward; bootstrap, the critic's value of the state they were cut in replaces their reward. The "
             "limit belongs to the task that is evaluated, so that keep is the true return."
         ),
     ] = "keep"

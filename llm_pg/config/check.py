@@ -178,7 +178,7 @@ def _check_group(spec: AlgorithmSpec, group: int) -> None:
 def _check_critic(spec: AlgorithmSpec, config: Config) -> None:
     if spec.truncated == "bootstrap" and not spec.needs_critic:
         raise ValueError(
-            f"truncated is bootstrap, and {spec.name} (baseline {spec.baseline}) has no critic, whose value stands for "
+            f"truncated is bootstrap, and {spec.name} (baseline {spec.baseline}) has no critic, whose value replaces "
             "what would have followed. Use keep, mask or penalise, or an algorithm with a critic (a2c, ppo)."
         )
     warmup, steps = config.critic.critic_warmup_steps, config.train.max_steps
@@ -275,7 +275,7 @@ def _check_ahead(spec: AlgorithmSpec, config: Config) -> None:
 
 
 def _check_best(config: Config) -> None:
-    """The metric that the best model is kept by must be one of the held-out evaluation."""
+    """The metric that the best model is chosen by must be one of the held-out evaluation."""
     run, samples = config.run, config.eval.eval_num_samples
     if run.metric_for_best_model is None and not run.load_best_model_at_end:
         return

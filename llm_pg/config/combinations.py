@@ -61,7 +61,7 @@ def _check_likelihood(spec: AlgorithmSpec, config: Config) -> None:
         raise ValueError(
             f"scale_rewards group_mean is the gradient of the likelihood of success with returns total and baseline "
             f"group_mean, and of nothing known with returns {spec.returns} and baseline {spec.baseline}. Use "
-            "algorithm=maxrl as it stands, or another scale_rewards."
+            "algorithm=maxrl unchanged, or another scale_rewards."
         )
     if spec.truncated == "penalise" and spec.truncation_penalty:
         raise ValueError(

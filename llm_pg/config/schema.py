@@ -169,7 +169,7 @@ class DataConfig(Section):
 
 
 class RewardConfig(Section):
-    """What a completion is worth, and how the functions that say so are kept in bounds."""
+    """What a completion is worth, and how the functions that say so are bounded."""
 
     reward_funcs: list[Any] = Field(
         [],
@@ -251,7 +251,7 @@ class TrainConfig(Section):
     bf16: bool = Field(
         False,
         description="Autocast to bfloat16 where tokens are sampled, scored and trained; sampler_gap tells how far "
-        "sampling and training then lie apart.",
+        "sampling and training then differ.",
     )
     fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
@@ -356,7 +356,7 @@ class RunConfig(Section):
         "prompts are those that were trained; tried before the first step too. It needs memory for a second model for "
         "a moment (llm-pg merge RUN does it from the files).",
     )
-    save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept; None = all.")
+    save_total_limit: int | None = Field(2, gt=0, description="Checkpoints that stay; None = all.")
     metric_for_best_model: str | None = Field(
         None,
         description="Keep the model of the best held-out evaluation in best/, by this metric: eval/greedy, "

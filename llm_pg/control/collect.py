@@ -60,7 +60,7 @@ class Stretch:
     ) -> ControlRollouts:
         """In the convention of time of `Rollouts`.
 
-        A time limit is a cut, not an end: the value of the state after it stands for what would have followed. Without
+        A time limit is a cut, not an end: the value of the state after it replaces what would have followed. Without
         a critic nothing can, so that the rewards within the limit are the objective.
 
         Args:

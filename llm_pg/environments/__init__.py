@@ -7,7 +7,7 @@
     llm-pg train config.yaml rollout.environment=game.py:Game rollout.max_turns=4
 
 Only the sampled tokens are trained. What the environment says is tokenised once and is between them; what the model
-said is never tokenised again.
+written is never tokenised again.
 """
 
 from .episode import SHIPPED, as_reward_function, make

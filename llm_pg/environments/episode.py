@@ -25,7 +25,7 @@ SHIPPED = {
 }
 KEPT_EPISODES = 1024
 
-_kept: OrderedDict[str, Environment] = OrderedDict()  # of this worker and batch, by what was said in them
+_kept: OrderedDict[str, Environment] = OrderedDict()  # of this worker and batch, by their texts
 _batch: int | None = None
 
 

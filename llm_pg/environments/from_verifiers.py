@@ -3,8 +3,8 @@
 The library's own rollout runs, and its model is us: it asks a client for a response, and gets the next turn. So stop
 conditions, set-up, answers and rubric are the library's. Its prompts: `train_dataset=environment.get_dataset()`.
 
-Not covered, and said so where it shows: tools called through the fields of an API (a turn here is text), rubrics that
-compare the rollouts of a group, environments that rewrite what was said before. From 0.2 on the library runs agents
+Not covered, with an error that says so: tools called through the fields of an API (a turn here is text), rubrics that
+compare the rollouts of a group, environments that rewrite earlier messages. From 0.2 on the library runs agents
 behind an HTTP server of its own, which has no turn to hand over.
 """
 
@@ -58,9 +58,9 @@ class VerifiersEnvironment:
         self._close()
         return Reply(reward=float(state["reward"]), done=True)
 
-    def _reply(self, said: str) -> Reply:
+    def _reply(self, turn: str) -> Reply:
         messages = [_plain(message) for message in self.client.prompt]
-        if len(messages) < self.heard or messages[self.heard - 1] != ("assistant", said):
+        if len(messages) < self.heard or messages[self.heard - 1] != ("assistant", turn):
             raise ValueError(
                 "The environment rewrote the conversation. What was sampled cannot be changed afterwards: use one that "
                 "only adds messages."

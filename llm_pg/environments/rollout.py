@@ -20,7 +20,7 @@ from ..sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ..sampling.random import stream_key
 from .writing import TurnWriter
 
-ENVIRONMENT_STREAM = 7  # apart from the turns of a row, which are numbered from 1
+ENVIRONMENT_STREAM = 7  # the turns of a row are numbered from 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Episode:
     """One row as it grows.
 
     context: the ids after the prompt. ids, logp: what was sampled, and its log-probability. inserted: see
-    `TextRollouts`. turns, said: the words of the model, and of the environment. ends: the step of each turn's last
+    `TextRollouts`. turns, replies: the texts of the model, and of the environment. ends: the step of each turn's last
     token. rewards: of each turn. truncated: a limit ended it. scorable: False where the environment failed.
     """
 
@@ -49,7 +49,7 @@ class Episode:
     logp: list[float] = field(default_factory=list)
     inserted: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     turns: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    replies: list[str] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     is_over: bool = False
@@ -58,9 +58,9 @@ class Episode:
 
     @property
     def transcript(self) -> str:
-        """All that was said after the prompt."""
-        said = [*self.said, *[""] * len(self.turns)]
-        return "".join(turn + reply for turn, reply in zip(self.turns, said, strict=False))
+        """The text after the prompt."""
+        replies = [*self.replies, *[""] * len(self.turns)]
+        return "".join(turn + reply for turn, reply in zip(self.turns, replies, strict=False))
 
     def pieces(self) -> Inserted:
         """What was inserted, less what nothing came after."""
@@ -72,7 +72,7 @@ class Conversations:
 
     Args:
         engine: samples. scorer: its one function is the environment (`as_reward_function`).
-        reader, writer: to read turns, and to write what is said to them.
+        reader, writer: to read turns, and to write the replies to them.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Conversations:
 
     def _go_on(self, episode: Episode, is_cut: bool, reply: str, role: str, is_done: bool) -> None:
         """Write the reply behind the turn, unless the episode ends here."""
-        episode.said.append(reply)
+        episode.replies.append(reply)
         if is_done:
             episode.is_over, episode.truncated = True, is_cut
             return

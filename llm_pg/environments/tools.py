@@ -145,10 +145,10 @@ class ToolEnvironment:
             return Reply(reward=self._judged(text), done=True)
         name, argument = calls[-1]
         try:
-            said = TOOLS[name](argument)
+            result = TOOLS[name](argument)
         except ToolError as error:
-            said = f"error: {error}"
-        return Reply(self.result.format(said[:LONGEST_RESULT]))
+            result = f"error: {error}"
+        return Reply(self.result.format(result[:LONGEST_RESULT]))
 
     def _judged(self, text: str) -> float | None:
         columns = {name: self.row[name] for name in self._signature.columns(list(self.row))}

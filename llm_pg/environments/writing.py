@@ -1,4 +1,4 @@
-"""The tokens between two turns of the model: what the environment said, in the words of the chat template.
+"""The tokens between two turns of the model: the environment's reply, in the form of the chat template.
 
 They come from the text alone, tokenised by itself. What was sampled before stays the ids that were sampled, since
 decoding and encoding again need not give them back, and would train tokens that nobody chose.
@@ -16,7 +16,7 @@ _SPOKEN, _ANSWERED = "llm-pg:what-the-model-said", "llm-pg:what-it-was-told"
 
 
 class TurnWriter:
-    """Writes what the environment said behind a turn of the model.
+    """Writes the environment's reply behind a turn of the model.
 
     Args:
         tokenizer: of the model. eos_ids: ids that end a turn.
@@ -34,7 +34,7 @@ class TurnWriter:
         """The ids of `text`, and of the frame that a chat template puts around it.
 
         Args:
-            text: what the environment said; read as plain text, also where it looks like a special token.
+            text: the environment's reply; read as plain text, also where it looks like a special token.
             last_id: the last token of the turn before, so that an end token that was sampled is not written twice.
             role: of the text in a conversation; None = the prompt is plain text, and nothing is put around it.
         """

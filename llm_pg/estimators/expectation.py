@@ -120,7 +120,7 @@ def enumerate_groups(
         prob_PS: probability of each completion of each prompt.
         num_generations: G, completions of one prompt.
         all_prompts: False: a step samples one prompt, each with probability 1/P; True: a group of every prompt.
-        ordered: list each order of a group apart, for estimators that read the order of the rows.
+        ordered: list each order of a group separately, for estimators that read the order of the rows.
 
     Raises:
         ValueError: for more than MAX_GROUPS batches.

@@ -96,7 +96,7 @@ def gradient_noise(part_squares: Sequence[float], whole_square: float, part_grou
 class NoiseScale:
     """Averages of the estimates over steps, and the two ratios that are read off them.
 
-    One step's estimates are themselves noisy and their ratio is biased, so signal and noise are averaged apart,
+    One step's estimates are themselves noisy and their ratio is biased, so signal and noise are averaged separately,
     exponentially and corrected for the start, before they are divided.
 
     Args:

@@ -2,7 +2,7 @@
 
 One convention of time for tokens and control steps. `discount_BT` is the factor between step t and t+1: γ inside an
 episode, 0 where the episode ends at step t (nothing follows). `cut_BT` is True where the row stops although the
-episode does not (a time limit, the end of a segment): there `bootstrap_BT` stands for what would have followed.
+episode does not (a time limit, the end of a segment): there `bootstrap_BT` replaces what would have followed.
 Steps outside the mask have reward 0 and discount 0.
 """
 

@@ -152,7 +152,7 @@ def _facts(config: Config, algorithm: Any, task: str | None, base: str | None) -
 def _results(summary: Mapping[str, Any] | None) -> list[str]:
     """Before and after with 95 % intervals, of what was evaluated."""
     if not summary or not summary.get("num_eval_prompts"):
-        return ["Nothing was held out, so nothing is said of how well it does.", ""]
+        return ["No prompts were held out, so there is no evaluation.", ""]
     lines = ["| held out | before | after |", "| --- | --- | --- |"]
     rows = {"pass rate, greedy": "pass_rate_{}_interval", "mean reward, greedy": "reward_{}"}
     rows["mean reward, sampled"] = "sampled_reward_{}"

@@ -156,5 +156,5 @@ def mixes_types(model: Any) -> bool:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways to the same hidden state may lie apart, relative to its largest entry."""
+    """How far two ways to the same hidden state may differ, relative to its largest entry."""
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)

@@ -1,4 +1,4 @@
-"""An adapter in the weights of its model: merged in a copy, and kept only where that computes what was trained."""
+"""An adapter in the weights of its model: merged in a copy, and saved only where that computes what was trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .attention import core_of, eval_mode, mixes_types, products_in
 from .precision import half_type
 
 PROMPTS, LONGEST = 4, 256  # held-out prompts that are compared, and their tokens at most
-# How far logits may lie apart, relative to the largest. In bfloat16 a merged weight is rounded where the adapter's
+# How far logits may differ, relative to the largest. In bfloat16 a merged weight is rounded where the adapter's
 # product was not: measured up to 0.036 on 30 layers.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 
@@ -38,7 +38,7 @@ def check_merge(config: Config, model: Any, *, sharded: bool) -> None:
 def rehearse_merge(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequence[int]] = ()) -> None:
     """Tries `save_merged` with other values in the adapter, as most begin by changing nothing.
 
-    Raises ConfigError where the merged model could not be kept at the end of the run.
+    Raises ConfigError where the merged model could not be saved at the end of the run.
     """
     try:
         with moved(model).in_place():
@@ -63,7 +63,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequ
         prompts: token ids of the rows that are compared, the first `PROMPTS` of them; none = a few fixed tokens.
 
     Returns:
-        How far the logits lie apart, as a line of the log.
+        How far the logits differ, as a line of the log.
 
     Raises:
         ConfigError: the adapter cannot be merged, or the logits of what was read back differ from the trained model's
@@ -92,7 +92,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, prompts: Sequence[Sequ
     allowed = TOLERANCE[dtype] * largest
     if not gap <= allowed:  # a NaN is no number that is small enough
         raise ConfigError(
-            f"The merged model is not the one that was trained, and is not kept: read back, its logits on {len(rows)} "
+            f"The merged model is not the one that was trained, and is not saved: read back, its logits on {len(rows)} "
             f"prompts differ by up to {gap:.3g}, where {allowed:.2g} is allowed for weights in "
             f"{str(dtype).removeprefix('torch.')} and logits up to {largest:.3g}. {kind} computes something that the "
             "weights of the model alone do not hold; use the adapter as it is."

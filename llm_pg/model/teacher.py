@@ -95,8 +95,8 @@ class Teacher:
         Raises:
             ConfigError: it reads fewer tokens than the policy can say.
         """
-        rows, said = (each.get_input_embeddings().weight.shape[0] for each in (model, policy.model))
-        if rows < (known := said if policy.tokenizer is None else len(policy.tokenizer)):
+        rows, own = (each.get_input_embeddings().weight.shape[0] for each in (model, policy.model))
+        if rows < (known := own if policy.tokenizer is None else len(policy.tokenizer)):
             raise ConfigError(
                 f"The teacher knows {rows} tokens and the policy's tokenizer {known}: a token that one says the other "
                 "could not read. Take a teacher with the same tokenizer."

@@ -26,14 +26,14 @@ def encode(
     *,
     chat_template_kwargs: dict[str, Any],
     vocab_size: int | None = None,
-    said: set[str] | None = None,
+    warned: set[str] | None = None,
 ) -> list[Prompt]:
     """A prompt of every draft, with its place as index.
 
     Args:
-        where: names a draft's row in messages. said: the warnings that this run has had, which are not repeated.
+        where: names a draft's row in messages. warned: the warnings that this run has had, which are not repeated.
     """
-    said = set() if said is None else said
+    warned = set() if warned is None else warned
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "The tokenizer has no end-of-sequence token, so a completion could never end. Set tokenizer.eos_token to "
@@ -45,7 +45,7 @@ def encode(
             f"The prompt of {where(0)} is a conversation, and the tokenizer has no chat template. Use an instruct "
             "model, set tokenizer.chat_template, or give plain prompts without system_prompt and chat."
         )
-    _check_template(chat, tokenizer, chat_template_kwargs, said)
+    _check_template(chat, tokenizer, chat_template_kwargs, warned)
     texts = [
         draft.content
         if isinstance(draft.content, str)
@@ -53,7 +53,7 @@ def encode(
         for index, draft in enumerate(drafts)
     ]
     ids_by_row = tokenizer(texts, add_special_tokens=not chat, verbose=False)["input_ids"]
-    bounds = Bounds(tokenizer, said)
+    bounds = Bounds(tokenizer, warned)
     if chat:
         control = control_tokens(tokenizer, chat_template_kwargs)
         for index, draft in enumerate(drafts):
@@ -67,12 +67,12 @@ def encode(
     ]
 
 
-def _check_template(chat: bool, tokenizer: Any, chat_template_kwargs: dict[str, Any], said: set[str]) -> None:
+def _check_template(chat: bool, tokenizer: Any, chat_template_kwargs: dict[str, Any], warned: set[str]) -> None:
     if chat:
         check_template(tokenizer, chat_template_kwargs)
-    if "template" in said:
+    if "template" in warned:
         return
-    said.add("template")
+    warned.add("template")
     if chat:
         say_generation_prompt(tokenizer, chat_template_kwargs)
     elif chat_template_kwargs:

@@ -74,9 +74,9 @@ def load_prompts(
     Raises ConfigError, one paragraph, for whatever of this cannot work.
     """
     check_settings(config.data)
-    said: set[str] = set()
+    warned: set[str] = set()
     train_rows, held_out_rows = read_sources(config, train_dataset, eval_dataset)
-    train = _prompts_of(train_rows, config, tokenizer, context_length, vocab_size, said)
+    train = _prompts_of(train_rows, config, tokenizer, context_length, vocab_size, warned)
     wanted = config.data.num_eval_prompts
     if not wanted:
         held_out: list[Prompt] = []
@@ -84,7 +84,7 @@ def load_prompts(
         _check_sizes(config, train_rows, None, len(train))
         train, held_out = _hold_out(train, wanted, config.run.seed)
     else:
-        held_out = _spread(_prompts_of(held_out_rows, config, tokenizer, context_length, vocab_size, said), wanted)
+        held_out = _spread(_prompts_of(held_out_rows, config, tokenizer, context_length, vocab_size, warned), wanted)
         given = eval_dataset is not None or config.data.eval_data_files
         _check_overlap(train, held_out, None if given else config.data.task)
     check_enough(len(train), plan_batch(config).prompts)
@@ -119,7 +119,7 @@ def _prompts_of(
     tokenizer: Any,
     context_length: int | None,
     vocab_size: int | None,
-    said: set[str] | None = None,
+    warned: set[str] | None = None,
 ) -> list[Prompt]:
     limit, why = _longest_prompt(config, context_length)
     drafts = draft_prompts(config.data, table)
@@ -129,7 +129,7 @@ def _prompts_of(
         table.where,
         chat_template_kwargs=config.data.chat_template_kwargs,
         vocab_size=vocab_size,
-        said=said,
+        warned=warned,
     )
     return _within(prompts, limit, why, config.data.long_prompts, table.where)
 
@@ -215,7 +215,7 @@ def _spread(prompts: Sequence[Prompt], wanted: int) -> list[Prompt]:
 
 
 def _check_overlap(train: Sequence[Prompt], held_out: Sequence[Prompt], task: str | None) -> None:
-    """Rows of one task that read the same are refused; sets that were given apart are the user's, who is warned."""
+    """Rows of one task that read the same are refused; sets given separately are the user's, who is warned."""
     trained = {prompt.ids for prompt in train}
     both = [prompt for prompt in held_out if prompt.ids in trained]
     if not both:

@@ -36,9 +36,9 @@ class EndOfTurn:
 def end_of_turn(tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> EndOfTurn | None:
     """How a turn of the assistant ends; None where there is no template, or it writes nothing behind the words."""
     text = _render(tokenizer, ((_ASKED, "user"), (_SAID, "assistant")), chat_template_kwargs)
-    _, said, rest = (text or "").rpartition(_SAID)
+    _, found, rest = (text or "").rpartition(_SAID)
     rest = rest.strip()
-    if not said or not rest:
+    if not found or not rest:
         return None
     ids, known = tokenizer(rest, add_special_tokens=False)["input_ids"], tokenizer.added_tokens_decoder
     if ids[0] not in known:
@@ -181,11 +181,11 @@ class Bounds:
     """Keeps the special tokens around encoded prompts to what a prompt may have: one beginning and no end.
 
     Args:
-        said: what was warned of in earlier tables of the same run, which is not repeated.
+        warned: what was warned of in earlier tables of the same run, which is not repeated.
     """
 
-    def __init__(self, tokenizer: Any, said: set[str]) -> None:
-        self.tokenizer, self.said = tokenizer, said
+    def __init__(self, tokenizer: Any, warned: set[str]) -> None:
+        self.tokenizer, self.warned = tokenizer, warned
         self.before, self.behind = added_ids(tokenizer)
 
     def plain(self, ids: Sequence[int], where: str) -> list[int]:
@@ -231,6 +231,6 @@ class Bounds:
         return " ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(ids))))
 
     def _say(self, what: str, text: str) -> None:
-        if what not in self.said:
-            self.said.add(what)
+        if what not in self.warned:
+            self.warned.add(what)
             log.warning("%s", text)

@@ -59,7 +59,7 @@ class World:
         gamma: discount.
         train_eos: False leaves the EOS out of the loss.
         scored_PS: False where the reward function gives no verdict; the objective is then E[R | scored].
-        ordered: list each order of a group apart.
+        ordered: list each order of a group separately.
         part_PSF: what each of several reward functions says of a completion; their sum is its return.
     """
 

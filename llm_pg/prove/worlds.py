@@ -46,7 +46,7 @@ class WorldSpec:
         train_eos: False leaves the EOS out of the loss.
         unscored: completions that begin with b get no verdict.
         gamma: discount.
-        ordered: each order of a group is listed apart.
+        ordered: each order of a group is listed separately.
     """
 
     horizon: int = 3

@@ -174,12 +174,12 @@ def _drawn(series: Series, frame: Frame, smooth: bool) -> list[str]:
 
 def spoken(chart: Chart) -> str:
     """The chart in a sentence, for those who cannot see it."""
-    said = []
+    parts = []
     for s in chart.series:
         if s.points:
             (x0, y0), (x1, y1) = s.points[0], s.points[-1]
-            said.append(f"{s.label}: {number(y0)} at {chart.x} {x0:.0f}, {number(y1)} at {chart.x} {x1:.0f}")
-    return f"{chart.title}. " + "; ".join(said)
+            parts.append(f"{s.label}: {number(y0)} at {chart.x} {x0:.0f}, {number(y1)} at {chart.x} {x1:.0f}")
+    return f"{chart.title}. " + "; ".join(parts)
 
 
 def svg(chart: Chart, index: int) -> str:

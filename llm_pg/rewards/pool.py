@@ -182,7 +182,7 @@ class WorkerPool:
                 self._look_after(worker, jobs, ledger)
 
     def _look_after(self, worker: Worker, jobs: deque[RewardJob], ledger: Ledger | None) -> None:
-        """Replace a worker that has died or is late, once what it said before that is taken down."""
+        """Replace a worker that has died or is late, after its last answers were read."""
         is_dead = worker.child.has_ended
         if is_dead or worker.is_late():
             self._read(worker, jobs, ledger)

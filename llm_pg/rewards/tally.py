@@ -1,4 +1,4 @@
-"""What the functions said about a batch, written down as it comes in, and the limits at which a run stops."""
+"""The results of the reward functions on a batch, recorded as they come in, and the limits at which a run stops."""
 
 import logging
 import math
@@ -55,7 +55,7 @@ class Scores:
 
 
 class Tally:
-    """The ledger of one batch. `shown` outlives it: what was said once about a function is not said again.
+    """The ledger of one batch. `shown` outlives it: a cause that was logged once is not logged again.
 
     max_unscorable: share of a step's completions; the batch is `share` of them.
     """
@@ -173,7 +173,9 @@ class Tally:
         if (name, cause) in self._shown:
             return
         self._shown.add((name, cause))
-        logger.warning("Reward function %s %s. Said once for this cause.%s", name, what, f"\n{trace}" if trace else "")
+        logger.warning(
+            "Reward function %s %s. Logged once for this cause.%s", name, what, f"\n{trace}" if trace else ""
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -166,7 +166,7 @@ class Collector:
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[list[int]], step: int = 0) -> Scores:
         """Rewards in TRL's form: conversational prompts get their completions as a list of one message.
 
-        step: of the run, counted from 1; functions are told how many are done, and 0 in an evaluation.
+        step: of the run, counted from 1; functions get the number of steps that are done, and 0 in an evaluation.
         """
         return self._scored(self.scorer, prompts, texts, ids, step)
 

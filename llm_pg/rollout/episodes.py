@@ -24,7 +24,7 @@ from .sampler import EVAL_STREAM, TRAIN_STREAM
 
 
 class Transcript(str):
-    """What was said in an episode, with its return: None = it could not be scored."""
+    """The text of an episode, with its return: None = it could not be scored."""
 
     outcome: float | None
 

@@ -1,4 +1,4 @@
-"""The best model so far, by a number of the held-out evaluation: kept in `best/` beside what the run goes on with."""
+"""The best model so far, by a number of the held-out evaluation: saved in `best/` beside what the run goes on with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Best:
     """Keeps the model of the best evaluation.
 
     Args:
-        folder: where it is kept, replaced as a whole. metric: a name of `Evaluation.metrics()`.
+        folder: where it is saved, replaced as a whole. metric: a name of `Evaluation.metrics()`.
         greater_is_better: else the smallest wins. A tie keeps the earlier model.
         save: writes model and tokenizer into a folder; called on every rank, since shards are gathered by all.
         ranks: of the run, of which the first writes; None = there is one.
@@ -43,7 +43,7 @@ class Best:
     ) -> None:
         self.folder, self.metric, self.greater_is_better = folder, metric, greater_is_better
         self.save, self.ranks, self.is_main = save, ranks, ranks is None or ranks.is_main
-        self.problem = ""  # why the last better model was not kept
+        self.problem = ""  # why the last better model was not saved
         self.step: int | None = None
         self.value = math.nan
         self.evaluation: Evaluation | None = None
@@ -58,7 +58,7 @@ class Best:
             self._before.rename(self.folder)
 
     def recall(self, newest_step: int) -> None:
-        """Go on from what an interrupted run kept, unless it is of a step that is going to be done again."""
+        """Go on from what an interrupted run saved, unless it is of a step that is going to be done again."""
         try:
             facts = json.loads((self.folder / FACTS).read_text())
         except (FileNotFoundError, json.JSONDecodeError):

@@ -85,7 +85,7 @@ def make_scorer(
     scorer.check_columns(sorted(rows[0]))
     scorer.check_rows(rows)
     decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
-    if decides is not None and decides.split("/")[0] not in known:  # after the slash stands a part of its answer
+    if decides is not None and decides.split("/")[0] not in known:  # the word after the slash is a part of its answer
         raise ConfigError(f"eval.pass_reward cannot be {decides!r}; {choices(decides, known)}")
     if device is not None:
         try:

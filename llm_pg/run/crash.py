@@ -1,4 +1,4 @@
-"""When a step fails: the state before it and the batch that failed are kept, so that it can be looked at and gone on
+"""When a step fails: the state before it and the batch that failed are saved, so that it can be looked at and gone on
 from. `<run>/crash/step-000007/` holds error.txt, completions.jsonl and batch.safetensors."""
 
 from __future__ import annotations

@@ -122,11 +122,11 @@ class Evaluator:
         if best is None:
             return
         if best.observe(step, result):
-            terminal.say(f"Best so far: {best.metric} {best.value:.4g}, kept in {folder.best}.")
+            terminal.say(f"Best so far: {best.metric} {best.value:.4g}, saved in {folder.best}.")
         elif best.problem:
             terminal.warn(
-                f"The model of step {step}, the best so far, was not kept: {best.problem} at {folder.best}. The one "
-                f"kept before stays ({best.step})."
+                f"The model of step {step}, the best so far, was not saved: {best.problem} at {folder.best}. The one "
+                f"saved before stays ({best.step})."
             )
 
 

@@ -22,7 +22,7 @@ from . import provenance
 from .guard import RunStopped
 from .lock import check_free
 
-# What a disk says that takes no more, and what a run is told of it.
+# Errors of a disk that cannot be written, and the text of the message.
 _DISKS = {
     errno.ENOSPC: "no room is left on the disk. Make room there",
     errno.EDQUOT: "the quota of this user is used up. Make room there",
@@ -152,12 +152,12 @@ def full_disks_named(what: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = said_by_disk(error)
-        if said is None:
+        cause = said_by_disk(error)
+        if cause is None:
             raise
         place = getattr(error, "filename", None) or f"{what}, or where standard output goes,"
         raise RunStopped(
-            f"{place} cannot be written: {said}, or set run.output_dir elsewhere; --resume goes on from the newest "
+            f"{place} cannot be written: {cause}, or set run.output_dir elsewhere; --resume goes on from the newest "
             "whole checkpoint."
         ) from None
 

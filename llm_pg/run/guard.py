@@ -16,7 +16,7 @@ NON_FINITE_LIMIT_SCALED = 20
 
 
 class RunStopped(RuntimeError):
-    """A run that cannot go on; one paragraph says why and what is kept."""
+    """A run that cannot go on; one paragraph says why and what is saved."""
 
 
 class Interrupted(SystemExit):

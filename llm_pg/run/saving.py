@@ -66,7 +66,7 @@ class ModelWriter:
 
     def save_merged(self) -> None:
         """Where the config asks for it, the adapter merged into its model, in `merged/`: only where that computes what
-        was trained. The adapter is kept in any case."""
+        was trained. The adapter is saved in any case."""
         folder, terminal = self.context.folder, self.context.terminal
         if not (self.context.config.run.merge_adapter and self.context.ranks.is_main):
             return
@@ -87,8 +87,8 @@ class ModelWriter:
         if not bad:
             return
         good, checkpoints = self.newest_checkpoint(), self.context.folder.checkpoints
-        kept = "" if good is None else f" The last good weights are those of checkpoint {good} in {checkpoints}."
+        last = "" if good is None else f" The last good weights are those of checkpoint {good} in {checkpoints}."
         raise CheckpointError(
-            f"The model was not saved: {len(bad)} of {len(weights)} weights hold NaN or inf ({bad[0]} first).{kept} "
+            f"The model was not saved: {len(bad)} of {len(weights)} weights hold NaN or inf ({bad[0]} first).{last} "
             "Lower train.learning_rate, or look for the step in metrics.jsonl where grad_norm grew."
         )

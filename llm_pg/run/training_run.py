@@ -256,7 +256,7 @@ def open_run(
     resume: bool | str | Path = False,
     override: bool = False,
 ) -> Iterator[TrainingRun]:
-    """A run from its folder's lock to its end; what goes wrong in a step is kept before it is raised.
+    """A run from its folder's lock to its end; what a step raised is saved before it is raised again.
 
     Args:
         make_optimizer: an optimiser of its own over the policy's parameters; it returns None = the config's.

@@ -98,7 +98,7 @@ def try_longest_batch(context: RunContext, learner: Learner, prompts: Sequence[P
     if trial.rows < trial.asked:
         terminal.warn(
             f"{trial.asked} of the longest completions do not fit into memory together, {trial.rows} do: passes "
-            f"are kept to as many tokens as those have, {policy.layout.most_tokens:,}, with the same gradient."
+            f"are limited to as many tokens as those have, {policy.layout.most_tokens:,}, with the same gradient."
         )
     return trial
 

@@ -46,7 +46,7 @@ class GenerateSampler:
         rows = [list(ids) for ids in prompt_ids for _ in range(num_generations)]
         each = self.rows_at_once or len(rows)
         core = core_of(self.model)
-        # What generate is not told it takes from the model's own settings: a repetition penalty, suppressed tokens.
+        # Arguments that are left out are taken from the model's own settings: a repetition penalty, suppressed tokens.
         before, core.generation_config = core.generation_config, GenerationConfig()
         try:
             with eval_mode(self.model), products_in(self.dtype, self.model), wide_logits(self.model):

@@ -5,7 +5,7 @@ and the residuals are written out, and on a CPU the weights are laid out anew fo
 blocks in which oneDNN reads them, those that share their input as one (1.5 to 3 times the speed of the plain layout at
 4 to 64 rows). Under an autocast to bfloat16 the blocks are of that type, which halves what comes from memory; what is
 between the products stays in float32, as does attention, whose products are too small to gain. Anything that is not a
-plain linear layer, an adapter for example, is called as it stands.
+plain linear layer, an adapter for example, is called unchanged.
 """
 
 from __future__ import annotations

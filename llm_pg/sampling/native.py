@@ -34,7 +34,7 @@ NO_TOKEN = 2**31 - 1  # what StopStringCriteria takes for an id that matches not
 
 
 class NativeSampler:
-    """Samples from `model` as it stands.
+    """Samples from `model` with its present weights.
 
     Args:
         model: a decoder-only transformers model.

@@ -129,7 +129,7 @@ class _Run:
                 ended_by = None if more else "output"
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         cpu_s = usage.ru_utime + usage.ru_stime
-        # The kernel's limit counts ticks and usage counts time: on a busy virtual machine they lie far apart.
+        # The kernel's limit counts ticks and usage counts time: on a busy virtual machine they differ much.
         if ended_by is None and number == _SIGKILL and cpu_s > 0.5 * self.limits["cpu_s"]:
             ended_by = "cpu"
         exit_code = os.WEXITSTATUS(status) if ended_by is None and number is None else None

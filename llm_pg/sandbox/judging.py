@@ -214,14 +214,15 @@ def _read_verdicts(result: Result, nonce: str, sizes: Sequence[int]) -> list[Ver
     if last < len(sizes) - 1 and result.status in ("ok", "error", "signal"):
         raise SandboxError(f"The referee ended early ({result.status}): {result.stderr[-500:]!r}")
     return [
-        _verdict(place, size, said, result.status) for place, (size, said) in enumerate(zip(sizes, found, strict=True))
+        _verdict(place, size, reported, result.status)
+        for place, (size, reported) in enumerate(zip(sizes, found, strict=True))
     ]
 
 
-def _verdict(place: int, size: int, said: Mapping[int, tuple[str, str]], status: str) -> Verdict:
-    """One test from what was said of its units; what nothing was said of was not reached. -1 is the test as a whole."""
-    whole = said.get(-1, ("fail", f"not reached: {status}"))
-    units = [said.get(unit, whole) for unit in range(size)]
+def _verdict(place: int, size: int, reported: Mapping[int, tuple[str, str]], status: str) -> Verdict:
+    """One test from the results of its units; a unit without a result was not reached. -1 is the test as a whole."""
+    whole = reported.get(-1, ("fail", f"not reached: {status}"))
+    units = [reported.get(unit, whole) for unit in range(size)]
     counted = [(word, reason) for word, reason in units if word != "idle"]
     if not counted:
         raise ValueError(f"Test {place} has the same outcome for every program: it asks nothing of the program.")

@@ -34,11 +34,11 @@ def run(
     code, stdin: the program's source and its standard input. The working directory is an empty folder of its own.
     level: what to use instead of the highest level this machine gives (`sandbox.level()`).
     packages: the code may import what is installed beside this interpreter; otherwise the standard library only.
-    allow_uncontained: run even where nothing but resource limits holds the code. The same is said by setting the
+    allow_uncontained: run even where nothing but resource limits holds the code. The same as setting the
         environment variable LLM_PG_UNCONTAINED_CODE to 1.
 
     Raises SandboxError when the sandbox failed, so that nothing is known about the code: score it None, never 0.
-    Raises SandboxRefused where the code could not be contained and nobody said that it may run all the same.
+    Raises SandboxRefused where the code could not be contained and nobody allowed it to run all the same.
     """
     limits = limits or Limits()
     chosen = choose(level, packages=packages, allow_uncontained=allow_uncontained)

@@ -12,7 +12,7 @@ class SandboxError(RuntimeError):
 
 
 class SandboxRefused(SandboxError):
-    """This machine cannot contain the code, and nobody said that it may run uncontained."""
+    """This machine cannot contain the code, and nobody allowed it to run uncontained."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ _TOKEN = re.compile(
       (?P<frac>\\frac\s*(?P<top>\{[^{}]*\}|\d)\s*(?P<under>\{[^{}]*\}|\d))
     | (?P<num>
         (?:\d{1,3}(?:\ \d{3})+(?:[.,]\d+)?(?![._',/]?\d)            # 1 234 567,5
-        | \d(?:\d|[.,_'](?=\d))*                                            # every other form, told apart in literal
+        | \d(?:\d|[.,_'](?=\d))*                                            # every other form, distinguished in literal
         | (?<![\w.])\.\d+)
         (?:\.?\\overline\{\d+\})?
         (?:[eE][-+]?\d{1,3}(?![\w.]*\d))?)
@@ -98,7 +98,7 @@ def in_base(digits: str, base: int) -> Fraction | None:
 
 
 def _signed(text: str) -> Fraction | None:
-    """A numeral with at most a sign and a power, as it stands inside braces."""
+    """A numeral with at most a sign and a power, as it is inside braces."""
     match = re.fullmatch(r"\s*([-+]?)\s*([^\^]*?)\s*(?:\^\s*\{?\s*([-+]?\d+)\s*\}?)?\s*", text)
     if match is None or not re.fullmatch(r"[\d.,_']+", match[2]):
         return None

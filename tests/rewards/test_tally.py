@@ -204,7 +204,7 @@ def test_a_cause_is_shown_once_with_its_trace_for_each_function_and_over_all_bat
             tally.noticed(1, {"state": ["total"]})
             tally.scored(1, 7, answer(math.nan))
     said = [record.getMessage() for record in caplog.records]
-    once = "Said once for this cause."
+    once = "Logged once for this cause."
     assert said[:4] == [
         "Reward function tenth failed on completion 3 of a batch (late), which stays unscored. " + once + "\nits trace",
         "Reward function batch_raises failed on completion 5 of a batch (late), which stays unscored. " + once,

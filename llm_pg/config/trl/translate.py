@@ -106,7 +106,7 @@ def _batch(values: Values, schedule: TrlSchedule) -> None:
 
 
 def _passes(values: Values, rows: int, accumulate: int) -> int:
-    """steps_per_generation in TRL's count, whichever way it was said."""
+    """steps_per_generation in TRL's count, whichever way it was given."""
     whole, passes = values.pop("generation_batch_size", None), values.get("steps_per_generation")
     if whole is not None and passes is not None:
         raise _refusal("generation_batch_size", whole, "steps_per_generation is given too; give one of them")
@@ -162,7 +162,7 @@ def _strategies(values: Values, schedule: TrlSchedule) -> None:
             raise _refusal(
                 f"{name}_strategy",
                 strategy,
-                f"{choices(strategy, ('no', 'steps', 'epoch'))} The best model is kept by `metric_for_best_model`",
+                f"{choices(strategy, ('no', 'steps', 'epoch'))} The best model is chosen by `metric_for_best_model`",
             )
 
 

@@ -88,7 +88,7 @@ def _lines(word: str, mistakes: Sequence[Mistake]) -> Iterable[str]:
 
 
 def _share(count: int, rows: int) -> str:
-    """A count with the share of the data's rows that it stands for, and its 95 % interval."""
+    """A count with the share of the data's rows that it represents, and its 95 % interval."""
     if not count:
         return f"0 of {rows}"
     found = wilson(count / rows, rows)

@@ -54,7 +54,7 @@ class Buffers:
     """All that steps read and write beside the weights.
 
     Slot r holds row `row_R[r]` of the batch (`num_rows` = none), of which `count_R[r]` tokens are sampled, the last of
-    them `next_R[r]`. `tokens_BT` and `logp_BT` have a row for what empty slots say, and a column for what is said after
+    them `next_R[r]`. `tokens_BT` and `logp_BT` have a row for what empty slots say, and a column for tokens after
     the last token.
 
     Args:

@@ -55,7 +55,7 @@ def check_colocated(device: torch.device, settings: Settings) -> None:
     need_vllm(colocated=True)
     if settings.sleep and device.type != "cuda":
         raise ValueError(
-            f"vllm_enable_sleep_mode gives back a GPU's memory, and the model stands on {device.type}, where vLLM "
+            f"vllm_enable_sleep_mode gives back a GPU's memory, and the model is on {device.type}, where vLLM "
             "ignores the call. Leave vllm_enable_sleep_mode out."
         )
 

@@ -62,7 +62,7 @@ def suspects(
     old: dict[str, Tensor],
     tolerance: float,
 ) -> str:
-    """Which weights the server did not take over, told from what it computes: one sentence.
+    """Which weights the server did not take over, found from what it computes: one sentence.
 
     Each weight in turn is put back to its value before the sync; where that alone brings the trainer to the server's
     numbers, the server still has it.

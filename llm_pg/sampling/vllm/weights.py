@@ -47,7 +47,7 @@ def unties(model: Any) -> bool:
 
 @torch.no_grad()
 def named(model: Any) -> dict[str, Tensor]:
-    """Every weight under its checkpoint's name, where the model stands, adapters merged into copies of their layers."""
+    """Every weight under its checkpoint's name, on the model's device, adapters merged into copies of their layers."""
     core = core_of(model)
     out = revert_weight_conversion(core, merged_state(model))
     head = f"{_head_name(core)}.weight"
@@ -140,7 +140,7 @@ def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
 
 
 def _copied_modules(core: Any) -> dict[str, dict[str, Tensor]]:
-    """What stands for modules that an adapter trains as a whole (modules_to_save), by their names."""
+    """The trained copies of modules that an adapter trains as a whole (modules_to_save), by their names."""
     return {
         name: dict(module.modules_to_save[module.active_adapter].state_dict())
         for name, module in core.named_modules()

@@ -315,7 +315,7 @@ def say(unit: int, word: str, reason: str) -> None:
 
 
 def judge(spec: dict[str, Any], test: Any) -> None:
-    """Run one test. What is said of it outside its units has the number -1."""
+    """Run one test. Results outside its units have the number -1."""
     state.asked = False
     try:
         solution = find(spec["names"], spec["method_of"])

@@ -123,7 +123,7 @@ def encode(value: Any, opaque: Callable[[Any], Any]) -> Any:
 
 
 def decode(value: Any, handle: Callable[[Any], Any]) -> Any:
-    """The value that `encode` wrote; `handle` makes what stands for an opaque one."""
+    """The value that `encode` wrote; `handle` makes the substitute of an opaque one."""
     if isinstance(value, list):
         return [decode(item, handle) for item in value]
     if not isinstance(value, dict):
