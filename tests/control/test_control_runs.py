@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llm_pg.control.adviser import advise, check, collapsed
 from llm_pg.control.environments import inspect
 from llm_pg.control.prepare import prepare
 from llm_pg.control.record import ControlRun, reward_hacking
-from llm_pg.control.runs import train_seeds
+from llm_pg.control.runs import train_in_folder, train_seeds
 from llm_pg.control.settings import SPECS, resolve
 from llm_pg.control.train import train
 from llm_pg.doctor import examine_run
@@ -243,7 +244,26 @@ def test_a_command_trains_and_writes_a_run_folder_of_the_main_track(
     replay = (folder / "replay.txt").read_text()
     assert "the policy" in replay
     assert "@" in replay
-    assert "Return" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Return" in page
+    assert "The run goes on." not in page
+    (session,) = [json.loads(line) for line in (folder / "sessions.jsonl").read_text().splitlines()]
+    assert session["host"] == socket.gethostname()
+    assert "Where the numbers come from" in page
+    assert session["versions"]["torch"] in page
+
+
+def test_a_control_run_that_is_interrupted_has_a_page_that_says_so(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def interrupt(point: Any) -> None:
+        seen.append((tmp_path / "r" / "report.html").read_text())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in_folder(resolve("sigmoid-bandit", "reinforce", total_steps=200), tmp_path / "r", on_point=interrupt)
+    assert "Waiting for the first step." in seen[0]  # there from the beginning
+    assert "Interrupted from the keyboard." in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_a_folder_that_holds_a_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,6 +215,28 @@ def test_a_completion_of_a_million_characters_is_cut_with_its_length_said(browse
     assert "1000000 characters in all" in texts(browser, "#detail")[0]
 
 
+def test_ten_thousand_completions_of_a_thousand_steps_open_in_a_second_of_the_browser_s_work(
+    browser: Browser, make_run: Any
+) -> None:
+    """The work of its main thread until the page is there, not the time of the wall: tests share their cores."""
+
+    def rows(step: int) -> list[dict[str, Any]]:
+        return [token_row(step, k // 5, k % 5, [f"w{step}", f" x{k}", "</s>"]) for k in range(10)]
+
+    path = write_report([make_run(steps=1000, rows=rows)])
+    assert path.stat().st_size < 3_000_000
+    browser.size(1280, 900)
+    browser.devtools("Performance.enable", {"timeDomain": "threadTicks"})
+    before = {m["name"]: m["value"] for m in browser.devtools("Performance.getMetrics", {})["metrics"]}
+    browser.open(path)
+    after = {m["name"]: m["value"] for m in browser.devtools("Performance.getMetrics", {})["metrics"]}
+    browser.devtools("Performance.disable", {})
+    assert texts(browser, "#count") == [f"{len(browser.js('return JSON.parse(data.textContent).rows'))} completions"]
+    assert browser.js("return JSON.parse(data.textContent).rows.length") >= 9_000
+    spent = {name: after[name] - before.get(name, 0.0) for name in ("TaskDuration", "ScriptDuration", "LayoutDuration")}
+    assert 0 < spent["TaskDuration"] < 1.0, spent
+
+
 @pytest.mark.parametrize("width, height, dark", [(1280, 900, False), (390, 844, False), (1280, 900, True)])
 def test_nothing_is_wider_than_the_screen(
     browser: Browser, make_run: Any, tmp_path: Path, width: int, height: int, dark: bool
