@@ -103,7 +103,8 @@ class Watched:
             )
             if run is not None and run.metrics:
                 newest = max(newest, (folder / "metrics.jsonl").stat().st_mtime)
-        head = HEADS[kinds[0]] if len(set(kinds)) == 1 else f"{kinds.count('running')} of {len(kinds)} runs still going."
+        several = f"Still going: {kinds.count('running')} of {len(kinds)} runs."
+        head = HEADS[kinds[0]] if len(set(kinds)) == 1 else several
         state = State(self.state.version + 1, begun, sum(counts), head, "; ".join(texts), newest)
         with self.changed:
             self._seen, self.state = seen, state
