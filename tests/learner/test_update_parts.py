@@ -282,6 +282,38 @@ def test_passes_without_weight_keep_the_pace_and_leave_the_gradient(more: int, m
     assert paced.policy.strategy is strategy
 
 
+def test_idle_passes_of_a_critic_leave_the_policy_without_a_gradient_while_it_learns_alone(
+    make_model: Callable[..., Any],
+) -> None:
+    plain, paced = (updater_of(make_model("llama"), strategy, name="ppo") for strategy in (None, Paced(2)))
+    norms = [updated(updater, rollouts(), critic_only=True)[0].critic_grad_norm for updater in (plain, paced)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert all(p.grad is None for p in paced.policy.parameters())
+    critic: Any = paced.policy.critic
+    strategy: Any = paced.strategy
+    assert strategy.losses[-2:] == [0.0, 0.0]
+    assert all(p.grad is not None for p in critic.trainable())
+
+
+@pytest.mark.parametrize("alive, expected", [(0, False), (1, True), (6, True)])
+def test_a_strategy_is_told_whether_any_row_has_a_gradient(
+    alive: int, expected: bool, make_model: Callable[..., Any]
+) -> None:
+    told: list[tuple[bool, bool]] = []
+
+    class Told(Strategy):
+        def step(self, own: Any, critic: Any, *, has_rows: bool, is_finite: bool, spoil: Any) -> Any:
+            told.append((has_rows, is_finite))
+            return super().step(own, critic, has_rows=has_rows, is_finite=is_finite, spoil=spoil)
+
+    updater, batch = updater_of(make_model("llama"), Told("cpu"), name="reinforce"), rollouts()
+    batch.reward_BT[alive:] = 0.0
+    (stats,) = updated(updater, batch)
+    assert told == [(expected, True)]
+    assert stats.stepped
+    assert (stats.grad_norm > 0) == expected
+
+
 def test_a_step_that_others_decided_to_drop_has_a_gradient_that_is_no_number(make_model: Callable[..., Any]) -> None:
     class Spoiled(Strategy):
         def step(self, own: Iterable[Any], critic: Any, *, spoil: Callable[[], None], **given: Any) -> Any:
