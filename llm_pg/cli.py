@@ -202,6 +202,9 @@ def _model_commands(commands: Commands) -> None:
 
 def _room_commands(commands: Commands) -> None:
     """Commands about the estimators, without a run."""
+    from . import plan
+    from .control import cli as control_cli
+
     prove = commands.add_parser("prove", help="compare every estimator's expected update with the exact gradient")
     prove.add_argument("--quick", action="store_true", help="a smaller table, in under 10 seconds")
     prove.add_argument("--json", action="store_true", help="the rows as JSON")
@@ -211,12 +214,11 @@ def _room_commands(commands: Commands) -> None:
     prove.set_defaults(run=_prove)
 
     control = commands.add_parser("control", help="classic control with the same estimators")
-    _control_arguments(control)
+    control_cli.add_arguments(control)
+    control.set_defaults(run=control_cli.main)
 
     advise = commands.add_parser("advise", help="settings that suit a task, each with its reason, as a YAML")
     _advise_arguments(advise)
-
-    from . import plan
 
     plan.add_arguments(commands.add_parser("plan", help="predicted time, memory and bottleneck of a step on N devices"))
 
@@ -358,13 +360,6 @@ def _prove(arguments: argparse.Namespace) -> int:
         advantage=arguments.advantage,
         loss=arguments.loss,
     )
-
-
-def _control_arguments(parser: argparse.ArgumentParser) -> None:
-    from .control import cli
-
-    cli.add_arguments(parser)
-    parser.set_defaults(run=cli.main)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,18 +12,26 @@ from torch import Tensor
 from . import BUCKET_BYTES
 from .strategy import Strategy
 
+T = TypeVar("T")
+
 
 class DataParallel(Strategy):
     """All ranks hold the same weights and each has rows of its own; torch's default process group is there already."""
 
     def __init__(self, device: torch.device | str, scaler: Any = None) -> None:
         super().__init__(device, scaler)
-        self.num_ranks, self.is_main = dist.get_world_size(), dist.get_rank() == 0
+        self.num_ranks, self.rank = dist.get_world_size(), dist.get_rank()
+        self.is_main = self.rank == 0
 
     def all_sum(self, x: Tensor) -> Tensor:
         total = x.detach().clone()
         dist.all_reduce(total)
         return total
+
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.num_ranks
+        dist.all_gather_object(values, value)
+        return values
 
     @torch.no_grad()
     def _sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:

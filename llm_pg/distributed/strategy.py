@@ -44,14 +44,14 @@ class Strategy:
         scaler: a `torch.amp.GradScaler`, where float16 needs a loss scale.
 
     Attributes:
-        num_ranks: processes of the run. is_main: whether this is the first of them, which writes.
+        num_ranks: processes of the run. rank: number of this one. is_main: whether it is the first, which writes.
         sharded: whether ranks hold parts of weights, gradients or moments. Then all make the same number of passes
             with a gradient, and all bring their parts where something is saved.
         shards_weights: whether ranks hold parts of the weights.
         optimizer: of torch, that `prepare` was given.
     """
 
-    num_ranks = 1
+    num_ranks, rank = 1, 0
     is_main = True
     sharded = False
     shards_weights = False
@@ -84,11 +84,15 @@ class Strategy:
         of tensors."""
         return work()
 
-    # --- numbers
+    # --- messages
 
     def all_sum(self, x: Tensor) -> Tensor:
         """The sum of `x` over ranks."""
         return x
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in order."""
+        return [value]
 
     # --- a step
 

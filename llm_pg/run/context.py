@@ -96,7 +96,7 @@ def make_context(
     check_count(accelerator.num_processes)
     strategy = make_strategy(accelerator)
     check_ahead(config, strategy)
-    ranks = Ranks(accelerator)
+    ranks = Ranks(strategy, accelerator)
     terminal = (terminal or make_terminal()) if ranks.is_main else Terminal.silent()
     clock = clock or Clock()
     clock.watch = terminal.phase

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other beside gradients. With one rank everything here is the identity."""
+"""What the ranks of a run agree on beside gradients, by messages of their strategy; with one rank the identity."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..distributed.strategy import Strategy
 from ..metrics import metric
 from .guard import RunStopped, mean
 
@@ -16,27 +17,27 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of one run, over accelerate."""
+    """The processes of one run.
 
-    def __init__(self, accelerator: Any) -> None:
-        self.accelerator = accelerator
-        self.number, self.count = accelerator.process_index, accelerator.num_processes
-        self.is_main = accelerator.is_main_process
+    Args:
+        strategy: sends their messages.
+        accelerator: accelerate's, which is ended with the run.
+    """
+
+    def __init__(self, strategy: Strategy, accelerator: Any = None) -> None:
+        self.strategy, self.accelerator = strategy, accelerator
+        self.number, self.count, self.is_main = strategy.rank, strategy.num_ranks, strategy.is_main
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         """Which of the flags are set on any rank: one small message."""
         if self.count == 1:
             return list(flags)
-        own = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
-        return [bool(x) for x in self.accelerator.reduce(own, reduction="sum").tolist()]
+        own = torch.tensor(flags, dtype=torch.int32, device=self.strategy.device)
+        return [bool(x) for x in self.strategy.all_sum(own).tolist()]
 
     def gather(self, value: T) -> list[T]:
         """Of every rank, in order; values travel as pickles between ranks of one run only."""
-        if self.count == 1:
-            return [value]
-        from accelerate.utils import gather_object
-
-        return gather_object([value])
+        return self.strategy.gather(value)
 
     def together(self, work: Callable[[], T]) -> T:
         """The result of `work` on this rank, if it came to an end on every rank.

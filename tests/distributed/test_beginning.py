@@ -8,21 +8,22 @@ import pytest
 import torch
 
 from llm_pg.config import ConfigError
+from llm_pg.distributed.strategy import Strategy
 from llm_pg.prompts import Prompt
 from llm_pg.run.ranks import Ranks
 from llm_pg.run.start import check_same_start, weight_digests
 from tests.conftest import FAMILIES
 
 
-class Three:
-    """An accelerator that says that it is one of three."""
+class Three(Strategy):
+    """Of one of three ranks."""
 
-    process_index, num_processes, is_main_process = 0, 3, True
+    num_ranks = 3
 
 
 def of_three(others: list[Any]) -> Ranks:
     """Ranks whose messages come in order; each is None where the rank says what this one says."""
-    ranks, told = Ranks(Three()), iter(others)
+    ranks, told = Ranks(Three("cpu")), iter(others)
     ranks.gather = lambda value: [value, *(value if x is None else x(value) for x in next(told))]  # type: ignore
     return ranks
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llm_pg.config import ConfigError
+from llm_pg.distributed.strategy import Strategy
 from llm_pg.run import checkpoint
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.ranks import Ranks, merge_metrics
@@ -148,13 +149,13 @@ def test_a_reward_that_fails_on_one_rank_ends_both_with_its_cause(fault: str, ra
         assert "injected on rank 1" in ended.output
 
 
-class FakeAccelerator:
-    process_index, num_processes, is_main_process = 0, 2, True
+class TwoRanks(Strategy):
+    num_ranks = 2
 
 
 @pytest.mark.fake
 def test_a_rank_ends_with_the_cause_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = Ranks(FakeAccelerator())
+    ranks = Ranks(TwoRanks("cpu"))
     monkeypatch.setattr(ranks, "any_of", lambda flags: [True])
     monkeypatch.setattr(ranks, "gather", lambda value: [value, "KeyError: broken"])
     with pytest.raises(RunStopped, match="Rank 1 ended the run: KeyError: broken"):
