@@ -353,13 +353,8 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _prove(arguments: argparse.Namespace) -> int:
     from .prove import main as prove
 
-    return prove(
-        quick=arguments.quick,
-        as_json=arguments.json,
-        markdown=arguments.markdown,
-        advantage=arguments.advantage,
-        loss=arguments.loss,
-    )
+    given = vars(arguments)
+    return prove(as_json=given["json"], **{name: given[name] for name in ("quick", "markdown", "advantage", "loss")})
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

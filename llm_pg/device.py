@@ -1,4 +1,4 @@
-"""Numbers on their way from the host to its device.
+"""Numbers on their way from the host to its device, and the host's threads.
 
 The host makes the choices of a run (which rows, which places, how long) and launches work ahead of the device. A plain
 copy to CUDA waits until the device has done all of it, and so does every number that is read back.
@@ -6,7 +6,8 @@ copy to CUDA waits until the device has done all of it, and so does every number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,3 +26,14 @@ def to_device(values: Tensor | Sequence[Any], device: torch.device | str, dtype:
     device = torch.device(device)
     # From pageable memory CUDA copies the numbers aside before it returns. Of Metal that is not known.
     return x.to(device, dtype, non_blocking=device.type != "mps")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside the block, for tensors so small that other threads cost more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

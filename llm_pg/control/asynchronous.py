@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..algorithms.table import AlgorithmSpec
+from ..device import one_thread
 from ..processes.child import PATIENCE, Child, anonymous_file, own_pipes
 from ..processes.frames import encode, encode_bytes, read, write
 from ..rewards.loading import Target, load, target_of
 from .collect import Episodes
 from .learner import ControlLearner
-from .prepare import begin_run, make_collector, one_thread
+from .prepare import begin_run, make_collector
 from .record import ControlRun, CurveRecorder, Point
 from .settings import ControlSettings
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import gymnasium
 import torch
 
@@ -16,17 +13,6 @@ from .policies import ControlPolicy
 from .record import ControlRun
 from .settings import ControlSettings
 from .spaces import Interface
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small networks lose time to a second thread; the caller's setting comes back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def prepare(settings: ControlSettings) -> tuple[ControlRun, ControlCollector, ControlLearner]:

@@ -6,8 +6,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from ..device import one_thread
 from .asynchronous import train_asynchronously
-from .prepare import one_thread, prepare
+from .prepare import prepare
 from .record import ControlRun, CurveRecorder, Point
 from .settings import ControlSettings
 

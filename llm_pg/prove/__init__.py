@@ -12,9 +12,10 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from ..device import one_thread
 from ..estimators.expectation import Comparison, compare
 from .cases import all_cases
-from .measure import Line, ProofCase, expect_in, line_of, one_thread
+from .measure import Line, ProofCase, expect_in, line_of
 from .render import as_json as _as_json
 from .render import markdown as _markdown
 from .render import text as _text

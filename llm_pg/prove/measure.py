@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm
@@ -90,17 +88,6 @@ class Line:
     def as_dict(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "reasons"}
         return {**fields, "why": self.why}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: the tensors here are too small to share, and waiting threads cost more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def algorithm_of(spec: AlgorithmSpec, horizon: int) -> Algorithm:

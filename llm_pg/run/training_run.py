@@ -275,12 +275,8 @@ def open_run(
             inner.enter_context(collector.scorer)
             inner.enter_context(collector)
             found = find_checkpoint(context, resume) if resume else None
-            if found is None and ranks.is_main:
-                folder.begin(context.redactor.tree(context.config.model_dump(mode="json")))
             if ranks.is_main:
-                provenance.note(folder.path, context.redactor.tree(provenance.session(ranks.count, _device())))
-                warn, clean, seconds = context.terminal.warn, context.redactor.text, context.config.run.report_seconds
-                outer.enter_context(page_from_begin_to_end(folder.path, warn, clean, seconds=seconds))
+                _write_first(context, outer, is_new=found is None)
             start_policy(context, policy, resumes=found is not None, held_out=evaluator.prompts)
             run = TrainingRun(
                 context,
@@ -330,6 +326,16 @@ def _take_folder(context: RunContext, stack: contextlib.ExitStack, resumes: bool
     if context.ranks.is_main:
         context.folder.check(context.config, resume=resumes)
         stack.enter_context(FolderLock(context.folder.path))
+
+
+def _write_first(context: RunContext, stack: contextlib.ExitStack, *, is_new: bool) -> None:
+    """The files that a run's folder has from its first step on, and its page until it ends."""
+    folder, redactor, config = context.folder, context.redactor, context.config
+    if is_new:
+        folder.begin(redactor.tree(config.model_dump(mode="json")))
+    provenance.note(folder.path, redactor.tree(provenance.session(context.ranks.count, _device())))
+    seconds = config.run.report_seconds
+    stack.enter_context(page_from_begin_to_end(folder.path, context.terminal.warn, redactor.text, seconds=seconds))
 
 
 def _rehearse(context: RunContext, writer: ModelWriter) -> None:
