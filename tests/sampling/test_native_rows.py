@@ -214,6 +214,7 @@ def test_prompts_are_shared_and_layers_lean_unless_it_is_asked_otherwise(
     names = [NativeSampler(model, tokenizer, [END], **options).choice.name for options in ({}, {"lean": False})]
     assert names == ["lean", "shared"]
     assert NativeSampler(model, tokenizer, [END], share_prompts=False).choice.name == "cache"
+    assert NativeSampler(make_model("gemma2"), tokenizer, [END]).choice.name == "cache"
     plain = NativeSampler(model, tokenizer, [END, 7])
     assert (plain.pad_id, plain.eos_ids, plain.rows_at_once, plain.dtype) == (PAD, (END, 7), None, None)
     assert plain.static is None
