@@ -186,6 +186,8 @@ class Settings(TypedDict, total=False):
     seed: int
     report_to: list[Literal["none", "all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]]
     project: str
+    tracker_group: str | None
+    tracker_tags: list[str]
     logging_steps: int
     log_completions: int
     profile_steps: int
@@ -489,6 +491,8 @@ class Attributes:
     seed: int
     report_to: list[Literal["none", "all", "aim", "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]]
     project: str
+    tracker_group: str | None
+    tracker_tags: list[str]
     logging_steps: int
     log_completions: int
     profile_steps: int

@@ -320,6 +320,10 @@ class RunConfig(Section):
         [], description="Trackers of accelerate: wandb, trackio, tensorboard; none, or all that are installed."
     )
     project: str = Field("llm_pg", description="Project of the trackers.")
+    tracker_group: str | None = Field(
+        None, description="Group of the run at trackers that have groups; None = the run's name without its seed."
+    )
+    tracker_tags: list[str] = Field([], description="Words to find the run by, at trackers that have tags.")
     logging_steps: int = Field(
         1, gt=0, description="Steps between lines in the terminal; the metrics file has every step."
     )

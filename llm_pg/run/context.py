@@ -32,6 +32,7 @@ from ..terminal import Terminal, make_terminal
 from .folder import RunFolder
 from .ranks import Ranks
 from .redact import Redactor
+from .tracker_kinds import check_trackers
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def make_context(
     """
     config.train.use_cpu = config.train.use_cpu or cpu_asked(os.environ, parent_command())
     spec = resolve_spec(config)
+    check_trackers(config)
     try:
         require_teacher(spec, config)
     except ValueError as error:
@@ -90,7 +92,6 @@ def make_context(
             cpu=config.train.use_cpu,
             # Given, as a launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide gradients; sums are ours.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=list(config.run.report_to) or None,
             project_dir=config.run.output_dir,
         )
     check_count(accelerator.num_processes)

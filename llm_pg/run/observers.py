@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config import Config
 from ..doctor.watch import RunWatch
 from ..evaluate import Evaluation
 from ..learner.learner import Learner, Update
@@ -25,7 +27,31 @@ from .folder import full_disks_named
 from .guard import Signals
 from .ranks import merge_metrics
 from .throughput import Work, matmul_rate, tokens_to_train
+from .tracker_kinds import TrackedRun, group_of
 from .trackers import Trackers
+
+
+def tracked_run(config: Config, folder: Path, start: int) -> TrackedRun:
+    """The run as its trackers name it.
+
+    Args:
+        folder: of the run. start: steps that are done already.
+    """
+    run = config.run
+    return TrackedRun(
+        run.project, folder.name, folder, run.tracker_group or group_of(folder.name), tuple(run.tracker_tags), start
+    )
+
+
+def _numbers(summary: dict[str, Any]) -> dict[str, float]:
+    """The summary's numbers, those of the evaluations before and after as before/..., after/..."""
+    out: dict[str, float] = {}
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            out.update({f"{name}/{key}": number for key, number in _numbers(value).items()})
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            out[name] = value
+    return out
 
 
 class Observers:
@@ -57,16 +83,25 @@ class Observers:
         config, device = context.config, context.accelerator.device
         dtype = torch.bfloat16 if config.train.bf16 else learner.policy.model.dtype
         self.work = Work(learner.policy.model, matmul_rate(device, dtype))
-        self.trackers = Trackers(
-            context.accelerator, list(config.run.report_to), context.terminal.warn, context.redactor
-        )
-        self.trackers.start(config.run.project, settings)
         folder = context.folder
+        self.trackers = Trackers(
+            config.run.report_to if context.ranks.is_main else [],
+            tracked_run(config, folder.path, resume_step or 0),
+            say=context.terminal.say,
+            warn=context.terminal.warn,
+            clean=context.redactor,
+            accelerator=context.accelerator,
+        )
+        self.trackers.start(settings)
         self.metrics = MetricsFile(folder.metrics, resume_step) if context.ranks.is_main else None
         earlier = read_metrics(folder.metrics) if self.metrics is not None else []
         self.watch = RunWatch(folder.path, settings, earlier)
         self.page = LivePage(folder.path, context.terminal.warn, seconds=config.run.report_seconds)
         self._step_began = self._last = time.perf_counter()
+
+    def before(self, evaluation: Evaluation) -> None:
+        """The model as it begins was evaluated: step 0 of the curves."""
+        self.trackers.log(evaluation.metrics(), 0)
 
     def begin_steps(self) -> None:
         """The first step begins now."""
@@ -151,6 +186,10 @@ class Observers:
 
     def finish(self, summary: dict[str, Any], before: Evaluation | None, after: Evaluation | None) -> None:
         """The run has come to its end: its summary, and the findings that only the whole run shows."""
+        step = int(summary.get("steps") or 0)
+        if after is not None:
+            self.trackers.log(after.metrics(), step)
+        self.trackers.summarise(_numbers(summary), step)
         self.trackers.finish()
         folder, terminal = self.context.folder, self.context.terminal
         if self.metrics is None:

@@ -21,6 +21,7 @@ from ..rewards.scorer import Scorer
 from ..rewards.specs import resolve_all
 from ..rewards.tally import RewardError
 from .folder import RunFolder
+from .tracker_kinds import check_trackers
 
 
 def task_rewards(config: Config) -> list[Any]:
@@ -70,6 +71,7 @@ def check_inputs(config: Config, *, read_hub: bool = False) -> list[int]:
     them, once it has loaded them.
     """
     check_model(config.model)
+    check_trackers(config)
     tables: list[tuple[Sequence[Mapping[str, Any]], Callable[[int], str]]] = []
     check_data(config, read_hub=read_hub, check_rows=lambda rows, where: tables.append((rows, where)))
     try:

@@ -1,4 +1,4 @@
-"""wandb, trackio and tensorboard follow the local metrics file, and may fail: the run does not wait for them.
+"""wandb, trackio, tensorboard and others follow the local metrics file, and may fail: the run does not wait for them.
 
 All their calls are made by one daemon thread. The first error, or a start or an end that takes too long, is one
 warning, and the tracker is left alone from then on.
@@ -6,85 +6,120 @@ warning, and the tracker is left alone from then on.
 
 from __future__ import annotations
 
-import html
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .redact import Redactor
+from .tracker_kinds import KINDS, START_SECONDS, Kind, TrackedRun
 
-START_SECONDS = 15.0
 END_SECONDS = 15.0
 MOST_ROWS, LONGEST_TEXT = 16, 1000  # of a table of completions
 _HOST = "api.wandb.ai"
 
 
 class Trackers:
-    """accelerate's trackers behind a queue.
+    """Trackers behind a queue.
 
     Args:
-        accelerator: made with `log_with`. names: of its trackers; without any, nothing is ever started.
-        warn: prints one line. clean: hides secrets in the settings they are given and in what they complain of.
+        names: of the trackers; without any, nothing is ever started.
+        run: as they name it.
+        say: prints one line. warn: likewise, for what went wrong.
+        clean: hides secrets in the settings they are given and in what they complain of.
+        accelerator: of accelerate, whose `trackers` they become, for callbacks that ask it for them.
+        kinds: by name.
     """
 
-    def __init__(self, accelerator: Any, names: list[str], warn: Callable[[str], None], clean: Redactor) -> None:
-        self.accelerator, self.names, self._warn, self._clean = accelerator, names, warn, clean
+    def __init__(
+        self,
+        names: Sequence[str],
+        run: TrackedRun,
+        *,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        clean: Redactor,
+        accelerator: Any = None,
+        kinds: Mapping[str, Kind] = KINDS,
+    ) -> None:
+        self.names, self.run, self.accelerator = list(names), run, accelerator
+        self._say, self._warn, self._clean, self._kinds = say, warn, clean, kinds
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._places: queue.Queue[str] = queue.Queue()
+        self._begun: list[tuple[Kind, Any]] = []
         self._failure: str | None = None
-        self._told = False
+        self._reported = False
         self._busy_since: float | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, project: str, config: dict[str, Any]) -> None:
-        if not self.names or not self.accelerator.is_main_process:
+    def start(self, config: dict[str, Any]) -> None:
+        """Begins them, without waiting.
+
+        Args:
+            config: settings of the run.
+        """
+        if not self.names:
             return
         if "wandb" in self.names and not _wandb_can_log_in():
             self._failure = "wandb has no key (WANDB_API_KEY, or `wandb login`); WANDB_MODE=offline needs none"
-            self._tell()
+            self._over()
             return
-        settings = self._clean.tree(config)
-        extra = {"wandb": {"settings": _wandb_settings()}} if "wandb" in self.names else {}
-        self._calls.put(lambda: self.accelerator.init_trackers(project, config=_flat(settings), init_kwargs=extra))
+        settings = _flat(self._clean.tree(config))
+        self._calls.put(lambda: self._begin(settings))
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         self._thread.start()
 
+    def _begin(self, settings: dict[str, Any]) -> None:
+        for name in self.names:
+            kind = self._kinds[name]
+            tracker = kind.begin(self.run)
+            self._begun.append((kind, tracker))
+            kind.configure(tracker, settings)
+            if place := kind.place(tracker, self.run):
+                self._places.put(f"{name}: {place}")
+        if self.accelerator is not None:
+            self.accelerator.trackers = [tracker for _, tracker in self._begun]
+
     def log(self, values: dict[str, float], step: int) -> None:
         """Hand over one step; never waits."""
-        if self._thread is None or self._tell():
+        if self._thread is None or self._over():
             return
         reported = {name: value for name, value in values.items() if name != "step"}  # trackio reserves the name
-        self._calls.put(lambda: self.accelerator.log(reported, step=step))
+        self._each(lambda kind, tracker: tracker.log(reported, step=step))
 
     def table(self, rows: Sequence[dict[str, Any]], step: int) -> None:
         """Hand over rows of completions/ as a table, bounded in size; never waits."""
-        if self._thread is None or self._tell() or not rows:
+        if self._thread is None or self._over() or not rows:
             return
-        columns, data = completions_table(self._clean.tree(list(rows)), step)
-        self._calls.put(lambda: self._send(columns, data, step))
+        made = completions_table(self._clean.tree(list(rows)), step)
+        self._each(lambda kind, tracker: kind.table(tracker, made, step))
 
-    def _send(self, columns: list[str], data: list[list[Any]], step: int) -> None:
-        for tracker in self.accelerator.trackers:
-            _TABLES.get(tracker.name, _no_table)(tracker, columns, data, step)
+    def summarise(self, values: dict[str, float], step: int) -> None:
+        """Hand over what the run came to; never waits."""
+        if self._thread is not None and not self._over():
+            self._each(lambda kind, tracker: kind.summarise(tracker, values, step))
+
+    def _each(self, call: Callable[[Kind, Any], None]) -> None:
+        def run() -> None:
+            for kind, tracker in self._begun:
+                call(kind, tracker)
+
+        self._calls.put(run)
 
     def finish(self) -> None:
         """Wait for what is left, at most `END_SECONDS`."""
-        if self._thread is not None and not self._tell():
-            self._calls.put(self._end)
+        if self._thread is not None and not self._over():
+            self._each(lambda kind, tracker: tracker.finish())
             self._calls.put(None)
             self._thread.join(END_SECONDS)
             if self._thread.is_alive():
                 self._failure = self._failure or f"it did not end within {END_SECONDS:.0f} s"
-            self._tell()
-        # accelerate would end them once more, the broken ones too.
-        self.accelerator.trackers = []
-
-    def _end(self) -> None:
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+            self._over()
+        if self.accelerator is not None:  # accelerate would end them once more, the broken ones too
+            self.accelerator.trackers = []
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -96,13 +131,15 @@ class Trackers:
                 return
             self._busy_since = None
 
-    def _tell(self) -> bool:
-        """Whether tracking is over; the reason is printed once."""
+    def _over(self) -> bool:
+        """Whether tracking is over; the reason, and before that where each is read, is printed once."""
+        while not self._places.empty():
+            self._say(self._places.get_nowait())
         since = self._busy_since
         if self._failure is None and since is not None and time.monotonic() - since > START_SECONDS:
             self._failure = f"no answer for {START_SECONDS:.0f} s"
-        if self._failure is not None and not self._told:
-            self._told = True
+        if self._failure is not None and not self._reported:
+            self._reported = True
             names = ", ".join(self.names)
             self._warn(
                 self._clean.text(
@@ -122,40 +159,6 @@ def completions_table(rows: Sequence[dict[str, Any]], step: int) -> tuple[list[s
         scores = [row["reward"], *(row["parts"].get(name) for name in parts)]
         data.append([step, *texts, *scores, len(row["ids"]), bool(row["truncated"])])
     return columns, data
-
-
-def _wandb_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
-    tracker.log_table("completions", columns=columns, data=data, step=step)
-
-
-def _trackio_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
-    import pandas
-    import trackio
-
-    tracker.log({"completions": trackio.Table(dataframe=pandas.DataFrame(data, columns=columns))}, step=step)
-
-
-def _tensorboard_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
-    """As Markdown, which tensorboard's text pane draws; what would end a cell is written as HTML."""
-
-    def cell(value: Any) -> str:
-        text = html.escape("–" if value is None else str(value), quote=False)
-        return text.replace("|", "&#124;").replace("\n", "<br>")
-
-    lines = [columns, ["---"] * len(columns), *data]
-    text = "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
-    tracker.writer.add_text("completions", text, global_step=step)
-
-
-def _no_table(tracker: Any, columns: list[str], data: list[list[Any]], step: int) -> None:
-    """Other trackers get the numbers only."""
-
-
-_TABLES: dict[str, Callable[[Any, list[str], list[list[Any]], int], None]] = {
-    "wandb": _wandb_table,
-    "trackio": _trackio_table,
-    "tensorboard": _tensorboard_table,
-}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -182,9 +185,3 @@ def _wandb_can_log_in() -> bool:
         except OSError:
             continue
     return False
-
-
-def _wandb_settings() -> Any:
-    import wandb
-
-    return wandb.Settings(init_timeout=START_SECONDS, silent=True, console="off")

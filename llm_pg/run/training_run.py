@@ -150,6 +150,7 @@ class TrainingRun:
         before = None if self.start else self.evaluator.before_training()
         if before is None:
             return
+        self.observers.before(before)
         terminal, config, seconds = self.context.terminal, self.context.config, self.context.clock.seconds["eval"]
         terminal.pace.spend("eval", seconds)
         if self.trial is None:

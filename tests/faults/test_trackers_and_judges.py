@@ -13,6 +13,7 @@ import pytest
 from llm_pg.rewards.tally import RewardError
 from llm_pg.run import trackers
 from llm_pg.run.redact import Redactor
+from llm_pg.run.tracker_kinds import Kind, TrackedRun
 from llm_pg.run.trackers import Trackers
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, make
@@ -21,16 +22,19 @@ from tests.seams import Steps
 pytestmark = pytest.mark.faults
 
 
-class Tracker:
-    """Stands for accelerate with one tracker that breaks."""
-
-    is_main_process = True
+class Tracker(Kind):
+    """A tracker that breaks, and its kind."""
 
     def __init__(self, **broken: Callable[[], None]) -> None:
-        self.broken, self.logged, self.trackers = broken, [], [self]
+        super().__init__("one")
+        self.broken, self.logged = broken, []
 
-    def init_trackers(self, project: str, **given: Any) -> None:
+    def begin(self, run: TrackedRun) -> Any:
         self.broken.get("start", lambda: None)()
+        return self
+
+    def store_init_configuration(self, settings: dict[str, Any]) -> None:
+        pass
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.broken.get("log", lambda: None)()
@@ -38,6 +42,11 @@ class Tracker:
 
     def finish(self) -> None:
         self.broken.get("finish", lambda: None)()
+
+
+def followed(tracker: Tracker, warnings: list[str], clean: Redactor) -> Trackers:
+    run = TrackedRun("p", "r", Path("r"), "g")
+    return Trackers(["one"], run, say=print, warn=warnings.append, clean=clean, kinds={"one": tracker})
 
 
 def fails() -> None:
@@ -60,9 +69,10 @@ def test_a_tracker_that_breaks_is_one_warning_and_no_delay(
     monkeypatch.setattr(trackers, "START_SECONDS", 0.2)
     monkeypatch.setattr(trackers, "END_SECONDS", 0.4)
     warnings: list[str] = []
-    tracking = Trackers(Tracker(**{when: how}), ["one"], warnings.append, Redactor({"api_key": "environment-secret"}))
+    secrets = Redactor({"api_key": "environment-secret"})
+    tracking = followed(Tracker(**{when: how}), warnings, secrets)
     begin = time.monotonic()
-    tracking.start("p", {"a": {"b": None}})
+    tracking.start({"a": {"b": None}})
     for step in range(5):
         tracking.log({"x": 1.0}, step)
     assert time.monotonic() - begin < 0.2
@@ -76,8 +86,8 @@ def test_a_tracker_that_breaks_is_one_warning_and_no_delay(
 
 def test_a_tracker_that_works_gets_every_step() -> None:
     tracker, warnings = Tracker(), []
-    tracking = Trackers(tracker, ["one"], warnings.append, Redactor())
-    tracking.start("p", {})
+    tracking = followed(tracker, warnings, Redactor())
+    tracking.start({})
     for step in range(5):
         tracking.log({"x": 1.0}, step)
     tracking.finish()
@@ -93,7 +103,8 @@ def test_a_run_goes_on_without_wandb(case: str, tiny: Callable[..., Any], tmp_pa
         env |= {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_DIR": "/proc/none"}
     report = ["tensorboard"] if case == "unwritable folder" else ["wandb"]
     if case == "unwritable folder":
-        (tmp_path / "llm_pg").write_text("a file where tensorboard wants its folder")
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "tensorboard").write_text("a file where tensorboard wants its folder")
     begin = time.monotonic()
     done = tiny("r", env=env, changes={"report_to": report, "reward_in_process": True})
     assert done.status == 0, done.output

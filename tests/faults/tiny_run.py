@@ -103,7 +103,11 @@ def kill_wandb() -> None:
     """End wandb's service process as a kernel out of memory would."""
     import psutil
 
-    services = [child for child in psutil.Process().children(recursive=True) if "wandb" in " ".join(child.cmdline())]
+    services, end = [], time.monotonic() + 30
+    while not services and time.monotonic() < end:  # it is started beside the first steps
+        time.sleep(0.05)
+        children = psutil.Process().children(recursive=True)
+        services = [child for child in children if "wandb" in " ".join(child.cmdline())]
     assert services, "wandb runs no service process"
     for service in services:
         service.kill()

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from llm_pg import GRPOConfig
+from llm_pg.config import ConfigError
+from llm_pg.run.tracker_kinds import check_trackers, group_of
 from llm_pg.run.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
 from tests.faults.conftest import Ended, tiny
 from tests.faults.tiny_run import LIGHT
@@ -17,16 +20,19 @@ __all__ = ["tiny"]
 
 
 @pytest.fixture
-def tracked(tiny: Callable[..., Ended]) -> Callable[..., None]:
-    """tracked(tracker, **environment): a run of four steps that writes a line every second one."""
+def tracked(tiny: Callable[..., Ended]) -> Callable[..., str]:
+    """tracked(tracker, resume, **environment): a run of four steps that writes a line every second one, or the two
+    steps that follow it; what it printed."""
 
-    def run(tracker: str, **env: str) -> None:
-        changes = {"report_to": [tracker], "max_steps": 4, "logging_steps": 2, "reward_in_process": True}
-        others = {k: "" for k in os.environ if k.startswith(("WANDB", "TRACKIO"))}
+    def run(tracker: str, resume: bool = False, **env: str) -> str:
+        changes = {"report_to": [tracker], "max_steps": 6 if resume else 4, "logging_steps": 2}
+        changes |= {"reward_in_process": True, "save_steps": 2, "num_eval_prompts": 4, "tracker_tags": ["tiny", "two"]}
+        others = {k: "" for k in os.environ if k.startswith(("WANDB", "TRACKIO", "MLFLOW"))}
         given = {"changes": changes, "reward": f"{LIGHT}:digits", "inside_folder": True}
-        done = tiny("r", env={**others, **env}, **given)
+        done = tiny("r", env={**others, **env}, resume=resume, **given)
         assert done.status == 0, done.output
         assert "Nothing more is sent" not in done.output, done.output
+        return done.output
 
     return run
 
@@ -45,13 +51,13 @@ def test_a_table_is_bounded_and_keeps_what_is_unscorable_empty() -> None:
 
 
 def test_tensorboard_holds_the_numbers_of_every_step_and_the_completions_as_text(
-    tmp_path: Path, tracked: Callable[..., None]
+    tmp_path: Path, tracked: Callable[..., str]
 ) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tracked("tensorboard")
-    [folder] = {path.parent for path in tmp_path.rglob("events.out.tfevents.*") if path.parent.name == "llm_pg"}
+    [folder] = {path.parent for path in tmp_path.rglob("events.out.tfevents.*") if path.parent.parent.name == "r"}
     events = EventAccumulator(str(folder))
     events.Reload()
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
@@ -65,7 +71,7 @@ def test_tensorboard_holds_the_numbers_of_every_step_and_the_completions_as_text
     assert len(text.splitlines()) == 2 + MOST_ROWS
 
 
-def test_wandb_offline_keeps_the_tables_of_completions(tmp_path: Path, tracked: Callable[..., None]) -> None:
+def test_wandb_offline_keeps_the_tables_of_completions(tmp_path: Path, tracked: Callable[..., str]) -> None:
     pytest.importorskip("wandb")
     home = tmp_path / "home"
     home.mkdir()
@@ -82,7 +88,7 @@ def test_wandb_offline_keeps_the_tables_of_completions(tmp_path: Path, tracked: 
     assert len(table["data"]) == MOST_ROWS
 
 
-def test_trackio_keeps_numbers_and_tables_on_this_machine(tmp_path: Path, tracked: Callable[..., None]) -> None:
+def test_trackio_keeps_numbers_and_tables_on_this_machine(tmp_path: Path, tracked: Callable[..., str]) -> None:
     pytest.importorskip("trackio")
     tracked("trackio", TRACKIO_DIR=str(tmp_path / "t"), HOME=str(tmp_path), HF_HOME=str(tmp_path / "hf"))
     [file] = [path for path in tmp_path.rglob("*.db") if "llm_pg" in path.name]
@@ -92,3 +98,81 @@ def test_trackio_keeps_numbers_and_tables_on_this_machine(tmp_path: Path, tracke
     tables = {step for step, values in rows if "completions" in values}
     assert steps == {1, 2, 3, 4}
     assert tables == {2, 4}
+
+
+# --- a run that goes on is the same run there, and what it came to is in its summary
+
+
+def test_tensorboard_has_one_folder_a_run_and_each_step_once(tmp_path: Path, tracked: Callable[..., str]) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first, second = tracked("tensorboard"), tracked("tensorboard", resume=True)
+    assert all("tensorboard: tensorboard --logdir" in output for output in (first, second))
+    [folder] = {path.parent for path in tmp_path.rglob("events.out.tfevents.*") if path.parent.parent.name == "r"}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [e.step for e in events.Scalars("reward")] == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert events.Scalars("summary/pass_rate_after")[-1].value == pytest.approx(summary["pass_rate_after"])
+
+
+def test_wandb_goes_on_with_its_run_by_its_name_group_and_tags(tmp_path: Path, tracked: Callable[..., str]) -> None:
+    pytest.importorskip("wandb")
+    (tmp_path / "home").mkdir()
+    env = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path / "home"), "WANDB_SILENT": "true"}
+    first, second = tracked("wandb", **env), tracked("wandb", resume=True, **env)
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    ids = [path.stem.removeprefix("run-") for path in files]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert ids[0] == json.loads((tmp_path / "r" / "trackers.json").read_text())["wandb"]
+    assert f"wandb: wandb sync {files[0].parent}" in first
+    assert f"wandb: wandb sync {files[1].parent}" in second
+    kept = files[1].read_bytes()
+    assert b"tiny" in kept
+    assert b"two" in kept
+    found = json.loads((files[1].parent / "files" / "wandb-summary.json").read_text())
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert found["pass_rate_after"] == pytest.approx(summary["pass_rate_after"])
+
+
+def test_trackio_goes_on_with_its_run_by_its_name(tmp_path: Path, tracked: Callable[..., str]) -> None:
+    pytest.importorskip("trackio")
+    env = {"TRACKIO_DIR": str(tmp_path / "t"), "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
+    first, _ = tracked("trackio", **env), tracked("trackio", resume=True, **env)
+    assert 'trackio: trackio show --project "llm_pg"' in first
+    [file] = [path for path in tmp_path.rglob("*.db") if "llm_pg" in path.name]
+    with sqlite3.connect(file) as base:
+        rows = list(base.execute("select run_name, step, metrics from metrics"))
+    assert {name for name, _, _ in rows} == {"r"}
+    assert sorted(step for _, step, text in rows if "reward" in json.loads(text)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_mlflow_goes_on_with_its_run_on_this_machine(tmp_path: Path, tracked: Callable[..., str]) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")  # mlflow-skinny keeps no runs on this machine
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    env = {"MLFLOW_TRACKING_URI": address, "HOME": str(tmp_path)}
+    first, _ = tracked("mlflow", **env), tracked("mlflow", resume=True, **env)
+    assert f"mlflow: mlflow ui --backend-store-uri {address}" in first
+    client = mlflow.MlflowClient(address)
+    [run] = client.search_runs([client.get_experiment_by_name("llm_pg").experiment_id])
+    assert run.info.run_name == "r"
+    assert run.data.tags["group"] == "r"
+    assert run.data.tags["tag.tiny"] == "true"
+    assert sorted({each.step for each in client.get_metric_history(run.info.run_id, "reward")}) == [1, 2, 3, 4, 5, 6]
+    assert "summary/pass_rate_after" in run.data.metrics
+    assert (run.data.params["train.max_steps"], run.data.tags["changed.train.max_steps"]) == ("4", "6")
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="report_to names aim, and its package aim is not installed: pip install aim"):
+        check_trackers(GRPOConfig(str(tmp_path), report_to=["aim"]))
+
+
+@pytest.mark.parametrize(
+    "name, group", [("task-grpo-seed3", "task-grpo"), ("mine", "mine"), ("a-seedling", "a-seedling")]
+)
+def test_a_group_is_the_name_without_the_seed(name: str, group: str) -> None:
+    assert group_of(name) == group
