@@ -58,6 +58,8 @@ FREE_TEXT = {
     "teacher_model_name_or_path",
     "teacher_model_revision",
     "teacher_model_server_url",
+    "tracker_group",
+    "tracker_tags",
     "vllm_python",
     "vllm_urls",
     "warm_start_data_files",
