@@ -25,12 +25,16 @@ from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
 
 SHAPES = {
+    "T": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "vocab_size": 512},
     "S": {"hidden_size": 256, "intermediate_size": 683, "num_hidden_layers": 6, "num_attention_heads": 4,
           "num_key_value_heads": 4, "vocab_size": 512},
     "M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
           "num_key_value_heads": 3, "vocab_size": 49_152},
     "L": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
           "num_key_value_heads": 2, "vocab_size": 151_936},
+    "XL": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+           "num_key_value_heads": 2, "vocab_size": 151_936},
 }  # fmt: skip
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # All of an optimiser's work, and no drift: at 1e-6 a few steps make nearly all completions as long as the limit.
@@ -61,9 +65,11 @@ def make_model(size: str, completion: int, seed: int = 0, **changes: int) -> tup
         "llama", **{**SHAPES[size], **changes}, max_position_embeddings=1024, tie_word_embeddings=True,
         bos_token_id=None, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    here = DEVICE if DEVICE.type == "cuda" else torch.device("cpu")  # a billion random numbers take a CPU a minute
+    with here:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     disable_dropout(model)
-    with torch.no_grad():  # a coordinate that is the same everywhere stands in for a bias of the end token
+    with torch.no_grad(), here:  # a coordinate that is the same everywhere stands in for a bias of the end token
         weight = model.get_input_embeddings().weight
         weight[:, 0] = 0.3
         hidden = model.base_model(torch.randint(3, 90, (4, 32))).last_hidden_state
