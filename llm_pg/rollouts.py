@@ -129,6 +129,7 @@ class Rollouts:
         Args:
             index: int64, numbers of rows, in any order. Those of the host make nobody wait.
         """
+        self.on_host("mask_BT")  # once, not for each part of a batch
         rows = self._copy()
         there = to_device(index, self.mask_BT.device) if isinstance(index, Tensor) else index
         for name, value in self.__dict__.items():

@@ -55,13 +55,9 @@ def half_square_norms(first: Iterable[Tensor], whole: Iterable[Tensor]) -> tuple
         first: a copy of each gradient after the first half of the micro-batches.
         whole: the gradients after all of them, in the same order.
     """
-    zero = torch.zeros((), dtype=torch.float64)
-    first_square, rest_square, whole_square = zero, zero, zero
-    for part, total in zip(first, whole, strict=True):
-        first_square = first_square.to(part.device) + square_norm([part])
-        rest_square = rest_square.to(part.device) + square_norm([total.detach().float() - part.detach().float()])
-        whole_square = whole_square.to(part.device) + square_norm([total])
-    return first_square, rest_square, whole_square
+    first, whole = list(first), list(whole)
+    rest = (total.detach().float() - part.detach().float() for part, total in zip(first, whole, strict=True))
+    return square_norm(first), square_norm(rest), square_norm(whole)
 
 
 def gradient_noise(part_squares: Sequence[float], whole_square: float, part_groups: Sequence[int]) -> GradientNoise:

@@ -82,12 +82,15 @@ def body_of(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _own_attention(core: Any) -> Iterator[None]:
-    before = core.config._attn_implementation
+    body, before = body_of(core), core.config._attn_implementation
     core.config._attn_implementation = NAME
+    # Some models look for padding among ids without a mask, to warn of it, and wait for the answer. A layout has none.
+    body.warn_if_padding_and_no_attention_mask = lambda *_: None
     try:
         yield
     finally:
         core.config._attn_implementation = before
+        del body.warn_if_padding_and_no_attention_mask
 
 
 def forward(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:

@@ -146,7 +146,7 @@ class BatchLayout:
         Args:
             model: that of the layout, or one of the same architecture.
             rollouts: rows of one pass.
-            after_B: bool (B,); None = no rows.
+            after_B: bool (B,), on the host; None = no rows.
             with_logits: False = none in any case.
         """
         if self.shares_prompts():

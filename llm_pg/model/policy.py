@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import ModelConfig
+from ..device import to_device
 from ..distributed.strategy import Strategy
 from ..distributed.tensors import like
 from ..estimators.distributions import entropy, token_logp
@@ -342,6 +343,7 @@ class Policy:
             pieces = self.layout.cuts(rollouts, micro_rows)
             while pieces:
                 index = pieces.pop(0)
+                there = to_device(index, zeros_BT.device)
                 try:
                     piece = self._forward(model, rollouts.rows(index), flags)
                 except torch.OutOfMemoryError as error:
@@ -354,14 +356,15 @@ class Policy:
                     (out.after_B, piece.after_B),
                 ):
                     if whole is not None and part is not None:
-                        whole[index] = part.to(whole.dtype)
+                        whole[there] = part.to(whole.dtype)
         return out
 
     def _forward(self, model: Any, rollouts: TextRollouts, flags: OutputFlags) -> PolicyOutput:
         assert rollouts.tokens_BT is not None
-        row_M, step_M = rollouts.mask_BT.nonzero(as_tuple=True)
-        token_M = rollouts.tokens_BT[row_M, step_M]
-        after_B = rollouts.truncated_B if flags.after else None
+        mask_BT, device = rollouts.on_host("mask_BT"), rollouts.mask_BT.device
+        place_M = to_device(mask_BT.flatten().nonzero().squeeze(1), device)
+        token_M = rollouts.tokens_BT.flatten()[place_M]
+        after_B = rollouts.on_host("truncated_B") if flags.after else None
         heard: contextlib.AbstractContextManager[list[Tensor]] = contextlib.nullcontext([])
         if flags.balance and self.routers is not None:
             heard = self.routers.weighed(model)
@@ -371,13 +374,14 @@ class Policy:
                     states, logits_M = self.layout.hidden_states(model, rollouts, after_B)
                 logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, flags)
             value = self._values(rollouts, states, after_B) if flags.value else None
-        scores = PolicyOutput(_placed(logp_M, rollouts.mask_BT), _placed(entropy_M, rollouts.mask_BT))
+        scores = PolicyOutput(*(_placed(x_M, place_M, mask_BT.shape) for x_M in (logp_M, entropy_M)))
         if parts:
             scores.balance = torch.stack(parts).sum()
         if value is not None:
-            scores.value_BT = _placed(value[: len(token_M)], rollouts.mask_BT)
+            scores.value_BT = _placed(value[: len(token_M)], place_M, mask_BT.shape)
             if after_B is not None:
-                scores.after_B = _placed(value[len(token_M) :], after_B)
+                end_N = to_device(after_B.nonzero().squeeze(1), device)
+                scores.after_B = _placed(value[len(token_M) :], end_N, after_B.shape)
         return scores
 
     def _tokens(
@@ -410,7 +414,6 @@ class Policy:
         return self.strategy.forward(critic, forward)
 
 
-def _placed(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` at the true places of `mask`, in its order; 0 elsewhere."""
-    zeros = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-    return zeros.index_put(mask.nonzero(as_tuple=True), values)
+def _placed(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """`values` at `places`, which count along a flat tensor of that shape; 0 elsewhere."""
+    return values.new_zeros(shape.numel()).index_put((places,), values).view(shape)

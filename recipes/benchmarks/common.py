@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_pg.algorithms.algorithm import Algorithm
@@ -118,9 +119,9 @@ class Ours:
         self.params = SamplingParams(max_completion_length=completion)
         dtype = torch.bfloat16 if bf16 else None
         self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id], dtype=dtype)
-        accelerator = Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+        autocast = functools.partial(torch.autocast, DEVICE.type, torch.bfloat16) if bf16 else contextlib.nullcontext
         self.policy = Policy(
-            model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=accelerator.autocast
+            model, params=self.params, pad_id=tokenizer.pad_token_id, packing=packing, autocast=autocast
         )
         self.algorithm = Algorithm(ALGORITHMS["grpo"], completion)
         optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, fused=True)

@@ -83,8 +83,12 @@ class Sim(torch.Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"Sim({self.data_})"
 
-    def data_ptr(self) -> int:
-        return self.data_.data_ptr()
+    def __getitem__(self, key: Any) -> Any:
+        """Lists as indices, of which torch would make a tensor there by a way that its python backend lacks."""
+        parts = key if isinstance(key, tuple) else (key,)
+        if any(isinstance(part, list) for part in parts):
+            key = tuple(torch.tensor(part, device=DEVICE) if isinstance(part, list) else part for part in parts)
+        return super().__getitem__(key)
 
     def tolist(self) -> Any:
         _count("tolist")
@@ -224,6 +228,20 @@ def _to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
 
 
 torch.nn.Module.to = _to  # type: ignore[method-assign, assignment]
+
+_module_state_dict = torch.nn.Module.state_dict
+
+
+def _state_dict(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """On the host: safetensors would look for a storage. Tied weights are one tensor there too."""
+    state = _module_state_dict(self, *args, **kwargs)
+    for name, x in list(state.items()):
+        if isinstance(x, Sim):
+            state[name] = x.data_
+    return state
+
+
+torch.nn.Module.state_dict = _state_dict  # type: ignore[method-assign, assignment]
 
 
 def accelerate_on_sim() -> None:
