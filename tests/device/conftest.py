@@ -9,9 +9,11 @@ import pytest
 
 
 def _prepare() -> None:
+    from llm_pg.run import throughput
     from tests.device import sim
 
     sim.accelerate_on_sim()
+    throughput.SIDE["sim"] = 256  # the rate of a GPU is measured by products that take a CPU minutes
 
 
 @pytest.fixture(scope="session")

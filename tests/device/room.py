@@ -93,7 +93,7 @@ def counting(*policies: Policy) -> list[int]:
     return passes
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: float | None, **_: Any) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: float | None, **_: Any) -> Tensor:
     """What torch's flex attention computes, by the whole matrix of scores: torch knows a list of devices."""
     place = torch.arange(query.shape[2], device=query.device)
     zero = torch.zeros((), dtype=torch.int64, device=query.device)
@@ -108,7 +108,7 @@ def flex(*, device: str) -> Done:
     policy = Policy(model_of("llama", device), params=SamplingParams(), pad_id=0)
     policy.layout.way = FlexBlocks
     if device != "cpu":
-        flex_module._kernel = lambda kind: _dense
+        flex_module.attention_kernel = lambda kind: dense
     batch = moved(rollouts(num_prompts=4, group=3), device)
     with torch.no_grad(), counted(device) as waits:
         logp_BT = policy.forward(batch, with_entropy=False).logp_BT

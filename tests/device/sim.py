@@ -199,6 +199,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), "PrivateUse1")
+_library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast is on, and casts nothing
 
 
 def _made_there(make: Any, waits: str = "") -> Any:
