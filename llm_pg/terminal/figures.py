@@ -48,8 +48,10 @@ def sparkline(values: Sequence[float | None], width: int, levels: str = LEVELS) 
 
 
 def brief(value: float) -> str:
-    """Three digits."""
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    """Three digits; what is left of a 0 by rounding is 0."""
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) > 1e-9 else "0"
 
 
 def duration(seconds: float) -> str:

@@ -75,13 +75,14 @@ def screens(pieces: Sequence[tuple[float, str]], shown: str) -> tuple[list[tuple
     due = [pieces[0][0], *(begin + (last - begin) * i / NUM_SCREENS for i in range(NUM_SCREENS))]
     waited, stays = [line for line in STAYS if line], ""
     for seconds, piece in pieces:
-        if stays and piece.startswith(("\r", "\x1b")):  # what was written together is whole
-            out.append((_spans(screen), STAYS[stays]))
-            stays = ""
+        if piece.startswith(("\r", "\x1b")):  # what was written together is whole
+            if stays:
+                out.append((_spans(screen), STAYS[stays]))
+                stays = ""
+            while due and seconds >= due[0]:
+                out.append((_spans(screen), each))
+                due.pop(0)
         stream.feed(piece)
-        while due and seconds >= due[0]:
-            out.append((_spans(screen), each))
-            due.pop(0)
         if waited and waited[0] in piece:
             stays = waited.pop(0)
     return [*out, (_spans(screen), STAYS[""])], (last - begin) / SECONDS
