@@ -156,7 +156,7 @@ def test_in_reward_workers_a_sandbox_that_is_down_leaves_completions_unscored(tm
     broken.write_text(
         "from llm_pg.sandbox import launch\n"
         "from reward_fns.code import code_tests as inner\n"
-        "launch._HERE = '/nonexistent'\n"
+        "launch.HERE = '/nonexistent'\n"
         "def score(completion, tests, **row):\n"
         "    return inner(completion, tests)\n"
     )
