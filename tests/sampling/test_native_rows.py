@@ -173,15 +173,30 @@ def test_a_completion_of_one_token_may_be_all_that_fits(make: Callable[..., Nati
     check(sampled(make(), [1, 2], limit=1), [1, 2], limit=1)
 
 
-TEXTS = ["xno more", "no", "onnoooo", "nxo nn on", "o no o", "nnnnnn", "yes, no, no", "noo", "n", "a pair of no"]
+TEXTS = [
+    "xno more",
+    "no",
+    "onnoooo",
+    "nxo nn on",
+    "o no o",
+    "nnnnnn",
+    "yes, no, no",
+    "noo",
+    "n",
+    "a pair of no",
+    "n|o",
+    "no|",
+]
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 3, 4])
 def test_a_row_ends_behind_its_first_stop_string_wherever_the_others_are(
     at_once: int | None, make: Callable[..., NativeSampler], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Letter by letter: row k spells text k, and blanks after it. Of two stop strings the first that comes counts."""
-    spelled = [tokenizer(text.ljust(16))["input_ids"] for text in TEXTS]
+    """Letter by letter: row k spells text k, and blanks after it. Of two stop strings the first that comes counts, and
+    the end token (|) ends a row as ever."""
+    letters = {letter: tokenizer(letter)["input_ids"][0] for letter in set("".join(TEXTS)) - {"|"} | {" "}}
+    spelled = [[{**letters, "|": END}[letter] for letter in text.ljust(16)] for text in TEXTS]
 
     def spell(self: Script, rows: Sequence[int], token: Sequence[int]) -> Tensor:
         chosen = torch.tensor([spelled[row][t] for row, t in zip(rows, token, strict=True)])
@@ -191,9 +206,9 @@ def test_a_row_ends_behind_its_first_stop_string_wherever_the_others_are(
     sampler, stops = make(rows_at_once=at_once), ("no", "pair")
     params = SamplingParams(max_completion_length=12, stop=stops)
     out = sampler.sample([[k] for k in range(len(TEXTS))], 1, params, torch.arange(len(TEXTS)))
-    found = [tokenizer.decode(row[mask]) for row, mask in zip(out.tokens_BT, out.mask_BT, strict=True)]
-    ends = [min((text.find(stop) + len(stop) for stop in stops if stop in text), default=13) for text in TEXTS]
-    assert found == [text.ljust(16)[: min(end, 12)] for text, end in zip(TEXTS, ends, strict=True)]
+    found = [row[mask].tolist() for row, mask in zip(out.tokens_BT, out.mask_BT, strict=True)]
+    ends = [min((text.find(stop) + len(stop) for stop in (*stops, "|") if stop in text), default=13) for text in TEXTS]
+    assert found == [row[: min(end, 12)] for row, end in zip(spelled, ends, strict=True)]
     assert out.truncated_B.tolist() == [end > 12 for end in ends]
 
 
