@@ -29,7 +29,8 @@ def uniform_groups(case: RunCase) -> Iterator[Finding]:
     share = case.recent("uniform_groups")
     row = ALGORITHMS.get(case.run.setting("algorithm", "name", ""))
     baseline = case.run.setting("algorithm", "baseline", row.baseline if row else "")
-    if share is None or share < UNIFORM or case.solved or baseline not in GROUP_BASELINES:
+    taught = case.recent("teacher_kl") is not None  # equal rewards are not silent then
+    if share is None or share < UNIFORM or case.solved or taught or baseline not in GROUP_BASELINES:
         return
     yield Finding(
         "uniform-groups",

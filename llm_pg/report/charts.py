@@ -20,6 +20,7 @@ SPEED = {"tokens_per_second"}
 CURVES = (
     ("return_std", "Spread of the return"),
     ("kl", "KL to the reference"),
+    ("teacher_kl", "KL to the teacher"),
     ("entropy", "Entropy"),
     ("completion_length", "Completion length"),
     ("uniform_groups", "Groups without signal"),

@@ -109,9 +109,10 @@ def compact(row: dict[str, Any], run: int, step: int, prompts: Shared, pieces: S
         for short, name in (("e", "entropy"), ("q", "ratio")):
             if tokens.get(name):
                 out[short] = _thousandths(tokens[name][:MOST_TOKENS])
-        if tokens.get("ref_logp"):
-            pairs = zip(logp, tokens["ref_logp"], strict=False)
-            out["k"] = _thousandths([None if a is None or b is None else a - b for a, b in pairs])
+        for short, name in (("k", "ref_logp"), ("m", "teacher_logp")):
+            if tokens.get(name):
+                pairs = zip(logp, tokens[name], strict=False)
+                out[short] = _thousandths([None if a is None or b is None else a - b for a, b in pairs])
     return out
 
 

@@ -122,6 +122,7 @@
     l: ["log-prob", "log-probability under the sampled distribution, nats"],
     q: ["ratio", "probability in the last training pass over that of the sampler; no colour at 1"],
     k: ["KL", "log-probability less that of the reference, nats"],
+    m: ["to teacher", "log-probability less that of the teacher, nats; above 0 = the teacher finds the token less likely"],
     e: ["entropy", "of the distribution that the token was drawn from, nats"],
   };
   let mode = "a";

@@ -128,6 +128,11 @@ def test_the_groups_of_a_step_are_counted_where_the_batch_was_given_in_passes(tm
     assert (finding.rule, "8 groups a step" in finding.evidence) == ("noisy-gradient", True)
 
 
+def test_groups_without_differences_are_not_silent_where_a_teacher_speaks(tmp_path: Path) -> None:
+    given = {**CASES["uniform-groups"][0], "teacher_kl": constant(0.3)}
+    assert examine_run(write_run(tmp_path / "run", given)) == []
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "opo", "pass_at_k"])
 def test_groups_without_differences_are_found_under_every_group_baseline(algorithm: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", CASES["uniform-groups"][0])

@@ -149,6 +149,9 @@ def test_a_folder_an_object_and_the_config_are_one_teacher_and_a_run_goes_on_bit
     assert all(torch.equal(x, ended["config"][key]) for key, x in weights(again).items())
     line = json.loads(next((tmp_path / "folder" / "completions").glob("*")).read_text().splitlines()[0])
     assert len(line["tokens"]["teacher_logp"]) == len(line["tokens"]["logp"])
+    page = (tmp_path / "folder" / "report.html").read_text()
+    assert "KL to the teacher" in page
+    assert '"m":' in page  # of each token
 
 
 def test_an_adapter_of_a_model_teaches_as_the_two_together(make_model: Make, tokenizer: Any, tmp_path: Path) -> None:
