@@ -246,6 +246,15 @@ def test_the_way_to_decode_says_whether_prompts_are_shared_and_layers_lean(
     assert (sampler.shares, sampler.is_lean) == (shares, lean)
 
 
+def test_weights_of_two_types_are_tried_under_the_type_of_their_products(
+    make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """A float32 matrix among bfloat16 ones takes no bfloat16 input: without autocast every way would fail."""
+    model = make_model("llama").to(torch.bfloat16)
+    model.model.layers[0].self_attn.q_proj.float()
+    assert NativeSampler(model, tokenizer, [END], dtype=torch.bfloat16).choice.name in ("lean", "shared")
+
+
 def test_prompts_are_shared_and_layers_lean_unless_it_is_asked_otherwise(
     make_model: Callable[..., Any], tokenizer: Any
 ) -> None:
