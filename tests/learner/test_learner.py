@@ -365,6 +365,40 @@ def test_each_minibatch_makes_a_step_of_the_size_of_the_whole_batch(make_model: 
     assert float((moves[1] - 3 * moves[0]).norm() / moves[1].norm()) < 0.02
 
 
+class LessSure:
+    """A teacher that gives each sampled token half a nat less than the sampler did; junk outside the mask."""
+
+    def logp(self, batch: TextRollouts, micro_rows: int) -> Tensor:
+        return (batch.logp_BT - 0.5).masked_fill(~batch.mask_BT, -70.0)
+
+
+def test_a_teacher_scores_the_sampled_tokens_before_the_update(make: Callable[..., Learner]) -> None:
+    clock = Clock()
+    update = make("rloo", spec={"teacher_coef": 0.5}, teacher=LessSure(), clock=clock).update(scored(rollouts()))
+    batch = update.batch.rollouts
+    assert torch.equal(batch.teacher_logp_BT[batch.mask_BT], batch.logp_BT[batch.mask_BT] - 0.5)
+    assert update.metrics["teacher_kl"] == pytest.approx(0.5, rel=1e-5)
+    assert sorted(clock.seconds) == ["teacher", "update"]
+    assert "teacher_kl" not in make("rloo", teacher=LessSure()).update(scored(rollouts())).metrics
+
+
+def test_an_algorithm_with_a_teacher_says_how_to_give_it_one(make: Callable[..., Learner]) -> None:
+    with pytest.raises(ValueError) as error:
+        make("rloo", spec={"teacher_coef": 0.5})
+    assert str(error.value) == (
+        "Algorithm rloo learns from a teacher and none is given: pass teacher=Teacher.from_pretrained(name, policy)."
+    )
+
+
+def test_an_adaptive_bonus_sees_the_entropy_of_the_last_pass(make: Callable[..., Learner]) -> None:
+    learner = make("grpo", spec={"use_adaptive_entropy": True, "entropy_coef": 0.01}, num_iterations=3)
+    seen: list[float] = []
+    learner.algorithm.observe_entropy = seen.append  # type: ignore[method-assign]
+    steps = learner.update(scored(rollouts())).steps
+    assert seen == pytest.approx([steps[-1].values["entropy"]])
+    assert seen[0] > 1
+
+
 def test_denominators_are_those_of_all_ranks(make: Callable[..., Learner]) -> None:
     """The other rank has the same completions, so there are twice as many."""
 
