@@ -58,6 +58,7 @@ class PlannedJob:
         weight_bytes: of a weight; 4 = float32, as it is under train.bf16.
         trained: share of the parameters that is trained, in float32 beside the frozen ones; 1 = full weights, about
             0.02 = LoRA, whose reference is the same model with the adapter off.
+        moment_bytes: of the optimiser's state of a trained weight; see `MOMENT_BYTES`.
     """
 
     prompts: int = 128
@@ -70,6 +71,7 @@ class PlannedJob:
     checkpointing: bool = True
     weight_bytes: int = 4
     trained: float = 1.0
+    moment_bytes: int = 8
 
 
 MODELS = {  # Qwen2.5 from 0.5B to 7B, Llama-3.1-70B
@@ -88,6 +90,19 @@ MACHINES = {
     "rtx3090": Machine(71e12, 0.4, 0.936e12, 24e9, 32e9, 3e9),
     "l4": Machine(121e12, 0.4, 0.3e12, 24e9, 32e9, 3e9),
     "cpu": Machine(5e10, 0.5, 1e10, 16e9, 1e9, 1e9, devices=1, latency=2e-4, overhead=2e-3),
+}
+# Of the state that an optimiser keeps of each trained weight, by the names of train.optim. Adafactor's, a number a row
+# and column, is left out; 8-bit states are in blocks, whose scales are.
+MOMENT_BYTES = {
+    **{
+        "adamw_torch": 8,
+        "adamw_torch_fused": 8,
+        "adamw_8bit": 2,
+        "paged_adamw_8bit": 2,
+        "lion_32bit": 4,
+        "lion_8bit": 1,
+    },
+    **{"adafactor": 0, "sgd": 0},
 }
 # vllm: servers on half of the devices. They are brought whole weights, which each training device gathers for it.
 ENGINES = ("ddp", "fsdp2", "ddp+vllm", "fsdp2+vllm")
@@ -134,8 +149,8 @@ def memory(model: Model, job: PlannedJob, gpus: int, engine: str) -> dict[str, f
     weights = model.parameters * job.weight_bytes
     width = 2 if job.checkpointing else 34  # bytes a token, layer and unit of width: inputs alone, or all
     full = job.trained == 1
-    # Gradients and two moments; an adapter is float32 and comes on top of the frozen weights, which are its reference.
-    beside = model.parameters * (job.weight_bytes + 8 if full else 16 * job.trained)
+    # Gradients and the optimiser's state. An adapter is float32 and beside the frozen weights, which are its reference.
+    beside = model.parameters * (job.weight_bytes + job.moment_bytes if full else (8 + job.moment_bytes) * job.trained)
     rest = (weights + beside + (weights if job.reference and full else 0)) / cut
     in_pass = job.rows * (job.completion_length + job.prompt_length / job.generations)
     training = in_pass * model.hidden * model.layers * width
@@ -213,7 +228,7 @@ def phases(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: s
         summed = count * job.trained * width
         sent, messages = 2 * summed * ring, ceil(summed / BUCKET_BYTES) * bool(ring)
         out.append(_phase("all-reduce", machine, 1, sent=sent, messages=messages, devices=training))
-    moved = count * job.trained * (20 + 2 * width) / (training if sharded else 1)
+    moved = count * job.trained * (4 + 2 * job.moment_bytes + 2 * width) / (training if sharded else 1)
     out.append(_phase("optimiser", machine, 1, moved=moved))
     return [phase for phase in out if phase.seconds > 0]
 
@@ -258,7 +273,8 @@ def render(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     job, machine = PlannedJob(), MACHINES["h100"]
-    parser.add_argument("--model", default="7b", choices=MODELS)
+    sizes = f"{', '.join(MODELS)}, a folder with a config.json, or a hub id"
+    parser.add_argument("--model", default="7b", help=f"{sizes}; no weights are read")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--device", default="h100", choices=MACHINES)
     parser.add_argument("--engine", choices=ENGINES, help="left out: the simplest that holds the model")
@@ -267,22 +283,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=float, help=text)
     for name in ("prompts", "generations", "prompt_length", "completion_length", "rows", "passes", "weight_bytes"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(job, name))
+    parser.add_argument("--optim", default="adamw_torch", choices=MOMENT_BYTES, help="of the update")
     parser.add_argument("--trained", type=float, default=job.trained, help="share of the parameters; LoRA: about 0.02")
     parser.add_argument("--reference", action="store_true", help="a KL penalty with a reference model (beta > 0)")
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="keep activations")
     parser.set_defaults(run=main)
 
 
+def _model(name: str) -> Model:
+    if name in MODELS:
+        return MODELS[name]
+    from .model.shape import shape_of_model  # loads transformers, which the help and the sizes above need not wait for
+
+    shape = shape_of_model(name)
+    kv = f"{shape.kv} keys a token and layer"
+    print(f"{name}: {shape.parameters / 1e9:.3f}e9 parameters, {shape.layers} layers, width {shape.hidden}, {kv}.")
+    return Model(shape.parameters, shape.layers, shape.hidden, shape.kv)
+
+
 def main(given: argparse.Namespace) -> int:
     values = vars(given)
     rates = {k: v for k, v in values.items() if k in Machine.__dataclass_fields__ and v is not None}
-    machine, model = replace(MACHINES[given.device], **rates), MODELS[given.model]
+    machine = replace(MACHINES[given.device], **rates)
+    values["moment_bytes"] = MOMENT_BYTES[given.optim]
     job = PlannedJob(**{name: values[name] for name in PlannedJob.__dataclass_fields__})
     numbers = {**rates, "gpus": given.gpus, **vars(job)}
+    del numbers["moment_bytes"]
     low = [name for name, value in numbers.items() if value <= 0 and not isinstance(value, bool)]
     if not job.trained <= 1:
         raise ConfigError(f"--trained is a share of the parameters, over 0 and at most 1; {job.trained:g} is not.")
     if low:
         raise ConfigError(f"plan takes numbers above 0; {', '.join(low)} is not.")
+    model = _model(given.model)
     print(render(model, machine, job, given.gpus, given.engine or choose(model, machine, job, given.gpus)))
     return 0

@@ -1,12 +1,27 @@
 """The plan's numbers against closed forms, and what it says where nothing fits."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from transformers import Qwen2Config
 
 from llm_pg import cli
 from llm_pg.config import ConfigError
-from llm_pg.plan import ENGINES, MACHINES, MODELS, Machine, Model, PlannedJob, choose, memory, phases, tokens
+from llm_pg.model.shape import shape_of_model
+from llm_pg.plan import (
+    ENGINES,
+    MACHINES,
+    MODELS,
+    MOMENT_BYTES,
+    Machine,
+    Model,
+    PlannedJob,
+    choose,
+    memory,
+    phases,
+    tokens,
+)
 
 H100, SEVEN = MACHINES["h100"], MODELS["7b"]
 
@@ -48,6 +63,30 @@ def test_an_adapter_of_2_percent_needs_its_own_16_bytes_a_weight_beside_the_froz
     assert of["all-reduce"].sent == pytest.approx(2 * 0.02 * 7.62e9 * 2 / 2)
 
 
+@pytest.mark.parametrize(("optim", "bytes_a_weight"), [("adamw_torch", 16), ("adamw_8bit", 10), ("sgd", 8)])
+def test_an_optimiser_holds_its_state_beside_weights_and_gradients(optim: str, bytes_a_weight: int) -> None:
+    job = PlannedJob(moment_bytes=MOMENT_BYTES[optim])
+    assert memory(SEVEN, job, 1, "ddp")["at rest"] == pytest.approx(bytes_a_weight * 7.62e9)
+
+
+def test_a_model_s_folder_is_planned_by_its_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Qwen2.5-0.5B's, whose embeddings are tied: no weight of it is here."""
+    Qwen2Config(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        vocab_size=151_936, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"],
+    ).save_pretrained(tmp_path)  # fmt: skip
+    shape = shape_of_model(str(tmp_path))
+    known = MODELS["0.5b"]
+    assert (shape.layers, shape.hidden, shape.kv) == (known.layers, known.hidden, known.kv)
+    assert shape.parameters == pytest.approx(known.parameters, rel=1e-3)
+    job = ["--gpus", "1", "--device", "rtx4090", "--prompts", "8", "--rows", "2", "--optim", "adamw_8bit"]
+    assert cli.main(["plan", "--model", str(tmp_path), *job]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "0.494e9 parameters, 24 layers" in first
+    assert cli.main(["plan", "--model", "0.5b", *job]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == rest[-3:]
+
+
 def test_the_simplest_engine_that_holds_the_model_is_chosen() -> None:
     assert choose(MODELS["0.5b"], H100, PlannedJob(), 1) == "ddp"
     assert choose(SEVEN, H100, PlannedJob(), 8) == "fsdp2"
@@ -79,6 +118,7 @@ def test_every_engine_gives_a_plan_that_names_its_bottleneck(engine: str, capsys
         (["--trained", "2"], "at most 1; 2 is not"),
         (["--prompts", "10", "--gpus", "4"], "10 prompts cannot be dealt out to 4"),
         (["--gpus", "1", "--engine", "ddp+vllm"], "to 0 training devices"),
+        (["--model", "no/such/folder"], "No model was found at 'no/such/folder'"),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_why(
