@@ -56,7 +56,8 @@ class AdaptiveBonus:
         coef: the weight to begin with, >= 0.
         target: nats a token, >= 0.
         delta: change of one update, >= 0.
-        lowest: bound of the weight, >= 0. highest: the other, >= lowest.
+        lowest: least weight, >= 0.
+        highest: largest weight, >= lowest.
 
     Source: Skywork-OR1, He et al. 2025 (arXiv 2505.22312); as in TRL 1.16.
     """
