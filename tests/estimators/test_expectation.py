@@ -23,7 +23,7 @@ from llm_pg.prove.measure import algorithm_of, expect_in
 from llm_pg.prove.world import loss_of_groups
 from llm_pg.prove.worlds import WorldSpec, build
 
-SMALL = WorldSpec(horizon=2, num_generations=3, rewards="graded", reference="near", critic="exact")
+SMALL = WorldSpec(horizon=2, num_generations=3, rewards="graded", reference="near", teacher="far", critic="exact")
 WITH_KL = {name: row.__class__(**{**row.__dict__, "beta": 0.1}) for name, row in ALGORITHMS.items()}
 
 
