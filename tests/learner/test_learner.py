@@ -316,6 +316,15 @@ def test_the_loss_of_a_mixture_of_experts_has_their_balance_in_it(experts: Calla
     assert metrics["loss"] == pytest.approx(metrics["policy_loss"] + 0.3 * metrics["aux_loss"], rel=1e-5)
 
 
+def test_updates_balance_the_experts(experts: Callable[..., Learner]) -> None:
+    """Where rewards are next to nothing, all that is left to go down is the load-balancing loss."""
+    learner, batch = experts(), rollouts()
+    batch.reward_BT = 1e-6 * batch.reward_BT
+    losses = [learner.update(scored(batch)).metrics["aux_loss"] for _ in range(4)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] - losses[-1] > 1e-6
+
+
 @pytest.mark.parametrize(
     "changes", [{"micro_rows": 3}, {"micro_rows": 1}, {"noise_steps": 1}, {"noise_steps": 1, "micro_rows": 2}], ids=str
 )
@@ -367,12 +376,15 @@ class LessSure:
     """A teacher that gives each sampled token half a nat less than the sampler did; junk outside the mask."""
 
     def logp(self, batch: TextRollouts, micro_rows: int) -> Tensor:
+        assert micro_rows == 2
         return (batch.logp_BT - 0.5).masked_fill(~batch.mask_BT, -70.0)
 
 
 def test_a_teacher_scores_the_sampled_tokens_before_the_update(make: Callable[..., Learner]) -> None:
     clock = Clock()
-    update = make("rloo", spec={"teacher_coef": 0.5}, teacher=LessSure(), clock=clock).update(scored(rollouts()))
+    update = make("rloo", spec={"teacher_coef": 0.5}, teacher=LessSure(), clock=clock, micro_rows=2).update(
+        scored(rollouts())
+    )
     batch = update.batch.rollouts
     assert torch.equal(batch.teacher_logp_BT[batch.mask_BT], batch.logp_BT[batch.mask_BT] - 0.5)
     assert update.metrics["teacher_kl"] == pytest.approx(0.5, rel=1e-5)

@@ -199,6 +199,18 @@ def test_noise_is_measured_in_the_first_pass_of_whole_batches_alone(
     assert [step.noise is not None for step in stats] == [measured, *[False] * (len(stats) - 1)]
 
 
+def test_a_weight_that_no_token_reaches_has_no_noise(make_model: Callable[..., Any]) -> None:
+    found = []
+    for unused in (False, True):
+        model = make_model("llama")
+        if unused:
+            model.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
+        (stats,) = updated(updater_of(model), rollouts(), measure_noise=True)
+        assert stats.noise is not None
+        found.append((stats.noise.signal, stats.noise.noise))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_ranks_measure_no_noise(make_model: Callable[..., Any]) -> None:
     class TwoRanks(Strategy):
         num_ranks = 2
