@@ -13,6 +13,7 @@ from llm_pg.doctor.evidence import read_run
 from llm_pg.doctor.live import examine_run
 from llm_pg.evaluate import Evaluation, curve, evaluate, pass_at_k, summarise
 from llm_pg.metrics import read_metrics
+from llm_pg.prompts import Prompt
 from llm_pg.report.charts import charts
 from llm_pg.rewards.specs import resolve_all
 from llm_pg.rollout.dual_scoring import make_dual_scoring
@@ -36,14 +37,13 @@ def answers(texts: list[str]) -> Callable[..., list[tuple[str, list[int]]]]:
     return lambda prompts, number, greedy: [(text, [1] * len(text)) for text in texts for _ in range(number)]
 
 
-class AlgorithmSpec:
-    def __init__(self, text: str) -> None:
-        self.text = text
+def asked(*texts: str) -> list[Prompt]:
+    return [Prompt(i, text, None, (i + 1,), {}) for i, text in enumerate(texts)]
 
 
 def test_strict_and_lenient_are_shares_of_the_greedy_answers() -> None:
     result = evaluate(
-        [AlgorithmSpec("a"), AlgorithmSpec("b"), AlgorithmSpec("c"), AlgorithmSpec("d")],
+        asked("a", "b", "c", "d"),
         answers(["x", "yy", "", "zzz"]),
         lambda some, texts, ids: ([1.0, 0.0, None, 0.0], [2.0, -1.0, None, 0.5]),
         num_samples=0,
@@ -57,7 +57,7 @@ def test_strict_and_lenient_are_shares_of_the_greedy_answers() -> None:
     assert result.reward.mean == 0.5  # of the three that could be scored
     told = result.metrics()
     assert (told["eval/strict"], told["eval/lenient"], told["eval/length"]) == (0.25, 0.5, 1.5)
-    plain = evaluate([AlgorithmSpec("a")], answers(["x"]), lambda *_: ([1.0], [1.0]), num_samples=0, threshold=1.0)
+    plain = evaluate(asked("a"), answers(["x"]), lambda *_: ([1.0], [1.0]), num_samples=0, threshold=1.0)
     assert not {"eval/strict", "eval/lenient"} & set(plain.metrics())
 
 
@@ -65,7 +65,7 @@ def test_an_evaluation_comes_back_from_json_with_its_readings() -> None:
     import dataclasses
 
     result = evaluate(
-        [AlgorithmSpec("a"), AlgorithmSpec("b")],
+        asked("a", "b"),
         answers(["x", "y"]),
         lambda some, texts, ids: ([float(i % 3 == 0) for i in range(len(texts))], [0.1 * i for i in range(len(texts))]),
         num_samples=3,

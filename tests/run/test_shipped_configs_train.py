@@ -66,6 +66,8 @@ def changes(name: str, make_model: Callable[..., Any], tokenizer: Any, folder: P
         make_model("qwen2", max_position_embeddings=2048).save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         given.append(f"model_name_or_path={folder}/model")
+        if shipped_settings["model"].get("teacher_model_name_or_path"):
+            given.append(f"teacher_model_name_or_path={folder}/model")
     else:
         given += ["warm_start_steps=2", "warm_start_batch_size=4"]
     data = shipped_settings.get("data", {})

@@ -121,7 +121,7 @@ def test_asleep_it_holds_nothing_between_two_batches(start: Start, monkeypatch: 
 
 
 def test_sleep_on_a_cpu_is_refused(start: Start) -> None:
-    with pytest.raises(ValueError, match="gives back a GPU's memory, and the model stands on cpu"):
+    with pytest.raises(ValueError, match="gives back a GPU's memory, and the model is on cpu"):
         start(sleep=True)
 
 
