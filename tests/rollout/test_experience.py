@@ -131,6 +131,20 @@ def test_the_other_columns_of_a_prompt_s_row_are_beside_its_completions_as_json_
     assert found == {"answer": "2", "level": 3, "weight": "inf", "steps": "[1, 2]", "note": None, "long": "x" * 2_000}
 
 
+def test_a_readable_row_has_its_messages_its_columns_and_the_teachers_numbers(batch: Experience) -> None:
+    messages = [{"role": "user", "content": "2 + 2"}]
+    first, second = batch.prompts
+    batch.prompts[0] = dataclasses.replace(first, messages=messages, row={"prompt": "x", "answer": "4"})
+    batch.rollouts.teacher_logp_BT = batch.rollouts.logp_BT - 0.25
+    rows = batch.readable(batch.rollouts.logp_BT, 2)
+    assert rows[0]["messages"] == messages
+    assert rows[0]["columns"] == {"answer": "4"}
+    assert rows[1]["tokens"]["teacher_logp"] == [-1.25, -1.25]
+    assert "messages" not in rows[2]
+    assert "columns" not in rows[2]
+    assert second.row == {}
+
+
 @pytest.mark.parametrize("num_groups, rows", [(0, 0), (1, 2), (2, 4), (9, 4)])
 def test_only_the_first_groups_are_readable_and_never_more_than_there_are(
     num_groups: int, rows: int, batch: Experience
