@@ -131,6 +131,17 @@ def _power_of_two(size: Tensor) -> Tensor:
     return torch.where(size > 0, size / mantissa, torch.ones_like(size))
 
 
+def _squares(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distances from the group's mean in the group's unit, the sum of their squares, their number, and the unit."""
+    distance_B = x_B - group_mean(x_B, group_B, valid_B)
+    _, num_B = group_sums(x_B, group_B, valid_B)
+    size_B, _ = group_sums(distance_B.abs() / num_B.clamp(min=1), group_B, valid_B)
+    unit_B = _power_of_two(size_B)
+    scaled_B = distance_B / unit_B
+    square_B, _ = group_sums(scaled_B**2, group_B, valid_B)
+    return scaled_B, square_B, num_B, unit_B
+
+
 def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
     """Sample standard deviation (divisor n-1) of the rollout's group; 0 for a group of one.
 
@@ -142,11 +153,7 @@ def group_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
         group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
         valid_B: bool (B,); False for rollouts without a score.
     """
-    distance_B = x_B - group_mean(x_B, group_B, valid_B)
-    _, num_B = group_sums(x_B, group_B, valid_B)
-    size_B, _ = group_sums(distance_B.abs() / num_B.clamp(min=1), group_B, valid_B)
-    unit_B = _power_of_two(size_B)
-    square_B, _ = group_sums((distance_B / unit_B) ** 2, group_B, valid_B)
+    _, square_B, num_B, unit_B = _squares(x_B, group_B, valid_B)
     return unit_B * (square_B / (num_B - 1).clamp(min=1)).sqrt()
 
 
@@ -184,12 +191,7 @@ def leave_one_out_std(x_B: Tensor, group_B: Tensor, valid_B: Tensor) -> Tensor:
         group_B: int64 (B,), the number of each rollout's group, 0 to P-1.
         valid_B: bool (B,); False for rollouts without a score.
     """
-    distance_B = x_B - group_mean(x_B, group_B, valid_B)
-    _, num_B = group_sums(x_B, group_B, valid_B)
-    size_B, _ = group_sums(distance_B.abs() / num_B.clamp(min=1), group_B, valid_B)
-    unit_B = _power_of_two(size_B)
-    scaled_B = distance_B / unit_B
-    square_B, _ = group_sums(scaled_B**2, group_B, valid_B)
+    scaled_B, square_B, num_B, unit_B = _squares(x_B, group_B, valid_B)
     # Of n numbers about their mean, without one at distance d: Σ of the others about their own = Σ - d² n/(n - 1).
     rest_B = square_B - scaled_B**2 * num_B / (num_B - 1).clamp(min=1)
     rest_B = torch.where(rest_B > 1e-6 * square_B, rest_B, torch.zeros_like(rest_B))  # equal others, but for rounding

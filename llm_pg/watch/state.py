@@ -29,7 +29,7 @@ HEADS = {
 
 
 @dataclass(frozen=True)
-class State:
+class PageState:
     """What a browser hears of the runs.
 
     Attributes:
@@ -68,7 +68,7 @@ class Watched:
         self._seen: object = None
         self._busy = threading.Lock()
         self._made: dict[str, tuple[int, bytes]] = {}
-        self.state = State(0, "", 0, "", "", 0.0)
+        self.state = PageState(0, "", 0, "", "", 0.0)
         self.look()
 
     def follow(self) -> None:
@@ -105,7 +105,7 @@ class Watched:
                 newest = max(newest, (folder / "metrics.jsonl").stat().st_mtime)
         several = f"Still going: {kinds.count('running')} of {len(kinds)} runs."
         head = HEADS[kinds[0]] if len(set(kinds)) == 1 else several
-        state = State(self.state.version + 1, begun, sum(counts), head, "; ".join(texts), newest)
+        state = PageState(self.state.version + 1, begun, sum(counts), head, "; ".join(texts), newest)
         with self.changed:
             self._seen, self.state = seen, state
             self.changed.notify_all()
