@@ -133,6 +133,11 @@ def _check_teacher(spec: AlgorithmSpec, config: Config) -> None:
     name, url = config.model.teacher_model_name_or_path, config.model.teacher_model_server_url
     if name and url:
         raise ValueError("teacher_model_name_or_path and teacher_model_server_url are both given; give one teacher.")
+    if not name and (config.model.teacher_model_revision or config.model.teacher_model_init_kwargs):
+        raise ValueError(
+            "teacher_model_revision and teacher_model_init_kwargs are for a teacher that is loaded here, and "
+            "teacher_model_name_or_path names none. Set it, or leave them out."
+        )
     if (name or url) and not spec.teacher_coef:
         raise ValueError(
             f"the teacher {name or url!r} is given, and algorithm {spec.name} learns from no teacher (teacher_coef 0). "

@@ -238,6 +238,13 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[AlgorithmSpec], bool]], 
         "surrogate=sapo",
         lambda spec: spec.surrogate == "sapo",
     ),
+    (("divergence_type",), "surrogate=dppo", lambda spec: spec.surrogate == "dppo"),
+    (("teacher_discount",), "teacher_coef above 0", lambda spec: spec.teacher_coef > 0),
+    (
+        ("entropy_target", "entropy_coef_delta", "entropy_coef_min", "entropy_coef_max"),
+        "use_adaptive_entropy=true",
+        lambda spec: spec.use_adaptive_entropy,
+    ),
     (
         tuple(f"vllm_importance_sampling_{word}" for word in ("mode", "clip_max", "clip_min")),
         "vllm_importance_sampling_correction=true",

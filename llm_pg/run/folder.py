@@ -92,9 +92,10 @@ class RunFolder:
             self.best,
             self.crash,
             self.path / "completions",
+            self.path / "tensorboard",
         ):
             shutil.rmtree(folder, ignore_errors=True)
-        for old in ("summary.json", "before.json", "after.json", provenance.NAME):
+        for old in ("summary.json", "before.json", "after.json", "trackers.json", provenance.NAME):
             (self.path / old).unlink(missing_ok=True)
         self.write_config(settings)
 

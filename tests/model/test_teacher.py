@@ -206,6 +206,8 @@ def _shifted(tokenizer: Any) -> Any:
             {"algorithm": "opd", "teacher_model_name_or_path": "x/y", "dynamic_sampling_max_rounds": 2},
             "still learns from the teacher",
         ),
+        ({"algorithm": "opd", "teacher_model_server_url": "http://a:1", "teacher_model_revision": "v2"}, "names none"),
+        ({"algorithm": "grpo", "teacher_model_init_kwargs": {"dtype": "bfloat16"}}, "names none"),
         ({"algorithm": "ppo", "teacher_coef": 0.5}, "not to those of a critic"),
         ({"algorithm": "maxrl", "teacher_coef": 0.5}, "likelihood of success"),
     ],

@@ -11,7 +11,8 @@ import pytest
 
 from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
-from llm_pg.run.tracker_kinds import check_trackers, group_of
+from llm_pg.run.folder import RunFolder
+from llm_pg.run.tracker_kinds import TrackedRun, check_trackers, group_of
 from llm_pg.run.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
 from tests.faults.conftest import Ended, tiny
 from tests.faults.tiny_run import LIGHT
@@ -174,3 +175,15 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(tm
 )
 def test_a_group_is_the_name_without_the_seed(name: str, group: str) -> None:
     assert group_of(name) == group
+
+
+def test_a_run_that_begins_anew_leaves_nothing_of_an_earlier_one_to_its_trackers(tmp_path: Path) -> None:
+    folder = RunFolder(GRPOConfig(str(tmp_path), run_name="r"))
+    old = TrackedRun("p", "r", folder.path, "g", start=2)
+    (folder.path / "tensorboard").mkdir(parents=True)
+    (folder.path / "tensorboard" / "events.out.tfevents.1").touch()
+    old.keep_id("mlflow", "earlier")
+    assert old.known_id("mlflow") == "earlier"
+    folder.begin({})
+    assert old.known_id("mlflow") is None
+    assert not (folder.path / "tensorboard").exists()
