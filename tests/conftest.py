@@ -50,6 +50,28 @@ def make_model(tokenizer: Any) -> Callable[..., Any]:
     return make
 
 
+# --- the files that take longest begin first, so that none of them is left alone at the end
+
+LONGEST = (
+    "tests/docs/test_notebooks.py",
+    "tests/control/test_control_runs.py",
+    "tests/docs/test_blocks.py",
+    "tests/rewards/test_audit.py",
+    "tests/environments/test_number_guessing.py",
+    "tests/faults/test_hostile_and_secret.py",
+    "tests/prove/test_prove_table.py",
+    "tests/device/test_updates.py",
+    "tests/from_trl/test_trl_two_ranks.py",
+    "tests/distributed/test_collectives.py",
+    "tests/model/test_real_model_gradient.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
+
+
 # --- the tests that are skipped, against the list of those that may be
 
 

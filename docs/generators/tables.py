@@ -2,7 +2,7 @@
 
     python docs/generators/tables.py
 
-tests/docs/test_tables.py fails where one is out of date.
+tests/prove/test_prove_table.py fails where one is out of date.
 """
 
 from __future__ import annotations
