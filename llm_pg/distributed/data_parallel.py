@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import BUCKET_BYTES
+from .network import end_with_the_machine
 from .strategy import Strategy
 
 T = TypeVar("T")
@@ -22,6 +23,11 @@ class DataParallel(Strategy):
         super().__init__(device, scaler)
         self.num_ranks, self.rank = dist.get_world_size(), dist.get_rank()
         self.is_main = self.rank == 0
+        end_with_the_machine()
+
+    def prepare(self, policy: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        super().prepare(policy, optimizer, max_grad_norm)
+        end_with_the_machine()  # groups may have been made since
 
     def all_sum(self, x: Tensor) -> Tensor:
         total = x.detach().clone()

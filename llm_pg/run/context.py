@@ -24,6 +24,7 @@ from ..distributed.launch import (
     scales_losses,
     without_deepspeed,
 )
+from ..distributed.network import INTERFACE, choose_interface
 from ..distributed.strategy import Strategy
 from ..metrics import Clock
 from ..model.loading import incoming_half
@@ -86,6 +87,9 @@ def make_context(
     check_backend(config, needs_critic=spec.needs_critic)
     # accelerate keeps the first Accelerator's precision for the whole process; a second trainer may want another.
     AcceleratorState._reset_state()
+    interface = choose_interface()
+    if interface is not None:
+        os.environ[INTERFACE] = interface
     with without_deepspeed():
         accelerator = Accelerator(
             mixed_precision="bf16" if config.train.bf16 else "fp16" if config.train.fp16 else "no",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from ..distributed.network import lost_connection
 from ..distributed.strategy import Strategy
 from ..metrics import metric
 from .guard import RunStopped, mean
@@ -59,6 +61,21 @@ class Ranks:
         if failure is not None:
             raise failure
         raise RunStopped(next(f"Rank {rank} ended the run: {cause}" for rank, cause in enumerate(causes) if cause))
+
+    @contextlib.contextmanager
+    def losses_named(self) -> Iterator[None]:
+        """Inside the block a connection to another rank that is lost ends the run with one paragraph."""
+        try:
+            yield
+        except Exception as error:
+            lost = lost_connection(error) if self.count > 1 else None
+            if lost is None:
+                raise
+            raise RunStopped(
+                f"Rank {self.number} of {self.count} lost its connection to another rank ({lost}). That rank's process "
+                "or machine has ended, or the network between is gone; every rank ends. Read what the others printed, "
+                "mend the cause, and start all of them again with --resume: it goes on from the newest checkpoint."
+            ) from None
 
     def leave(self, close: Callable[[], None]) -> None:
         """Ends the process groups, on all ranks together, after all that each of them had to do.

@@ -267,7 +267,7 @@ def open_run(
         override: go on although the checkpoint belongs to other settings.
     """
     folder, ranks = context.folder, context.ranks
-    with full_disks_named(folder.path), without_bars(), contextlib.ExitStack() as outer:
+    with full_disks_named(folder.path), ranks.losses_named(), without_bars(), contextlib.ExitStack() as outer:
         ranks.together(lambda: _take_folder(context, outer, bool(resume)))
         ranks.together(lambda: _rehearse(context, evaluator.writer))
         check_same_start(policy.model, prompts.prompts, ranks)

@@ -1,8 +1,9 @@
 """One small run in a process of its own, to be killed or started on two ranks: `python tiny_run.py '<json>'`.
 
 Keys: out, name, algorithm, changes (settings), resume, override, lora, fault and at (see `inject`), reward,
-sizes of the model, inside_folder: `out` is the working directory, count_collectives, and inside: what is sampled
-ahead is sampled in a thread of this process, by the engine that vllm has, which is ready at once.
+sizes of the model, unreachable_seconds: of a machine, single_messages: one for each gradient, inside_folder: `out` is
+the working directory, count_collectives, and inside: what is sampled ahead is sampled in a thread of this process, by
+the engine that vllm has, which is ready at once.
 """
 
 import contextlib
@@ -23,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from llm_pg import PolicyGradientTrainer
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig
+from llm_pg.distributed import data_parallel, network
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead.engines import Frozen
 from llm_pg.run import checkpoint, sources
+from llm_pg.sampling.vllm import client
 from tests.distributed.counting import print_collectives
 from tests.faults.failing_disk import on_a_small_disk
 from tests.seams import Steps
@@ -189,6 +192,10 @@ def write_slowly(trainer: Any) -> None:
 def main(given: dict[str, Any]) -> None:
     if given.get("count_collectives"):
         print_collectives()
+    if "unreachable_seconds" in given:
+        network.UNREACHABLE_S = client.UNREACHABLE_S = given["unreachable_seconds"]
+    if given.get("single_messages"):
+        data_parallel.buckets = lambda parameters: [[p] for p in parameters]
     made = make(given)
     if "fault" in given:
         inject(made, given["fault"], given["at"])

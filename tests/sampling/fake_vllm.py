@@ -24,18 +24,24 @@ Fault = Callable[["FakeVllm", str, dict[str, Any]], Any]
 
 class FakeVllm:
     """Args: model, tokenizer: what it samples with. fault: (server, path, answer) -> the answer to send instead, an
-    int for an HTTP status, or "cut" to close the connection in the middle. receiver: of weights over a wire."""
+    int for an HTTP status, or "cut" to close the connection in the middle. receiver: of weights over a wire. address:
+    of this host, and a port; 0 = a free one."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, fault: Fault | None = None, receiver: Receiver | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        fault: Fault | None = None,
+        receiver: Receiver | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.model, self.fault, self.receiver = model, fault, receiver
         self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.skips: set[str] = set()  # weights that a reload leaves as they are
         self.lock = threading.Lock()
-        self.http = _Quiet(("127.0.0.1", 0), _handler(self))
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.http = _Quiet(address, _handler(self))
+        self.url = f"http://{address[0]}:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def stop(self) -> None:

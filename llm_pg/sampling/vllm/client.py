@@ -9,10 +9,40 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from ...distributed.network import UNREACHABLE_S, watch
 from .errors import EngineError, TimedOut, Unreachable
 
 HEALTH_TIMEOUT = 5.0  # seconds
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers are in the same network
+CONNECT_TIMEOUT = 15.0  # seconds; a server that is only busy takes a connection at once, its system does that
+
+
+class _Watched(http.client.HTTPConnection):
+    """Ends soon where the server's machine is gone, however long an answer may take."""
+
+    def connect(self) -> None:
+        allowed = self.timeout
+        if allowed is not None:
+            self.timeout = min(allowed, CONNECT_TIMEOUT)
+        super().connect()
+        self.sock.settimeout(allowed)
+        watch(self.sock, UNREACHABLE_S)
+
+
+class _WatchedTls(_Watched, http.client.HTTPSConnection):
+    """The same for https."""
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Watched, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_WatchedTls, request)
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Http, _Https)  # servers are in the same network
 
 
 class Client:
@@ -59,7 +89,7 @@ class Client:
             raise TimedOut(f"{self.url} did not answer {request.selector} within {timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", None), TimeoutError):  # before it took the connection
-                raise TimedOut(f"{self.url} took no connection within {timeout:g} s") from None
+                raise TimedOut(f"{self.url} took no connection within {min(timeout, CONNECT_TIMEOUT):g} s") from None
             raise Unreachable(f"{self.url} {request.selector}: {error or type(error).__name__}") from None
         try:
             return json.loads(data) if data else None
