@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
     from .algorithms.algorithm import Algorithm as Algorithm
-    from .algorithms.own import register_algorithm as register_algorithm
+    from .algorithms.registry import register_algorithm as register_algorithm
     from .config import ActorCriticConfig as ActorCriticConfig
     from .config import Config as Config
     from .config import GRPOConfig as GRPOConfig
@@ -47,7 +47,7 @@ _ROOMS = {
     "GRPOConfig": "llm_pg.config",
     "ActorCriticConfig": "llm_pg.config",
     "Config": "llm_pg.config",
-    "register_algorithm": "llm_pg.algorithms.own",
+    "register_algorithm": "llm_pg.algorithms.registry",
     "Policy": "llm_pg.model.policy",
     "Teacher": "llm_pg.model.teacher",
     "Prompts": "llm_pg.prompts",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, shipped
+from .commands.train import heavy_imports, run_training
 from .config import Config, ConfigError, load_config
 from .config.arguments import as_settings, common_help, help_text
 from .run.guard import RunStopped
 from .run.redact import Redactor
-from .training import heavy_imports, run_training
 
 Commands = Any  # argparse's type of add_subparsers() is private
 EXIT_BAD_INPUT = 2
@@ -308,27 +308,27 @@ def data_settings(source: str, split: str = "") -> list[str]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .commands import check
+    from .commands.check import check
 
     audited = max(arguments.audit_rows, 1) if arguments.audit_rewards else 0
     return check(_config_of(arguments), probe=arguments.probe_rewards, audited=audited)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
-    from .commands import verify
+    from .commands.saved import verify
 
     return verify(Path(arguments.path))
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from .commands import merge
+    from .commands.saved import merge
 
     print(merge(Path(arguments.path), Path(arguments.to) if arguments.to else None))
     return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from .commands import evaluate_model, evaluation_config
+    from .commands.evaluate import evaluate_model, evaluation_config
     from .config.load import check_model
 
     source = data_settings(arguments.data, "eval_") if arguments.data else []

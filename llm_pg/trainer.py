@@ -23,8 +23,8 @@ from .run.callbacks import Callbacks
 from .run.context import make_context
 from .run.engines import make_sampler
 from .run.evaluator import Evaluator
-from .run.loading import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
-from .run.saving import ModelWriter
+from .run.inputs import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
+from .run.model_writer import ModelWriter
 from .run.training_run import TrainingRun, begin_again, open_run
 from .sampling.protocol import SamplingEngine
 from .terminal import Terminal

@@ -43,7 +43,6 @@ ORDER = [
     "plan",
     "shipped",
     "commands",
-    "training",
     "cli",
     "__main__",
 ]

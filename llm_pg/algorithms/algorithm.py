@@ -24,7 +24,7 @@ from ..estimators.returns import gae, reward_to_go, total_return
 from ..rollouts import Rollouts, is_last
 from .batch import Batch
 from .functions import BASELINES, CLIPPED, CREDITS, NORMALIZATIONS, REDUCTIONS, SCALES, SURROGATES
-from .own import find_spec
+from .registry import find_spec
 from .table import STEP_BASELINES, AlgorithmSpec
 
 __all__ = ["Algorithm", "Batch"]

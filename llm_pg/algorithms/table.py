@@ -59,7 +59,7 @@ class AlgorithmSpec:
         Callable[[Any], Any] | None,
         Doc(
             "A function from `Rollouts` to advantages, (B,) or (B, T), in the place of returns and baseline; None = "
-            "returns less baseline. See `llm_pg.algorithms.own`."
+            "returns less baseline. See `llm_pg.algorithms.registry`."
         ),
     ] = None
     loss: Annotated[

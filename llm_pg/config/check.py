@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ..algorithms import table
-from ..algorithms.own import find_spec
+from ..algorithms.registry import find_spec
 from ..algorithms.table import AlgorithmSpec
 from ..words import one_of
 from .combinations import check_combinations

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import ConfigError
 from ..distributed.tensors import like, writable
 from ..evaluate import Evaluation
-from .checkpoint import CheckpointError
+from .checkpoint_files import CheckpointError
 from .folder import replaced, said_by_disk
 from .ranks import Ranks
 

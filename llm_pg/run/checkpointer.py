@@ -21,7 +21,7 @@ from ..distributed.tensors import core_of, put, shape_of
 from ..learner.learner import Learner
 from ..metrics import sync
 from ..prompts import Prompts
-from . import checkpoint
+from . import checkpoint_files
 from .callbacks import Callbacks
 from .context import RunContext
 
@@ -127,14 +127,14 @@ class Checkpointer:
             own.update({f"reference.{name}": p for name, p in policy.reference.named_parameters()})
         return own if policy.critic is None else {**own, **policy.critic.weights()}
 
-    def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint.RunState:
+    def _state(self, step: int, numbers: dict[str, Any] | None, alone: bool) -> checkpoint_files.RunState:
         held = self._weights()
         weights, optimizer = self.strategy.collect(held), self.strategy.moments(held)
         reported = self.numbers() if numbers is None else numbers
         if self.in_flight is None or (alone and self.ranks.count > 1):
-            return checkpoint.RunState(step, weights, optimizer, reported)
+            return checkpoint_files.RunState(step, weights, optimizer, reported)
         batches, tensors = self.in_flight(step)
-        return checkpoint.RunState(step, weights, optimizer, {**reported, "in_flight": batches}, tensors)
+        return checkpoint_files.RunState(step, weights, optimizer, {**reported, "in_flight": batches}, tensors)
 
     def save(self, step: int, numbers: dict[str, Any] | None = None, *, alone: bool = False) -> None:
         """Write the checkpoint of a step, once. CheckpointError where it cannot be written.
@@ -150,20 +150,20 @@ class Checkpointer:
         else:
             problem = self._written(state, frozen)
         if problem:
-            raise checkpoint.CheckpointError(problem)
+            raise checkpoint_files.CheckpointError(problem)
         self.saved = step
 
-    def _written(self, state: checkpoint.RunState, frozen: dict[str, torch.Tensor] | None) -> str:
+    def _written(self, state: checkpoint_files.RunState, frozen: dict[str, torch.Tensor] | None) -> str:
         """Writes the checkpoint on the first rank; returns why it could not be written, else an empty text."""
         if self.ranks.is_main:
             try:
                 keep = self.config.run.save_total_limit
-                folder = checkpoint.save(
+                folder = checkpoint_files.save(
                     self.root, state, self.identity(), keep, write_model=lambda at: self._write_model(at, state, frozen)
                 )
                 if isinstance(self.config, FlatConfig):
-                    checkpoint.link_checkpoint(Path(self.config.run.output_dir), folder, state.step)
-            except checkpoint.CheckpointError as error:
+                    checkpoint_files.link_checkpoint(Path(self.config.run.output_dir), folder, state.step)
+            except checkpoint_files.CheckpointError as error:
                 return str(error)
         return ""
 
@@ -174,7 +174,9 @@ class Checkpointer:
             model, [] if self.policy.has_adapter else [name for name in model.state_dict() if name not in held]
         )
 
-    def _write_model(self, folder: Path, state: checkpoint.RunState, frozen: dict[str, torch.Tensor] | None) -> None:
+    def _write_model(
+        self, folder: Path, state: checkpoint_files.RunState, frozen: dict[str, torch.Tensor] | None
+    ) -> None:
         """What `from_pretrained` reads; its weights are those of the state where that has all of them."""
         policy, model = self.policy, core_of(self.policy.model)
         own = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in model.state_dict()}
@@ -197,10 +199,10 @@ class Checkpointer:
     def check_room(self) -> None:
         """CheckpointError when the disk has no room for one checkpoint: weights and two moments of each."""
         weights = sum(math.prod(shape_of(p)) * p.element_size() for p in self._weights().values())
-        checkpoint.check_room(self.root, 3 * weights)
+        checkpoint_files.check_room(self.root, 3 * weights)
 
     def newest_step(self) -> int | None:
-        return max(checkpoint.whole(self.root), default=None)
+        return max(checkpoint_files.whole(self.root), default=None)
 
     def restore(self, folder: Path, *, override: bool = False) -> tuple[int, list[str]]:
         """Put a verified checkpoint back; its step, and the differences that were overridden.
@@ -208,7 +210,7 @@ class Checkpointer:
         Raises ConfigError, with a table, when it belongs to other settings and `override` is false, or when its
         weights have other names or shapes.
         """
-        state, identity = checkpoint.load(folder)
+        state, identity = checkpoint_files.load(folder)
         changed = difference(identity, self.identity())
         length = [change for change in changed if change[0] == "train.max_steps"]
         if changed == length:
@@ -230,7 +232,9 @@ class Checkpointer:
         # What was sampled ahead under other settings is sampled again: other prompts, groups or distributions.
         as_before = all(name.startswith(("versions.", "rollout.max_staleness")) for name, _, _ in changed)
         self.landed = (state.numbers.get("in_flight", []), state.in_flight) if as_before else ([], {})
-        self.saved = state.step if folder.resolve() == checkpoint.folder_of(self.root, state.step).resolve() else None
+        self.saved = (
+            state.step if folder.resolve() == checkpoint_files.folder_of(self.root, state.step).resolve() else None
+        )
         return state.step, [": ".join((name, f"{old} then, {new} now")) for name, old, new in changed]
 
     def _new_length(self, then: str, numbers: dict[str, Any]) -> str:
@@ -250,7 +254,7 @@ class Checkpointer:
             return f"{text} Nothing is spread over the steps, so this is the longer run, bit for bit."
         return f"{text} {'. '.join(moving)}; a run of that length from its first step would have been another."
 
-    def _restore_weights(self, folder: Path, state: checkpoint.RunState) -> None:
+    def _restore_weights(self, folder: Path, state: checkpoint_files.RunState) -> None:
         parameters = self._weights()
         odd = sorted(set(parameters) ^ set(state.weights)) or [
             n for n, p in parameters.items() if shape_of(p) != state.weights[n].shape
@@ -293,7 +297,7 @@ class Checkpointer:
             if self.ranks.is_main:
                 sync(self.context.folder.metrics)
             self.save(step)
-        except checkpoint.CheckpointError as error:
+        except checkpoint_files.CheckpointError as error:
             self.context.terminal.warn(str(error))
             return False
         return True

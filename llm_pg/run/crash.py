@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..learner.learner import Learner
-from . import checkpoint
+from . import checkpoint_files
 from .checkpointer import Checkpointer
 from .context import RunContext
 from .guard import RunStopped
@@ -86,7 +86,7 @@ class CrashKeeper:
             return f"Its weights had moved already: --resume repeats the steps from the checkpoint of step {newest}."
         try:
             self.checkpointer.save(before, self._numbers, alone=True)
-        except checkpoint.CheckpointError as problem:
+        except checkpoint_files.CheckpointError as problem:
             return str(problem)
         return f"The state after step {before} is saved; --resume goes on from it."
 

@@ -15,7 +15,7 @@ from ..rollout.collector import Collector
 from .best import Best, load_weights
 from .callbacks import Callbacks
 from .context import RunContext
-from .saving import ModelWriter
+from .model_writer import ModelWriter
 
 
 class Evaluator:

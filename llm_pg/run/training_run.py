@@ -24,7 +24,7 @@ from ..report.live import page_from_begin_to_end
 from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
-from . import checkpoint, provenance
+from . import checkpoint_files, provenance
 from .auditing import audit_run
 from .callbacks import Callbacks
 from .checkpointer import Checkpointer
@@ -34,10 +34,10 @@ from .evaluator import Evaluator
 from .folder import full_disks_named
 from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
 from .lock import FolderLock
+from .model_writer import ModelWriter
 from .observers import Observers
 from .profiling import Profiler
 from .rehearsal import rehearse_end
-from .saving import ModelWriter
 from .sources import AllRanks, in_flight, make_ahead, make_source, put_back
 from .start import check_same_start, make_learner, start_policy
 from .summary import run_summary
@@ -97,7 +97,7 @@ class TrainingRun:
             context.terminal.say(checkpointer.extension)
         context.accelerator.wait_for_everyone()  # another rank may still be reading
         if context.ranks.is_main:
-            for place in checkpoint.set_aside(context.folder.checkpoints, done):
+            for place in checkpoint_files.set_aside(context.folder.checkpoints, done):
                 context.terminal.warn(f"A checkpoint of a step that is done again is kept as {place}.")
             context.folder.write_config(settings)  # a run may go on to more steps
         for line in overridden:
@@ -353,13 +353,13 @@ def _audit(context: RunContext, collector: Collector, prompts: Prompts) -> None:
 def find_checkpoint(context: RunContext, resume: bool | str | Path) -> Path | None:
     """The checkpoint to go on from. One that was named is taken or refused, never replaced by another."""
     if not isinstance(resume, bool):
-        why = checkpoint.problem(Path(resume))
+        why = checkpoint_files.problem(Path(resume))
         if why is not None:
             raise ConfigError(
                 f"Checkpoint {resume} cannot be used: {why}. Without a path, --resume takes the newest whole one."
             )
         return Path(resume)
-    found, warnings = checkpoint.newest(context.folder.checkpoints)
+    found, warnings = checkpoint_files.newest(context.folder.checkpoints)
     for warning in warnings:
         context.terminal.warn(warning)
     if found is None:

@@ -11,7 +11,7 @@ from algorithm_batches import make
 
 from llm_pg import register_algorithm
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.own import find_spec, load_spec
+from llm_pg.algorithms.registry import find_spec, load_spec
 from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
 from llm_pg.config import ConfigError, load_config
 from llm_pg.estimators.baselines import leave_one_out

@@ -246,11 +246,11 @@ def test_checkpoint_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.
     import torch
 
     from llm_pg.cli import main
-    from llm_pg.run import checkpoint
+    from llm_pg.run import checkpoint_files
 
     for step in (1, 2):
-        state = checkpoint.RunState(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})
-        checkpoint.save(tmp_path / "checkpoints", state, {})
+        state = checkpoint_files.RunState(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})
+        checkpoint_files.save(tmp_path / "checkpoints", state, {})
     assert main(["checkpoint", "verify", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("whole") == 2
     (tmp_path / "checkpoints" / "step-000002" / "weights.safetensors").write_bytes(b"short")

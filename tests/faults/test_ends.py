@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from llm_pg.cli import main
 from llm_pg.config import ConfigError
 from llm_pg.rewards import RewardError
-from llm_pg.run import checkpoint, lock, rehearsal
-from llm_pg.run.checkpoint import CheckpointError, RunState
+from llm_pg.run import checkpoint_files, lock, rehearsal
+from llm_pg.run.checkpoint_files import CheckpointError, RunState
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.lock import FolderLock
 from tests.faults.conftest import lines
@@ -92,7 +92,7 @@ def test_a_signal_in_the_last_evaluation_leaves_model_and_checkpoint(name: str, 
     child.join(200)
     assert child.exitcode == code
     assert weights(tmp_path)
-    assert checkpoint.newest(tmp_path / "r" / "checkpoints")[0] == tmp_path / "r" / "checkpoints" / "step-000002"
+    assert checkpoint_files.newest(tmp_path / "r" / "checkpoints")[0] == tmp_path / "r" / "checkpoints" / "step-000002"
 
 
 class Spoil(TrainerCallback):
@@ -115,7 +115,7 @@ def test_a_weight_that_is_no_number_after_the_last_step_is_not_saved_and_the_las
     with pytest.raises(CheckpointError, match=r"1 of \d+ weights hold NaN or inf .*checkpoint 1 in"):
         trainer.train()
     assert not (tmp_path / "r" / "model").exists()
-    assert checkpoint.newest(tmp_path / "r" / "checkpoints")[0] == tmp_path / "r" / "checkpoints" / "step-000001"
+    assert checkpoint_files.newest(tmp_path / "r" / "checkpoints")[0] == tmp_path / "r" / "checkpoints" / "step-000001"
 
 
 def test_a_learning_rate_that_destroys_the_weights_ends_the_command_with_1_and_one_line(
@@ -226,27 +226,27 @@ def test_without_locks_of_the_file_system_the_process_named_in_the_file_decides(
 
 def test_a_flipped_bit_anywhere_in_a_checkpoint_is_seen(tmp_path: Path) -> None:
     state = RunState(1, {"w": torch.ones(3)}, {"w.exp_avg": torch.zeros(3)}, {"x": 0.1})
-    folder = checkpoint.save(tmp_path, state, {"config": {"seed": 1}, "versions": {"torch": "é"}})
-    assert checkpoint.problem(folder) is None
+    folder = checkpoint_files.save(tmp_path, state, {"config": {"seed": 1}, "versions": {"torch": "é"}})
+    assert checkpoint_files.problem(folder) is None
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
         for place in range(len(whole)):
             spoiled = bytearray(whole)
             spoiled[place] ^= 1 << place % 8
             path.write_bytes(bytes(spoiled))
-            assert checkpoint.problem(folder) is not None, (path.name, place)
+            assert checkpoint_files.problem(folder) is not None, (path.name, place)
         path.write_bytes(whole)
-    assert checkpoint.problem(folder) is None
+    assert checkpoint_files.problem(folder) is None
 
 
 def test_a_checkpoint_whose_manifest_has_no_checksum_of_its_own_still_loads(tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, RunState(1, {"w": torch.ones(3)}, {}, {}), {"config": {}})
+    folder = checkpoint_files.save(tmp_path, RunState(1, {"w": torch.ones(3)}, {}, {}), {"config": {}})
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["checksum"]
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}, indent=1))
-    assert checkpoint.load(folder)[0].step == 1
+    assert checkpoint_files.load(folder)[0].step == 1
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    assert checkpoint.problem(folder) == "its manifest is not what was written"
+    assert checkpoint_files.problem(folder) == "its manifest is not what was written"
 
 
 class FullDisk:

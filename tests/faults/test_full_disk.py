@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llm_pg.config import ConfigError
-from llm_pg.run.checkpoint import CheckpointError
+from llm_pg.run.checkpoint_files import CheckpointError
 from llm_pg.run.guard import RunStopped
 from tests.faults.conftest import lines
 from tests.faults.failing_disk import FailingDisk

@@ -14,8 +14,8 @@ import torch
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import character_tokenizer, load_model, load_tokenizer
-from llm_pg.run import checkpoint
-from llm_pg.run.checkpoint import CheckpointError, RunState
+from llm_pg.run import checkpoint_files
+from llm_pg.run.checkpoint_files import CheckpointError, RunState
 from llm_pg.run.redact import HIDDEN, Redactor, is_secret_name
 from tests.faults.tiny_run import LIGHT, SIZES
 
@@ -35,16 +35,16 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(checkpoint.manifest_text(manifest))
+    (folder / "manifest.json").write_text(checkpoint_files.manifest_text(manifest))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "numbers.json"])
 def test_a_pickle_with_a_right_hash_is_refused_and_not_executed(name: str, tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, RunState(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
+    folder = checkpoint_files.save(tmp_path, RunState(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
     marker = tmp_path / "executed"
     rewrite(folder, name, pickle.dumps(Bomb(marker)))
     with pytest.raises(CheckpointError, match="not safetensors and JSON"):
-        checkpoint.load(folder)
+        checkpoint_files.load(folder)
     assert not marker.exists()
 
 
@@ -59,12 +59,12 @@ def test_a_pickle_with_a_right_hash_is_refused_and_not_executed(name: str, tmp_p
     ],
 )
 def test_a_manifest_of_another_form_is_refused(change: Callable[[Any], Any], tmp_path: Path) -> None:
-    folder = checkpoint.save(tmp_path, RunState(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
+    folder = checkpoint_files.save(tmp_path, RunState(1, {"w": torch.zeros(2)}, {"m": torch.zeros(2)}, {}), {})
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
-    (folder / "manifest.json").write_text(checkpoint.manifest_text(manifest))
+    (folder / "manifest.json").write_text(checkpoint_files.manifest_text(manifest))
     with pytest.raises(CheckpointError, match="manifest is of another format"):
-        checkpoint.load(folder)
+        checkpoint_files.load(folder)
 
 
 def test_a_model_folder_with_pickled_weights_is_refused_and_not_executed(tmp_path: Path) -> None:

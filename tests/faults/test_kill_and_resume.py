@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from llm_pg.metrics import read_metrics
-from llm_pg.run import checkpoint
+from llm_pg.run import checkpoint_files
 from llm_pg.terminal import LiveTerminal
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import NUM_TRAINED, inject, make
@@ -133,7 +133,7 @@ def test_going_on_from_an_older_checkpoint_keeps_what_is_saved_from_there(named:
         (saved / f"step-{step:06d}" / "weights.safetensors").write_bytes(b"")
     with pytest.raises(Killed):
         run(saved / "step-000002" if named else True, stop=5)
-    assert checkpoint.whole(saved) == [4]
+    assert checkpoint_files.whole(saved) == [4]
     assert (saved / "step-000006.replaced" / "manifest.json").exists()
     run(resume=True)
     assert (lines(tmp_path / "r"), weights(tmp_path / "r")) == whole

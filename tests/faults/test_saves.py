@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_pg.run import checkpoint
-from llm_pg.run.checkpoint import CheckpointError, RunState
+from llm_pg.run import checkpoint_files
+from llm_pg.run.checkpoint_files import CheckpointError, RunState
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,23 +74,23 @@ def test_a_save_killed_at_any_file_operation_leaves_a_whole_checkpoint_and_at_mo
         number += 1
         root = tmp_path / str(number)
         for step in (1, 2):
-            checkpoint.save(root, state(step), {})
+            checkpoint_files.save(root, state(step), {})
 
         def save(root: Path = root) -> None:
-            checkpoint.save(root, state(3), {}, keep=2)
+            checkpoint_files.save(root, state(3), {}, keep=2)
 
         if not killed_at(number, save):
             break
-        found, warnings = checkpoint.newest(root)
+        found, warnings = checkpoint_files.newest(root)
         assert found is not None, number
         step = int(found.name[5:])
         newest.add(step)
-        assert torch.equal(checkpoint.load(found)[0].weights["w"], state(step).weights["w"])
+        assert torch.equal(checkpoint_files.load(found)[0].weights["w"], state(step).weights["w"])
         assert step in (2, 3)
-        assert len(warnings) == (step == 2 and checkpoint.folder_of(root, 3).exists())
+        assert len(warnings) == (step == 2 and checkpoint_files.folder_of(root, 3).exists())
         assert all("step-000003" in warning for warning in warnings)
-        checkpoint.save(root, state(3), {}, keep=2)
-        assert checkpoint.newest(root) == (checkpoint.folder_of(root, 3), [])
+        checkpoint_files.save(root, state(3), {}, keep=2)
+        assert checkpoint_files.newest(root) == (checkpoint_files.folder_of(root, 3), [])
     assert number > 15
     assert newest == {2, 3}
 
@@ -112,12 +112,12 @@ def test_a_save_that_the_file_size_limit_cuts_is_one_line_and_leaves_nothing(
     limit: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """RLIMIT_FSIZE makes a write fail as a full disk does: in the first file, in its middle, or in the last."""
-    old = checkpoint.save(tmp_path, state(1), {})
+    old = checkpoint_files.save(tmp_path, state(1), {})
 
     def save() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         with pytest.raises(CheckpointError) as refused:
-            checkpoint.save(tmp_path, RunState(2, state(2).weights, state(2).optimizer, {"x": "y" * 6000}), {})
+            checkpoint_files.save(tmp_path, RunState(2, state(2).weights, state(2).optimizer, {"x": "y" * 6000}), {})
         sys.stderr.write(str(refused.value))
 
     assert in_a_fork(save) == 0
@@ -125,26 +125,26 @@ def test_a_save_that_the_file_size_limit_cuts_is_one_line_and_leaves_nothing(
     assert "\n" not in text
     assert "Step 2 was not saved: it needs 9,600 bytes at " in text
     assert "free" in text
-    assert checkpoint.newest(tmp_path) == (old, [])
-    assert not checkpoint.folder_of(tmp_path, 2).exists()
+    assert checkpoint_files.newest(tmp_path) == (old, [])
+    assert not checkpoint_files.folder_of(tmp_path, 2).exists()
 
 
 FULL_DISK = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from llm_pg.run import checkpoint
+from llm_pg.run import checkpoint_files
 root = Path(sys.argv[1]) / "c"
-state = lambda step, size: checkpoint.RunState(step, {"w": torch.zeros(size)}, {"m": torch.zeros(size)}, {})
-old = checkpoint.save(root, state(1, 40_000), {})
+state = lambda step, size: checkpoint_files.RunState(step, {"w": torch.zeros(size)}, {"m": torch.zeros(size)}, {})
+old = checkpoint_files.save(root, state(1, 40_000), {})
 for size in (400_000, 80_000):  # larger than what is free; than what is free when it comes to the second file
     try:
         if size == 80_000:
-            checkpoint.check_room = lambda *_: None
-        checkpoint.save(root, state(2, size), {})
-    except checkpoint.CheckpointError as error:
+            checkpoint_files.check_room = lambda *_: None
+        checkpoint_files.save(root, state(2, size), {})
+    except checkpoint_files.CheckpointError as error:
         print(error)
-    assert checkpoint.newest(root) == (old, []), checkpoint.newest(root)
+    assert checkpoint_files.newest(root) == (old, []), checkpoint_files.newest(root)
 """
 
 

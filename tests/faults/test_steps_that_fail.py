@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm_pg.config import ConfigError
-from llm_pg.run import checkpoint
+from llm_pg.run import checkpoint_files
 from llm_pg.run.guard import FiniteCheck, RunStopped
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import inject, make
@@ -36,7 +36,9 @@ def test_a_signal_lets_the_step_end_saves_it_and_a_resume_goes_on(
     assert ended.status == 128 + number, ended.output
     assert "Traceback" not in ended.output
     assert f"{number.name}: ended after step 3 of 6; its state is saved" in ended.output
-    assert checkpoint.newest(tmp_path / "cut" / "checkpoints")[0] == tmp_path / "cut" / "checkpoints" / "step-000003"
+    assert (
+        checkpoint_files.newest(tmp_path / "cut" / "checkpoints")[0] == tmp_path / "cut" / "checkpoints" / "step-000003"
+    )
     make({"out": str(tmp_path), "name": "cut", "changes": IN_PROCESS}).train(resume=True)
     assert lines(whole_run(tmp_path)) == lines(tmp_path / "cut")
     assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
@@ -83,7 +85,7 @@ def test_a_loss_that_stays_nan_stops_the_run_after_five_steps_and_is_logged_as_n
     assert found[2]["grad_norm"] is None
     assert {"grad_norm", "policy_loss"} <= set(found[2]["nan"])
     assert all((a == b).all() for a, b in zip(before[3], trainer.model.parameters(), strict=True))
-    assert checkpoint.newest(tmp_path / "r" / "checkpoints")[0] is not None
+    assert checkpoint_files.newest(tmp_path / "r" / "checkpoints")[0] is not None
 
 
 def test_skips_that_are_not_in_a_row_stop_nothing() -> None:

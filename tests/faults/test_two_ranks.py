@@ -12,7 +12,7 @@ import pytest
 
 from llm_pg.config import ConfigError
 from llm_pg.distributed.strategy import Strategy
-from llm_pg.run import checkpoint
+from llm_pg.run import checkpoint_files
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.ranks import Ranks, merge_metrics
 from tests.faults.conftest import lines
@@ -131,7 +131,7 @@ def test_another_number_of_ranks_is_refused_where_it_would_change_the_run(
     found = json.loads(manifest.read_text())
     assert found["identity"]["ranks"] == 1
     found["identity"]["ranks"] = 2
-    manifest.write_text(checkpoint.manifest_text(found))
+    manifest.write_text(checkpoint_files.manifest_text(found))
     with pytest.raises(ConfigError, match=r"\n  ranks +2 +1\n"):
         trainer.train(resume=True)
 

@@ -27,7 +27,7 @@ from llm_pg.config.schema import ModelConfig
 from llm_pg.distributed import data_parallel, network
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead.engines import Frozen
-from llm_pg.run import checkpoint, sources
+from llm_pg.run import checkpoint_files, sources
 from llm_pg.sampling.vllm import client
 from tests.distributed.counting import print_collectives
 from tests.faults.failing_disk import on_a_small_disk
@@ -74,7 +74,7 @@ def inject(trainer: Any, fault: str, at: int) -> None:
         if step == at and fault == "the first rank cannot save the model" and number == 0:
             trainer.model.save_pretrained = cannot_save
         if step == at and fault == "the first rank cannot write a checkpoint" and number == 0:
-            checkpoint.save = cannot_save
+            checkpoint_files.save = cannot_save
         if step == at + 1 and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -186,7 +186,7 @@ def write_slowly(trainer: Any) -> None:
 
     if trainer.context.ranks.is_main:
         trainer.context.folder.write_summary = slowly(trainer.context.folder.write_summary)
-        checkpoint.save = slowly(checkpoint.save)
+        checkpoint_files.save = slowly(checkpoint_files.save)
 
 
 def main(given: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.run import checkpoint
+from llm_pg.run import checkpoint_files
 from llm_pg.terminal import Terminal
 from tests.tiny import SMALL_RUN, digits
 
@@ -101,9 +101,9 @@ def test_a_checkpoint_without_a_model_still_goes_on(trainer: Callable[..., Any])
     whole.train()
     first = trainer()
     first.train()
-    state, identity = checkpoint.load(first.folder.checkpoints / "step-000002")
-    old = checkpoint.save(first.folder.path / "old", state, identity)
-    assert sorted(path.name for path in old.iterdir()) == sorted([*checkpoint.FILES, "manifest.json"])
+    state, identity = checkpoint_files.load(first.folder.checkpoints / "step-000002")
+    old = checkpoint_files.save(first.folder.path / "old", state, identity)
+    assert sorted(path.name for path in old.iterdir()) == sorted([*checkpoint_files.FILES, "manifest.json"])
     second = trainer(run_name="second")
     second.train(resume_from_checkpoint=old)
     assert same(weights(whole), weights(second))

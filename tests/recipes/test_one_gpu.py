@@ -33,13 +33,13 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
 def simulated(path: str, *, device: str) -> dict[str, dict[str, Any]]:
     """Without TRL, whose trainer is not ours to mend."""
     from llm_pg.model import flex
-    from llm_pg.run import loading
+    from llm_pg.run import inputs
     from llm_pg.sampling.static import batch
 
     one_gpu = loaded()
     one_gpu.common.DEVICE = torch.device(device)
     # Such tensors are of a class of their own and have no address.
-    batch.stands_whole, batch.state_of, loading.check_trainable = lambda _: True, lambda _: (), lambda _: None
+    batch.stands_whole, batch.state_of, inputs.check_trainable = lambda _: True, lambda _: (), lambda _: None
     flex.attention_kernel = lambda kind: room.dense
     one_gpu.against_trl = lambda *_: {}
     one_gpu.main(["--tiny", "--json", path])

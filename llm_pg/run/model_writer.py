@@ -13,7 +13,7 @@ from ..config import ConfigError
 from ..model.merging import PROMPTS, save_merged
 from ..model.policy import Policy
 from ..prompts import Prompt
-from .checkpoint import CheckpointError
+from .checkpoint_files import CheckpointError
 from .context import RunContext
 from .folder import replaced
 from .other_parts import other_parts

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import __version__
-from .config import Config
-from .run.guard import RunStopped
-from .run.redact import Redactor
+from .. import __version__
+from ..config import Config
+from ..run.guard import RunStopped
+from ..run.redact import Redactor
 
 
 def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:
@@ -15,24 +15,24 @@ def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bo
         ConfigError: bad settings or data.
         RunStopped: the run cannot go on.
     """
-    from .metrics import Clock
-    from .terminal import make_terminal
+    from ..metrics import Clock
+    from ..terminal import make_terminal
 
     terminal = make_terminal(quiet=quiet, as_json=as_json)
     clean = Redactor(config.model_dump(mode="json"))
     terminal.say(clean.text(f"llm-pg {__version__}: {_in_short(config)}"))
     clock = Clock(terminal.phase)
     with terminal.during("check"):
-        from .run.preflight import preflight
+        from ..run.preflight import preflight
 
         preflight(config, resume=bool(resume))
     clean.guard_process()
     with clock("import"):
         heavy_imports()
-    from .rewards import RewardError
-    from .run.checkpoint import CheckpointError
-    from .sampling.vllm import EngineError
-    from .trainer import Trainer
+    from ..rewards import RewardError
+    from ..run.checkpoint_files import CheckpointError
+    from ..sampling.vllm import EngineError
+    from ..trainer import Trainer
 
     try:
         Trainer(config, terminal=terminal, clock=clock).train(resume=resume, override=override)
@@ -43,7 +43,7 @@ def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bo
 
 def _in_short(config: Config) -> str:
     """What a run is about, in a line."""
-    from .run.folder import run_name
+    from ..run.folder import run_name
 
     data, model = config.data, config.model
     files = data.data_files if isinstance(data.data_files, str) else ", ".join(data.data_files or [])
@@ -54,4 +54,4 @@ def _in_short(config: Config) -> str:
 
 def heavy_imports() -> None:
     """torch and transformers; the run prints its own lines."""
-    from . import trainer  # noqa: F401
+    from .. import trainer  # noqa: F401

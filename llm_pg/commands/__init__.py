@@ -1,0 +1,1 @@
+"""The commands that take a config or a run; `cli` reads their arguments."""
