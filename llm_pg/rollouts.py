@@ -37,6 +37,7 @@ class Rollouts:
         truncated_B: True where the row hit a length limit.
         part_reward_B: score of each reward function (B, F), NaN = it gave none; None = there is one function alone.
         part_weight_B: weight of each (B, F).
+        role_B: int64, the number of the row's role, by which `baseline_column` tells running means apart.
         greedy_B: return of the greedy completion of the row's prompt, the baseline `greedy`.
         entropy_BT: entropy of the distribution that each action was drawn from, nats.
         ref_logp_BT: log-probability of the same actions under the frozen reference.
@@ -55,6 +56,7 @@ class Rollouts:
     truncated_B: Tensor
     part_reward_B: Tensor | None = None
     part_weight_B: Tensor | None = None
+    role_B: Tensor | None = None
     greedy_B: Tensor | None = None
     entropy_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..estimators.baselines import AllSum, RunningMean, batch_mean, sum_of_normalised
+from ..estimators.baselines import AllSum, RunningMean, RunningMeans, batch_mean, sum_of_normalised
 from ..estimators.critics import explained_variance, length_adaptive_lambda
 from ..estimators.kl import KL_ESTIMATORS, AdaptiveBonus, AdaptivePenalty
 from ..estimators.losses import value_loss
@@ -52,8 +52,8 @@ def _all_valid(rollouts: Rollouts) -> Rollouts:
 
 
 class Algorithm:
-    """A row of the table at work. It holds no tensor; its state is the running mean of the returns and, with a
-    `kl_target`, the weight of the penalty that keeps to it.
+    """A row of the table at work. Its state is the running mean of the returns (of each role) and, with a `kl_target`,
+    the weight of the penalty that keeps to it.
 
     Args:
         algorithm: a name of the table, `file.py:function` or `module:function`, or a `AlgorithmSpec`.
@@ -73,6 +73,7 @@ class Algorithm:
         self.spec = spec
         self.max_completion_length = max_completion_length
         self.running_mean = RunningMean(spec.baseline_decay)
+        self.running_means = RunningMeans(spec.baseline_decay) if spec.baseline_column is not None else None
         self.kl_penalty = AdaptivePenalty(spec.kl_target) if spec.kl_target else None
         self.entropy_bonus = _adaptive_bonus(spec) if spec.use_adaptive_entropy else None
 
@@ -248,10 +249,23 @@ class Algorithm:
         return explained_variance(rollouts.value_BT, return_BT, mask_BT, all_sum)
 
     def _baseline(self, return_B: Tensor, rollouts: Rollouts, all_sum: AllSum) -> Tensor:
+        if self.running_means is not None:
+            return self._baseline_of_roles(self.running_means, return_B, rollouts, all_sum)
         baseline_B = BASELINES[self.spec.baseline](return_B, rollouts, self.running_mean.value, all_sum)
         if self.spec.baseline == "running_mean":  # of the batches before this one
             mean = batch_mean(return_B, rollouts.valid_B, all_sum)
             self.running_mean.update(mean, all_sum(rollouts.valid_B.sum().to(mean.dtype)))
+        return baseline_B
+
+    def _baseline_of_roles(self, means: RunningMeans, return_B: Tensor, rollouts: Rollouts, all_sum: AllSum) -> Tensor:
+        if rollouts.role_B is None:
+            raise ValueError(
+                f"baseline_column is {self.spec.baseline_column!r}, so the rollouts must carry role_B: the number of "
+                "each row's role, `RunningMeans.role_of` what the column holds."
+            )
+        known_B = means.value_B(rollouts.role_B).to(return_B.dtype)
+        baseline_B = BASELINES[self.spec.baseline](return_B, rollouts, known_B, all_sum)
+        means.update(return_B, rollouts.role_B, rollouts.valid_B, all_sum)
         return baseline_B
 
     # --- from log-probabilities to the loss
@@ -402,6 +416,8 @@ class Algorithm:
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"running_mean": self.running_mean.state_dict()}
+        if self.running_means is not None:
+            state["running_means"] = self.running_means.state_dict()
         if self.kl_penalty is not None:
             state["kl_penalty"] = self.kl_penalty.weight
         if self.entropy_bonus is not None:
@@ -410,6 +426,8 @@ class Algorithm:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.running_mean.load_state_dict(state["running_mean"])
+        if self.running_means is not None and "running_means" in state:
+            self.running_means.load_state_dict(state["running_means"])
         if self.kl_penalty is not None and "kl_penalty" in state:  # else of a run without, gone on from all the same
             self.kl_penalty.weight = float(state["kl_penalty"])
         if self.entropy_bonus is not None and "entropy_bonus" in state:

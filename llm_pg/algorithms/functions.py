@@ -44,16 +44,16 @@ CREDITS: dict[str, Callable[[Tensor, Tensor, Rollouts], Tensor]] = {
 }
 
 
-def _greedy(return_B: Tensor, rollouts: Rollouts, running_mean: float, all_sum: AllSum) -> Tensor:
+def _greedy(return_B: Tensor, rollouts: Rollouts, running_mean: float | Tensor, all_sum: AllSum) -> Tensor:
     if rollouts.greedy_B is None:
         raise ValueError("baseline 'greedy' needs the reward of each prompt's greedy completion, greedy_B.")
     return rollouts.greedy_B.to(return_B.dtype)
 
 
 # `value` is not among them: its advantages are those of GAE.
-BASELINES: dict[str, Callable[[Tensor, Rollouts, float, AllSum], Tensor]] = {
+BASELINES: dict[str, Callable[[Tensor, Rollouts, float | Tensor, AllSum], Tensor]] = {
     "none": lambda x, *_: torch.zeros_like(x),
-    "running_mean": lambda x, of, running_mean, _: torch.full_like(x, running_mean),
+    "running_mean": lambda x, of, running_mean, _: torch.zeros_like(x) + running_mean,
     "batch_mean": lambda x, of, _, all_sum: batch_mean(x, of.valid_B, all_sum).expand_as(x),
     "group_mean": lambda x, of, *_: group_mean(x, of.group_B, of.valid_B),
     "leave_one_out": lambda x, of, *_: leave_one_out(x, of.group_B, of.valid_B),

@@ -27,7 +27,7 @@ Level = Literal["token", "sequence", "sequence_sum"]
 LossType = Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"]
 KlPlacement = Literal["reward", "loss"]
 KlEstimator = Literal["k1", "k2", "k3"]
-Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "sequence_binary_kl"]
 Truncated = Literal["keep", "mask", "penalise", "bootstrap"]
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 Count = Annotated[int, Ge(0)]
@@ -155,7 +155,12 @@ class AlgorithmSpec:
         ),
     ] = False
     vllm_importance_sampling_mode: Annotated[
-        Correction, Doc("Bound that ratio by token or sequence, and truncate or mask what is outside.")
+        Correction,
+        Doc(
+            "Bound that ratio by token or sequence, and truncate or mask what is outside. sequence_binary_kl: tokens "
+            "have their own ratios without a bound, and a completion whose mean divergence from the sampler (of this "
+            "token against any other, nats) is above clip_max is masked (FlashREINFORCE)."
+        ),
     ] = "sequence_mask"
     vllm_importance_sampling_clip_max: Annotated[Positive | None, Doc("Upper bound of that ratio, if any.")] = 3.0
     vllm_importance_sampling_clip_min: Annotated[Positive | None, Doc("Lower bound of that ratio, if any.")] = None
@@ -250,6 +255,13 @@ class AlgorithmSpec:
     ] = "keep"
     truncation_penalty: Annotated[NotNegative, Doc("Taken off the reward of a truncated completion (penalise).")] = 0.0
     baseline_decay: Annotated[Memory, Doc("Memory of the running mean, in [0, 1).")] = 0.9
+    baseline_column: Annotated[
+        str | None,
+        Doc(
+            "Of running_mean: the column of the data (a game's role, a source of prompts) for each value of which "
+            "there is a mean of its own (RAE); None = one mean of all."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check_fields(self, f"Algorithm {self.name!r}")
@@ -259,6 +271,18 @@ class AlgorithmSpec:
                 f"{self.baseline}. Use baseline leave_one_out or group_mean, or leave baseline_per_step out."
             )
 
+        if self.baseline_column is not None and self.baseline != "running_mean":
+            raise ValueError(
+                f"Algorithm {self.name!r}: baseline_column {self.baseline_column!r} names what has a running mean of "
+                f"its own, and the baseline is {self.baseline}. Use algorithm=rae or baseline=running_mean, or leave "
+                "baseline_column out."
+            )
+        if self.vllm_importance_sampling_mode == "sequence_binary_kl" and self.vllm_importance_sampling_clip_min:
+            raise ValueError(
+                f"Algorithm {self.name!r}: vllm_importance_sampling_clip_min is "
+                f"{self.vllm_importance_sampling_clip_min:g}, and sequence_binary_kl bounds a divergence, which has no "
+                "lower bound. Leave it out."
+            )
         other = self.needs_critic or self.loss is not None or self.advantage is not None
         if self.teacher_coef and (other or self.pass_k or self.scale_rewards == "group_mean"):
             raise ValueError(
@@ -438,6 +462,29 @@ _SPECS = (
         pass_k=2,
         kl_placement="loss",
         kl_estimator="k2",
+    ),
+    AlgorithmSpec(
+        "rae",
+        "Liu et al. 2025 (SPIRAL), arXiv 2506.24119",
+        returns="total",
+        baseline="running_mean",
+        baseline_decay=0.95,
+        surrogate="reinforce",
+        kl_placement="loss",
+        kl_estimator="k2",
+    ),
+    AlgorithmSpec(
+        "flash_reinforce",
+        "FlashREINFORCE 2026, as in NVIDIA-NeMo/labs-molt and OpenRLHF",
+        returns="total",
+        baseline="batch_mean",
+        surrogate="reinforce",
+        loss_type="grpo",
+        kl_placement="loss",
+        kl_estimator="k2",
+        vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_mode="sequence_binary_kl",
+        vllm_importance_sampling_clip_max=3e-3,
     ),
     _OPD,
     dataclasses.replace(

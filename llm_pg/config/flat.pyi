@@ -58,6 +58,7 @@ class Settings(TypedDict, total=False):
     top_p: float
     top_k: int
     min_p: float
+    repetition_penalty: float
     stop: list[str]
     rollout_batch_size: int | None
     max_staleness: int
@@ -107,7 +108,7 @@ class Settings(TypedDict, total=False):
     vespo_k_neg: float | None
     vespo_lambda_neg: float | None
     vllm_importance_sampling_correction: bool | None
-    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "sequence_binary_kl"] | None
     vllm_importance_sampling_clip_max: float | None
     vllm_importance_sampling_clip_min: float | None
     off_policy_mask_threshold: float | None
@@ -136,6 +137,7 @@ class Settings(TypedDict, total=False):
     truncated: Literal["keep", "mask", "penalise", "bootstrap"] | None
     truncation_penalty: float | None
     baseline_decay: float | None
+    baseline_column: str | None
     mask_truncated_completions: bool | None
     sync_ref_model: bool
     ref_model_mixup_alpha: float
@@ -295,7 +297,6 @@ class Settings(TypedDict, total=False):
     pad_to_multiple_of: Any
     generation_batch_size: Any
     generation_kwargs: Any
-    repetition_penalty: Any
     cache_implementation: Any
     use_transformers_continuous_batching: Any
     transformers_continuous_batching_config: Any
@@ -363,6 +364,7 @@ class Attributes:
     top_p: float
     top_k: int
     min_p: float
+    repetition_penalty: float
     stop: list[str]
     rollout_batch_size: int | None
     max_staleness: int
@@ -412,7 +414,7 @@ class Attributes:
     vespo_k_neg: float | None
     vespo_lambda_neg: float | None
     vllm_importance_sampling_correction: bool | None
-    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "sequence_binary_kl"] | None
     vllm_importance_sampling_clip_max: float | None
     vllm_importance_sampling_clip_min: float | None
     off_policy_mask_threshold: float | None
@@ -441,6 +443,7 @@ class Attributes:
     truncated: Literal["keep", "mask", "penalise", "bootstrap"] | None
     truncation_penalty: float | None
     baseline_decay: float | None
+    baseline_column: str | None
     mask_truncated_completions: bool | None
     sync_ref_model: bool
     ref_model_mixup_alpha: float
@@ -599,7 +602,6 @@ class Attributes:
     pad_to_multiple_of: Any
     generation_batch_size: Any
     generation_kwargs: Any
-    repetition_penalty: Any
     cache_implementation: Any
     use_transformers_continuous_batching: Any
     transformers_continuous_batching_config: Any

@@ -19,6 +19,12 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this mass.")
     top_k: int = Field(0, ge=0, description="Keep the k most probable tokens; 0 = all.")
     min_p: float = Field(0.0, ge=0, lt=1, description="Keep tokens with this share of the largest probability.")
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Positive logits of tokens that the prompt or the completion has so far are divided by it, "
+        "negative ones multiplied, in the trained distribution too; 1 = none.",
+    )
     stop: list[str] = Field([], description="Strings that end a completion; the token that completes one is its last.")
     rollout_batch_size: int | None = Field(None, gt=0, description="Completions sampled at once; None = all of a step.")
     max_staleness: int = Field(

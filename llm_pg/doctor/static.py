@@ -232,7 +232,7 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[AlgorithmSpec], bool]], 
         "an algorithm that has a critic (a2c, ppo)",
         lambda spec: spec.needs_critic,
     ),
-    (("baseline_decay",), "baseline=running_mean", lambda spec: spec.baseline == "running_mean"),
+    (("baseline_decay", "baseline_column"), "baseline=running_mean", lambda spec: spec.baseline == "running_mean"),
     (
         ("sapo_temperature_pos", "sapo_temperature_neg"),
         "surrogate=sapo",

@@ -154,7 +154,12 @@ class ToolEnvironment:
         columns = {name: self.row[name] for name in self._signature.columns(list(self.row))}
         if "prompt" in self._signature.arguments:
             columns["prompt"] = self.row.get("prompt")
-        return read_plain(self._judge(completion=text, **{**columns, **self.reward_options}))[0]
+        reward, _ = read_plain(self._judge(completion=text, **{**columns, **self.reward_options}))
+        if isinstance(reward, list):
+            raise ValueError(
+                "a reward function gave one number for each token; of an answer after tools it is one number."
+            )
+        return reward
 
 
 def _reward_function(spec: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ Groups: `group_B` holds a group's number for each rollout (0..P-1); the rollouts
 Sums that must span all ranks go through `all_sum` (identity on one rank). Groups never straddle ranks.
 """
 
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -288,3 +289,70 @@ class RunningMean:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.sum, self.weight = float(state["sum"]), float(state["weight"])
+
+
+class RunningMeans:
+    """A running mean for each role of the rollouts, as `RunningMean` is one for all.
+
+    Roles are numbers below `NUM_ROLES`, hashes of what names a role (`role_of`), so that all ranks agree on them
+    whatever their own rollouts hold. Two roles with one hash would share a mean, which is still no bias.
+
+    Bias: none, as `RunningMean`. SPIRAL updates a role's mean before it subtracts it, which takes (1 - decay)/n off the
+    gradient, n the role's rollouts in the batch.
+
+    Args:
+        decay: weight of the past in [0, 1).
+
+    Source: role-conditioned advantage estimation, SPIRAL, Liu et al. 2025 (arXiv 2506.24119).
+    """
+
+    NUM_ROLES = 2**16
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self.decay = decay
+        self.sum_R = torch.zeros(self.NUM_ROLES, dtype=torch.float64)
+        self.weight_R = torch.zeros(self.NUM_ROLES, dtype=torch.float64)
+
+    @staticmethod
+    def role_of(value: object) -> int:
+        """Returns the number of the role that a value of the data names: the same in every process.
+
+        Args:
+            value: a text, a number, ...; its `repr` counts.
+        """
+        return zlib.crc32(repr(value).encode()) % RunningMeans.NUM_ROLES
+
+    def value_B(self, role_B: Tensor) -> Tensor:
+        """Returns the mean of each rollout's role, float64; 0 for a role that was not met before.
+
+        Args:
+            role_B: int64 (B,), see `role_of`.
+        """
+        value_R = self.sum_R / torch.where(self.weight_R > 0, self.weight_R, torch.ones_like(self.weight_R))
+        return value_R.to(role_B.device)[role_B]
+
+    def update(self, return_B: Tensor, role_B: Tensor, valid_B: Tensor, all_sum: AllSum = _identity) -> None:
+        """Takes in the mean return of each role of a batch.
+
+        Args:
+            return_B: returns (B,).
+            role_B: int64 (B,), see `role_of`.
+            valid_B: bool (B,); False for rollouts without a score.
+            all_sum: sums a tensor over all ranks; the identity on one rank.
+        """
+        seen = torch.stack([torch.where(valid_B, return_B, torch.zeros_like(return_B)), valid_B.to(return_B.dtype)])
+        total, num = all_sum(seen.new_zeros(2, self.NUM_ROLES).index_add(1, role_B, seen)).double().cpu().unbind()
+        met = num > 0
+        mean = total / num.clamp(min=1)
+        self.sum_R = torch.where(met, self.decay * self.sum_R + (1 - self.decay) * mean, self.sum_R)
+        self.weight_R = torch.where(met, self.decay * self.weight_R + (1 - self.decay), self.weight_R)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        roles = self.weight_R.nonzero().squeeze(1)
+        return {"role": roles.tolist(), "sum": self.sum_R[roles].tolist(), "weight": self.weight_R[roles].tolist()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        roles = torch.tensor(state["role"], dtype=torch.int64)
+        self.sum_R, self.weight_R = torch.zeros_like(self.sum_R), torch.zeros_like(self.weight_R)
+        self.sum_R[roles] = torch.tensor(state["sum"], dtype=torch.float64)
+        self.weight_R[roles] = torch.tensor(state["weight"], dtype=torch.float64)

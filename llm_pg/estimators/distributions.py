@@ -18,8 +18,11 @@ def warp_logits(
     top_p: float = 1.0,
     min_p: float = 0.0,
     keep: Tensor | None = None,
+    repetition_penalty: float = 1.0,
+    seen: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the distribution that is sampled: divided by the temperature, then cut to a support.
+    """Logits of the distribution that is sampled: those of tokens that were there before are lowered, then all are
+    divided by the temperature, then cut to a support.
 
     The filters apply in the order of transformers' `generate`: top-k, top-p on what is left, min-p. The support is
     a constant of the gradient (it changes only where two probabilities tie).
@@ -32,13 +35,19 @@ def warp_logits(
         min_p: in [0, 1); keep tokens with at least `min_p` times the largest probability.
         keep: (...,) ids that stay in the support whatever the filters say. The trainer passes the sampled token, so
             that a token at the edge of the support cannot get log-probability -inf from rounding or from an update.
+        repetition_penalty: > 0; positive logits of seen tokens are divided by it, negative ones multiplied. 1 = none.
+        seen: bool (..., V), tokens of the prompt and of the completion so far; needed where there is a penalty.
 
     Returns:
         (..., V) float logits, -inf outside the support.
 
-    Source: top-p, Holtzman et al. 2020 (arXiv 1904.09751); min-p, Nguyen et al. 2024 (arXiv 2407.01082).
+    Source: top-p, Holtzman et al. 2020 (arXiv 1904.09751); min-p, Nguyen et al. 2024 (arXiv 2407.01082); repetition
+    penalty, Keskar et al. 2019 (arXiv 1909.05858), as in transformers.
     """
     x = logits if logits.dtype == torch.float64 else logits.float()
+    if repetition_penalty != 1.0:
+        assert seen is not None
+        x = torch.where(seen, torch.where(x < 0, x * repetition_penalty, x / repetition_penalty), x)
     if temperature != 1.0:
         x = x / temperature
     if not (top_k or top_p < 1.0 or min_p):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .masked import masked_sum
 
+_LEAST = 1e-6  # probabilities are held this far from 0 and 1 where a divergence is computed
+
 
 def importance_ratio(logp_BT: Tensor, proximal_logp_BT: Tensor, mask_BT: Tensor, level: str) -> Tensor:
     """The ratio of each token, (B, T), at one of three levels; its gradient with respect to token t is ratio · ∇logp_t.
@@ -47,6 +49,8 @@ def sampler_correction(
 
     * `token_truncate`, `sequence_truncate`: a ratio over `high` counts as `high`, one under `low` as `low`.
     * `token_mask`, `sequence_mask`: a token (a completion) whose ratio is outside [low, high] gets 0.
+    * `sequence_binary_kl`: tokens have their own ratios, as they are; a completion gets 0 where the mean over tokens
+      of KL(sampler || trainer) between this token and any other is above `high`.
 
     At the sequence level the ratio is the product over the row's tokens, the weight of the whole completion.
 
@@ -54,21 +58,30 @@ def sampler_correction(
         logp_BT: log-probabilities under the trainer at the time of sampling, nats, shape (B, T).
         behavior_logp_BT: those that the sampler reports for the same tokens, shape (B, T).
         mask_BT: bool (B, T), the sampled tokens.
-        mode: one of the four words above.
+        mode: one of the words above.
         low: lower bound of the ratio; None = no bound.
         high: upper bound; None = no bound.
 
     Bias: none without bounds at the sequence level; a bound takes out what would make the variance large.
     Source: Yao et al. 2025 (truncated, "Your efficient RL framework secretly brings you off-policy RL training"); Liu
-    et al. 2025 (masked); the names are TRL 1.16's.
+    et al. 2025 (masked); FlashREINFORCE 2026 (sequence_binary_kl); the other names are TRL 1.16's.
     """
     level, _, bound = mode.partition("_")
-    if level not in ("token", "sequence") or bound not in ("truncate", "mask"):
+    if (
+        level not in ("token", "sequence")
+        or bound not in ("truncate", "mask", "binary_kl")
+        or mode == "token_binary_kl"
+    ):
         raise ValueError(
-            f"vllm_importance_sampling_mode cannot be {mode!r}; it is token_truncate, token_mask, sequence_truncate or "
-            "sequence_mask."
+            f"vllm_importance_sampling_mode cannot be {mode!r}; it is token_truncate, token_mask, sequence_truncate, "
+            "sequence_mask or sequence_binary_kl."
         )
     difference_BT = torch.where(mask_BT, logp_BT - behavior_logp_BT, torch.zeros_like(logp_BT)).detach()
+    if bound == "binary_kl":
+        divergence_BT = _binary_kl(logp_BT.detach(), behavior_logp_BT)
+        mean_B1 = masked_sum(divergence_BT, mask_BT, 1).unsqueeze(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+        outside_BT = (mean_B1 > (math.inf if high is None else high)).expand_as(mask_BT)
+        return difference_BT.masked_fill(outside_BT, -math.inf).exp(), outside_BT
     if level == "sequence":
         difference_BT = difference_BT.sum(1, keepdim=True).expand_as(difference_BT)
     ratio_BT = difference_BT.exp()
@@ -76,6 +89,12 @@ def sampler_correction(
     outside_BT = (ratio_BT < least) | (ratio_BT > most)
     held_BT = torch.zeros_like(ratio_BT) if bound == "mask" else ratio_BT.clamp(min=least, max=most)
     return torch.where(outside_BT, held_BT, ratio_BT), outside_BT
+
+
+def _binary_kl(logp_BT: Tensor, behavior_logp_BT: Tensor) -> Tensor:
+    """KL(sampler || trainer) between the sampled token and any other, in nats, (B, T); see `divergence` of `losses`."""
+    p_BT, q_BT = (x.exp().clamp(_LEAST, 1 - _LEAST) for x in (behavior_logp_BT, logp_BT))
+    return p_BT * (p_BT / q_BT).log() + (1 - p_BT) * ((1 - p_BT) / (1 - q_BT)).log()
 
 
 def has_left(logp_BT: Tensor, behavior_logp_BT: Tensor, mask_BT: Tensor, threshold: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..algorithms.algorithm import Algorithm, Batch
 from ..device import to_device
 from ..distributed.strategy import Strategy
+from ..estimators.baselines import RunningMeans
 from ..estimators.kl import k1, k3
 from ..estimators.masked import masked_mean
 from ..metrics import Clock
@@ -142,6 +143,8 @@ class Learner:
             ValueError: rewards that mean nothing to the algorithm.
         """
         self.step, self.experience, self.batch = self.step + 1, experience, None
+        if self.algorithm.spec.baseline_column is not None:
+            experience.rollouts.role_B = _roles(experience, self.algorithm.spec.baseline_column)
         rollouts, proximal_logp_BT = self._observed(experience.rollouts)
         critic_only = self.step <= self.critic_only_steps
         rate = 0.0 if critic_only else float(self.scheduler.get_last_lr()[0])
@@ -229,3 +232,23 @@ class Learner:
         """A mean over the tokens of all ranks, in the last pass."""
         own = torch.tensor(sum(step.values.get(name, 0.0) for step in steps[-self.updater.num_minibatches :]))
         return float(self.strategy.all_sum(to_device(own, self.strategy.device)))
+
+
+def _roles(experience: Any, column: str) -> Tensor | None:
+    """The role of each row, read from a column of its prompt's row; what the rollouts hold where there are no prompts.
+
+    Raises:
+        ValueError: a prompt's row has no such column.
+    """
+    prompts = getattr(experience, "prompts", None)
+    rollouts: TextRollouts = experience.rollouts
+    if prompts is None:
+        return rollouts.role_B
+    for prompt in prompts:
+        if column not in prompt.row:
+            raise ValueError(
+                f"baseline_column is {column!r}, and the row of prompt {prompt.index} has no such column. Present: "
+                f"{', '.join(sorted(prompt.row)) or 'none'}."
+            )
+    role_P = torch.tensor([RunningMeans.role_of(prompt.row[column]) for prompt in prompts])
+    return to_device(role_P.repeat_interleave(experience.num_generations), rollouts.mask_BT.device)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..estimators.distributions import entropy, token_logp
 from .attention import body_of, core_of, eval_mode
-from .distribution import SamplingParams
+from .distribution import Contexts, SamplingParams
 from .precision import HALF
 from .wide import WideProduct
 
@@ -85,18 +85,28 @@ def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, product: Wi
 
 
 def token_scores(
-    hidden_M: Tensor, head: Any, token_M: Tensor, params: SamplingParams, *, with_entropy: bool, entropy_grad: bool
+    hidden_M: Tensor,
+    head: Any,
+    token_M: Tensor,
+    params: SamplingParams,
+    *,
+    with_entropy: bool,
+    entropy_grad: bool,
+    contexts: Contexts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log π(token) and the entropy of π for M hidden states, under the distribution that `params` samples.
 
     Args:
         hidden_M: (M, hidden). head: the output layer, logits = head(hidden).
         token_M: int64 (M,). with_entropy: False gives zeros. entropy_grad: whether it carries a gradient.
+        contexts: of the tokens; needed where `params.reads_context`.
 
     Returns:
         Two float tensors (M,), nats, float32 or wider.
     """
-    plain = type(head) is torch.nn.Linear and head.bias is None and not params.truncates_support
+    plain = (
+        type(head) is torch.nn.Linear and head.bias is None and not (params.truncates_support or params.reads_context)
+    )
     if plain and not (with_entropy and entropy_grad):
         weight, rows = head.weight, max(chunk_numbers(hidden_M.device) // head_width(head), 1)
         kind = hidden_M.device.type
@@ -109,18 +119,20 @@ def token_scores(
             )
         return logp, nats
 
-    def part(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        warped = params.warp(head(hidden), keep=token)
+    def part(hidden: Tensor, token: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        logits = head(hidden)
+        seen = None if contexts is None else contexts.part(at).seen(logits.shape[-1])
+        warped = params.warp(logits, keep=token, seen=seen)
         with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_grad):
             nats = entropy(warped) if with_entropy else torch.zeros_like(warped[:, 0])
         return token_logp(warped, token), nats
 
     rows = max(CHUNK_NUMBERS // head_width(head), 1)  # small everywhere: automatic differentiation makes many copies
     if len(token_M) <= rows:
-        return part(hidden_M, token_M)
+        return part(hidden_M, token_M, slice(None))
     pieces = [
-        checkpoint(part, hidden, token, use_reentrant=False)
-        for hidden, token in zip(hidden_M.split(rows), token_M.split(rows), strict=True)
+        checkpoint(part, hidden_M[at : at + rows], token_M[at : at + rows], slice(at, at + rows), use_reentrant=False)
+        for at in range(0, len(token_M), rows)
     ]
     return torch.cat([logp for logp, _ in pieces]), torch.cat([nats for _, nats in pieces])
 

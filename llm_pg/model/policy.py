@@ -22,7 +22,7 @@ from ..rollouts import TextRollouts
 from .adapters import StartingAdapter, has_adapter, starts_switched_off, switched_off
 from .attention import core_of, eval_mode
 from .critic import Critic
-from .distribution import SamplingParams
+from .distribution import Contexts, SamplingParams
 from .head import token_scores
 from .layout import BatchLayout, halves
 from .loading import default_device, load_model, load_tokenizer
@@ -131,6 +131,7 @@ class Policy:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         max_completion_length: int = 256,
         stop: Sequence[str] = (),
         peft_config: Any = None,
@@ -146,6 +147,8 @@ class Policy:
             top_k: keep the k most probable tokens; 0 = all.
             top_p: keep the smallest set of tokens of this mass, in (0, 1].
             min_p: keep tokens of at least this share of the largest probability, in [0, 1).
+            repetition_penalty: positive logits of tokens that were there before are divided by it, others multiplied;
+                > 0, 1 = none.
             max_completion_length: tokens, >= 1.
             stop: texts that end a completion.
             peft_config: of a new adapter, which is then what is trained.
@@ -166,6 +169,7 @@ class Policy:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            repetition_penalty=repetition_penalty,
             max_completion_length=max_completion_length,
             stop=tuple(stop),
         )
@@ -372,7 +376,8 @@ class Policy:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not flags.frozen):
                 with heard as parts:
                     states, logits_M = self.layout.hidden_states(model, rollouts, after_B)
-                logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, flags)
+                contexts = _contexts(rollouts, device) if self.params.reads_context else None
+                logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, flags, contexts)
             value = self._values(rollouts, states, after_B) if flags.value else None
         scores = PolicyOutput(*(_placed(x_M, place_M, mask_BT.shape) for x_M in (logp_M, entropy_M)))
         if parts:
@@ -385,7 +390,13 @@ class Policy:
         return scores
 
     def _tokens(
-        self, model: Any, hidden_M: Tensor, logits_M: Tensor | None, token_M: Tensor, flags: OutputFlags
+        self,
+        model: Any,
+        hidden_M: Tensor,
+        logits_M: Tensor | None,
+        token_M: Tensor,
+        flags: OutputFlags,
+        contexts: Contexts | None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each token."""
         if not (flags.logp or flags.entropy):
@@ -394,9 +405,16 @@ class Policy:
         if logits_M is None:
             head = core_of(model).get_output_embeddings()
             return token_scores(
-                hidden_M, head, token_M, self.params, with_entropy=flags.entropy, entropy_grad=flags.entropy_grad
+                hidden_M,
+                head,
+                token_M,
+                self.params,
+                with_entropy=flags.entropy,
+                entropy_grad=flags.entropy_grad,
+                contexts=contexts,
             )
-        warped = self.params.warp(logits_M, keep=token_M)
+        seen = None if contexts is None else contexts.seen(logits_M.shape[-1])
+        warped = self.params.warp(logits_M, keep=token_M, seen=seen)
         logp_M = token_logp(warped, token_M)
         with torch.set_grad_enabled(torch.is_grad_enabled() and flags.entropy_grad):
             return logp_M, entropy(warped) if flags.entropy else torch.zeros_like(logp_M)
@@ -412,6 +430,17 @@ class Policy:
             return critic.values(own)
 
         return self.strategy.forward(critic, forward)
+
+
+def _contexts(rollouts: TextRollouts, device: torch.device) -> Contexts:
+    """What was there before each sampled token: the prompt, and what was sampled and inserted after it."""
+    rows = [(*prompt, *ids) for prompt, ids in zip(rollouts.prompt_ids_B, rollouts.context_ids(), strict=True)]
+    width = max(map(len, rows))
+    ids_RC = torch.tensor([row + (0,) * (width - len(row)) for row in rows])
+    mask_BT = rollouts.on_host("mask_BT")
+    length_BT = rollouts.place_BT() + torch.tensor([len(ids) for ids in rollouts.prompt_ids_B]).unsqueeze(1)
+    row_M = mask_BT.nonzero()[:, 0]
+    return Contexts(*(to_device(x, device) for x in (ids_RC, row_M, length_BT[mask_BT])))
 
 
 def _placed(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:

@@ -46,7 +46,7 @@ class Teacher:
         self, model: Any, *, params: SamplingParams, pad_id: int, autocast: Any = contextlib.nullcontext
     ) -> None:
         disable_dropout(model)
-        whole = dataclasses.replace(params, top_k=0, top_p=1.0, min_p=0.0)
+        whole = dataclasses.replace(params, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
         self._scorer = Policy(model.requires_grad_(False), params=whole, pad_id=pad_id, autocast=autocast)
 
     @classmethod

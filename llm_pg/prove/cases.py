@@ -17,6 +17,7 @@ from ..estimators.returns import total_return
 from ..rollouts import Rollouts
 from .measure import BIASED, DIRECTION, EXACT, NOTHING, ProofCase
 from .reasons import NO_CLIP
+from .world import FixedMeans
 from .worlds import Warp, WorldSpec
 
 ONE = WorldSpec()
@@ -50,12 +51,21 @@ class WithoutEqualOthers(Algorithm):
         return dataclasses.replace(batch, advantage_BT=batch.advantage_BT * says_B.unsqueeze(1))
 
 
+def _by_role(spec: AlgorithmSpec, horizon: int) -> Algorithm:
+    """Each prompt is a role with a mean of its own; any two numbers are exact."""
+    algorithm = Algorithm(spec, horizon)
+    algorithm.running_means = FixedMeans([0.3, 0.7])
+    return algorithm
+
+
 def _filtered(spec: AlgorithmSpec, horizon: int) -> Algorithm:
     return WithoutEqualOthers(spec, horizon)
 
 
 def _shipped() -> Iterator[ProofCase]:
-    expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k", "opd"), EXACT) | {"dr_grpo": DIRECTION}
+    expect = dict.fromkeys(("reinforce", "rloo", "remax", "maxrl", "pass_at_k", "rae", "opd"), EXACT) | {
+        "dr_grpo": DIRECTION
+    }
     for world_spec, title in (
         (ONE, "As shipped, one prompt a step"),
         (GRADED, "As shipped, two prompts a step, graded rewards"),
@@ -99,6 +109,16 @@ def _reductions() -> Iterator[ProofCase]:
             shrunk = baseline in ("batch_mean", "group_mean") or reduction == "dr_grpo"
             expect = BIASED if reduction in ("grpo", "dapo") else DIRECTION if shrunk else EXACT
             yield ProofCase(title, "reinforce", spec, BOTH, expect)
+
+
+def _roles() -> Iterator[ProofCase]:
+    title = "A running mean for each role (RAE), two prompts a step"
+    roles = dataclasses.replace(ALGORITHMS["rae"], baseline_column="role")
+    for rewards in ("binary", "graded", "dense"):
+        world = BOTH.replace(rewards=rewards)
+        yield ProofCase(title, "rae", roles, world, EXACT, f"{rewards} rewards", make=_by_role)
+    to_go = dataclasses.replace(roles, returns="reward_to_go")
+    yield ProofCase(title, "rae", to_go, BOTH.replace(rewards="dense"), EXACT, "dense rewards, to-go", make=_by_role)
 
 
 def _scaling() -> Iterator[ProofCase]:
@@ -281,6 +301,8 @@ def _mismatched() -> Iterator[ProofCase]:
     yield _corrected(title, world, "sequence_mask", 3.0, EXACT)
     yield _corrected(title, world, "token_truncate", 3.0, BIASED)
     yield _corrected(title, world, "token_mask", 3.0, BIASED)
+    yield _corrected(title, world, "sequence_binary_kl", 3e-3, BIASED)
+    yield _corrected(title, world, "sequence_binary_kl", NO_CLIP, BIASED)
     title = "Tokens and completions left out"
     masked = dataclasses.replace(RLOO, off_policy_mask_threshold=0.05, epsilon=NO_CLIP)
     yield ProofCase(title, "rloo", masked, ONE, EXACT, "off-policy mask, fresh data")
@@ -311,6 +333,7 @@ def all_cases() -> list[ProofCase]:
         _shipped,
         _objectives,
         _reductions,
+        _roles,
         _scaling,
         _returns,
         _masks,

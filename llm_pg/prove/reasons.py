@@ -52,6 +52,7 @@ def _is_corrected(spec: AlgorithmSpec, world_spec: WorldSpec) -> bool:
     return world_spec.mismatch and spec.vllm_importance_sampling_correction
 
 
+_OWN_RATIOS = ("token_truncate", "token_mask", "sequence_binary_kl")  # of each token
 _UNBOUNDED = {
     "vllm_importance_sampling_mode": "sequence_truncate",
     "vllm_importance_sampling_clip_max": NO_CLIP,
@@ -194,7 +195,7 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure(
         "token correction",
         "A token's correction is for its own choice, not for the prefix that the sampler's policy led to.",
-        lambda spec, world: _is_corrected(spec, world) and spec.vllm_importance_sampling_mode.startswith("token"),
+        lambda spec, world: _is_corrected(spec, world) and spec.vllm_importance_sampling_mode in _OWN_RATIOS,
         _spec(**_UNBOUNDED),
     ),
     Departure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Batch
-from ..estimators.baselines import RunningMean
+from ..estimators.baselines import RunningMean, RunningMeans
 from ..estimators.distributions import entropy, token_logp, warp_logits
 from ..estimators.exact import EnumeratedCompletions, TabularPolicy, kl, objective, step_values
 from ..estimators.expectation import Groups, LossOfGroups
@@ -37,6 +37,22 @@ class FixedMean(RunningMean):
         self.sum, self.weight = value, 1.0
 
     def update(self, mean: float | Tensor, num_rows: float | Tensor = 1) -> None:
+        pass
+
+
+class FixedMeans(RunningMeans):
+    """A running mean for each role that stays, likewise.
+
+    Args:
+        values: of the roles 0, 1, ...
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        super().__init__()
+        self.sum_R[: len(values)] = torch.tensor(values, dtype=torch.float64)
+        self.weight_R[:] = 1.0
+
+    def update(self, *_: object, **__: object) -> None:
         pass
 
 
@@ -161,6 +177,7 @@ class World:
             "cut_BT": torch.zeros_like(mask_PST),
             "valid_B": self._scored_PS,
             "truncated_B": c.truncated_S.expand(num_prompts, -1),
+            "role_B": torch.arange(num_prompts).unsqueeze(1).expand(-1, c.num_completions),
             "greedy_B": self._greedy_return_P.unsqueeze(1).expand(-1, c.num_completions),
         }
         policy = self.policy

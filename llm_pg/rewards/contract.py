@@ -8,7 +8,8 @@ and the plain form, known by a parameter called `completion`, once for each:
 
     f(completion, prompt, **columns) -> float | bool | None | dict with "reward" and named parts
 
-Either may be async. A function gets those arguments that its signature takes. None means "does not apply".
+Either may be async. A function gets those arguments that its signature takes. None means "does not apply". In the place
+of a completion's number it may give a list, one number for each of its tokens (`completion_ids`): rewards of the steps.
 """
 
 import inspect
@@ -137,27 +138,47 @@ def read_number(value: Any, expected: str, where: str) -> float | None:
     return number
 
 
-def read_batch(result: Any, count: int) -> list[float | None]:
-    """What a batch function returned, as `count` floats, None or NaN; BadValueError with the first bad value."""
-    expected = f"a list of {count} numbers or None, one for each completion"
+Reward = float | list[float] | None  # of a completion, of each of its tokens, or none
+
+
+def read_reward(value: Any, expected: str, where: str) -> Reward:
+    """What a function gave one completion: a number as `read_number` reads it, or a list of them, one a token."""
+    if not isinstance(value, (list, tuple)) and len(getattr(value, "shape", "")):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return read_number(value, expected, where)
+    numbers = [read_number(each, expected, f"{where}, token {place},") for place, each in enumerate(value)]
+    if None in numbers:
+        raise BadValueError(f"must return {expected}; {where}, token {numbers.index(None)}, is None. Use 0 there.")
+    return [number for number in numbers if number is not None]
+
+
+def read_batch(result: Any, count: int) -> list[Reward]:
+    """What a batch function returned: of each of `count` completions a float, None or NaN, or a list with a float for
+    each token; BadValueError with the first bad value."""
+    expected = (
+        f"a list of {count} numbers or None, one for each completion (or for each a list with one for each token)"
+    )
     if not isinstance(result, (list, tuple, str, dict)) and callable(getattr(result, "tolist", None)):
         result = result.tolist()
     if not isinstance(result, (list, tuple)):
         raise BadValueError(f"must return {expected}; it returned {shown(result)}.")
     if len(result) != count:
         raise BadValueError(f"must return {expected}; it returned {len(result)}.")
-    return [read_number(value, expected, f"value {place}") for place, value in enumerate(result)]
+    return [read_reward(value, expected, f"value {place}") for place, value in enumerate(result)]
 
 
-def read_plain(result: Any) -> tuple[float | None, dict[str, float | None]]:
+def read_plain(result: Any) -> tuple[Reward, dict[str, float | None]]:
     """What a plain function returned, as its reward and its named parts; BadValueError when it is neither."""
-    expected = "a number, None, or a dict of them with the key 'reward'"
+    expected = "a number, None, a list with a number for each token, or a dict with the key 'reward'"
     if not isinstance(result, dict):
-        return read_number(result, expected, "what it returned"), {}
+        return read_reward(result, expected, "what it returned"), {}
     if "reward" not in result:
         raise BadValueError(f"must return {expected}; it returned a dict with the keys {sorted(map(str, result))}.")
-    parts = {str(key): read_number(value, expected, f"the part {key!r}") for key, value in result.items()}
-    return parts.pop("reward"), parts
+    parts = {
+        str(key): read_number(value, expected, f"the part {key!r}") for key, value in result.items() if key != "reward"
+    }
+    return read_reward(result["reward"], expected, "the part 'reward'"), parts
 
 
 def shown(value: Any) -> str:

@@ -206,11 +206,18 @@ class Scorer:
             RewardError: the run should stop; the scorer stays usable.
         """
         batch = RewardBatch(prompts, completions, completion_ids, rows, trainer_state)
-        tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share)
+        lengths = [len(ids) for ids in completion_ids]
+        tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share, lengths)
         self._run(batch, tally, range(len(self.functions)))
         scores = tally.scores(self.weights)
         if self._clip_range is not None:
             low, high = self._clip_range
+            if scores.tokens is not None:
+                raise RewardError(
+                    f"reward_clip_range is [{low:g}, {high:g}] and clips the reward of a completion, and a reward "
+                    "function gave one for each token. Leave reward_clip_range out, or let the function clip what it "
+                    "returns."
+                )
             scores.reward = [None if reward is None else min(max(reward, low), high) for reward in scores.reward]
         return scores
 

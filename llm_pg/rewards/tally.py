@@ -33,6 +33,8 @@ class Scores:
         parts: by function name, and by "function/part" for named parts.
         extra: columns from `log_extra`.
         weights: of the functions that are summed, by name, where there are several.
+        tokens: where a function gave a number for each token, the reward of each token of each completion, weighted and
+            summed over functions; a function's one number is at the last token. None in it = at the last token alone.
         metrics: means of what went to `log_metric`, and "rewards/<part>/mean".
         problems: by function, causes with the number of completions; "returned None" is counted only where it left a
             completion without any score.
@@ -44,6 +46,7 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)
     problems: dict[str, dict[str, int]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    tokens: list[list[float] | None] | None = None
 
     def failures(self) -> dict[str, int]:
         """Returns the number of completions that each function failed on, of those that failed on any."""
@@ -57,7 +60,8 @@ class Scores:
 class Tally:
     """The ledger of one batch. `shown` outlives it: a cause that was logged once is not logged again.
 
-    max_unscorable: share of a step's completions; the batch is `share` of them.
+    max_unscorable: share of a step's completions; the batch is `share` of them. lengths: tokens of each completion, as
+    many as a function's rewards of its tokens must be; None = not known.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Tally:
         strict: bool,
         shown: set[tuple[str, str]],
         share: float = 1.0,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self._names = [function.name for function in functions]
         self._functions = [function.function for function in functions]
@@ -77,6 +82,8 @@ class Tally:
         if share < 1:
             self._limit += f" of a step's {round(size / share)}"
         self._rewards: list[list[float | None]] = [[None] * size for _ in functions]
+        self._lengths = lengths
+        self._tokens: list[dict[int, list[float]]] = [{} for _ in functions]
         self._scored: list[set[int]] = [set() for _ in functions]
         self._failed: list[set[int]] = [set() for _ in functions]
         self._problems: list[Counter[str]] = [Counter() for _ in functions]
@@ -94,10 +101,23 @@ class Tally:
             column = self._parts.setdefault(f"{self._names[function]}/{part}", [None] * self._size)
             column[index] = None if value is None or math.isnan(value) else value
         reward = answer["reward"]
+        if isinstance(reward, list):
+            self._check_length(function, index, len(reward))
+            self._tokens[function][index] = reward
+            reward = math.fsum(reward) if not any(map(math.isnan, reward)) else math.nan
         if reward is not None and math.isnan(reward):
             self.failed(function, index, "NaN", "")
         else:
             self._rewards[function][index] = reward
+
+    def _check_length(self, function: int, index: int, given: int) -> None:
+        if self._lengths is not None and given != self._lengths[index]:
+            self.broken(
+                function,
+                "must return one number for a completion, or one for each of its tokens (as many as its "
+                f"completion_ids, the end token included); it returned {given} for completion {index} of "
+                f"{self._lengths[index]} tokens.",
+            )
 
     def leave_out(self, functions: Sequence[int]) -> None:
         """These functions are not asked: they have no score for any completion."""
@@ -152,7 +172,32 @@ class Tally:
             if numbers:
                 metrics[f"rewards/{name}/mean"] = _mean(numbers)
         several = dict(zip(self._names, weights, strict=True)) if len(self._names) > 1 else {}
-        return Scores(total, parts, dict(sorted(self._extra.items())), metrics, problems, several)
+        extra = dict(sorted(self._extra.items()))
+        return Scores(total, parts, extra, metrics, problems, several, self._of_tokens(total, weights))
+
+    def _of_tokens(self, total: Sequence[float | None], weights: Sequence[float]) -> list[list[float] | None] | None:
+        """`Scores.tokens`."""
+        if not any(self._tokens):
+            return None
+        rows: list[list[float] | None] = []
+        for index, reward in enumerate(total):
+            given = [
+                (weight, by_index[index])
+                for weight, by_index in zip(weights, self._tokens, strict=True)
+                if index in by_index
+            ]
+            if reward is None or not given:
+                rows.append(None)
+                continue
+            row = [math.fsum(weight * values[step] for weight, values in given) for step in range(len(given[0][1]))]
+            whole = [
+                weight * value
+                for weight, rewards, by_index in zip(weights, self._rewards, self._tokens, strict=True)
+                if index not in by_index and (value := rewards[index]) is not None
+            ]
+            row[-1] = math.fsum([row[-1], *whole])
+            rows.append(row)
+        return rows
 
     def _sum(self, index: int, weights: Sequence[float]) -> float | None:
         """The weighted sum of the scores that were given; None without one. RewardError where it is out of range."""

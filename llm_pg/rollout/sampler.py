@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..model.loading import end_token_ids
 from ..prompts import Prompt
 from ..prompts.decode import Reader
@@ -90,7 +91,18 @@ class Samples:
             prompt_ids_B=[p.ids for p in self.prompts for _ in range(group)],
             **others,
         )
+        if scores.tokens is not None:
+            rollouts.reward_BT = _of_tokens(rollouts.reward_BT, scores.tokens) * rollouts.valid_B.unsqueeze(1)
         return Experience(self.prompts, rollouts, self.texts, scores, group, self.pieces)
+
+
+def _of_tokens(reward_BT: Tensor, rows: Sequence[list[float] | None]) -> Tensor:
+    """The rewards with those rows replaced that have one for each token."""
+    host_BT = reward_BT.cpu().clone()
+    for place, row in enumerate(rows):
+        if row is not None:
+            host_BT[place, : len(row)] = torch.tensor(row, dtype=host_BT.dtype)
+    return to_device(host_BT, reward_BT.device)
 
 
 def parts_of(scores: Scores, device: torch.device) -> dict[str, Tensor]:

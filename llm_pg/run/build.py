@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, nearest
 from ..environments.rollout import EpisodeLimits
 from ..environments.writing import TurnWriter
 from ..model.loading import end_token_ids
@@ -33,6 +33,7 @@ def sampling_params(config: Config) -> SamplingParams:
         top_k=rollout.top_k,
         top_p=rollout.top_p,
         min_p=rollout.min_p,
+        repetition_penalty=rollout.repetition_penalty,
         max_completion_length=rollout.max_completion_length,
         stop=tuple(rollout.stop),
     )
@@ -83,6 +84,13 @@ def make_scorer(
         clip_range=settings.reward_clip_range,
     )
     scorer.check_columns(sorted(rows[0]))
+    column = config.algorithm.baseline_column
+    if column is not None and column not in rows[0]:
+        present = sorted(rows[0])
+        raise ConfigError(
+            f"baseline_column is {column!r}, and the data have no such column.{nearest(column, present)} Present: "
+            f"{', '.join(present)}."
+        )
     scorer.check_rows(rows)
     decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
     if decides is not None and decides.split("/")[0] not in known:  # the word after the slash is a part of its answer

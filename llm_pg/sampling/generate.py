@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StopStringCriteria
 
 from ..config.engines import ENGINES
 from ..estimators.distributions import token_logp
@@ -69,12 +69,17 @@ class GenerateSampler:
                 attention_mask=attention,
                 generation_config=self._settings(params),
                 tokenizer=self.tokenizer if params.stop else None,
+                logits_processor=LogitsProcessorList([_Penalty(params, attention)] if params.reads_context else []),
             )
         tokens_BT = out.sequences[:, width:]
         mask_BT, truncated_B = self._mask(tokens_BT, params)
+
+        def seen_of(step: int, logits: Tensor) -> Tensor | None:
+            return _seen(params, out.sequences, attention, step, logits.shape[-1])
+
         logp_BT = torch.stack(
             [
-                token_logp(params.warp(logits, keep=tokens_BT[:, t]), tokens_BT[:, t])
+                token_logp(params.warp(logits, tokens_BT[:, t], seen_of(t, logits)), tokens_BT[:, t])
                 for t, logits in enumerate(out.logits)
             ],
             1,
@@ -106,3 +111,24 @@ class GenerateSampler:
                 end_BT[:, t] |= criteria(tokens_BT[:, : t + 1], None)
         before_BT = end_BT.long().cumsum(1) - end_BT.long()
         return before_BT == 0, ~end_BT.any(1)
+
+
+class _Penalty(LogitsProcessor):
+    """The repetition penalty. transformers' own counts the padding before a short prompt as a token that was there."""
+
+    def __init__(self, params: SamplingParams, attention: Tensor) -> None:
+        self.params, self.attention = SamplingParams(repetition_penalty=params.repetition_penalty), attention
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.attention.shape[1]
+        return self.params.warp(scores, seen=_seen(self.params, input_ids, self.attention, step, scores.shape[-1]))
+
+
+def _seen(params: SamplingParams, ids: Tensor, attention: Tensor, step: int, vocabulary: int) -> Tensor | None:
+    """Which tokens each row has before its token `step`, padding left out; None where nothing depends on it."""
+    if not params.reads_context:
+        return None
+    before = ids[:, : attention.shape[1] + step]
+    there = torch.cat([attention.bool(), attention.new_ones(len(ids), step).bool()], 1)
+    seen = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device)
+    return seen.scatter_(1, before.masked_fill(~there, vocabulary), True)[:, :vocabulary]

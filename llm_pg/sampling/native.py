@@ -132,7 +132,7 @@ class NativeSampler:
     ) -> Completions:
         """A completion for each of `prompts_B`, at most `at_once` at a time."""
         slots = min(at_once, len(prompts_B))
-        rows = _Rows(self, params, keys_B, slots)
+        rows = _Rows(self, params, keys_B, slots, prompts_B if params.reads_context else None)
         decoder = self.choice.make(self.model, slots < len(prompts_B))
         rows.take(decoder.prefill(prompts_B[:slots]), torch.arange(slots))
         entered = slots
@@ -162,7 +162,14 @@ class _Rows:
     learn which rows have ended.
     """
 
-    def __init__(self, sampler: NativeSampler, params: SamplingParams, keys_B: Tensor, slots: int) -> None:
+    def __init__(
+        self,
+        sampler: NativeSampler,
+        params: SamplingParams,
+        keys_B: Tensor,
+        slots: int,
+        prompts_B: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
         device, num_rows, limit = sampler.model.device, len(keys_B), params.max_completion_length
         self.params, self.pad_id, self.progress, self.device = params, sampler.pad_id, sampler.progress, device
         # A slot whose row has ended goes on until it is filled or left; one column more takes what it says.
@@ -178,6 +185,8 @@ class _Rows:
         self.count_R = torch.zeros_like(self.row_R)
         self.live_R = torch.ones(slots, dtype=torch.bool)
         self.num_live = slots
+        self.prompts_B = prompts_B  # where the distribution depends on the tokens that were there before
+        self.seen_BV: Tensor | None = None  # which they are
 
     def enter(self, slot_N: Tensor, first: int) -> None:
         """The rows from `first` on begin in the slots `slot_N`."""
@@ -195,10 +204,12 @@ class _Rows:
         row_N, count_N, live_N = self.row_R[slot_N], self.count_R[slot_N], self.live_R[slot_N]
         there = to_device(torch.stack([slot_N, row_N, count_N, live_N.long()]), self.device)
         slot, row, count, live = (*there[:3], there[3].bool())
-        warped = params.warp(logits)
+        warped = params.warp(logits, seen=self._seen(row, logits.shape[-1]))
         next_N = warped.argmax(-1) if params.greedy else draw(warped, uniform(self.keys_B[row], count))
         next_N = torch.where(live, next_N, self.pad_id)
         self.tokens_BT[row, count] = next_N
+        if self.seen_BV is not None:
+            self.seen_BV[row, next_N] = True
         self.logp_BT[row, count] = token_logp(warped, next_N).float().masked_fill(~live, 0.0)
         self.next_R[slot] = next_N
         is_end_N = (next_N.unsqueeze(1) == self.eos).any(1)
@@ -213,6 +224,16 @@ class _Rows:
         num_before, self.num_live = self.num_live, int(self.live_R.sum())
         if self.progress is not None:
             self.progress(int(live_N.sum()), num_before - self.num_live)
+
+    def _seen(self, row: Tensor, vocabulary: int) -> Tensor | None:
+        """Which tokens are in the rows so far, bool (N, V); None where nothing depends on it."""
+        if self.prompts_B is None:
+            return None
+        if self.seen_BV is None:
+            self.seen_BV = torch.zeros(len(self.prompts_B), vocabulary, dtype=torch.bool, device=self.device)
+            for place, prompt in enumerate(self.prompts_B):
+                self.seen_BV[place, list(prompt)] = True
+        return self.seen_BV[row]
 
     def _last(self, row: Tensor, count: Tensor, most: int) -> Tensor:
         """The last tokens of each row, up to its token `count`, as many as stop strings can reach. most: tokens that

@@ -61,9 +61,10 @@ def test_a_loss_without_statistics_is_the_same_loss(name: str) -> None:
     batch = made.compute_advantages(rows(value_BT=torch.zeros(2, 2), greedy_B=torch.zeros(2)))
     measured, short = (made.loss(torch.tensor(PRESENT), batch, measure=measure) for measure in (True, False))
     assert torch.equal(measured[0], short[0])
-    assert set(short[1]) == {"policy_loss"}
+    always = {"policy_loss", *(["correction_bounded"] if made.spec.vllm_importance_sampling_correction else [])}
+    assert set(short[1]) == always
     ratios = {"clip_fraction", "clip_ratio/low_mean", "clip_ratio/high_mean", "approx_kl", "sampler_gap"}
-    assert set(measured[1]) == {"policy_loss", *ratios}
+    assert set(measured[1]) == {*always, *ratios}
 
 
 def test_an_adaptive_penalty_adds_its_weight_times_the_kl_from_the_old_policy() -> None:

@@ -35,6 +35,7 @@ from llm_pg.words import annotations_of, words_of
 # Texts that are no words of ours: names, paths, addresses, columns, templates.
 FREE_TEXT = {
     "attn_implementation",
+    "baseline_column",
     "columns",
     "critic_path",
     "data_files",

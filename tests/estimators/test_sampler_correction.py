@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.estimators.losses import sapo
 from llm_pg.estimators.masked import in_top_share
 from llm_pg.estimators.ratios import has_left, sampler_correction
+from llm_pg.rollouts import Rollouts
 
 F64 = torch.float64
 MASK = torch.tensor([[True, True, False], [True, True, True]])
@@ -52,9 +54,9 @@ def test_a_ratio_on_the_very_bound_is_kept(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["token_drop", "row_mask", "token", "mask"])
-def test_an_unknown_mode_of_correction_is_refused_with_the_four_that_there_are(mode: str) -> None:
-    four = "token_truncate, token_mask, sequence_truncate or sequence_mask."
-    with pytest.raises(ValueError, match=f"cannot be '{mode}'; it is {four}$"):
+def test_an_unknown_mode_of_correction_is_refused_with_those_that_there_are(mode: str) -> None:
+    known = "token_truncate, token_mask, sequence_truncate, sequence_mask or sequence_binary_kl."
+    with pytest.raises(ValueError, match=f"cannot be '{mode}'; it is {known}$"):
         sampler_correction(OWN, SAMPLED, MASK, mode, None, None)
 
 
@@ -107,3 +109,34 @@ def test_the_soft_gate_is_the_plain_push_times_a_bell_around_ratio_one(ratio: fl
     tau = 2.0 if weight > 0 else 3.0
     bell = 1 / math.cosh(tau * (ratio - 1) / 2) ** 2
     assert gate(ratio, weight, 2.0, 3.0) == pytest.approx(-weight * bell)
+
+
+def test_flash_reinforce_is_the_papers_loss_token_by_token() -> None:
+    """-1/B Σᵢ 1/Tᵢ Σₜ [mean KL of i ≤ δ] (πₜ/μₜ) (Rᵢ - mean R) ∇log πₜ, written out in plain Python."""
+    lengths, rewards, delta = [3, 1, 2, 3], [1.0, 0.0, 0.0, 1.0], 3e-3
+    generator = torch.Generator().manual_seed(5)
+    behavior_BT = -torch.rand(4, 3, generator=generator, dtype=torch.float64) - 0.2
+    step_BT = torch.tensor([[0.03, -0.05, 0.02], [0.3, 0, 0], [0.04, 0.01, 0], [-0.4, 0.02, 0.01]])
+    mask_BT = torch.arange(3) < torch.tensor(lengths).unsqueeze(1)
+    logp_BT = (behavior_BT + step_BT).requires_grad_()
+    rollouts = Rollouts.of_scored_text(
+        mask_BT=mask_BT, logp_BT=behavior_BT, group_B=torch.arange(4), reward_B=torch.tensor(rewards).double()
+    )
+    algorithm = Algorithm("flash_reinforce")
+    batch = algorithm.compute_advantages(rollouts)
+    algorithm.loss(logp_BT, batch)[0].backward()
+    kept = 0
+    for i, length in enumerate(lengths):
+        pairs = [(math.exp(logp_BT[i, t]), math.exp(behavior_BT[i, t])) for t in range(length)]
+        kl = sum(q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) for p, q in pairs) / length
+        advantage = rewards[i] - sum(rewards) / 4
+        for t, (p, q) in enumerate(pairs):
+            expected = -p / q * advantage / length / 4 if kl <= delta else 0.0
+            kept += expected != 0
+            assert float(logp_BT.grad[i, t]) == pytest.approx(expected, rel=1e-9)
+    assert kept == 5  # the first and the third completion
+
+
+def test_a_divergence_has_no_lower_bound() -> None:
+    with pytest.raises(ValueError, match=r"clip_min is 0.5, and sequence_binary_kl bounds a divergence"):
+        Algorithm("flash_reinforce", vllm_importance_sampling_clip_min=0.5)

@@ -187,6 +187,13 @@ def test_a_tensor_is_read_like_a_list():
     assert read_plain(torch.tensor(0.5)) == (0.5, {})
 
 
+def test_a_list_of_a_completion_is_read_as_rewards_of_its_tokens():
+    assert read_batch([[1.0, 2], 0.5, None], 3) == [[1.0, 2.0], 0.5, None]
+    assert read_batch(numpy.ones((2, 2)), 2) == [[1.0, 1.0], [1.0, 1.0]]
+    assert read_plain([1, 0]) == ([1.0, 0.0], {})
+    assert read_plain({"reward": (1.0, 0.0), "x": 2}) == ([1.0, 0.0], {"x": 2.0})
+
+
 def test_nan_is_read_as_nan_and_not_as_a_number():
     assert math.isnan(read_number(float("nan"), "a number", "it"))
 
@@ -203,10 +210,11 @@ def test_nan_is_read_as_nan_and_not_as_a_number():
         (None, "it returned None (NoneType)"),
         ([1.0, math.inf], "value 1 is inf (float)"),
         ([10**400, 1.0], "value 0 is 1000"),
-        ([[1.0], [2.0]], "value 0 is [1.0] (list)"),
-        (numpy.ones((2, 1)), "value 0 is [1.0] (list)"),
+        ([[1.0], [None]], "value 1, token 0, is None"),
+        ([1.0, [2.0, "x"]], "value 1, token 1, is 'x' (str)"),
+        ([1.0, [2.0, [3.0]]], "value 1, token 1, is [3.0] (list)"),
         (numpy.ones(()), "it returned 1.0 (float)"),
-        ([1.0, numpy.ones(2)], "value 1 is a ndarray of several values"),
+        (numpy.full((2, 2), numpy.inf), "value 0, token 0, is inf (float)"),
     ],
 )
 def test_what_is_no_list_of_numbers_is_refused_with_the_first_bad_value(result, words):

@@ -188,7 +188,7 @@ def test_a_worker_that_takes_too_long_to_load_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "result, words",
     [
-        ([1.0, "0.5"], "must return a list of 2 numbers or None, one for each completion; value 1 is '0.5' (str)"),
+        ([1.0, "0.5"], "one for each completion (or for each a list with one for each token); value 1 is '0.5' (str)"),
         ([1.0], "it returned 1."),
         ({"a": 1.0}, "it returned {'a': 1.0} (dict)"),
         (0.5, "it returned 0.5 (float)"),
@@ -203,11 +203,13 @@ def test_a_batch_answer_of_the_wrong_kind_names_function_expectation_and_first_b
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("result, words", [("0.5", "'0.5' (str)"), ([1.0], "[1.0] (list)"), ({"r": 1}, "keys ['r']")])
+@pytest.mark.parametrize("result, words", [("0.5", "'0.5' (str)"), ([[1.0]], "[1.0] (list)"), ({"r": 1}, "keys ['r']")])
 def test_a_plain_answer_of_the_wrong_kind_names_function_and_value(result, words):
     with scorer_of("returns_fixed_plain") as scorer, pytest.raises(RewardError) as caught:
         score(scorer, ["a"], [{"result": result}])
-    assert "returns_fixed_plain must return a number, None, or a dict" in str(caught.value)
+    assert "returns_fixed_plain must return a number, None, a list with a number for each token, or a dict" in str(
+        caught.value
+    )
     assert words in str(caught.value)
 
 

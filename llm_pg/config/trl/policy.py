@@ -42,15 +42,11 @@ SAMPLING: dict[str, Word] = {
     "min_p": same(None, "enters the trained log-probability too; None = 0"),
     "generation_kwargs": mapped(
         None,
-        "`temperature`, `top_p`, `top_k`, `min_p`, `stop_strings` (`stop`) and `max_new_tokens` become settings; "
-        "others are refused, because what is sampled must be what is trained",
+        "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`, `stop_strings` (`stop`) and `max_new_tokens` "
+        "become settings; others are refused, because what is sampled must be what is trained",
     ),
     "chat_template_kwargs": same(None, "an argument that the chat template never reads is refused"),
-    "repetition_penalty": refused(
-        1.0,
-        "the penalised distribution is sampled and another one trained; punish repetition in a reward function "
-        "(`repetition_penalty` of reward_fns)",
-    ),
+    "repetition_penalty": same(1.0, "enters the trained log-probability too"),
     "cache_implementation": refused(None, "each engine has its own cache; choose one with `engine`"),
     "use_transformers_continuous_batching": refused(False, _BATCHING),
     "transformers_continuous_batching_config": refused(None, _BATCHING),

@@ -232,7 +232,7 @@ def _sampling(values: Values, schedule: TrlSchedule) -> None:
 
 
 _GENERATION_WORDS = {
-    **{name: name for name in ("temperature", "top_p", "top_k", "min_p")},
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
     **{"stop": "stop", "stop_strings": "stop", "max_new_tokens": "max_completion_length"},
 }
 

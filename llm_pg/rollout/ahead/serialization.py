@@ -26,7 +26,7 @@ def pack(experience: Experience) -> tuple[dict[str, Any], dict[str, Tensor]]:
     numbers = {
         "prompts": [prompt.index for prompt in experience.prompts],
         "texts": experience.texts,
-        "scores": {**dataclasses.asdict(dataclasses.replace(experience.scores, extra={}))},
+        "scores": {**dataclasses.asdict(dataclasses.replace(experience.scores, extra={}, tokens=None))},
         "num_generations": experience.num_generations,
         "collected": [own for own, _ in parts],
     }

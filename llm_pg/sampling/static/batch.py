@@ -82,6 +82,8 @@ class StaticSampler:
         """Why a batch has to take the other way; None = it has not."""
         if params.stop:
             return "stop strings are looked for in text, token by token"
+        if params.reads_context:
+            return "the repetition penalty depends on the tokens that each row has"
         if at_once < num_generations:
             return f"rollout_batch_size {at_once} is below a group of {num_generations}"
         if not stands_whole(self.model):

@@ -56,7 +56,7 @@ def request(
         "top_k": 0 if params.greedy else params.top_k,
         "top_p": 1.0 if params.greedy else params.top_p,
         "min_p": 0.0 if params.greedy else params.min_p,
-        "repetition_penalty": 1.0,
+        "repetition_penalty": params.repetition_penalty,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": seed,
