@@ -13,6 +13,7 @@ from ..algorithms.table import AlgorithmSpec
 from ..words import one_of
 from .combinations import check_combinations
 from .engines import ENGINES
+from .exactness import check_exactness
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -130,6 +131,7 @@ def check_config(config: Config) -> None:
         )
     if config.train.bf16 and config.train.fp16:
         raise ValueError("bf16 and fp16 are both true; choose one.")
+    check_exactness(spec, config)
     if spec.beta and spec.kl_placement == "loss" and spec.kl_estimator == "k1" and not spec.use_bias_correction_kl:
         raise ValueError(
             "kl_estimator k1 with kl_placement loss is no penalty: its expected gradient is 0. Use kl_placement "

@@ -167,6 +167,7 @@ class Settings(TypedDict, total=False):
     max_grad_norm: float
     bf16: bool
     fp16: bool
+    exact_on_policy: bool
     gradient_checkpointing: bool
     packing: Literal["auto", "padded", "shared_prefix"]
     router_aux_loss_coef: float | None
@@ -473,6 +474,7 @@ class Attributes:
     max_grad_norm: float
     bf16: bool
     fp16: bool
+    exact_on_policy: bool
     gradient_checkpointing: bool
     packing: Literal["auto", "padded", "shared_prefix"]
     router_aux_loss_coef: float | None

@@ -254,6 +254,12 @@ class TrainConfig(Section):
         "sampling and training then differ.",
     )
     fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
+    exact_on_policy: bool = Field(
+        False,
+        description="Sample by the trainer's own numbers, so that the ratio of the two is exactly 1 and sampler_gap 0; "
+        "slower. On a CPU, engine native, models in the style of Llama, one optimiser step a batch; what does not "
+        "allow it is refused by name.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     packing: Literal["auto", "padded", "shared_prefix"] = Field(
         "auto",

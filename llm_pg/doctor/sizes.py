@@ -19,6 +19,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 # Computed at a time, by the chunk (`model.head`), and their copies in float32: logits, log-softmax and its gradient.
 LOGITS_AT_ONCE, LOGITS_COPIES = 1 << 24, 3
+LOGITS_KEPT = 1 << 26  # probabilities of the first chunks stay for the backward pass
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def training_bytes(config: Config, sizes: Sizes, reference: bool, micro_rows: in
         parts["teacher"] = 0 if teacher is None else teacher.parameters * _BYTES.get(str(kind), 4)
     rows = micro_rows * config.rollout.max_completion_length
     if sizes.vocabulary:
-        parts["logits"] = min(rows * sizes.vocabulary, LOGITS_AT_ONCE) * 4 * LOGITS_COPIES
+        every = rows * sizes.vocabulary
+        parts["logits"] = 4 * (min(every, LOGITS_AT_ONCE) * LOGITS_COPIES + min(every, LOGITS_KEPT))
     return {name: int(size) for name, size in parts.items()}
 
 

@@ -26,6 +26,11 @@ from .update import SeenTokens, Updater, UpdateStats, update_metrics
 ORDER_STREAM = 3
 
 
+# Of sampler and trainer, nats a token in the mean. In float32 one attention in some thousand tokens is rounded to the
+# other neighbour, because two sums in float64 lie on both sides of the middle: about 1e-9.
+EXACT = 1e-8
+
+
 class Scored(Protocol):
     """Scored completions, as `Scorer.score` and the collectors return them."""
 
@@ -48,6 +53,16 @@ class Update:
     steps: list[UpdateStats]
     seen: SeenTokens
     metrics: dict[str, float]
+
+
+def require_exact(gap: float) -> None:
+    """Raises ValueError where the sampler's log-probabilities are not the trainer's: sampler_gap, nats a token."""
+    if gap > EXACT:
+        raise ValueError(
+            f"exact_on_policy is true, and the sampler's log-probabilities are {gap:.2g} nats a token from the "
+            "trainer's. Sample with sampling.exact.ExactSampler at the policy's type and temperature and at the "
+            "weights of the update; layers with hooks and dropout take another way. Else leave exact_on_policy out."
+        )
 
 
 class Learner:
@@ -159,6 +174,8 @@ class Learner:
             order = self._order(len(rollouts.mask_BT))
             steps = self.updater.update(batch, order, measure_noise=noise, critic_only=critic_only)
         metrics.update(self._metrics(batch, steps))
+        if self.policy.layout.exact_on_policy:
+            require_exact(metrics.get("sampler_gap", 0.0))
         metrics.update(self._follow(steps))
         # Gradients are dead weight while keys and values of the next batch are held.
         self.strategy.zero_grad()

@@ -126,15 +126,21 @@ class Updater:
             batch.proximal_logp_BT = self.policy.logp(rollouts, self.micro_rows)
         alone = self.strategy.num_ranks == 1 and self.strategy.scaler is None
         measure_noise = measure_noise and alone and self.num_minibatches == 1 and not critic_only
-        self.seen, steps = SeenTokens(batch.rollouts.logp_BT), []
-        for iteration in range(self.num_iterations):
-            for rows in order[iteration].chunk(self.num_minibatches):
-                self.rows = rows
-                steps.append(self._step(batch.rows(rows), measure_noise and iteration == 0))
+        self.seen = SeenTokens(batch.rollouts.logp_BT)
+        steps: list[UpdateStats] = []
+        with self.policy.layout.copies.held():
+            self._passes(batch, order, steps, measure_noise)
         if not critic_only:
             self.scheduler.step()
         self._over_seen_tokens(batch, steps)
         return steps
+
+    def _passes(self, batch: Batch, order: Tensor, steps: list[UpdateStats], measure_noise: bool) -> None:
+        for iteration in range(self.num_iterations):
+            for rows in order[iteration].chunk(self.num_minibatches):
+                self.rows = rows
+                steps.append(self._step(batch.rows(rows), measure_noise and iteration == 0))
+                self.policy.layout.copies.forget()  # some optimisers write where torch does not see it
 
     def _over_seen_tokens(self, batch: Batch, steps: list[UpdateStats]) -> None:
         """Means over tokens, of sums divided by the number of all: rows of weight 0 are dropped and have no entropy."""

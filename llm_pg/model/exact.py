@@ -23,7 +23,9 @@ from .attention import (
     window_of,
 )
 from .flex import FlexBlocks
+from .fused import Copies
 from .grouped import Grouped
+from .lean_layers import LeanLayers, NotLlamaStyle
 from .packing import Packed
 from .precision import HALF
 from .segments import MaskedCalls, PackedAttention
@@ -63,6 +65,27 @@ def packs_exactly(
     """Whether packed completions that attend in this way get the model's own hidden states, and, where the way is
     compiled for the machine, their gradient too."""
     return _objection(model, way, autocast) is None
+
+
+def objection_to_lean(model: Any, autocast: Autocast = contextlib.nullcontext) -> str | None:
+    """Why packed completions may not go through layers written out; None = they get the model's own hidden states and
+    their gradient. On a CPU alone, where that was measured."""
+    device = core_of(model).get_input_embeddings().weight.device
+
+    def together(prompt_ids_B: Prompts, completions_B: list[list[int]]) -> Tensor:
+        packed = Packed(prompt_ids_B, completions_B, device)
+        return LeanLayers(model, Copies())(packed.ids, packed.positions, packed)[0][packed.place_M]
+
+    if device.type != "cpu":
+        return "it is not on a CPU"
+    try:
+        return None if _agrees(model, together, autocast, COMPLETIONS, slopes=True) else "a trial gave other numbers"
+    except torch.OutOfMemoryError:
+        raise
+    except NotLlamaStyle as error:
+        return str(error)
+    except FAULTS as error:
+        return _first_line(error)
 
 
 def exact_groups(model: Any, autocast: Autocast = contextlib.nullcontext) -> Grouped | str:

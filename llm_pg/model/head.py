@@ -20,8 +20,11 @@ from .distribution import Contexts, SamplingParams
 from .precision import HALF
 from .wide import WideProduct
 
-# Logits of one chunk: 64 MiB in float32. What fits into one is kept for the backward pass, more is computed again.
+# Logits of one chunk: 64 MiB in float32.
 CHUNK_NUMBERS = 1 << 24
+# Probabilities that are kept for the backward pass on a CPU, 256 MiB in float32: those of the first chunks; the logits
+# of the others are computed again. A pass of 1,024 tokens at a vocabulary of 49k computes nothing twice.
+KEPT_NUMBERS = 1 << 26
 # On CUDA a chunk of a large vocabulary would be some hundred rows, and each of them reads the whole layer and adds to
 # its whole gradient: there a chunk may take this share of the device's memory, at 8 bytes a logit (its scores, and the
 # float32 logits they are made of).
@@ -30,28 +33,42 @@ CHUNK_SHARE, BYTES_A_LOGIT = 1 / 32, 8
 
 class _ChunkedLogp(torch.autograd.Function):
     """log softmax(h W^T / τ)[token] and its entropy. The gradient by the logits is g (1[token] - p) / τ: one matrix,
-    made in place, where automatic differentiation makes four."""
+    made in place, where automatic differentiation makes four.
+
+    Args:
+        hidden: (M, hidden), of the type in which products are computed. weight: (V, hidden), of its own type.
+        rows: of one chunk. kept_rows: those whose probabilities stay for the backward pass, a number of whole chunks.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, temperature: float, rows: int, with_entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        token: Tensor,
+        temperature: float,
+        rows: int,
+        kept_rows: int,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
+        wide, own = torch.promote_types(hidden.dtype, torch.float32), weight.dtype
         logp = torch.empty(len(token), dtype=wide, device=hidden.device)
         nats = torch.zeros_like(logp)
-        keep = None
+        weight = weight.to(hidden.dtype)
         product = WideProduct(weight) if weight.dtype in HALF else None
+        kept: list[Tensor] = []
         for at in range(0, len(token), rows):
-            part = slice(at, at + rows)
+            part, keeps = slice(at, at + rows), at < kept_rows
             scores = _log_softmax(hidden[part], weight, temperature, product)
             logp[part] = scores.gather(1, token[part].unsqueeze(1)).squeeze(1)
-            if with_entropy or rows >= len(token):
+            if with_entropy or keeps:
                 p = scores.exp()
                 if with_entropy:
                     nats[part] = -torch.bmm(p.unsqueeze(1), scores.unsqueeze(2)).flatten()
-                keep = p if rows >= len(token) else None
-        ctx.save_for_backward(hidden, weight, token, *([] if keep is None else [keep]))
-        ctx.temperature, ctx.rows, ctx.product = temperature, rows, product
+                if keeps:
+                    kept.append(p)
+        ctx.save_for_backward(hidden, weight, token, *kept)
+        ctx.temperature, ctx.rows, ctx.product, ctx.own = temperature, rows, product, own
         ctx.mark_non_differentiable(nats)
         return logp, nats
 
@@ -60,11 +77,11 @@ class _ChunkedLogp(torch.autograd.Function):
         hidden, weight, token, *kept = ctx.saved_tensors
         g = gradients[0] / ctx.temperature
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros(weight.shape, dtype=g.dtype, device=g.device) if ctx.needs_input_grad[1] else None
-        for at in range(0, len(token), ctx.rows):
+        d_weight: Tensor | None = None
+        for number, at in enumerate(range(0, len(token), ctx.rows)):
             part = slice(at, at + ctx.rows)
-            if kept:
-                slope = kept[0] * -g[part].unsqueeze(1)
+            if number < len(kept):
+                slope = kept[number] * -g[part].unsqueeze(1)
             else:
                 slope = (
                     _log_softmax(hidden[part], weight, ctx.temperature, ctx.product).exp_().mul_(-g[part].unsqueeze(1))
@@ -72,11 +89,15 @@ class _ChunkedLogp(torch.autograd.Function):
             slope.scatter_add_(1, token[part].unsqueeze(1), g[part].unsqueeze(1))
             slope = slope.to(weight.dtype)
             torch.mm(slope, weight, out=d_hidden[part])
-            if d_weight is not None and weight.dtype == d_weight.dtype:
+            if not ctx.needs_input_grad[1]:
+                continue
+            if d_weight is None:
+                d_weight = (slope.T @ hidden[part]).to(g.dtype)
+            elif weight.dtype == d_weight.dtype:
                 d_weight.addmm_(slope.T, hidden[part])
-            elif d_weight is not None:
+            else:
                 d_weight += slope.T @ hidden[part]
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
+        return d_hidden, None if d_weight is None else d_weight.to(ctx.own), None, None, None, None, None
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, product: WideProduct | None) -> Tensor:
@@ -110,13 +131,11 @@ def token_scores(
     if plain and not (with_entropy and entropy_grad):
         weight, rows = head.weight, max(chunk_numbers(hidden_M.device) // head_width(head), 1)
         kind = hidden_M.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            hidden_M, weight = hidden_M.to(dtype), weight.to(dtype)
+        hidden_M = hidden_M.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype)
+        rows = min(rows, max(len(token_M), 1))
+        kept = _kept_rows(len(token_M), rows, head_width(head), kind) if torch.is_grad_enabled() else 0
         with torch.autocast(kind, enabled=False):
-            logp, nats = _ChunkedLogp.apply(
-                hidden_M, weight, token_M, params.temperature, min(rows, max(len(token_M), 1)), with_entropy
-            )
+            logp, nats = _ChunkedLogp.apply(hidden_M, weight, token_M, params.temperature, rows, kept, with_entropy)
         return logp, nats
 
     def part(hidden: Tensor, token: Tensor, at: slice) -> tuple[Tensor, Tensor]:
@@ -135,6 +154,13 @@ def token_scores(
         for at in range(0, len(token_M), rows)
     ]
     return torch.cat([logp for logp, _ in pieces]), torch.cat([nats for _, nats in pieces])
+
+
+def _kept_rows(num_rows: int, rows: int, width: int, kind: str) -> int:
+    """Rows whose probabilities stay for the backward pass, a number of whole chunks of `rows`."""
+    if kind != "cpu":  # memory is scarcer there, and a chunk larger
+        return rows if num_rows <= rows else 0
+    return num_rows if num_rows <= rows else KEPT_NUMBERS // width // rows * rows
 
 
 def chunk_numbers(device: torch.device) -> int:

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from ..rollouts import TextRollouts, distinct
 from ..words import one_of
-from .attention import core_of, mixes_types, recomputes
-from .exact import Autocast, exact_groups, exact_way, follows_its_past
+from .attention import Layout, core_of, forward, mixes_types, recomputes
+from .exact import Autocast, exact_groups, exact_way, follows_its_past, objection_to_lean
+from .fused import Copies
 from .grouped import Grouped, is_worth_it
 from .head import head_is_separate
+from .lean_layers import LeanLayers, NotLlamaStyle
 from .packing import bins, packed_hidden
 from .padding import padded_states
+from .segments import ExactCalls
+from .wide import has_onednn, is_plain
 
 # Tokens of one packed forward pass at most, by the kind of device: beyond them a pass grows in memory, not in speed.
 # On a CPU that was measured. Elsewhere it is a bound that none should need: there memory ends a pass first, which the
@@ -33,20 +37,31 @@ class BatchLayout:
         pad_id: filler of unused positions, never attended.
         packing: auto, padded or shared_prefix; see `Policy`.
         autocast: context in which forwards run (mixed precision).
+        exact_on_policy: compute log-probabilities as `sampling.exact.ExactSampler` does, bit for bit.
 
     Attributes:
         way: how packed completions attend; None = they are not packed.
         grouped: passes of completions that go on from their prompt's cache; None = there are none.
         why_padded: the reason against the other layouts; "" = there is none.
         most_tokens: tokens of one pass that are known to fit into memory; None = nothing is known.
+        exact_on_policy: as it was asked for.
+        is_lean: whether packed rows go through layers written out, see `lean_layers`.
+        copies: of weights, as those layers multiply them.
         same_passes: whether all ranks must make the same number of passes, which grouped ones cannot promise.
 
     Raises:
-        ValueError: packing is shared_prefix and the model's attention is not covered; the model is not causal.
+        ValueError: packing is shared_prefix and the model's attention is not covered; the model is not causal;
+            exact_on_policy, and a part of the model that another pass would round in another way.
     """
 
     def __init__(
-        self, model: Any, pad_id: int, packing: str = "auto", autocast: Autocast = contextlib.nullcontext
+        self,
+        model: Any,
+        pad_id: int,
+        packing: str = "auto",
+        autocast: Autocast = contextlib.nullcontext,
+        *,
+        exact_on_policy: bool = False,
     ) -> None:
         one_of("packing", packing, ("auto", "padded", "shared_prefix"))
         self.model, self.pad_id = model, pad_id
@@ -54,6 +69,7 @@ class BatchLayout:
         self.why_padded = "" if packing == "auto" else f"train.packing is {packing}"
         self.most_tokens: int | None = None
         self.same_passes = False
+        self.copies, self.exact_on_policy = Copies(), exact_on_policy
         with autocast() if mixes_types(model) else contextlib.nullcontext():
             self.head_is_separate = head_is_separate(model)
             tries_packing = packing != "padded" and self.head_is_separate
@@ -62,12 +78,33 @@ class BatchLayout:
                 self._check_causal()
                 if packing == "auto":
                     self._try_groups(autocast)
+        objection = "" if self.way is None else objection_to_lean(model, autocast)
+        self.is_lean = objection is None
+        if exact_on_policy:
+            self._compute_exactly(objection)
         if packing == "shared_prefix" and self.name != "packed":
             raise ValueError(
                 f"train.packing is shared_prefix, and packed completions of {type(core_of(model)).__name__} do not get "
                 "the hidden states they have alone (sliding windows, soft caps, gradient checkpointing, layers with a "
                 "state). Use train.packing: auto, which takes the padded layout for such a model."
             )
+
+    def _compute_exactly(self, objection: str | None) -> None:
+        """The attention that no layout changes. objection: to the layers written out."""
+        head = core_of(self.model).get_output_embeddings()
+        parts = {
+            "its completions are not packed" + f" ({self.why_padded})" * bool(self.why_padded): self.way is None,
+            f"its layers are not written out: {objection}": objection is not None,
+            "its output layer is more than a matrix": not is_plain(head) or head.bias is not None,
+            "this torch has no oneDNN, whose products give a row the same numbers in any batch": not has_onednn(),
+        }
+        for part, holds in parts.items():
+            if holds:
+                raise ValueError(
+                    f"exact_on_policy is true, and {type(core_of(self.model)).__name__} would be computed differently "
+                    f"by sampler and trainer: {part}. Leave exact_on_policy out: sampler_gap tells the difference."
+                )
+        self.way = ExactCalls
 
     def _check_causal(self) -> None:
         if not follows_its_past(self.model, self.pad_id):
@@ -151,11 +188,18 @@ class BatchLayout:
         """
         if self.shares_prompts():
             if self.way is not None:
-                return packed_hidden(model, rollouts, after_B, self.way), None
+                return packed_hidden(model, rollouts, after_B, self.way, self._forward), None
             if self.grouped is not None and is_worth_it(rollouts):
                 return self.grouped.hidden(model, rollouts, after_B), None
         with_logits = with_logits and not self.head_is_separate
         return padded_states(model, rollouts, after_B, self.pad_id, with_logits=with_logits)
+
+    def _forward(self, model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """See `attention.forward`."""
+        if self.is_lean and not self.same_passes:
+            with contextlib.suppress(NotLlamaStyle):  # hooks, or dropout, that came after the trial
+                return LeanLayers(model, self.copies)(ids, positions, layout)
+        return forward(model, ids, positions, layout)
 
 
 def micro_batches(length_B: Tensor, micro_rows: int) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ is no input, unless the state after it is asked for: nothing else reads what fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..device import to_device
 from ..rollouts import TextRollouts, distinct
-from .attention import forward
+from .attention import Layout, forward
 from .segments import MaskedCalls, PackedAttention, Segments
 
 
@@ -102,10 +102,17 @@ def _members(prompt_ids_B: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, .
 
 
 def packed_hidden(
-    model: Any, rollouts: TextRollouts, after_B: Tensor | None = None, way: type[PackedAttention] = MaskedCalls
+    model: Any,
+    rollouts: TextRollouts,
+    after_B: Tensor | None = None,
+    way: type[PackedAttention] = MaskedCalls,
+    forward: Callable[[Any, Tensor, Tensor, Layout], Tensor] = forward,
 ) -> Tensor:
     """The hidden state that predicts each completion token, (M, hidden), in row-major order of the mask; behind them
-    those after the last tokens of the rows `after_B`."""
+    those after the last tokens of the rows `after_B`.
+
+    forward: see `attention.forward`.
+    """
     ends = None if after_B is None else after_B.tolist()
     sampled = None
     if rollouts.inserted_B is not None:

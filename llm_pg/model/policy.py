@@ -77,13 +77,15 @@ class Policy:
         critic: whose values `forward` and `observe` give; None = the algorithm has none.
         router_aux_loss_coef: weight of the load-balancing loss of a mixture of experts; None = the model's own,
             0 = none.
+        exact_on_policy: log-probabilities are those of `sampling.exact.ExactSampler`, bit for bit.
 
     Attributes:
         routers: that loss; None = the model has none, or it cannot be trained (a warning says why).
         layout: of the passes; its `name` is packed, grouped or padded.
 
     Raises:
-        ValueError: packing is shared_prefix and the model's attention is not covered; the model is not causal.
+        ValueError: packing is shared_prefix and the model's attention is not covered; the model is not causal; the
+            model cannot be computed as exact_on_policy asks.
     """
 
     def __init__(
@@ -98,9 +100,10 @@ class Policy:
         packing: str = "auto",
         critic: Critic | None = None,
         router_aux_loss_coef: float | None = None,
+        exact_on_policy: bool = False,
     ) -> None:
         pad_id = int(tokenizer.pad_token_id) if pad_id is None else pad_id
-        self.layout = BatchLayout(model, pad_id, packing, autocast)
+        self.layout = BatchLayout(model, pad_id, packing, autocast, exact_on_policy=exact_on_policy)
         self.routers = make_router_loss(model, router_aux_loss_coef, autocast, self.layout.grouped)
         self.critic = critic
         self.strategy = Strategy(next(model.parameters()).device)
@@ -343,7 +346,7 @@ class Policy:
             out.after_B = torch.zeros_like(zeros_BT[:, 0]) if flags.after else None
         critic_mode = contextlib.nullcontext() if self.critic is None else eval_mode(self.critic)
         critic_whole = self.gathered(self.critic) if flags.value else contextlib.nullcontext()
-        with self.gathered(model), critic_whole, eval_mode(model), critic_mode:
+        with self.gathered(model), critic_whole, eval_mode(model), critic_mode, self.layout.copies.held():
             pieces = self.layout.cuts(rollouts, micro_rows)
             while pieces:
                 index = pieces.pop(0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -105,15 +105,18 @@ class _SegmentCall:
         self.read = (own < length).flatten()
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """(r, heads, q, d), (r, kv_heads, k, d) -> (r, q, heads, d)."""
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, wide: torch.dtype | None = None
+    ) -> Tensor:
+        """(r, heads, q, d), (r, kv_heads, k, d) -> (r, q, heads, d).
+
+        wide: in which it is computed; None = as is quickest.
+        """
         rows, heads, n, d = query.shape
         kv_heads = key.shape[1]
-        if is_written_out(query, key, value):
-            scores = grouped(query * (d**-0.5 if scale is None else scale), kv_heads) @ key.transpose(2, 3)
-            wide = torch.promote_types(scores.dtype, torch.float32)
-            weight = (scores.to(wide) + self._mask(heads // kv_heads, wide)).softmax(-1).to(value.dtype)
-            return (weight @ value).reshape(rows, heads, n, -1).transpose(1, 2)
+        if wide is not None or is_written_out(query, key, value):
+            mask = self._mask(heads // kv_heads, wide or torch.promote_types(value.dtype, torch.float32))
+            return WrittenOut.apply(query, key, value, mask, d**-0.5 if scale is None else scale, wide)  # type: ignore[no-any-return]
         if self.causal:
             key, value = (x.repeat_interleave(heads // kv_heads, 1) for x in (key, value))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
@@ -130,6 +133,46 @@ class _SegmentCall:
         return self._masks[repeats, dtype]
 
 
+class WrittenOut(torch.autograd.Function):
+    """Attention as its two products and a softmax: (r, heads, q, d) and (r, kv_heads, k, d) -> (r, q, heads, d).
+
+    Scores are float32 whatever the type of queries and keys: one of 10 in bfloat16 has its neighbours 0.06 away.
+
+    Args:
+        mask: (r, 1, heads/kv_heads · q, k), added to the scores, of their type.
+        wide: in which both products are computed; None = the scores in that of the mask, the other in the values' own,
+            as all products of the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, wide: torch.dtype | None
+    ) -> Tensor:
+        with torch.autocast(value.device.type, enabled=False):
+            (rows, heads, n, _), own = query.shape, value.dtype
+            query = grouped(query, key.shape[1]) * scale
+            scores = query.to(mask.dtype) @ key.to(mask.dtype).transpose(2, 3)
+            weight = scores.add_(mask).softmax(-1)
+            narrow = weight.to(own)
+            out = narrow @ value if wide is None else (weight @ value.to(wide)).to(own)
+        ctx.save_for_backward(query.to(own), key.to(own), value, narrow)
+        ctx.scale = scale
+        return out.view(rows, heads, n, -1).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weight = ctx.saved_tensors
+        slope = slopes[0].transpose(1, 2)
+        shape = slope.shape
+        slope = grouped(slope, key.shape[1])
+        d_value = weight.transpose(2, 3) @ slope
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        d_weight = (slope @ value.transpose(2, 3)).to(wide)
+        d_scores = torch._softmax_backward_data(d_weight, weight.to(wide), -1, wide).to(weight.dtype)
+        d_query = (d_scores @ key).mul_(ctx.scale).view(*shape[:3], -1)
+        return d_query, d_scores.transpose(2, 3) @ query, d_value, None, None, None
+
+
 def is_written_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether attention is its two products and a softmax: for short runs in bfloat16 on a CPU torch's kernel takes two
     to four times as long, most of it in the backward pass."""
@@ -144,6 +187,7 @@ class MaskedCalls:
 
     special: ClassVar[frozenset[str]] = frozenset()
     compiled: ClassVar[bool] = False
+    wide: ClassVar[torch.dtype | None] = None
 
     def __init__(self, segments: Segments, device: torch.device) -> None:
         prompts = [i for i, n in enumerate(segments.prefix_length) if n == 0]
@@ -188,8 +232,15 @@ class MaskedCalls:
             parts = (queries[q_at : q_at + rows * q], keys[k_at : k_at + rows * k], values[k_at : k_at + rows * k])
             q_at, k_at = q_at + rows * q, k_at + rows * k
             split = [x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x, d in zip(parts, widths, strict=True)]
-            out.append(call(split[0], split[1], split[2], scale).reshape(rows * q, -1))
+            out.append(call(split[0], split[1], split[2], scale, self.wide).reshape(rows * q, -1))
         return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, widths[2])
+
+
+class ExactCalls(MaskedCalls):
+    """Attention in float64, rounded once: the same numbers however keys are split and padded, for rounding in float64
+    is a billion times finer than what it is rounded to."""
+
+    wide: ClassVar[torch.dtype | None] = torch.float64
 
 
 def _alike(segments: Segments) -> list[Segments]:

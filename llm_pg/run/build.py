@@ -42,14 +42,20 @@ def sampling_params(config: Config) -> SamplingParams:
 def make_policy(context: RunContext, model: Any, tokenizer: Any) -> Policy:
     """The policy of a run, before its reference and critic are made."""
     config = context.config
-    return Policy(
-        model,
-        params=sampling_params(config),
-        tokenizer=tokenizer,
-        autocast=context.accelerator.autocast,
-        packing=config.train.packing,
-        router_aux_loss_coef=config.train.router_aux_loss_coef,
-    )
+    try:
+        return Policy(
+            model,
+            params=sampling_params(config),
+            tokenizer=tokenizer,
+            autocast=context.accelerator.autocast,
+            packing=config.train.packing,
+            router_aux_loss_coef=config.train.router_aux_loss_coef,
+            exact_on_policy=config.train.exact_on_policy,
+        )
+    except ValueError as error:
+        if not config.train.exact_on_policy:
+            raise
+        raise ConfigError(str(error)) from None
 
 
 def make_scorer(

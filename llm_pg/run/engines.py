@@ -10,6 +10,7 @@ import torch
 from ..config import Config, ConfigError
 from ..config.engines import ENGINES
 from ..model.loading import end_token_ids
+from ..sampling.exact import ExactSampler
 from ..sampling.generate import GenerateSampler
 from ..sampling.native import NativeSampler
 from ..sampling.protocol import SamplingEngine
@@ -41,8 +42,9 @@ def make_sampler(
     rollout = config.rollout
     options = _of_servers(config, ranks, say) if ENGINES[rollout.engine].served else {"dtype": products_of(config)}
     ends = end_token_ids(model, tokenizer)
+    make = ExactSampler if config.train.exact_on_policy else MAKERS[rollout.engine]
     try:
-        return MAKERS[rollout.engine](model, tokenizer, ends, rollout.rollout_batch_size, **options)
+        return make(model, tokenizer, ends, rollout.rollout_batch_size, **options)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

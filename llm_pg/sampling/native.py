@@ -51,6 +51,7 @@ class NativeSampler:
     """
 
     capabilities = ENGINES["native"]
+    token_logp = staticmethod(token_logp)
 
     def __init__(
         self,
@@ -178,6 +179,7 @@ class _Rows:
         self.keys_B = to_device(keys_B, device)
         self.next_R = torch.zeros(slots, dtype=torch.int64, device=device)
         self.eos = to_device(sampler.eos_ids, device, torch.int64)
+        self.token_logp = sampler.token_logp
         self.stops = StopStringCriteria(sampler.tokenizer, list(params.stop)) if params.stop else None
         self.length_B = torch.full((num_rows,), limit)
         self.truncated_B = torch.ones(num_rows, dtype=torch.bool)
@@ -210,7 +212,7 @@ class _Rows:
         self.tokens_BT[row, count] = next_N
         if self.seen_BV is not None:
             self.seen_BV[row, next_N] = True
-        self.logp_BT[row, count] = token_logp(warped, next_N).float().masked_fill(~live, 0.0)
+        self.logp_BT[row, count] = self.token_logp(warped, next_N).float().masked_fill(~live, 0.0)
         self.next_R[slot] = next_N
         is_end_N = (next_N.unsqueeze(1) == self.eos).any(1)
         if self.stops is not None:

@@ -43,7 +43,10 @@ def num_bytes(found: dict[int, torch.Tensor]) -> int:
         (SamplingParams(), {"with_entropy": True, "entropy_grad": True}),
     ],
 )
-def test_no_copy_of_the_logits_is_kept(dtype: torch.dtype, params: SamplingParams, options: dict[str, bool]) -> None:
+def test_no_copy_of_the_logits_is_kept_beyond_what_there_is_memory_for(
+    dtype: torch.dtype, params: SamplingParams, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "KEPT_NUMBERS", 0)
     hidden = torch.randn(NUM_TOKENS, HIDDEN, dtype=dtype, requires_grad=True)
     layer = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False, dtype=dtype)
     token = torch.randint(VOCABULARY, (NUM_TOKENS,))
@@ -67,10 +70,33 @@ def test_what_fits_into_one_chunk_is_kept_and_no_more(monkeypatch: pytest.Monkey
     assert logits < num_bytes(found) < 1.1 * logits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_is_the_same_to_the_last_bit_however_many_chunks_are_kept(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, HIDDEN, generator=g).to(dtype).requires_grad_()
+    layer = torch.nn.Linear(HIDDEN, 100, bias=False, dtype=dtype)
+    token, slope = torch.randint(100, (50,), generator=g), torch.randn(50, generator=g)
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 8 * 100)
+    computed, found = [], []
+    original = head._log_softmax
+    monkeypatch.setattr(head, "_log_softmax", lambda *args: computed.append(len(args[0])) or original(*args))
+    for rows in (0, 24, 64):
+        monkeypatch.setattr(head, "KEPT_NUMBERS", rows * 100)
+        computed.clear()
+        logp, _ = head.token_scores(hidden, layer, token, SamplingParams(), with_entropy=False, entropy_grad=False)
+        found.append([logp.detach(), *torch.autograd.grad((logp * slope).sum(), (hidden, layer.weight))])
+        assert sum(computed) == 50 + 50 - min(rows, 50)  # once forward, and again what was not kept
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
 def test_a_policy_keeps_nothing_as_wide_as_the_vocabulary(
     make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_NUMBERS", 4 * 99)
+    monkeypatch.setattr(head, "KEPT_NUMBERS", 0)
     model, batch = make_model("qwen2"), rollouts(4, 4)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with kept() as found:
@@ -92,7 +118,7 @@ def test_a_chunk_on_cuda_follows_from_the_memory_of_the_device(monkeypatch: pyte
 
 def test_the_memory_told_before_a_run_counts_the_logits_of_a_chunk() -> None:
     """A step of 32 × 2,048 tokens over 151,936 words would need 119 GB for logits that never stand whole."""
-    assert sizes.LOGITS_AT_ONCE == head.CHUNK_NUMBERS
+    assert (sizes.LOGITS_AT_ONCE, sizes.LOGITS_KEPT) == (head.CHUNK_NUMBERS, head.KEPT_NUMBERS)
     config = Config.model_validate({"rollout": {"max_completion_length": 2048}})
     parts = sizes.training_bytes(config, sizes.Sizes(5e8, 151_936, 0), False, 32)
-    assert parts["logits"] == 3 * 64 * 2**20
+    assert parts["logits"] == (3 * 64 + 256) * 2**20
