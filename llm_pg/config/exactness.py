@@ -25,8 +25,10 @@ def check_exactness(spec: AlgorithmSpec, config: Config) -> None:
         "more than one step on a batch, and the ratio is 1 in the first alone. Use 1 and 1": reuse > 1,
         "packing padded computes rows with padding. Use packing=auto": train.packing == "padded",
         "gradient_checkpointing leaves no packed rows. Use gradient_checkpointing=false": train.gradient_checkpointing,
-        "top_k, top_p and min_p take the trainer through other operations on the logits. Use top_k=0, top_p=1 and "
-        "min_p=0": bool(rollout.top_k or rollout.top_p < 1.0 or rollout.min_p),
+        "top_k, top_p, min_p and repetition_penalty take the trainer through other operations on the logits. Use "
+        "top_k=0, top_p=1, min_p=0 and repetition_penalty=1": bool(
+            rollout.top_k or rollout.top_p < 1.0 or rollout.min_p or rollout.repetition_penalty != 1.0
+        ),
         "an entropy bonus takes the trainer through other operations on the logits. Leave it out": (
             bool(spec.entropy_coef or spec.entropy_coef_final or spec.use_adaptive_entropy)
         ),

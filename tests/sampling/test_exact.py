@@ -87,6 +87,7 @@ def test_a_run_has_no_gap_at_any_step(make_model: Callable[..., Any], tokenizer:
         ({"packing": "padded"}, "packing padded"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"top_k": 5}, "top_k"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ({"entropy_coef": 0.01}, "entropy bonus"),
         ({"max_staleness": 1}, "max_staleness"),
     ],
