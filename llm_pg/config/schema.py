@@ -95,7 +95,7 @@ class ModelConfig(Section):
     use_dora: bool = Field(False, description="DoRA: the adapter also learns the length of each output's weights.")
     use_rslora: bool = Field(False, description="Divide lora_alpha by the root of the rank instead of the rank.")
     load_in_4bit: bool = Field(
-        False, description="QLoRA: hold the frozen weights in 4 bits (NF4); needs CUDA and bitsandbytes, and use_peft."
+        False, description="QLoRA: hold the frozen weights in 4 bits (NF4); needs bitsandbytes and use_peft."
     )
     teacher_model_name_or_path: str | None = Field(
         None,

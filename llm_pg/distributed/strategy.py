@@ -189,13 +189,15 @@ class Strategy:
 
         Not by the optimiser's own numbers, which count along its groups: weight decay on or off makes others of them.
         """
-        return self.collect(
-            {
-                f"{name}.{moment}": _as_tensor(value)
-                for name, parameter in weights.items()
-                for moment, value in self.optimizer.state.get(parameter, {}).items()
-                if value is not None
-            }
+        return _apart(
+            self.collect(
+                {
+                    f"{name}.{moment}": _as_tensor(value)
+                    for name, parameter in weights.items()
+                    for moment, value in self.optimizer.state.get(parameter, {}).items()
+                    if value is not None
+                }
+            )
         )
 
     def restore(self, weights: Mapping[str, torch.nn.Parameter], moments: Mapping[str, Tensor]) -> None:
@@ -207,6 +209,20 @@ class Strategy:
             name, moment = key.rsplit(".", 1)
             state.setdefault(order.index(name), {})[moment] = _as_held(value, weights[name])
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with a copy of each that is in the memory of an earlier one, which no file of safetensors can hold.
+
+    All weights share one table of 8-bit numbers in bitsandbytes' optimisers.
+    """
+    seen: set[tuple[torch.device, int]] = set()
+    out = {}
+    for name, x in tensors.items():
+        place = (x.device, x.untyped_storage().data_ptr())
+        out[name] = x.clone() if place in seen else x
+        seen.add(place)
+    return out
 
 
 def _as_tensor(value: Any) -> Tensor:

@@ -142,11 +142,10 @@ def in_four_bits(config: ModelConfig) -> dict[str, Any]:
         )
     if config.make is not None:
         raise ConfigError("load_in_4bit is for saved models (model_name_or_path); a made one has no weights to read.")
-    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
-        missing = "a CUDA device" if not torch.cuda.is_available() else "the package bitsandbytes (pip install it)"
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"load_in_4bit needs {missing}, which is not here. Train an adapter on weights in bfloat16: "
-            "load_in_4bit=false dtype=bfloat16, about four times the memory for the frozen weights."
+            "load_in_4bit needs the package bitsandbytes (pip install it), which is not here. Train an adapter "
+            "on weights in bfloat16: load_in_4bit=false dtype=bfloat16, about four times their memory."
         )
     from transformers import BitsAndBytesConfig
 
@@ -156,7 +155,19 @@ def in_four_bits(config: ModelConfig) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": four, "device_map": {"": torch.cuda.current_device()}}
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": four, "device_map": {"": device}}
+
+
+def keep_four_bits_differentiable(model: Any) -> None:
+    """Keeps weights in 4 bits in the form that has a gradient.
+
+    On a CPU with bfloat16 instructions bitsandbytes (0.50) packs them anew in the first pass without a gradient, as
+    sampling is; later passes then give no gradient to what is before such a layer, with a warning at most.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 class Exchanged:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ..config import ConfigError
 from ..config.load import check_model
 from ..config.schema import ModelConfig
-from .adapters import in_four_bits, lora_config, wrap
+from .adapters import in_four_bits, keep_four_bits_differentiable, lora_config, wrap
 from .attention import core_of
 from .precision import HALF, half_type
 
@@ -120,6 +120,7 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, peft_config: 
         model = wrap(model, peft_config)
     if config.disable_dropout:
         disable_dropout(model)
+    keep_four_bits_differentiable(model)
     return model
 
 

@@ -1,6 +1,7 @@
 """Every optimiser and schedule of transformers that runs here: its own steps, and a resume bit for bit."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"optim": "adamw_8bit"}, "optim='adamw_8bit' cannot be had: .*bitsandbytes"),
+        pytest.param(
+            {"optim": "adamw_8bit"},
+            "optim='adamw_8bit' cannot be had: .*bitsandbytes",
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed"),
+        ),
         ({"optim": "galore_adamw"}, "optim"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be had"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
@@ -110,3 +115,28 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(
 def test_what_cannot_be_made_is_refused_before_a_model_is_loaded(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         GRPOTrainer("no/such-model", digits, GRPOConfig("runs", **given), ROWS)
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        *(
+            "adamw_8bit",
+            "adamw_bnb_8bit",
+            "paged_adamw_8bit",
+            "paged_adamw_32bit",
+            "lion_8bit",
+            "lion_32bit",
+            "ademamix",
+        ),
+        *("ademamix_8bit", "paged_ademamix_8bit", "rmsprop_bnb_8bit", "rmsprop_bnb"),
+    ],
+)
+def test_a_run_with_an_optimiser_of_bitsandbytes_is_resumed_bit_for_bit(
+    optim: str, make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """All weights share one table of 8-bit numbers, of which a file of tensors holds no two names."""
+    pytest.importorskip("bitsandbytes")
+    test_a_resumed_run_is_the_whole_run_bit_for_bit(
+        {"optim": optim}, lambda name: make_model(name, hidden_size=64, intermediate_size=128), tokenizer, tmp_path
+    )
