@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from llm_pg import GRPOConfig, PolicyGradientTrainer
-from llm_pg.algorithms.functions import SURROGATES
+from llm_pg.algorithms.loss import SURROGATES
 from llm_pg.doctor.finding import Finding
 from llm_pg.doctor.live import LIVE_RULES, examine_run
 from llm_pg.metrics import read_metrics
@@ -22,7 +22,7 @@ from llm_pg.terminal import Terminal
 MINE = """
 import torch
 from llm_pg import register_algorithm
-from llm_pg.algorithms.functions import SURROGATES
+from llm_pg.algorithms.loss import SURROGATES
 
 SEEN = []
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from ..files import load_file
 from ..words import one_of
-from .table import ALGORITHMS, AlgorithmSpec
+from .spec import AlgorithmSpec
+from .table import ALGORITHMS
 
 _SPEC = "llm_pg_row"  # attribute of a registered function
 

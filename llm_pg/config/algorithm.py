@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from pydantic import Field, create_model
 from typing_extensions import Doc
 
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..words import annotations_of
 from .section import TAKES_ADDRESS, Section
 

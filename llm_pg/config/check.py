@@ -7,9 +7,9 @@ import os
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from ..algorithms import table
+from ..algorithms import spec as specs
 from ..algorithms.registry import find_spec
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..words import one_of
 from .combinations import check_combinations
 from .engines import ENGINES
@@ -169,7 +169,7 @@ def _check_run_name(name: str | None, output_dir: str) -> None:
 
 def _check_group(spec: AlgorithmSpec, group: int) -> None:
     if spec.needs_group and group < 2:
-        what = spec.baseline if spec.baseline in table.GROUP_BASELINES else f"scale_rewards {spec.scale_rewards}"
+        what = spec.baseline if spec.baseline in specs.GROUP_BASELINES else f"scale_rewards {spec.scale_rewards}"
         raise ValueError(
             f"num_generations is {group}, and {spec.name} uses {what}: a completion is compared with the others of its "
             "group, so a group needs at least 2. Raise num_generations, or use algorithm reinforce with baseline "

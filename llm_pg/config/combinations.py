@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..algorithms.table import GROUP_BASELINES, AlgorithmSpec
+from ..algorithms.spec import GROUP_BASELINES, AlgorithmSpec
 
 if TYPE_CHECKING:
     from .schema import Config

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..device import one_thread
 from ..processes.child import PATIENCE, Child, anonymous_file, own_pipes
 from ..processes.frames import encode, encode_bytes, read, write

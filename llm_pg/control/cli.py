@@ -50,7 +50,7 @@ WORDS: tuple[tuple[str, str], ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments; what is not given is left to the defaults of the algorithm and the environment."""
-    from ..algorithms import table
+    from ..algorithms import spec as specs
 
     parser.description = "Classic control with the estimators that train language models: the answer is known here."
     parser.epilog = EPILOG
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", metavar="N,N", help="widths of the hidden layers, e.g. 64,64")
     parser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"))
     for name, help_ in WORDS:
-        parser.add_argument(_flag(name), metavar="WORD", help=f"{help_}: {', '.join(table.WORDS[name])}")
+        parser.add_argument(_flag(name), metavar="WORD", help=f"{help_}: {', '.join(specs.WORDS[name])}")
     parser.add_argument(
         "--baseline-per-step", action="store_true", default=None, help="compare a group's rewards-to-go step by step"
     )
@@ -123,15 +123,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, env_id: str, algorithm: str) -> Any:
-    from ..algorithms import table
+    from ..algorithms import spec as specs
     from ..words import choices
     from .settings import resolve
 
     names = [name for name, *_ in (*NUMBERS, *WORDS)]
     changes = {name: getattr(args, name) for name in (*names, "policy", "head", "optimizer", "baseline_per_step")}
     for name, _ in WORDS:
-        if changes[name] is not None and changes[name] not in table.WORDS[name]:
-            raise ValueError(f"{_flag(name)} cannot be {changes[name]!r}; {choices(changes[name], table.WORDS[name])}")
+        if changes[name] is not None and changes[name] not in specs.WORDS[name]:
+            raise ValueError(f"{_flag(name)} cannot be {changes[name]!r}; {choices(changes[name], specs.WORDS[name])}")
     if args.hidden is not None:
         widths = args.hidden.split(",")
         if not all(width.isdigit() and int(width) > 0 for width in widths):

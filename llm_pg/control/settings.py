@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from ..algorithms.table import ALGORITHMS, AlgorithmSpec, Count, NotNegative
+from ..algorithms.spec import AlgorithmSpec, Count, NotNegative
+from ..algorithms.table import ALGORITHMS
 from ..words import check_fields, choices, words_of
 
 Head = Literal["auto", "softmax", "sigmoid", "gaussian", "tanh_gaussian"]
@@ -56,7 +57,7 @@ class ControlSettings:
 
     Attributes:
         env: registered name. env_options: keywords of its constructor.
-        spec: the algorithm, see `algorithms.table.AlgorithmSpec`.
+        spec: the algorithm, see `algorithms.spec.AlgorithmSpec`.
         policy: mlp, linear, `module:Class` or `file.py:Class`.
         head: auto, softmax, sigmoid, gaussian, tanh_gaussian.
         hidden: widths of hidden layers. log_std: logarithm of the first σ of a Gaussian head.

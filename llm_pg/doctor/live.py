@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, median
 
-from ..algorithms.table import ALGORITHMS, GROUP_BASELINES
+from ..algorithms.spec import GROUP_BASELINES
+from ..algorithms.table import ALGORITHMS
 from .evidence import SOLVED, Run, RunCase, read_run
 from .finding import Finding
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..algorithms.table import ALGORITHMS, AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
+from ..algorithms.table import ALGORITHMS
 from ..config import Config
 from ..config.check import BatchPlan, plan_batch, resolve_spec
 from .finding import Finding

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..config import Config, ConfigError
 from ..config.flat import FlatConfig
 from ..run.folder import RunFolder

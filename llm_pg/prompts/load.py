@@ -13,8 +13,8 @@ from .files import read_files
 from .prompt import Prompt, log
 from .rows import Draft, check_settings, draft_prompts
 from .sources import read_held_out, read_sources
+from .spec import AlgorithmSpec, Table
 from .stream import check_enough, permutation
-from .table import AlgorithmSpec, Table
 
 CheckRows = Callable[[Sequence[AlgorithmSpec], Callable[[int], str]], None]
 

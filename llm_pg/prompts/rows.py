@@ -8,7 +8,7 @@ from string import Formatter
 
 from ..config import ConfigError, nearest
 from ..config.schema import DataConfig
-from .table import AlgorithmSpec, Table, article, short
+from .spec import AlgorithmSpec, Table, article, short
 
 Messages = list[dict[str, str]]
 # Columns that mean something to TRL's trainers which would be lost here without a word.

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
-from ..algorithms.table import ALGORITHMS, AlgorithmSpec, Correction, KlEstimator
+from ..algorithms.spec import AlgorithmSpec, Correction, KlEstimator
+from ..algorithms.table import ALGORITHMS
 from ..estimators.baselines import leave_one_out_std
 from ..estimators.masked import masked_sum
 from ..estimators.returns import total_return

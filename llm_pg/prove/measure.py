@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..estimators.exact import TabularPolicy, completion_entropy
 from ..estimators.expectation import (
     Comparison,

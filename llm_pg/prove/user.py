@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.algorithm import Algorithm, Batch
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..estimators.expectation import Groups, compare, sample_groups, updates
 from ..rewards.loading import LoadError, Target, load
 from ..rollouts import Rollouts

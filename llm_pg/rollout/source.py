@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..metrics import Clock
 from ..prompts import Prompt, Prompts
 from .collector import Collector

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
-from ..algorithms.table import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec
 from ..config import Config, ConfigError
 from ..config.check import BatchPlan, plan_batch, resolve_spec
 from ..config.combinations import require_teacher

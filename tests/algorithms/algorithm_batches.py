@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import ALGORITHMS, WORDS, AlgorithmSpec
+from llm_pg.algorithms.spec import WORDS, AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.baselines import AllSum
 from llm_pg.rollouts import Rollouts
 

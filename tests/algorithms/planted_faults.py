@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import llm_pg.algorithms.advantages as advantages
 import llm_pg.algorithms.algorithm as core
-import llm_pg.algorithms.functions as functions
+import llm_pg.algorithms.loss as loss
 import llm_pg.prove.world as world_module
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.table import AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
 from llm_pg.estimators import baselines, distributions, kl, losses, masked, objectives, ratios, returns
 from llm_pg.rollouts import Rollouts
 
@@ -22,7 +23,7 @@ Patch = pytest.MonkeyPatch
 
 def plant(patch: Patch, name: str, fault: object) -> None:
     """Puts a fault in the place of an estimator, wherever the algorithms use it."""
-    users = [module for module in (core, functions) if hasattr(module, name)]
+    users = [module for module in (core, advantages, loss) if hasattr(module, name)]
     assert users
     for module in users:
         patch.setattr(module, name, fault)
@@ -113,7 +114,7 @@ def every_weighs_alike_in_the_mean(patch: Patch) -> None:
 
 
 def greedy_of_another_prompt(patch: Patch) -> None:
-    patch.setitem(functions.BASELINES, "greedy", lambda return_B, *_: return_B)
+    patch.setitem(advantages.BASELINES, "greedy", lambda return_B, *_: return_B)
 
 
 def best_of_k_without_its_factor(patch: Patch) -> None:
@@ -259,14 +260,14 @@ def bootstrap_at_a_cut_forgotten(patch: Patch) -> None:
 
 
 def sum_over_tokens_made_a_mean(patch: Patch) -> None:
-    patch.setitem(functions.REDUCTIONS, "sequence_sum", functions.REDUCTIONS["dapo"])
+    patch.setitem(loss.REDUCTIONS, "sequence_sum", loss.REDUCTIONS["dapo"])
 
 
 def baseline_updated_before_it_is_read(patch: Patch) -> None:
     def eager(x: Tensor, rollouts: Rollouts, running_mean: float, all_sum: baselines.AllSum) -> Tensor:
         return 0.9 * running_mean + 0.1 * baselines.batch_mean(x, rollouts.valid_B, all_sum).expand_as(x)
 
-    patch.setitem(functions.BASELINES, "running_mean", eager)
+    patch.setitem(advantages.BASELINES, "running_mean", eager)
 
 
 def weights_carry_a_gradient(patch: Patch) -> None:

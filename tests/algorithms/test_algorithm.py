@@ -8,7 +8,8 @@ import torch
 from algorithm_batches import LIMIT, algorithm, make, text, weighed
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.baselines import STD_EPS
 from llm_pg.estimators.kl import AdaptivePenalty
 from llm_pg.rollouts import Rollouts, is_last

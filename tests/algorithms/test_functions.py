@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg.algorithms import functions
+from llm_pg.algorithms import advantages, loss
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import ALGORITHMS, WORDS
+from llm_pg.algorithms.spec import WORDS
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.rollouts import Rollouts
 
 TABLES = {
-    "returns": functions.CREDITS,
-    "baseline": functions.BASELINES,
-    "scale_rewards": functions.SCALES,
-    "normalize_advantages": functions.NORMALIZATIONS,
-    "surrogate": functions.SURROGATES,
-    "loss_type": functions.REDUCTIONS,
+    "returns": advantages.CREDITS,
+    "baseline": advantages.BASELINES,
+    "scale_rewards": advantages.SCALES,
+    "normalize_advantages": advantages.NORMALIZATIONS,
+    "surrogate": loss.SURROGATES,
+    "loss_type": loss.REDUCTIONS,
 }
 
 
@@ -39,7 +40,7 @@ def scored() -> Rollouts:
 def test_every_word_has_its_function_and_every_function_its_word(kind: str) -> None:
     by_a_critic = {"value"} if kind == "baseline" else set()
     assert set(TABLES[kind]) | by_a_critic == set(WORDS[kind])
-    assert set(functions.CLIPPED) == set(WORDS["surrogate"])
+    assert set(loss.CLIPPED) == set(WORDS["surrogate"])
 
 
 def arguments(kind: str) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from algorithm_batches import LIMIT, algorithm, text
 from torch import Tensor
 
 from llm_pg.algorithms.algorithm import Algorithm, Batch
-from llm_pg.algorithms.functions import CLIPPED
+from llm_pg.algorithms.loss import CLIPPED
 from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.rollouts import Rollouts
 

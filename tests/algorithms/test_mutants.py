@@ -15,7 +15,8 @@ import planted_faults as faults
 import pytest
 import torch
 
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.prove import measure as measure_module
 from llm_pg.prove import worlds
 from llm_pg.prove.reasons import NO_CLIP

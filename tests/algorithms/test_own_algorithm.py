@@ -12,7 +12,8 @@ from algorithm_batches import make
 from llm_pg import register_algorithm
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.registry import find_spec, load_spec
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import ConfigError, load_config
 from llm_pg.estimators.baselines import leave_one_out
 from llm_pg.prove import prove_own
@@ -21,7 +22,7 @@ from llm_pg.rollouts import Rollouts
 SOURCE = """
 import torch
 from llm_pg import register_algorithm
-from llm_pg.algorithms.table import AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
 
 def plain(rollouts):
     return rollouts.reward_BT.sum(1)

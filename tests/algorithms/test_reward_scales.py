@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.baselines import batch_std, group_std
 from llm_pg.rollouts import Rollouts
 

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from llm_pg.advise import Task
 from llm_pg.algorithms.registry import register_algorithm
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.config import ActorCriticConfig, Config, ConfigError, GRPOConfig, ReinforceConfig, RLOOConfig, load_config
 from llm_pg.config.check import resolve_spec
 from llm_pg.config.load import check_values

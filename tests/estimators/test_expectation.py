@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators import expectation
 from llm_pg.estimators.exact import TabularPolicy
 from llm_pg.estimators.expectation import (

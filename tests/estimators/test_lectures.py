@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.algorithms.table import AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
 from llm_pg.estimators.exact import TabularPolicy, state_values
 from llm_pg.estimators.expectation import Groups, compare, enumerate_groups, expected_update, sample_groups, updates
 from llm_pg.estimators.losses import reinforce

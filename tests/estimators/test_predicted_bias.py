@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from llm_pg.algorithms.table import ALGORITHMS, AlgorithmSpec
+from llm_pg.algorithms.spec import AlgorithmSpec
+from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.estimators.baselines import STD_EPS
 from llm_pg.estimators.exact import TabularPolicy, kl, state_values, step_values, terminal_reward
 from llm_pg.estimators.expectation import Comparison, compare
