@@ -6,7 +6,7 @@ of, for a loop of your own (`Policy`, `Prompts`, `Sampler`, `Scorer`, `Algorithm
 Letters that name axes throughout the package: B rollouts, T completion tokens (or control steps), P prompts,
 G samples per prompt, V vocabulary, H hidden.
 
-The package is lazy: `import llm_pg` imports no torch; a name is loaded from its room when it is first used.
+The package is lazy: `import llm_pg` imports no torch; a name is imported when it is first used.
 """
 
 import warnings
@@ -33,10 +33,12 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .prompts import Prompts as Prompts
     from .rewards import Scorer as Scorer
     from .rollout.sampler import Sampler as Sampler
+    from .trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_LAZY_IMPORTS = {
+    "Trainer": "llm_pg.trainer",
     "PolicyGradientTrainer": "llm_pg.from_trl.trainers",
     "ReinforceTrainer": "llm_pg.from_trl.trainers",
     "RLOOTrainer": "llm_pg.from_trl.trainers",
@@ -63,18 +65,18 @@ _OF_TRL = (
     *("get_peft_config", "get_quantization_config"),
 )
 
-__all__ = ["__version__", *_ROOMS]
+__all__ = ["__version__", *_LAZY_IMPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _LAZY_IMPORTS:
         # tqdm says so to everybody in a notebook without ipywidgets, where no bar of it is drawn.
         warnings.filterwarnings("ignore", message="IProgress not found")
-        return getattr(import_module(_ROOMS[name]), name)
+        return getattr(import_module(_LAZY_IMPORTS[name]), name)
     if name in _OF_TRL:
         return getattr(import_module("trl"), name)
-    raise AttributeError(f"module 'llm_pg' has no attribute {name!r}; it has {', '.join(sorted(_ROOMS))}.")
+    raise AttributeError(f"module 'llm_pg' has no attribute {name!r}; it has {', '.join(sorted(_LAZY_IMPORTS))}.")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_LAZY_IMPORTS})

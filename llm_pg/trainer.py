@@ -1,7 +1,8 @@
 """The loop: prompts -> sampler -> rewards -> algorithm -> update -> metrics, and the trainer that runs it.
 
-It is made of the pieces that a loop of your own is made of (docs/own-loop.md). `GRPOTrainer` and the others, with TRL's
-names and arguments, are in `from_trl`.
+It is made of the same pieces as a loop of your own (docs/own-loop.md). Sampling and scoring are in `run.source`: it
+collects the scored completions of a step now, with refills, or ahead of their step. `GRPOTrainer` and the others, with
+TRL's names and arguments, are in `from_trl`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from .config import Config
 from .config.load import checked
 from .learner.optimizer import check_optimizer
 from .metrics import Clock
-from .model.bars import without_bars
+from .model.bars import no_progress_bars
 from .rollout.curriculum import make_stream
-from .rollout.reading import say_unread
+from .rollout.reading import warn_unread
 from .run.build import collector_of, make_policy, make_scorer
 from .run.callbacks import Callbacks
 from .run.context import make_context
@@ -64,6 +65,7 @@ class Trainer:
         teacher: scores the tokens that are sampled; None = the algorithm has none.
         collector: prompts -> scored rollouts.
         callbacks: transformers' callbacks, with their state and control.
+        model_writer: saves the model as `from_pretrained` reads it.
         evaluator: step -> evaluation; `evaluator.evaluate()` makes one now.
         run: the parts that `train` uses, once it has begun; None before.
         summary: of the last run that came to its end, as in `summary.json`; None before.
@@ -97,7 +99,7 @@ class Trainer:
         train_dataset = fit_to_dataset(config, train_dataset, eval_dataset)
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)
         self.folder, ranks, terminal = context.folder, context.ranks, context.terminal
-        with context.clock("load"), without_bars():
+        with context.clock("load"), no_progress_bars():
             self.model, self.tokenizer = load_model_and_tokenizer(context, model, tokenizer, peft_config)
             self.train_prompts, self.eval_prompts = load_run_prompts(
                 context, self.model, self.tokenizer, train_dataset, eval_dataset
@@ -113,10 +115,13 @@ class Trainer:
         self.collector = collector_of(
             config, engine, self.model, self.tokenizer, self.scorer, device=device, gamma=context.spec.gamma
         )
-        say_unread(self.collector.sampler.reader, self.train_prompts, config, terminal.warn)
+        warn_unread(self.collector.sampler.reader, self.train_prompts, config, terminal.warn)
         self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, ranks.any_of)
-        writer = ModelWriter(context, self.policy, self.tokenizer, self.eval_prompts or self.train_prompts)
-        self.evaluator = Evaluator(context, self.collector, self.eval_prompts, self.policy, writer, self.callbacks)
+        compared = self.eval_prompts or self.train_prompts
+        self.model_writer = ModelWriter(context, self.policy, self.tokenizer, compared)
+        self.evaluator = Evaluator(
+            context, self.collector, self.eval_prompts, self.policy, self.model_writer, self.callbacks
+        )
         self.run: TrainingRun | None = None
         self.summary: dict[str, Any] | None = None
 
@@ -185,4 +190,4 @@ class Trainer:
         Args:
             output_dir: a folder; None = `model/` in the run's folder.
         """
-        self.evaluator.writer.save(output_dir)
+        self.model_writer.save(output_dir)

@@ -215,6 +215,7 @@ def _sampler_corrected(
     return term_BT, stats
 
 
+@torch.no_grad()
 def _ratio_stats(
     spec: AlgorithmSpec, logp_BT: Tensor, proximal_logp_BT: Tensor, ratio_BT: Tensor, batch: Batch
 ) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
 
     clock: whose phases are shown.
     """
-    from ..model.bars import without_bars
+    from ..model.bars import no_progress_bars
     from ..model.loading import context_length, default_device, load_model, load_tokenizer
     from ..prompts import load_held_out
     from ..run.build import make_collector, make_scorer
@@ -77,7 +77,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     from ..run.fitting import fit_to_prompts
 
     clock = clock or Clock()
-    with clock("load"), without_bars():
+    with clock("load"), no_progress_bars():
         if folder is None:
             tokenizer = load_tokenizer(config.model)
             model = load_model(config.model, tokenizer, seed=config.run.seed)

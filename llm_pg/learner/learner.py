@@ -72,7 +72,7 @@ class Learner:
         policy: what is trained. Where the algorithm has a KL penalty and the policy no reference yet, the reference is
             the policy as it is now.
         algorithm: gives advantages and loss.
-        optimizer: of torch, over `policy.parameters()`.
+        optimizer: a torch optimizer over `policy.parameters()`.
         scheduler: of the learning rate, stepped once an update; None = constant.
         teacher: scores the sampled tokens, where the algorithm has a teacher_coef; None = there is none.
         strategy: how an update is spread over processes; None = the policy's, which is this process alone.
@@ -80,7 +80,7 @@ class Learner:
         num_iterations: passes over a batch (μ), >= 1.
         num_minibatches: optimiser steps in a pass, of equal shares, >= 1.
         max_grad_norm: norm that gradients are clipped to; 0 = no clipping.
-        num_steps: updates of the whole run, for coefficients that move over it; None = they stay at their start.
+        num_steps: updates of the whole run, over which scheduled coefficients change; None = they stay as they begin.
         critic_only_steps: first updates in which only the critic learns.
         noise_steps: gradient noise is measured at every so many updates; 0 = never.
         reference_steps: the reference moves towards the policy every so many updates; 0 = never.
@@ -144,7 +144,7 @@ class Learner:
             max_grad_norm=max_grad_norm,
         )
         self.step = 0  # updates that were begun
-        self.experience: Any = None  # of the newest update, and its batch, for whoever asks after one that failed
+        self.experience: Any = None  # of the newest update; with its batch it is saved when an update fails
         self.batch: Batch | None = None
 
     def update(self, experience: Scored) -> Update:
@@ -160,7 +160,7 @@ class Learner:
         self.step, self.experience, self.batch = self.step + 1, experience, None
         if self.algorithm.spec.baseline_column is not None:
             experience.rollouts.role_B = _roles(experience, self.algorithm.spec.baseline_column)
-        rollouts, proximal_logp_BT = self._observed(experience.rollouts)
+        rollouts, proximal_logp_BT = self._observe_before_update(experience.rollouts)
         critic_only = self.step <= self.critic_only_steps
         rate = 0.0 if critic_only else float(self.scheduler.get_last_lr()[0])
         metrics: dict[str, float] = {"learning_rate": rate}
@@ -176,12 +176,12 @@ class Learner:
         metrics.update(self._metrics(batch, steps))
         if self.policy.layout.exact_on_policy:
             require_exact(metrics.get("sampler_gap", 0.0))
-        metrics.update(self._follow(steps))
+        metrics.update(self._adapt_after_update(steps))
         # Gradients are dead weight while keys and values of the next batch are held.
         self.strategy.zero_grad()
         return Update(batch, steps, self.updater.seen, metrics)
 
-    def _observed(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
+    def _observe_before_update(self, rollouts: TextRollouts) -> tuple[TextRollouts, Tensor | None]:
         """The passes before the update, each only where the algorithm needs it: reference, teacher, entropies,
         values.
 
@@ -232,20 +232,20 @@ class Learner:
             values["teacher_kl"] = float(masked_mean(k1(rollouts.logp_BT, rollouts.teacher_logp_BT), rollouts.mask_BT))
         return values
 
-    def _follow(self, steps: list[UpdateStats]) -> dict[str, float]:
+    def _adapt_after_update(self, steps: list[UpdateStats]) -> dict[str, float]:
         """What follows the steps: the reference may move, adaptive weights see the KL or the entropy that the last pass
         met."""
         if self.reference_steps and self.step % self.reference_steps == 0:
             self.policy.refresh_reference(self.reference_share)
         algorithm = self.algorithm
         if algorithm.entropy_bonus is not None:
-            algorithm.observe_entropy(self._met(steps, "entropy"))
+            algorithm.observe_entropy(self._last_pass_mean(steps, "entropy"))
         if algorithm.kl_penalty is None:
             return {}
-        algorithm.observe_kl(self._met(steps, "approx_kl"))
+        algorithm.observe_kl(self._last_pass_mean(steps, "approx_kl"))
         return {"kl_penalty": algorithm.kl_penalty.weight}
 
-    def _met(self, steps: list[UpdateStats], name: str) -> float:
+    def _last_pass_mean(self, steps: list[UpdateStats], name: str) -> float:
         """A mean over the tokens of all ranks, in the last pass."""
         own = torch.tensor(sum(step.values.get(name, 0.0) for step in steps[-self.updater.num_minibatches :]))
         return float(self.strategy.all_sum(to_device(own, self.strategy.device)))

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 
 @contextlib.contextmanager
-def without_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Inside the block transformers and datasets draw no bars: the run shows itself what it does. They are as they were
     afterwards."""
     datasets = sys.modules.get("datasets")

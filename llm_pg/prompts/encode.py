@@ -15,7 +15,7 @@ from typing import Any
 from ..config import ConfigError
 from .prompt import Prompt, log
 from .rows import Draft, Messages
-from .spec import short
+from .table import short
 from .template import Bounds, check_template, control_tokens, say_generation_prompt
 
 

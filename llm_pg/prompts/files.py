@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, nearest
-from .spec import Table, article
+from .table import Table, article
 
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV file's; the csv module stops at 131,072, and a column of tests may not
 READABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

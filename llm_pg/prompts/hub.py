@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import ConfigError
 from ..config.schema import DataConfig
-from .spec import Table, head
+from .table import Table, head
 
 REACH_SECONDS = 5.0
 

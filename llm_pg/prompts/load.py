@@ -13,10 +13,10 @@ from .files import read_files
 from .prompt import Prompt, log
 from .rows import Draft, check_settings, draft_prompts
 from .sources import read_held_out, read_sources
-from .spec import AlgorithmSpec, Table
 from .stream import check_enough, permutation
+from .table import DataRow, Table
 
-CheckRows = Callable[[Sequence[AlgorithmSpec], Callable[[int], str]], None]
+CheckRows = Callable[[Sequence[DataRow], Callable[[int], str]], None]
 
 
 def check_data(config: Config, *, read_hub: bool = False, check_rows: CheckRows | None = None) -> list[str] | None:

@@ -8,7 +8,7 @@ from string import Formatter
 
 from ..config import ConfigError, nearest
 from ..config.schema import DataConfig
-from .spec import AlgorithmSpec, Table, article, short
+from .table import DataRow, Table, article, short
 
 Messages = list[dict[str, str]]
 # Columns that mean something to TRL's trainers which would be lost here without a word.
@@ -24,7 +24,7 @@ class Draft:
     """A prompt before the tokenizer: plain text or messages, and the row with every column for reward functions."""
 
     content: str | Messages
-    row: AlgorithmSpec
+    row: DataRow
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _check_columns(shape: _Shape, table: Table) -> None:
             )
 
 
-def _renamed_and_extracted(shape: _Shape, raw: AlgorithmSpec, where: str) -> AlgorithmSpec:
+def _renamed_and_extracted(shape: _Shape, raw: DataRow, where: str) -> DataRow:
     """New names first, as copies of the data's columns; then patterns, which may speak of either."""
     row = {**raw, **{new: raw[column] for new, column in shape.data.columns.items()}}
     for column, pattern in shape.extract.items():
@@ -175,7 +175,7 @@ def _extracted(value: object, column: str, pattern: re.Pattern[str], where: str)
     return match.group(1).strip()
 
 
-def _content(shape: _Shape, row: AlgorithmSpec, where: str, table: Table) -> str | Messages:
+def _content(shape: _Shape, row: DataRow, where: str, table: Table) -> str | Messages:
     data = shape.data
     content = _filled(shape.template, row, where) if shape.template else row[data.prompt_column]
     if isinstance(content, str):
@@ -221,7 +221,7 @@ def _check_text(content: str | Messages, where: str) -> None:
             ) from None
 
 
-def _filled(template: list[tuple[str, str | None]], row: AlgorithmSpec, where: str) -> str:
+def _filled(template: list[tuple[str, str | None]], row: DataRow, where: str) -> str:
     parts = []
     for literal, name in template:
         parts.append(literal)

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import Config, ConfigError, nearest
 from .files import read_files
 from .hub import read_hub
-from .spec import Table, article, head, short
+from .table import Table, article, head, short
 
 HOW = (
     "Give one source of prompts: data.task (a synthetic task), data.dataset_name (a hub dataset), data.data_files "

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ConfigError
 from .prompt import log
 
-AlgorithmSpec = dict[str, Any]
+DataRow = dict[str, Any]
 
 
 class Table:
@@ -23,7 +23,7 @@ class Table:
     def __init__(self, name: str, rows: Iterable[Any], lines: Sequence[int] | None = None) -> None:
         self.name = name
         self._parts: list[tuple[int, str, Sequence[int] | None]] = [(0, name, lines)]
-        self.rows: list[AlgorithmSpec] = []
+        self.rows: list[DataRow] = []
         for index, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise ConfigError(

@@ -25,7 +25,7 @@ def make_reader(config: Config, tokenizer: Any, ends: Collection[int], functions
     return Reader(tokenizer, () if skips else special_words(tokenizer, ends, config.data.chat_template_kwargs))
 
 
-def say_unread(reader: Reader, prompts: Sequence[Prompt], config: Config, warn: Callable[[str], None]) -> None:
+def warn_unread(reader: Reader, prompts: Sequence[Prompt], config: Config, warn: Callable[[str], None]) -> None:
     """Warns where prompts name a special token, such as <think>, that the reward functions will never see."""
     if reader.left_out is None and config.reward.skip_special_tokens is None:
         words = special_words(reader.tokenizer, (), config.data.chat_template_kwargs).values()

@@ -16,7 +16,7 @@ from ..config.engines import capabilities_of
 from ..evaluate import Evaluation
 from ..learner.learner import Learner
 from ..metrics import read_metrics
-from ..model.bars import without_bars
+from ..model.bars import no_progress_bars
 from ..model.policy import Policy
 from ..model.teacher import ScoresTokens
 from ..prompts import Prompts, fingerprint
@@ -267,7 +267,7 @@ def open_run(
         override: go on although the checkpoint belongs to other settings.
     """
     folder, ranks = context.folder, context.ranks
-    with full_disks_named(folder.path), ranks.losses_named(), without_bars(), contextlib.ExitStack() as outer:
+    with full_disks_named(folder.path), ranks.losses_named(), no_progress_bars(), contextlib.ExitStack() as outer:
         ranks.together(lambda: _take_folder(context, outer, bool(resume)))
         ranks.together(lambda: _rehearse(context, evaluator.writer))
         check_same_start(policy.model, prompts.prompts, ranks)
