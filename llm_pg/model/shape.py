@@ -13,12 +13,15 @@ from ..config import ConfigError
 @dataclass(frozen=True)
 class Shape:
     """parameters: each once, also where two layers are tied; layers; hidden: width; kv: keys of one token and layer,
-    numbers (values are as many)."""
+    numbers (values are as many); linear: weights in linear layers but for the output layer; ends: inputs and outputs of
+    those layers, each layer's added up."""
 
     parameters: int
     layers: int
     hidden: int
     kv: int
+    linear: int = 0
+    ends: int = 0
 
 
 def shape_of_model(name: str) -> Shape:
@@ -38,7 +41,10 @@ def shape_of_model(name: str) -> Shape:
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         parameters = sum(p.numel() for p in model.parameters())
-        return Shape(parameters, text.num_hidden_layers, text.hidden_size, heads * width)
+        head = model.get_output_embeddings()
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+        linear, ends = sum(m.weight.numel() for m in layers), sum(m.in_features + m.out_features for m in layers)
+        return Shape(parameters, text.num_hidden_layers, text.hidden_size, heads * width, linear, ends)
     except (OSError, ValueError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(

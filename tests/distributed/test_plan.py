@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import Qwen2Config
 
 from llm_pg import cli
 from llm_pg.config import ConfigError
+from llm_pg.config.schema import TrainConfig
+from llm_pg.learner.optimizer import make_optimizer
 from llm_pg.model.shape import shape_of_model
 from llm_pg.plan import (
     ENGINES,
@@ -18,10 +21,13 @@ from llm_pg.plan import (
     Model,
     PlannedJob,
     choose,
+    largest_batches,
     memory,
     phases,
     tokens,
+    with_adapter,
 )
+from llm_pg.words import words_of
 
 H100, SEVEN = MACHINES["h100"], MODELS["7b"]
 
@@ -67,6 +73,64 @@ def test_an_adapter_of_2_percent_needs_its_own_16_bytes_a_weight_beside_the_froz
 def test_an_optimiser_holds_its_state_beside_weights_and_gradients(optim: str, bytes_a_weight: int) -> None:
     job = PlannedJob(moment_bytes=MOMENT_BYTES[optim])
     assert memory(SEVEN, job, 1, "ddp")["at rest"] == pytest.approx(bytes_a_weight * 7.62e9)
+
+
+def test_every_optimiser_of_the_settings_has_its_bytes_and_those_that_run_here_hold_them() -> None:
+    """Of what a step leaves in its state; a number a block or a row is not counted."""
+    assert set(MOMENT_BYTES) == set(words_of(TrainConfig.model_fields["optim"].annotation))
+    tried = 0
+    for optim, expected in MOMENT_BYTES.items():
+        weight = torch.nn.Parameter(torch.randn(128, 128))
+        try:
+            made = make_optimizer(TrainConfig(optim=optim), [weight])
+        except ConfigError:
+            continue
+        weight.grad = torch.randn_like(weight)
+        made.step()
+        held = [x for x in made.state[weight].values() if isinstance(x, torch.Tensor) and x.numel() >= weight.numel()]
+        assert sum(x.numel() * x.element_size() for x in held) / weight.numel() == expected, optim
+        tried += 1
+    assert tried >= 6
+
+
+def test_weights_in_4_bits_are_half_a_byte_but_for_embeddings_and_a_64th_of_scales() -> None:
+    """Qwen2.5-7B: 6.53e9 weights in linear layers, 1.09e9 others in 16 bits; an adapter of rank 16 has 40.4e6."""
+    job = with_adapter(SEVEN, PlannedJob(), 16, four_bits=True)
+    assert job.trained * SEVEN.parameters == pytest.approx(40.4e6, rel=1e-3)
+    expected = 6.53e9 * (0.5 + 1 / 64) + 1.09e9 * 2 + 40.4e6 * 16
+    assert memory(SEVEN, job, 1, "ddp")["at rest"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+@pytest.mark.parametrize("gigabytes", [24, 80])
+def test_the_largest_batches_fit_and_one_more_does_not(gigabytes: int, four_bits: bool) -> None:
+    """A card has 95 % of its memory less 1 GB; logits and one whole layer come on top of what `memory` counts."""
+    job = with_adapter(SEVEN, PlannedJob(), 16, four_bits=four_bits)
+    trained, sampled = largest_batches(SEVEN, job, gigabytes * 1e9)
+    free = gigabytes * 0.95e9 - 1e9
+
+    def training(rows: int) -> float:
+        parts = memory(SEVEN, replace(job, rows=rows), 1, "ddp")
+        return parts["at rest"] + parts["training"] * (1 + 32 / 2 / 28) + 3 * 4 * 2**24
+
+    def sampling(groups: int) -> float:
+        parts = memory(SEVEN, job, 1, "ddp")
+        return parts["at rest"] + groups * parts["sampling"]
+
+    assert training(trained) <= free < training(trained + 1)
+    assert sampling(sampled // 8) <= free < sampling(sampled // 8 + 1)
+    assert largest_batches(SEVEN, PlannedJob(), gigabytes * 1e9) == (0, 0)
+
+
+def test_one_card_is_planned_with_what_was_assumed_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "7b", "--gpus", "1", "--device", "rtx4090", "--prompts", "8"]
+    assert cli.main(["plan", *words, "--lora-r", "16", "--load-in-4bit"]) == 0
+    out = capsys.readouterr().out
+    trained, sampled = largest_batches(SEVEN, with_adapter(SEVEN, PlannedJob(), 16, four_bits=True), 24e9)
+    assert f"A batch that fits: {trained} completions in a pass" in out
+    assert out.startswith("Assumed: 86% of the weights in 4 bits")
+    row = next(line.split() for line in out.splitlines() if line.startswith("24 GB"))
+    assert row[2:3] + row[-3:] == ["-", str(trained), "|", str(sampled)]
 
 
 def test_a_model_s_folder_is_planned_by_its_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +180,9 @@ def test_every_engine_gives_a_plan_that_names_its_bottleneck(engine: str, capsys
     [
         (["--gpus", "0"], "numbers above 0; gpus is not"),
         (["--trained", "2"], "at most 1; 2 is not"),
+        (["--load-in-4bit"], "give the rank of the adapter too"),
+        (["--lora-r", "8", "--load-in-4bit", "--engine", "fsdp2"], "fsdp2 has none"),
+        (["--lora-r", "8", "--trained", "0.1"], "leave --trained out"),
         (["--prompts", "10", "--gpus", "4"], "10 prompts cannot be dealt out to 4"),
         (["--gpus", "1", "--engine", "ddp+vllm"], "to 0 training devices"),
         (["--model", "no/such/folder"], "No model was found at 'no/such/folder'"),

@@ -6,23 +6,25 @@ backward (Kaplan et al. 2020, arXiv 2001.08361); figures are of one device. `doc
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
-from .config import ConfigError
-from .distributed import BUCKET_BYTES
-from .words import one_of
+from ..config import ConfigError
+from ..distributed import BUCKET_BYTES
+from ..words import one_of
 
 
 @dataclass(frozen=True)
 class Model:
-    """parameters; layers; hidden: width; kv: keys of one token and layer, numbers (values are as many)."""
+    """parameters; layers; hidden: width; kv: keys of one token and layer, numbers (values are as many); linear: weights
+    in linear layers but for the output layer; ends: inputs and outputs of those layers, each layer's added up."""
 
     parameters: float
     layers: int
     hidden: int
     kv: int
+    linear: float = 0
+    ends: float = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class PlannedJob:
         trained: share of the parameters that is trained, in float32 beside the frozen ones; 1 = full weights, about
             0.02 = LoRA, whose reference is the same model with the adapter off.
         moment_bytes: of the optimiser's state of a trained weight; see `MOMENT_BYTES`.
+        four_bits: the frozen weights of linear layers are held in 4 bits (QLoRA).
     """
 
     prompts: int = 128
@@ -71,15 +74,16 @@ class PlannedJob:
     checkpointing: bool = True
     weight_bytes: int = 4
     trained: float = 1.0
-    moment_bytes: int = 8
+    moment_bytes: float = 8
+    four_bits: bool = False
 
 
 MODELS = {  # Qwen2.5 from 0.5B to 7B, Llama-3.1-70B
-    "0.5b": Model(0.494e9, 24, 896, 128),
-    "1.5b": Model(1.54e9, 28, 1536, 256),
-    "3b": Model(3.09e9, 36, 2048, 256),
-    "7b": Model(7.62e9, 28, 3584, 512),
-    "70b": Model(70.6e9, 80, 8192, 1024),
+    "0.5b": Model(0.494e9, 24, 896, 128, 0.358e9, 549_888),
+    "1.5b": Model(1.54e9, 28, 1536, 256, 1.31e9, 1_154_048),
+    "3b": Model(3.09e9, 36, 2048, 256, 2.77e9, 1_870_848),
+    "7b": Model(7.62e9, 28, 3584, 512, 6.53e9, 2_523_136),
+    "70b": Model(70.6e9, 80, 8192, 1024, 68.5e9, 12_943_360),
 }
 # Data sheets (dense bf16 with float32 sums, memory, NVLink or PCIe one way, one 400 or 200 Gb/s card a GPU); `used` is
 # what large runs report.
@@ -89,21 +93,28 @@ MACHINES = {
     "rtx4090": Machine(165e12, 0.4, 1.01e12, 24e9, 32e9, 3e9),
     "rtx3090": Machine(71e12, 0.4, 0.936e12, 24e9, 32e9, 3e9),
     "l4": Machine(121e12, 0.4, 0.3e12, 24e9, 32e9, 3e9),
+    "rtx4080": Machine(97e12, 0.4, 0.717e12, 16e9, 32e9, 3e9),
+    "a100-40": Machine(312e12, 0.45, 1.56e12, 40e9, 300e9, 25e9),
+    "l40s": Machine(362e12, 0.4, 0.864e12, 48e9, 32e9, 25e9),
+    "h200": Machine(989e12, 0.4, 4.8e12, 141e9, 450e9, 50e9),
     "cpu": Machine(5e10, 0.5, 1e10, 16e9, 1e9, 1e9, devices=1, latency=2e-4, overhead=2e-3),
 }
 # Of the state that an optimiser keeps of each trained weight, by the names of train.optim. Adafactor's, a number a row
-# and column, is left out; 8-bit states are in blocks, whose scales are.
-MOMENT_BYTES = {
-    **{
-        "adamw_torch": 8,
-        "adamw_torch_fused": 8,
-        "adamw_8bit": 2,
-        "paged_adamw_8bit": 2,
-        "lion_32bit": 4,
-        "lion_8bit": 1,
-    },
-    **{"adafactor": 0, "sgd": 0},
+# and column, is left out, as are the scales of blocks in 8 and 4 bits. Paged ones move it to the host where memory is
+# short.
+MOMENT_BYTES: dict[str, float] = {
+    **{"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_torch_8bit": 2, "adamw_torch_4bit": 1, "adamw_anyprecision": 8},
+    **{"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "stable_adamw": 8},
+    **{"lion_32bit": 4, "lion_8bit": 1, "paged_lion_32bit": 4, "paged_lion_8bit": 1, "grokadamw": 12},
+    **{"ademamix": 12, "ademamix_8bit": 3, "paged_ademamix_32bit": 12, "paged_ademamix_8bit": 3},
+    **{"rmsprop": 4, "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": 1},
+    **{"adagrad": 4, "adafactor": 0, "sgd": 0},
 }
+# Of activations, a token, layer and unit of width: the input of a layer alone, or all of it.
+INPUT_BYTES, LAYER_BYTES = 2, 34
+# NF4 with scales of blocks of 64 in 8 bits, which have scales of their own in blocks of 256 (Dettmers et al. 2023,
+# arXiv 2305.14314).
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 # vllm: servers on half of the devices. They are brought whole weights, which each training device gathers for it.
 ENGINES = ("ddp", "fsdp2", "ddp+vllm", "fsdp2+vllm")
 
@@ -145,25 +156,40 @@ def tokens(job: PlannedJob) -> float:
 def memory(model: Model, job: PlannedJob, gpus: int, engine: str) -> dict[str, float]:
     """Bytes of one training device. Sampling and training come one after the other: the larger of the two counts."""
     one_of("engine", engine, ENGINES)
+    if job.four_bits and engine != "ddp":
+        raise ConfigError(
+            f"Weights in 4 bits are held whole by each device and sampled there (engine ddp); {engine} has none."
+        )
     cut = _training(gpus, engine) if engine.startswith("fsdp2") else 1
-    weights = model.parameters * job.weight_bytes
-    width = 2 if job.checkpointing else 34  # bytes a token, layer and unit of width: inputs alone, or all
+    weights = weight_bytes(model, job)
+    width = INPUT_BYTES if job.checkpointing else LAYER_BYTES
     full = job.trained == 1
     # Gradients and the optimiser's state. An adapter is float32 and beside the frozen weights, which are its reference.
     beside = model.parameters * (job.weight_bytes + job.moment_bytes if full else (8 + job.moment_bytes) * job.trained)
     rest = (weights + beside + (weights if job.reference and full else 0)) / cut
     in_pass = job.rows * (job.completion_length + job.prompt_length / job.generations)
     training = in_pass * model.hidden * model.layers * width
-    held = 0.0 if engine.endswith("vllm") else _keys(model, job, job.generations)
+    held = 0.0 if engine.endswith("vllm") else keys_bytes(model, job, job.generations)
     sampling = (weights if cut > 1 else 0) + held
     return {"at rest": rest, "training": training, "sampling": sampling, "most": rest + max(training, sampling)}
+
+
+def weight_bytes(model: Model, job: PlannedJob) -> float:
+    """Of all weights of the model, as they are held."""
+    packed = model.linear if job.four_bits else 0.0
+    return (model.parameters - packed) * job.weight_bytes + packed * FOUR_BITS
+
+
+def _read_bytes(model: Model, job: PlannedJob) -> float:
+    """Moved where all weights are used once: those in 4 bits are read, written in bfloat16 and read again."""
+    return weight_bytes(model, job) + (model.linear * 4 if job.four_bits else 0.0)
 
 
 def _training(gpus: int, engine: str) -> int:
     return gpus // 2 if engine.endswith("vllm") else gpus
 
 
-def _keys(model: Model, job: PlannedJob, rows: float) -> float:
+def keys_bytes(model: Model, job: PlannedJob, rows: float) -> float:
     """Bytes of the keys and values of `rows` full completions, each prompt's once."""
     held = rows * (job.completion_length + job.prompt_length / job.generations)
     return held * 2 * model.layers * model.kv * job.weight_bytes
@@ -171,7 +197,7 @@ def _keys(model: Model, job: PlannedJob, rows: float) -> float:
 
 def _sampling(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: str) -> list[Phase]:
     rows, width, cards = job.prompts * job.generations / gpus, job.weight_bytes, 1
-    weights = model.parameters * width
+    weights = _read_bytes(model, job)
     free = machine.memory - memory(model, job, gpus, engine)["at rest"]
     sent, messages, name = 0.0, 0, "gather"
     if engine == "fsdp2":
@@ -183,10 +209,10 @@ def _sampling(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine
         training = _training(gpus, engine)
         whole = model.parameters * job.weight_bytes * (training - 1) / training if engine.startswith("fsdp2") else 0
         sent, messages, name = weights + whole, model.layers * 9, "sync"
-    needed = ceil(_keys(model, job, rows) * (width / job.weight_bytes) / max(free, 1.0))
+    needed = ceil(keys_bytes(model, job, rows) * (width / job.weight_bytes) / max(free, 1.0))
     batches = max(1, min(needed, ceil(rows / job.generations)))  # at the least a group at a time
     prefill = rows / job.generations * job.prompt_length
-    keys = _keys(model, job, rows) * (width / job.weight_bytes) / 2  # on average half of the completion is there
+    keys = keys_bytes(model, job, rows) * (width / job.weight_bytes) / 2  # on average half of the completion is there
     return [
         _phase(name, machine, 1, sent=sent, messages=messages, devices=gpus),
         _phase("prefill", machine, machine.used, flops=2 * model.parameters * prefill / cards, moved=weights / cards),
@@ -219,7 +245,7 @@ def phases(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: s
     out.append(
         _phase(
             "update", machine, machine.used, flops=(8 if job.checkpointing else 6) * count * own * job.passes,
-            moved=rounds * job.passes * count * width * 3,
+            moved=rounds * job.passes * _read_bytes(model, job) * 3,
             sent=3 * rounds * job.passes * count * width * ring if sharded else 0,
             messages=3 * rounds * job.passes * (model.layers + 1) * bool(ring) if sharded else 0, devices=training,
         )
@@ -235,85 +261,14 @@ def phases(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: s
 
 def choose(model: Model, machine: Machine, job: PlannedJob, gpus: int) -> str:
     """The engine that holds the model in the simplest way. ConfigError where none does."""
-    for engine in ("ddp", "fsdp2"):
+    for engine in ("ddp",) if job.four_bits else ("ddp", "fsdp2"):
         if memory(model, job, gpus, engine)["most"] <= machine.memory:
             return engine
-    need = memory(model, job, gpus, "fsdp2")
+    last = "ddp" if job.four_bits or gpus == 1 else "fsdp2"
+    need = memory(model, job, gpus, last)
     sizes = ", ".join(f"{name} {size / 1e9:.0f} GB" for name, size in need.items())
     raise ConfigError(
-        f"No engine of this project holds it on {gpus} devices of {machine.memory / 1e9:.0f} GB; FSDP2 needs, on each: "
+        f"No engine of this project holds it on {gpus} devices of {machine.memory / 1e9:.0f} GB; {last} needs on each: "
         f"{sizes}. What samples in the trainer's process holds whole weights. More devices lower the part at rest "
-        "only; an adapter (--trained 0.02 --weight-bytes 2) lowers the rest."
+        "only; an adapter (--lora-r 16) lowers the rest, one on weights in 4 bits (--load-in-4bit) on one device most."
     )
-
-
-def render(model: Model, machine: Machine, job: PlannedJob, gpus: int, engine: str) -> str:
-    """The plan as text: a table, the step, its bottleneck, and what twice the devices would change."""
-    rows = phases(model, machine, job, gpus, engine)
-    total = sum(row.seconds for row in rows)
-    head = f"{'TFLOP':>9} {'moved GB':>9} {'wire GB':>8} {'messages':>8} {'seconds':>8}"
-    lines = [f"{'phase':<10} {head}  share  bound by"]
-    for row in rows:
-        lines.append(
-            f"{row.name:<10} {row.flops / 1e12:9.1f} {row.moved / 1e9:9.1f} {row.sent / 1e9:8.1f} {row.messages:8.0f} "
-            f"{row.seconds:8.2f}  {row.seconds / total:4.0%}  {row.bound}"
-        )
-    worst = max(rows, key=lambda row: row.seconds)
-    parts = memory(model, job, gpus, engine)
-    lines.append(f"Step: {total:.1f} s with {engine} on {gpus}; bottleneck: {worst.name}, bound by {worst.bound}.")
-    held = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts.items())
-    fits = "" if parts["most"] <= machine.memory else " It does not fit."
-    lines.append(f"Memory of a training device ({machine.memory / 1e9:.0f} GB): {held}.{fits}")
-    twice = phases(model, machine, replace(job, prompts=job.prompts * 2), gpus * 2, engine)
-    rate = 2 * total / sum(row.seconds for row in twice)
-    limit = max(twice, key=lambda row: row.seconds)
-    lines.append(f"Twice the devices and prompts: {rate:.2f} times the completions a second; {limit.name} then binds.")
-    return "\n".join(lines)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    job, machine = PlannedJob(), MACHINES["h100"]
-    sizes = f"{', '.join(MODELS)}, a folder with a config.json, or a hub id"
-    parser.add_argument("--model", default="7b", help=f"{sizes}; no weights are read")
-    parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--device", default="h100", choices=MACHINES)
-    parser.add_argument("--engine", choices=ENGINES, help="left out: the simplest that holds the model")
-    for name in ("flops", "used", "bandwidth", "memory", "link", "wire", "latency", "overhead"):
-        text = f"of a device, in FLOP/s, B/s, bytes or s; h100: {getattr(machine, name):g}"
-        parser.add_argument(f"--{name}", type=float, help=text)
-    for name in ("prompts", "generations", "prompt_length", "completion_length", "rows", "passes", "weight_bytes"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(job, name))
-    parser.add_argument("--optim", default="adamw_torch", choices=MOMENT_BYTES, help="of the update")
-    parser.add_argument("--trained", type=float, default=job.trained, help="share of the parameters; LoRA: about 0.02")
-    parser.add_argument("--reference", action="store_true", help="a KL penalty with a reference model (beta > 0)")
-    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="keep activations")
-    parser.set_defaults(run=main)
-
-
-def _model(name: str) -> Model:
-    if name in MODELS:
-        return MODELS[name]
-    from .model.shape import shape_of_model  # loads transformers, which the help and the sizes above need not wait for
-
-    shape = shape_of_model(name)
-    kv = f"{shape.kv} keys a token and layer"
-    print(f"{name}: {shape.parameters / 1e9:.3f}e9 parameters, {shape.layers} layers, width {shape.hidden}, {kv}.")
-    return Model(shape.parameters, shape.layers, shape.hidden, shape.kv)
-
-
-def main(given: argparse.Namespace) -> int:
-    values = vars(given)
-    rates = {k: v for k, v in values.items() if k in Machine.__dataclass_fields__ and v is not None}
-    machine = replace(MACHINES[given.device], **rates)
-    values["moment_bytes"] = MOMENT_BYTES[given.optim]
-    job = PlannedJob(**{name: values[name] for name in PlannedJob.__dataclass_fields__})
-    numbers = {**rates, "gpus": given.gpus, **vars(job)}
-    del numbers["moment_bytes"]
-    low = [name for name, value in numbers.items() if value <= 0 and not isinstance(value, bool)]
-    if not job.trained <= 1:
-        raise ConfigError(f"--trained is a share of the parameters, over 0 and at most 1; {job.trained:g} is not.")
-    if low:
-        raise ConfigError(f"plan takes numbers above 0; {', '.join(low)} is not.")
-    model = _model(given.model)
-    print(render(model, machine, job, given.gpus, given.engine or choose(model, machine, job, given.gpus)))
-    return 0
