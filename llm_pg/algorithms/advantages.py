@@ -237,7 +237,7 @@ def penalized_rewards(spec: AlgorithmSpec, rollouts: Rollouts) -> Tensor:
         rollouts: a scored batch.
     """
     reward_BT = spec.reward_coef * rollouts.reward_BT
-    if spec.truncated == "penalise":
+    if spec.truncated == "penalize":
         late_BT = is_last(rollouts.mask_BT) & rollouts.truncated_B.unsqueeze(1)
         reward_BT = reward_BT - spec.truncation_penalty * late_BT.to(reward_BT.dtype)
     if spec.beta and spec.kl_placement == "reward":

@@ -24,7 +24,7 @@ LossType = Literal["sequence_sum", "grpo", "dapo", "bnpo", "dr_grpo"]
 KlPlacement = Literal["reward", "loss"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "sequence_binary_kl"]
-Truncated = Literal["keep", "mask", "penalise", "bootstrap"]
+Truncated = Literal["keep", "mask", "penalize", "bootstrap"]
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -244,12 +244,12 @@ class AlgorithmSpec:
     truncated: Annotated[
         Truncated,
         Doc(
-            "Completions cut by the length limit: keep; mask them out of the loss; penalise, truncation_penalty off "
+            "Completions cut by the length limit: keep; mask them out of the loss; penalize, truncation_penalty off "
             "their reward; bootstrap, the critic's value of the state they were cut in replaces their reward. The "
             "limit belongs to the task that is evaluated, so that keep is the true return."
         ),
     ] = "keep"
-    truncation_penalty: Annotated[NotNegative, Doc("Taken off the reward of a truncated completion (penalise).")] = 0.0
+    truncation_penalty: Annotated[NotNegative, Doc("Taken off the reward of a truncated completion (penalize).")] = 0.0
     baseline_decay: Annotated[Memory, Doc("Memory of the running mean, in [0, 1).")] = 0.9
     baseline_column: Annotated[
         str | None,
@@ -305,7 +305,7 @@ class AlgorithmSpec:
         given = {
             f"returns {self.returns} (total)": self.returns != "total",
             f"beta {self.beta:g} in the reward (kl_placement=loss)": bool(self.beta) and self.kl_placement == "reward",
-            "truncated penalise (mask or keep)": self.truncated == "penalise",
+            "truncated penalize (mask or keep)": self.truncated == "penalize",
             f"pass_k {self.pass_k}": self.pass_k > 0,
             f"baseline {self.baseline} (batch_mean)": self.baseline in ("value", "greedy", "running_mean"),
             f"scale_rewards {self.scale_rewards} (batch)": self.scale_rewards == "group_mean",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, field_validator
 from typing_extensions import Doc
 
 from ..algorithms.spec import AlgorithmSpec
@@ -64,3 +64,9 @@ class AlgorithmConfig(ChangedAlgorithm):
     )
     num_iterations: int = Field(1, gt=0, description="μ, passes over each batch of rollouts.")
     steps_per_generation: int = Field(1, gt=0, description="Optimiser steps (minibatches) per pass.")
+
+    @field_validator("truncated", mode="before", check_fields=False)
+    @classmethod
+    def _older_spelling(cls, word: Any) -> Any:
+        """Configs of before say penalise."""
+        return "penalize" if word == "penalise" else word

@@ -181,7 +181,7 @@ def _check_critic(spec: AlgorithmSpec, config: Config) -> None:
     if spec.truncated == "bootstrap" and not spec.needs_critic:
         raise ValueError(
             f"truncated is bootstrap, and {spec.name} (baseline {spec.baseline}) has no critic, whose value replaces "
-            "what would have followed. Use keep, mask or penalise, or an algorithm with a critic (a2c, ppo)."
+            "what would have followed. Use keep, mask or penalize, or an algorithm with a critic (a2c, ppo)."
         )
     warmup, steps = config.critic.critic_warmup_steps, config.train.max_steps
     if spec.needs_critic and warmup >= steps:

@@ -63,7 +63,7 @@ def _check_likelihood(spec: AlgorithmSpec, config: Config) -> None:
             f"group_mean, and of nothing known with returns {spec.returns} and baseline {spec.baseline}. Use "
             "algorithm=maxrl unchanged, or another scale_rewards."
         )
-    if spec.truncated == "penalise" and spec.truncation_penalty:
+    if spec.truncated == "penalize" and spec.truncation_penalty:
         raise ValueError(
             f"scale_rewards group_mean divides by the mean reward of a group, which truncation_penalty "
             f"{spec.truncation_penalty:g} can push below 0. Use truncated keep or mask, or a reward that is 0 for "

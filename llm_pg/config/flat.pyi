@@ -134,7 +134,7 @@ class Settings(TypedDict, total=False):
     lam_length_alpha: float | None
     vf_coef: float | None
     value_clip: float | None
-    truncated: Literal["keep", "mask", "penalise", "bootstrap"] | None
+    truncated: Literal["keep", "mask", "penalize", "bootstrap"] | None
     truncation_penalty: float | None
     baseline_decay: float | None
     baseline_column: str | None
@@ -441,7 +441,7 @@ class Attributes:
     lam_length_alpha: float | None
     vf_coef: float | None
     value_clip: float | None
-    truncated: Literal["keep", "mask", "penalise", "bootstrap"] | None
+    truncated: Literal["keep", "mask", "penalize", "bootstrap"] | None
     truncation_penalty: float | None
     baseline_decay: float | None
     baseline_column: str | None

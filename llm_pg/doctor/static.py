@@ -273,10 +273,10 @@ def idle_settings(case: ConfigCase) -> Iterator[Finding]:
     clipped = given.epsilon is not None or given.epsilon_high is not None or given.delta is not None
     if clipped and case.reuse == 1 and spec.surrogate == "clip":
         idle.append("epsilon clips nothing while num_iterations × steps_per_generation is 1: the ratio is always 1")
-    if spec.truncated == "penalise" and not spec.truncation_penalty:
-        idle.append("truncated=penalise takes off truncation_penalty, which is 0")
-    if spec.truncated != "penalise" and given.truncation_penalty:
-        idle.append(f"truncation_penalty acts only with truncated=penalise, which is {spec.truncated}")
+    if spec.truncated == "penalize" and not spec.truncation_penalty:
+        idle.append("truncated=penalize takes off truncation_penalty, which is 0")
+    if spec.truncated != "penalize" and given.truncation_penalty:
+        idle.append(f"truncation_penalty acts only with truncated=penalize, which is {spec.truncated}")
     if given.entropy_coef_final and not given.entropy_coef:
         idle.append("entropy_coef starts at 0 and rises to entropy_coef_final, the reverse of a decay")
     if idle:

@@ -169,7 +169,7 @@ def _masks() -> Iterator[ProofCase]:
     yield ProofCase(title, "reinforce", TOTAL, ONE.replace(train_eos=False), BIASED, "EOS left out", quick=True)
     dropped = dataclasses.replace(PLAIN, truncated="mask")
     yield ProofCase(title, "reinforce", dropped, ONE, BIASED, "truncated dropped", quick=True)
-    fined = dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5)
+    fined = dataclasses.replace(PLAIN, truncated="penalize", truncation_penalty=0.5)
     yield ProofCase(title, "reinforce", fined, ONE, EXACT, "truncated fined, as objective")
     unscored = ONE.replace(unscored=True, prompts="one")
     yield ProofCase(title, "rloo", RLOO, unscored, DIRECTION, "unscored dropped, one prompt")

@@ -103,7 +103,7 @@ def target(spec: AlgorithmSpec, world: World) -> Tensor:
     J is the mean return; with `pass_k` the best return of k completions; with `scale_rewards` group_mean the
     likelihood of success, cut off after G - 1 terms.
     """
-    if spec.truncated == "penalise":
+    if spec.truncated == "penalize":
         world = world.replace(reward_PNV=less_truncated(world, spec.truncation_penalty))
     if spec.pass_k:
         gradient = world.gradient_of_best(spec.pass_k)

@@ -78,7 +78,7 @@ class DynamicSampling:
 
     def __init__(self, source: DirectSource, rounds: int, spec: AlgorithmSpec) -> None:
         self.source, self.rounds = source, rounds
-        self.truncation_penalty = spec.truncation_penalty if spec.truncated == "penalise" else 0.0
+        self.truncation_penalty = spec.truncation_penalty if spec.truncated == "penalize" else 0.0
         self.to_go = spec.returns == "reward_to_go" and spec.advantage is None
 
     def collect(self, step: int) -> Experience:

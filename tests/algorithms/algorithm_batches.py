@@ -80,7 +80,7 @@ def rows_of_the_table() -> dict[str, AlgorithmSpec]:
     out["rloo of batch deviation"] = dataclasses.replace(ALGORITHMS["rloo"], scale_rewards="batch", kl_target=0.01)
     out["reinforce of batch mean"] = dataclasses.replace(ALGORITHMS["reinforce"], baseline="batch_mean", gamma=0.9)
     out["grpo, bnpo, truncated masked"] = dataclasses.replace(ALGORITHMS["grpo"], loss_type="bnpo", truncated="mask")
-    out["rloo, truncated fined"] = dataclasses.replace(ALGORITHMS["rloo"], truncated="penalise", truncation_penalty=0.5)
+    out["rloo, truncated fined"] = dataclasses.replace(ALGORITHMS["rloo"], truncated="penalize", truncation_penalty=0.5)
     corrected = {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_clip_max": 1.2}
     for mode in WORDS["vllm_importance_sampling_mode"]:
         out[f"rloo, {mode}"] = dataclasses.replace(

@@ -39,7 +39,7 @@ def test_a_penalty_in_the_reward_is_paid_at_each_token(estimator: str, kl: list[
 
 
 def test_a_penalty_on_truncated_completions_is_paid_at_their_last_token_and_by_them_alone() -> None:
-    made = algorithm("reinforce", truncated="penalise", truncation_penalty=0.25)
+    made = algorithm("reinforce", truncated="penalize", truncation_penalty=0.25)
     rollouts = text([1.0, 1.0], length_B=[2, 1], truncated_B=torch.tensor([True, False]))
     rollouts.reward_BT = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     assert made.compute_advantages(rollouts).advantage_BT.tolist() == [[0.75, 0.25], [1.0, 0.0]]

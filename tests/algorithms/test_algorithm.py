@@ -130,7 +130,7 @@ def test_truncated_completions_follow_the_policy_that_is_named() -> None:
     rollouts = text([1.0, 0.0, 1.0, 0.0], truncated_B=torch.tensor([True, False, False, False]))
     kept, masked, fined = (
         algorithm("rloo", truncated=policy, truncation_penalty=0.6).compute_advantages(rollouts)
-        for policy in ("keep", "mask", "penalise")
+        for policy in ("keep", "mask", "penalize")
     )
     assert kept.advantage_BT[:, 0].tolist() == pytest.approx([2 / 3, -2 / 3, 2 / 3, -2 / 3])
     assert masked.mask_BT.any(1).tolist() == [False, True, True, True]

@@ -171,7 +171,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
     (
         faults.truncation_policy_ignored,
         "a fine is part of the objective",
-        exact(dataclasses.replace(PLAIN, truncated="penalise", truncation_penalty=0.5), WorldSpec()),
+        exact(dataclasses.replace(PLAIN, truncated="penalize", truncation_penalty=0.5), WorldSpec()),
     ),
     (
         faults.statistics_over_padding,

@@ -194,3 +194,8 @@ def test_a_setting_of_the_quickstart_replaces_what_its_options_would_set(
     monkeypatch.setattr("llm_pg.cli.run_training", lambda config, **_: seen.append(config) or 0)
     assert main(["quickstart", *words, "seed=7"]) == 0
     assert (seen[0].algorithm.name, seen[0].run.seed, seen[0].data.task) == ("rloo", 7, "sort_letters")
+
+
+def test_the_older_spelling_of_a_word_still_loads() -> None:
+    config = load_config(None, ["task=sort_letters", "truncated=penalise", "truncation_penalty=0.5"])
+    assert config.algorithm.truncated == "penalize"

@@ -33,8 +33,8 @@ BAD = {
     "unknown algorithm": (["algorithm=gropo"], ["gropo", "Did you mean 'grpo'"]),
     "a bootstrap without a critic": (["truncated=bootstrap"], ["grpo", "no critic", "a2c, ppo"]),
     "two fates of one completion": (
-        ["mask_truncated_completions=true", "truncated=penalise"],
-        ["truncated is penalise", "Give one"],
+        ["mask_truncated_completions=true", "truncated=penalize"],
+        ["truncated is penalize", "Give one"],
     ),
     "a critic's warm-up without end": (
         ["algorithm=ppo", "critic_warmup_steps=100", "max_steps=100"],
@@ -47,7 +47,7 @@ BAD = {
     "the best of a whole group": (["algorithm=pass_at_k", "pass_k=8"], ["pass_k is 8", "at least 9"]),
     "the best of k with weights of another row": (["pass_k=2"], ["baseline group_mean", "algorithm=pass_at_k"]),
     "a likelihood over fined rewards": (
-        ["algorithm=maxrl", "truncated=penalise", "truncation_penalty=0.5"],
+        ["algorithm=maxrl", "truncated=penalize", "truncation_penalty=0.5"],
         ["truncation_penalty 0.5", "below 0"],
     ),
     "a likelihood over negative weights": (["algorithm=maxrl", "reward_weights=[-1]"], ["weight -1", "algorithm=rloo"]),

@@ -148,7 +148,7 @@ def test_a_share_of_a_step_ends_with_its_block_also_by_an_error(make: Callable[.
 def test_what_is_silent_is_what_the_algorithm_does_not_credit(make: Callable[..., DirectSource]) -> None:
     """All completions earn the same; under a penalty on cut ones, or with discounted rewards to go, they differ."""
     source = make(lambda completions, **_: [1.0] * len(completions))
-    spec = dataclasses.replace(ALGORITHMS["rloo"], truncated="penalise", truncation_penalty=0.5)
+    spec = dataclasses.replace(ALGORITHMS["rloo"], truncated="penalize", truncation_penalty=0.5)
     cut = source.collect(1).rollouts.truncated_B.view(6, 3)
     some_P = cut.any(1) & ~cut.all(1)
     assert some_P.any()

@@ -113,7 +113,7 @@ def test_masked_truncated_completions_have_weight_zero_and_penalised_ones_a_lowe
     assert any(kept)
     assert not any(truncated_weights(truncated="mask"))
     assert not any(truncated_weights(mask_truncated_completions=True))
-    penalised = truncated_weights(truncated="penalise", truncation_penalty=0.5)
+    penalised = truncated_weights(truncated="penalize", truncation_penalty=0.5)
     assert all(p <= k + 1e-6 for p, k in zip(penalised, kept, strict=True))
 
 
