@@ -169,11 +169,17 @@ def policy_loss(
             bonus = every if kept_BT is None else masked_sum(entropy_BT * kept_BT, mask_BT)
             loss = loss - batch.entropy_coef * bonus
     if batch.value_target_BT is not None and value_BT is not None:
-        error_BT = value_loss(value_BT, batch.value_target_BT, batch.old_value_BT, spec.value_clip)
-        value_term = masked_sum(error_BT, mask_BT) / batch.num_tokens
-        stats["value_loss"] = value_term.detach()
-        loss = loss + spec.vf_coef * value_term
+        stats["value_loss"], value_term = _critic_loss(spec, value_BT, batch)
+        loss = loss + value_term
     return loss, stats
+
+
+def _critic_loss(spec: AlgorithmSpec, value_BT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Returns the critic's mean error over the tokens of the batch, for the metrics, and its term of the loss."""
+    assert batch.value_target_BT is not None
+    error_BT = value_loss(value_BT, batch.value_target_BT, batch.old_value_BT, spec.value_clip)
+    error = masked_sum(error_BT, batch.mask_BT) / batch.num_tokens
+    return error.detach(), spec.vf_coef * error
 
 
 def _users_loss(spec: AlgorithmSpec, logp_BT: Tensor, proximal_logp_BT: Tensor, batch: Batch) -> Tensor | None:
