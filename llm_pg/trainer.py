@@ -1,8 +1,8 @@
 """The loop: prompts -> sampler -> rewards -> algorithm -> update -> metrics, and the trainer that runs it.
 
-It is made of the same pieces as a loop of your own (docs/own-loop.md). Sampling and scoring are in `run.source`: it
-collects the scored completions of a step now, with refills, or ahead of their step. `GRPOTrainer` and the others, with
-TRL's names and arguments, are in `from_trl`.
+It is made of the same pieces as a loop of your own (docs/own-loop.md). Sampling and scoring are behind the source
+(`rollout/source.py`, made in `run/sources.py`), which collects the scored completions of a step: now, with refills, or
+ahead of their step. `GRPOTrainer` and the others, with TRL's names and arguments, are in `from_trl`.
 """
 
 from __future__ import annotations

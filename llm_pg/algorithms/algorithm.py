@@ -1,4 +1,4 @@
-"""From scored rollouts to per-token advantages, and from log-probabilities to a sum that is a loss.
+"""Puts `advantages` and `loss` together for one `AlgorithmSpec`, and holds what an algorithm remembers between steps.
 
 `compute_advantages` folds the whole reduction into `loss_scale_BT`, whose denominator belongs to the whole batch on all
 ranks. So `loss` over any cut of the batch is a plain sum, and the gradients of the cuts add up to that of the batch.

@@ -21,8 +21,9 @@ class Batch:
         loss_scale_BT: the reduction: what each step's term is multiplied by before it is summed.
         num_tokens: steps inside the mask, on all ranks, a tensor without axes.
         entropy_coef: weight of the entropy bonus in this step.
-        proximal_logp_BT: log-probabilities at the time of sampling, for the ratio; None = the present ones (first
-            use).
+        proximal_logp_BT: log-probabilities by the policy before the first update on this batch (TRL's
+            old_per_token_logps), for the ratio; None = the present ones (first use). The sampler's are
+            `rollouts.logp_BT`.
         ref_logp_BT: those of the reference, where the KL is in the loss.
         bonus_BT: what each step's entropy is multiplied by in the bonus; None = 1/num_tokens inside the mask.
         value_target_BT: what the critic learns; None = no critic.

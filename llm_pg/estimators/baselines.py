@@ -1,4 +1,4 @@
-"""What is subtracted from a return, and what it is divided by.
+"""What is subtracted from a return, and what it is divided by; `algorithms.advantages` makes advantages of them.
 
 Groups: `group_B` holds a group's number for each rollout (0..P-1); the rollouts of one group answer the same prompt
 (or start in the same state). `valid_B` is False for rollouts that could not be scored: they enter no mean and get 0.

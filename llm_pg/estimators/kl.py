@@ -5,6 +5,8 @@ it is put. In the reward (a constant of the gradient, summed or to-go) k1 gives 
 the loss (differentiated) k1 has expected gradient 0, so it is no penalty at all; k2 and k3 summed over tokens are close
 to ∇KL near the reference and drift away from it far off.
 
+Applied by `algorithms.advantages` (in the reward) and `algorithms.loss` (in the loss).
+
 Source: Schulman 2020, "Approximating KL divergence"; for the gradients `llm-pg prove`.
 """
 

@@ -1,4 +1,4 @@
-"""Per-token surrogates. Each returns (B, T); the caller multiplies by its scale and sums.
+"""Per-token surrogates. Each returns (B, T); `algorithms.loss` multiplies by the scale and sums.
 
 `advantage_BT` is a constant of the gradient. With the ratio 1 (data sampled by the policy that is trained, once) all
 surrogates have the gradient -advantage · ∇logp.

@@ -1,4 +1,4 @@
-"""Returns and advantages along a row of steps.
+"""Returns and GAE along a row of steps; `algorithms.advantages` makes advantages of them.
 
 One convention of time for tokens and control steps. `discount_BT` is the factor between step t and t+1: γ inside an
 episode, 0 where the episode ends at step t (nothing follows). `cut_BT` is True where the row stops although the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
@@ -83,10 +82,3 @@ class FiniteCheck:
                     "train.learning_rate or set train.max_grad_norm; with fp16, use bf16; and look for NaN in the "
                     "model's weights and in the rewards."
                 )
-
-
-def mean(values: Iterable[float], weights: Iterable[float]) -> float:
-    """Weighted mean of the numbers among the values; NaN where there are none."""
-    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if math.isfinite(v)]
-    total = math.fsum(w for _, w in pairs)
-    return math.fsum(v * w for v, w in pairs) / total if total else math.nan

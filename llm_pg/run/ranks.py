@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from ..distributed.network import lost_connection
 from ..distributed.strategy import Strategy
 from ..metrics import metric
-from .guard import RunStopped, mean
+from .guard import RunStopped
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[
         elif how == "min":
             out[name] = min((value for value in values if value), default=0.0)
         else:
-            out[name] = mean(values, [count * _share(part, how) for part, count in holders])
+            out[name] = weighted_mean(values, [count * _share(part, how) for part, count in holders])
     for name in [name for name in out if (row := metric(name)) is not None and row.ranks == "deviation"]:
         of = name.removeprefix("rewards/").removesuffix("/std")
         out[name] = _deviation(parts, name, "reward" if name == "reward_std" else f"reward/{of}", out, rows)
@@ -145,3 +145,10 @@ def _deviation(
         if count and name in part
     )
     return math.sqrt(squares / (sum(counts) - 1)) if sum(counts) > 1 else 0.0
+
+
+def weighted_mean(values: Iterable[float], weights: Iterable[float]) -> float:
+    """Weighted mean of the numbers among the values; NaN where there are none."""
+    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if math.isfinite(v)]
+    total = math.fsum(w for _, w in pairs)
+    return math.fsum(v * w for v, w in pairs) / total if total else math.nan
