@@ -26,6 +26,7 @@ from .run.engines import make_sampler
 from .run.evaluator import Evaluator
 from .run.inputs import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
 from .run.model_writer import ModelWriter
+from .run.tools import check_conversations, make_toolbox, name_tools, show_tools
 from .run.training_run import TrainingRun, begin_again, open_run
 from .sampling.protocol import SamplingEngine
 from .terminal import Terminal
@@ -44,6 +45,8 @@ class Trainer:
         train_dataset: a `datasets` object, or rows (dicts) with a `prompt` column; None = the config's.
         eval_dataset: the same for held-out prompts; None = the config's, or rows held out of the training data.
         callbacks: transformers' TrainerCallbacks, objects or classes.
+        tools: functions that the model may call through its chat template, or their addresses; None = the config's.
+        environment_factory: makes an object for each episode, whose public methods are tools; None = the config's.
         teacher: what algorithm opd and rows with a teacher_coef learn from: hub id, folder or a transformers model with
             the same tokenizer; None = the config's.
         sampler: an engine of your own; None = the config's `rollout.engine`.
@@ -86,6 +89,8 @@ class Trainer:
         train_dataset: Any = None,
         eval_dataset: Any = None,
         callbacks: Sequence[Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        environment_factory: Any = None,
         teacher: Any = None,
         sampler: SamplingEngine | None = None,
         terminal: Terminal | None = None,
@@ -94,26 +99,37 @@ class Trainer:
         config = config.model_copy(deep=True)
         if teacher is not None:
             name_teacher(config, teacher)
+        name_tools(config, tools, environment_factory)
         self.config = config = checked(config)
         check_optimizer(config)
+        toolbox = make_toolbox(config, tools, environment_factory)
         train_dataset = fit_to_dataset(config, train_dataset, eval_dataset)
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)
         self.folder, ranks, terminal = context.folder, context.ranks, context.terminal
         with context.clock("load"), no_progress_bars():
             self.model, self.tokenizer = load_model_and_tokenizer(context, model, tokenizer, peft_config)
+            show_tools(config, toolbox, self.model, self.tokenizer, terminal.warn)
             self.train_prompts, self.eval_prompts = load_run_prompts(
                 context, self.model, self.tokenizer, train_dataset, eval_dataset
             )
+        check_conversations(toolbox, (*self.train_prompts, *self.eval_prompts))
         self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
         rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
         device = context.accelerator.device
-        self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, device)
+        self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, device, toolbox)
         self.algorithm = Algorithm(context.spec, config.rollout.max_completion_length)
         self.policy = make_policy(context, self.model, self.tokenizer)
         self.teacher = load_teacher(context, teacher, self.policy)
         engine = sampler or make_sampler(config, self.model, self.tokenizer, ranks=ranks, say=terminal.warn)
         self.collector = collector_of(
-            config, engine, self.model, self.tokenizer, self.scorer, device=device, gamma=context.spec.gamma
+            config,
+            engine,
+            self.model,
+            self.tokenizer,
+            self.scorer,
+            device=device,
+            gamma=context.spec.gamma,
+            toolbox=toolbox,
         )
         warn_unread(self.collector.sampler.reader, self.train_prompts, config, terminal.warn)
         self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, ranks.any_of)

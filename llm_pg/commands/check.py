@@ -48,8 +48,9 @@ def _audit(config: Config, count: int) -> bool:
     from ..rewards.audit.tries import audit_rewards, spread
     from ..rewards.scorer import Scorer
     from ..rewards.tally import RewardError
+    from ..run.auditing import can_be_tried
 
-    if config.rollout.environment is not None:
+    if not can_be_tried(config):
         print("\nAudit: not made, as an environment gives the rewards itself.")
         return False
     drafts = spread(draft_prompts(config.data, read_sources(config)[0]), count)

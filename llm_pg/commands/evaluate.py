@@ -75,6 +75,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     from ..run.build import make_collector, make_scorer
     from ..run.evaluator import evaluate_held_out
     from ..run.fitting import fit_to_prompts
+    from ..run.tools import check_conversations, make_toolbox, show_tools
 
     clock = clock or Clock()
     with clock("load"), no_progress_bars():
@@ -85,10 +86,13 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
             model, tokenizer = load_saved(config, folder)
         if not config.train.use_cpu:
             model.to(default_device())
+        toolbox = make_toolbox(config)
+        show_tools(config, toolbox, model, tokenizer, terminal.warn)
         prompts = load_held_out(config, tokenizer, context_length=context_length(model))
     fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
-    with make_scorer(config, None, [prompt.row for prompt in prompts]) as scorer:
-        collector = make_collector(config, model, tokenizer, scorer)
+    check_conversations(toolbox, prompts)
+    with make_scorer(config, None, [prompt.row for prompt in prompts], toolbox=toolbox) as scorer:
+        collector = make_collector(config, model, tokenizer, scorer, toolbox=toolbox)
         if hasattr(collector.engine, "progress"):
             collector.engine.progress = terminal.sampled
         with collector, clock("eval"):

@@ -243,11 +243,18 @@ def _check_mode(config: Config) -> None:
 
 def _check_environment(config: Config) -> None:
     rollout = config.rollout
+    if rollout.environment is None and rollout.calls_tools:
+        return
     if rollout.environment is None:
         given = [name for name in ("environment_options", "max_turn_length") if getattr(rollout, name)]
         if given:
             raise ValueError(f"rollout.{given[0]} is set and rollout.environment names no environment; set both.")
         return
+    if rollout.calls_tools:
+        raise ValueError(
+            f"rollout.environment is {rollout.environment!r}, and tools are given: only one of them can answer the "
+            "model. Leave rollout.environment out, or tools, mcp_servers and environment_factory."
+        )
     if config.reward.reward_funcs:
         raise ValueError(
             f"rollout.environment is {rollout.environment!r} and reward_funcs are given: an environment gives the "
@@ -266,6 +273,7 @@ def _check_ahead(spec: AlgorithmSpec, config: Config) -> None:
         "an environment of several turns is played in the trainer. Leave rollout.environment out": (
             rollout.environment is not None
         ),
+        "tools are called in the trainer. Leave tools, mcp_servers and environment_factory out": rollout.calls_tools,
         f"{spec.name} has a critic, whose returns along old completions would need a correction at every token. Use an "
         "algorithm without a critic": spec.needs_critic,
         "the further prompts of dynamic sampling would be chosen by a curriculum that moves meanwhile. Use one of "

@@ -64,6 +64,11 @@ class Settings(TypedDict, total=False):
     max_staleness: int
     environment: str | None
     environment_options: dict[str, Any]
+    tools: list[str]
+    environment_factory: str | None
+    mcp_servers: dict[str, Any]
+    max_tool_calling_iterations: int | None
+    tool_timeout: float
     max_turns: int
     max_turn_length: int | None
     vllm_mode: Literal["server", "colocate"]
@@ -302,7 +307,6 @@ class Settings(TypedDict, total=False):
     use_transformers_continuous_batching: Any
     transformers_continuous_batching_config: Any
     use_transformers_paged: Any
-    max_tool_calling_iterations: Any
     use_vllm: Any
     vllm_model_impl: Any
     vllm_structured_outputs_regex: Any
@@ -371,6 +375,11 @@ class Attributes:
     max_staleness: int
     environment: str | None
     environment_options: dict[str, Any]
+    tools: list[str]
+    environment_factory: str | None
+    mcp_servers: dict[str, Any]
+    max_tool_calling_iterations: int | None
+    tool_timeout: float
     max_turns: int
     max_turn_length: int | None
     vllm_mode: Literal["server", "colocate"]
@@ -608,7 +617,6 @@ class Attributes:
     use_transformers_continuous_batching: Any
     transformers_continuous_batching_config: Any
     use_transformers_paged: Any
-    max_tool_calling_iterations: Any
     use_vllm: Any
     vllm_model_impl: Any
     vllm_structured_outputs_regex: Any

@@ -40,6 +40,28 @@ class RolloutConfig(Section):
         "module:Class or file.py:Class. max_completion_length then holds all turns and answers.",
     )
     environment_options: dict[str, Any] = Field({}, description="Keywords that the environment is made with.")
+    tools: list[str] = Field(
+        [],
+        description="Functions that the model may call through its chat template: calculator, python (in the sandbox), "
+        "module:function or file.py:function, with type hints and a docstring. max_completion_length then holds all "
+        "turns and answers.",
+    )
+    environment_factory: str | None = Field(
+        None,
+        description="module:Class or file.py:Class of an object for each episode: reset(**row) begins it, its other "
+        "public methods are tools, and reward functions get it as `environments`.",
+    )
+    mcp_servers: dict[str, Any] = Field(
+        {},
+        description="MCP servers whose tools the model may call, by name: {command: ..., args: [...], env: {...}} "
+        "starts one here, {url: ...} is one that runs.",
+    )
+    max_tool_calling_iterations: int | None = Field(
+        None, gt=0, description="Rounds of calls and answers in an episode at most; None = max_turns - 1."
+    )
+    tool_timeout: float = Field(
+        10.0, gt=0, description="Seconds for a call of a tool; then the model reads that it took too long."
+    )
     max_turns: int = Field(
         8, gt=0, description="Turns of the model in an episode at most; then it counts as truncated."
     )
@@ -75,3 +97,8 @@ class RolloutConfig(Section):
         description="Mean |log-probability of vLLM - of the trainer| that stops the run, nats a token; None = "
         "1e-4 in float32, 0.05 in half precision.",
     )
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model may call tools through its chat template."""
+        return bool(self.tools or self.mcp_servers or self.environment_factory is not None)

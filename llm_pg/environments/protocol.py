@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+ENVIRONMENTS = "environments"  # the column in which reward functions get the objects that episodes were played with
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -1,9 +1,8 @@
-"""Episodes of several turns over any sampler: the model speaks, the environment answers, until one of them ends it."""
+"""Episodes of several turns over any sampler: the model speaks, its partner answers, until one of them ends it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +13,10 @@ from torch import Tensor
 from ..device import to_device
 from ..prompts import Prompt
 from ..prompts.decode import Reader
-from ..rewards.scorer import Scorer
 from ..rollouts import Inserted
 from ..sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ..sampling.random import stream_key
-from .writing import TurnWriter
+from .partner import Answer, Partner
 
 ENVIRONMENT_STREAM = 7  # the turns of a row are numbered from 1
 
@@ -39,7 +37,8 @@ class Episode:
 
     context: the ids after the prompt. ids, logp: what was sampled, and its log-probability. inserted: see
     `TextRollouts`. turns, replies: the texts of the model, and of the environment. ends: the step of each turn's last
-    token. rewards: of each turn. truncated: a limit ended it. scorable: False where the environment failed.
+    token. rewards: of each turn. truncated: a limit ended it. scorable: False where the environment failed. messages:
+    of a conversation with tools, after the prompt. environment: the object of its own that it plays with, if any.
     """
 
     prompt: Prompt
@@ -52,6 +51,8 @@ class Episode:
     replies: list[str] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    environment: Any = None
     is_over: bool = False
     truncated: bool = False
     scorable: bool = True
@@ -62,6 +63,11 @@ class Episode:
         replies = [*self.replies, *[""] * len(self.turns)]
         return "".join(turn + reply for turn, reply in zip(self.turns, replies, strict=False))
 
+    @property
+    def turn_ids(self) -> list[int]:
+        """What was sampled in the newest turn."""
+        return self.ids[self.ends[-2] + 1 if len(self.ends) > 1 else 0 :]
+
     def pieces(self) -> Inserted:
         """What was inserted, less what nothing came after."""
         return tuple(piece for piece in self.inserted if piece[0] < len(self.ids))
@@ -71,21 +77,16 @@ class Conversations:
     """Plays episodes.
 
     Args:
-        engine: samples. scorer: its one function is the environment (`as_reward_function`).
-        reader, writer: to read turns, and to write the replies to them.
+        engine: samples. partner: answers. reader: to read turns.
     """
 
-    def __init__(
-        self, engine: SamplingEngine, scorer: Scorer, reader: Reader, writer: TurnWriter, limits: EpisodeLimits
-    ) -> None:
-        self.engine, self.scorer, self.reader, self.writer = engine, scorer, reader, writer
-        self.limits = limits
-        self._batch = 0
+    def __init__(self, engine: SamplingEngine, partner: Partner, reader: Reader, limits: EpisodeLimits) -> None:
+        self.engine, self.partner, self.reader, self.limits = engine, partner, reader, limits
 
     def play(
         self, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams, keys_B: Tensor, step: int = 0
     ) -> tuple[list[Episode], dict[str, dict[str, int]]]:
-        """`num_generations` episodes of each prompt, prompt by prompt, and how often the environment failed by cause.
+        """`num_generations` episodes of each prompt, prompt by prompt, and how often the partner failed by cause.
 
         keys_B: a random stream a row; turn k > 0 draws from the stream (key, k), turn 0 from the key itself, so that an
         episode of one turn is the completion that a task without an environment samples.
@@ -93,25 +94,35 @@ class Conversations:
         seeds = (stream_key(keys_B, -ENVIRONMENT_STREAM) & (2**63 - 1)).tolist()
         rows = [prompt for prompt in prompts for _ in range(num_generations)]
         episodes = [Episode(prompt, seed) for prompt, seed in zip(rows, seeds, strict=True)]
-        problems: dict[str, Counter[str]] = {}
-        self._batch += 1
+        self.partner.begin(episodes, step)
         for turn in range(self.limits.max_turns):
             live = [i for i, episode in enumerate(episodes) if not episode.is_over]
             if not live:
                 break
             if turn == 0:
-                done = self._sample([p.ids for p in prompts], num_generations, params, keys_B, self.limits.max_length)
+                done = self._open(episodes, num_generations, params, keys_B)
             else:
                 room = max(self.limits.max_length - len(episodes[i].context) for i in live)
                 heard = [(*episodes[i].prompt.ids, *episodes[i].context) for i in live]
                 done = self._sample(heard, 1, params, stream_key(keys_B[live], turn), room)
             speaking = [episodes[i] for i in live]
             cut = self._hear(speaking, done)
-            self._answer(speaking, cut, step, problems)
+            for episode, is_cut, answer in zip(speaking, cut, self.partner.answer(speaking, cut), strict=True):
+                self._go_on(episode, is_cut, answer)
         for episode in episodes:
             if not episode.is_over:
                 episode.is_over = episode.truncated = True
-        return episodes, {name: dict(causes) for name, causes in problems.items()}
+        return episodes, self.partner.problems()
+
+    def _open(
+        self, episodes: Sequence[Episode], num_generations: int, params: SamplingParams, keys_B: Tensor
+    ) -> Completions:
+        """The first turns: of each prompt together, unless an environment has given its episodes other prompts."""
+        ids = [episode.prompt.ids for episode in episodes]
+        first = ids[::num_generations]
+        shared = all(first[row // num_generations] == each for row, each in enumerate(ids))
+        asked, each = (first, num_generations) if shared else (ids, 1)
+        return self._sample(asked, each, params, keys_B, self.limits.max_length)
 
     def _sample(
         self, prompt_ids: Sequence[Sequence[int]], num_generations: int, params: SamplingParams, keys: Tensor, room: int
@@ -135,49 +146,23 @@ class Conversations:
             episode.turns += self.reader([tokens[row][:n]])
         return cut
 
-    def _answer(
-        self, speaking: Sequence[Episode], cut: Sequence[bool], step: int, problems: dict[str, Counter[str]]
-    ) -> None:
-        """What the environment says to each turn."""
-        scores = self.scorer.grade(
-            [episode.prompt.messages or episode.prompt.text for episode in speaking],
-            [episode.turns[-1] for episode in speaking],
-            [episode.ids for episode in speaking],
-            [
-                episode.prompt.row
-                | {
-                    "environment_turns": episode.turns[:-1],
-                    "environment_seed": episode.seed,
-                    "environment_batch": self._batch,
-                }
-                for episode in speaking
-            ],
-            {"global_step": step},
-        )
-        for name, causes in scores.problems.items():
-            problems.setdefault(name, Counter()).update(causes)
-        for row, episode in enumerate(speaking):
-            reward = scores.reward[row]
-            if reward is None:
-                episode.scorable, episode.is_over = False, True
-                continue
-            episode.rewards.append(reward)
-            self._go_on(episode, cut[row], *(scores.extra[name][row] for name in ("reply", "role", "done")))
-
-    def _go_on(self, episode: Episode, is_cut: bool, reply: str, role: str, is_done: bool) -> None:
-        """Write the reply behind the turn, unless the episode ends here."""
-        episode.replies.append(reply)
-        if is_done:
+    def _go_on(self, episode: Episode, is_cut: bool, answer: Answer) -> None:
+        """Write the answer behind the turn, unless the episode ends here."""
+        if answer.reward is None:
+            episode.scorable, episode.is_over = False, True
+            return
+        episode.rewards.append(answer.reward)
+        episode.replies.append(answer.text)
+        if answer.done:
             episode.is_over, episode.truncated = True, is_cut
             return
-        chat = episode.prompt.messages is not None
-        ids = self.writer.ids(reply, episode.ids[-1], role if chat else None)
-        if is_cut or len(episode.context) + len(ids) >= self.limits.max_length:
+        if is_cut or len(episode.context) + len(answer.ids) >= self.limits.max_length:
             episode.is_over = episode.truncated = True
             return
-        if ids:
-            episode.inserted.append((len(episode.ids), ids))
-            episode.context += ids
+        episode.messages += answer.messages
+        if answer.ids:
+            episode.inserted.append((len(episode.ids), answer.ids))
+            episode.context += answer.ids
 
 
 def as_tensors(episodes: Sequence[Episode], pad_id: int, device: torch.device) -> dict[str, Any]:

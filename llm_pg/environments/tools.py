@@ -37,11 +37,14 @@ class ToolError(Exception):
 def calculator(expression: str) -> str:
     """The value of an arithmetic expression: numbers, + - * / // % **, brackets.
 
-    It walks the syntax tree and runs nothing. Work is bounded: 200 characters, and no number of more than 40 digits on
-    the way. Whole numbers stay whole; others are floats, written to 12 digits.
+    Args:
+        expression: for example (3+4)*12
 
-    Raises ToolError for anything else.
+    Raises:
+        ToolError: for anything else.
     """
+    # The docstring is what the model reads. The syntax tree is walked, and nothing is run. Work is bounded: 200
+    # characters, and no number of more than 40 digits on the way. Whole numbers stay whole; others have 12 digits.
     text = expression.strip()
     if len(text) > MOST_CHARACTERS:
         raise ToolError(f"the expression is longer than {MOST_CHARACTERS} characters")
@@ -90,8 +93,12 @@ def _bounded(value: Number) -> Number:
 def python(code: str) -> str:
     """What a program prints, run in the sandbox, or how it ended. Every call starts afresh: nothing is remembered.
 
-    Raises ToolError where the program fails, and `sandbox.SandboxError` where the sandbox does: then nothing is known,
-    and the episode cannot be scored.
+    Args:
+        code: the program, in Python
+
+    Raises:
+        ToolError: the program fails.
+        sandbox.SandboxError: the sandbox does: nothing is known of the program.
     """
     result = sandbox.run(code.strip("\n") + "\n", limits=PYTHON_LIMITS)
     if result.status == "ok":

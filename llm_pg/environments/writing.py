@@ -6,7 +6,7 @@ decoding and encoding again need not give them back, and would train tokens that
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..config import ConfigError
@@ -29,6 +29,7 @@ class TurnWriter:
         self.tokenizer, self.eos_ids = tokenizer, frozenset(eos_ids)
         self.chat_template_kwargs = chat_template_kwargs or {}
         self._frames: dict[str, tuple[str, str]] = {}
+        self._special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
     def ids(self, text: str, last_id: int, role: str | None = None) -> tuple[int, ...]:
         """The ids of `text`, and of the frame that a chat template puts around it.
@@ -45,6 +46,58 @@ class TurnWriter:
             before = before.removeprefix(self.tokenizer.decode([last_id]))
         return (*self._marked(before), *self._plain(text), *self._marked(after))
 
+    def tool_ids(self, messages: Sequence[Mapping[str, Any]], last_id: int) -> tuple[int, ...]:
+        """The ids of what tools answered to the turn before, and of the frame up to the model's next turn.
+
+        The answers and their frame are tokenised as one text, as the template renders them, unless an answer holds a
+        special token: then it is read as plain text, so that no tool can write the end of a turn.
+
+        Args:
+            messages: of the role tool, with name and content, in the order of the calls.
+            last_id: as for `ids`.
+        """
+        text = self._behind_calls(messages)
+        if last_id in self.eos_ids:
+            text = text.removeprefix(self.tokenizer.decode([last_id]))
+        if not any(word in message["content"] for message in messages for word in self._special):
+            return self._marked(text)
+        return self._pieces(text, messages)
+
+    def _pieces(self, text: str, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """The ids of `text`, which ends in the answers and their frame, with the answers read as plain text."""
+        empty = [{**message, "content": f"{_ANSWERED}-{place}."} for place, message in enumerate(messages)]
+        frame = self._behind_calls(empty)
+        answers = []
+        for place, message in enumerate(messages):  # as the template writes each: trimmed, or as a JSON text
+            alone = self._behind_calls([*empty[:place], message, *empty[place + 1 :]])
+            before, _, after = frame.partition(empty[place]["content"])
+            answers.append(alone[len(before) : len(alone) - len(after)])
+        rest, ids = frame, []  # type: str, list[int]
+        skipped = len(self._behind_calls(messages)) - len(text)
+        for answer, mark in zip(answers, empty, strict=True):
+            before, _, rest = rest.partition(mark["content"])
+            ids += [*self._marked(before[skipped:]), *self._plain(answer)]
+            skipped = 0
+        return (*ids, *self._marked(rest))
+
+    def _behind_calls(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the template writes from the end token of a turn that calls these tools to the model's next turn."""
+        # One call stands for all: Llama 3's template refuses several.
+        calls = [{"type": "function", "function": {"name": messages[0]["name"], "arguments": {}}}]
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+        ]
+        begun = render(self.tokenizer, turns, self.chat_template_kwargs)
+        whole = render(self.tokenizer, [*turns, *messages], self.chat_template_kwargs, add_generation_prompt=True)
+        at = len(up_to_end(self.tokenizer, self.eos_ids, begun, after=False))
+        if not whole.startswith(begun[:at]):
+            raise ConfigError(
+                "The tokenizer's chat template writes a turn that calls a tool in another way once the tool has "
+                "answered, and what was sampled cannot be changed. Set tokenizer.chat_template to one that keeps it."
+            )
+        return whole[at:]
+
     def _plain(self, text: str) -> tuple[int, ...]:
         if not text:
             return ()
@@ -60,18 +113,14 @@ class TurnWriter:
         return self._frames[role]
 
     def _render(self, role: str) -> tuple[str, str]:
-        import jinja2
-
         messages = [
             {"role": "user", "content": "?"},
             {"role": "assistant", "content": _SPOKEN},
             {"role": role, "content": _ANSWERED},
         ]
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-            )
-        except (jinja2.TemplateError, ValueError) as error:
+            text = render(self.tokenizer, messages, self.chat_template_kwargs, add_generation_prompt=True)
+        except ValueError as error:
             raise ConfigError(
                 f"The tokenizer's chat template refuses a turn of the role {role!r} after the assistant's: {error}. "
                 "Let the environment reply in the role user."
@@ -84,3 +133,31 @@ class TurnWriter:
                 "an episode of several turns cannot be written with it. Set tokenizer.chat_template to one that does."
             )
         return before, after
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    chat_template_kwargs: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    """The text of a conversation. Raises ValueError where the template refuses it."""
+    import jinja2
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **chat_template_kwargs
+            )
+        )
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def up_to_end(tokenizer: Any, eos_ids: Collection[int], text: str, *, after: bool = True) -> str:
+    """A conversation up to the last token that ends a turn, with it or (after=False) without; all of it where there is
+    none. What a template writes behind it, such as a line's end, the model has not said."""
+    ends = [(text.rfind(end), end) for end in (tokenizer.decode([number]) for number in eos_ids) if end]
+    at, end = max(ends, default=(-1, ""))
+    return text if at < 0 else text[: at + len(end) * after]

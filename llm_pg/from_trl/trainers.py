@@ -36,6 +36,10 @@ class PolicyGradientTrainer(Trainer):
         eval_dataset: the same for held-out prompts; None = the config's, or rows held out of the training data.
         processing_class: the tokenizer; None = the model's own.
         peft_config: a peft config; the reference is then the model with the adapter off.
+        tools: functions that the model may call through its chat template, or their addresses (docs/tools.md); None =
+            the config's.
+        environment_factory: makes an object for each episode: `reset(**row)` begins it, its other public methods are
+            tools, and reward functions get the objects as `environments`; None = the config's.
         reward_processing_classes: tokenizers of reward models, one for each of reward_funcs; None = they bring theirs.
         callbacks: transformers' TrainerCallbacks, objects or classes.
         optimizers: an optimiser over the parameters of `model`, given as an object, and a schedule of it; either may be
@@ -71,9 +75,11 @@ class PolicyGradientTrainer(Trainer):
         processing_class: Any = None,
         peft_config: Any = None,
         *,
+        tools: Sequence[Any] | None = None,
         reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: tuple[Any, Any] | None = None,
+        environment_factory: Any = None,
         teacher_model: Any = None,
         sampler: SamplingEngine | None = None,
         terminal: Terminal | None = None,
@@ -94,6 +100,8 @@ class PolicyGradientTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
+            tools=tools,
+            environment_factory=environment_factory,
             teacher=teacher_model,
             sampler=sampler,
             terminal=terminal,

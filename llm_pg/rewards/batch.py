@@ -50,10 +50,13 @@ class RewardBatch:
         return self._lay_out(signature, indices, deadline, self._portable_column)
 
     def job_here(self, signature: Signature, indices: Sequence[int], deadline: float) -> dict[str, Any]:
-        """The same for a function in this process: deep copies, of whatever the rows hold."""
+        """The same for a function in this process: deep copies, of whatever the rows hold, but the objects that
+        episodes were played with, whose state it is to read."""
 
         def copied(name: str) -> dict[int, Any]:
             column = self._column(name)
+            if name == "environments":
+                return {index: column[index] for index in indices}
             return {index: copy.deepcopy(column[index]) for index in indices}
 
         return self._lay_out(signature, indices, deadline, copied)

@@ -102,6 +102,9 @@ def _load(entry: dict[str, Any]) -> Loaded:
         signature = read_signature(function, entry["name"])
     except ValueError as error:
         raise LoadError("signature", str(error), []) from error
+    prepare = getattr(function, "prepare", None)
+    if prepare is not None:  # now, so that what it loads does not count towards the first deadline
+        prepare(**entry["options"])
     return Loaded(entry["name"], function, signature, entry["options"])
 
 

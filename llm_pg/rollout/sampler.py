@@ -92,11 +92,11 @@ class Samples:
             **others,
         )
         if scores.tokens is not None:
-            rollouts.reward_BT = _of_tokens(rollouts.reward_BT, scores.tokens) * rollouts.valid_B.unsqueeze(1)
+            rollouts.reward_BT = of_tokens(rollouts.reward_BT, scores.tokens) * rollouts.valid_B.unsqueeze(1)
         return Experience(self.prompts, rollouts, self.texts, scores, group, self.pieces)
 
 
-def _of_tokens(reward_BT: Tensor, rows: Sequence[list[float] | None]) -> Tensor:
+def of_tokens(reward_BT: Tensor, rows: Sequence[list[float] | None]) -> Tensor:
     """The rewards with those rows replaced that have one for each token."""
     host_BT = reward_BT.cpu().clone()
     for place, row in enumerate(rows):

@@ -15,6 +15,11 @@ ROWS = 32
 SECONDS = 2.0
 
 
+def can_be_tried(config: Config) -> bool:
+    """Whether an answer can be scored alone, without an environment that it was given in."""
+    return config.rollout.environment is None and config.rollout.environment_factory is None
+
+
 def audit_run(config: Config, scorer: Scorer, prompts: Sequence[Prompt], warn: Callable[[str], None]) -> None:
     """Warns where a reward function pays wrong answers to some of these prompts, or loses right ones.
 
@@ -22,7 +27,7 @@ def audit_run(config: Config, scorer: Scorer, prompts: Sequence[Prompt], warn: C
     Raises RunStopped where it is stop and a wrong answer is paid.
     """
     asked = config.reward.audit_rewards
-    if asked == "none" or config.rollout.environment is not None:
+    if asked == "none" or not can_be_tried(config):
         return
     chosen = spread(prompts, ROWS)
     contents = [prompt.text if prompt.messages is None else prompt.messages for prompt in chosen]

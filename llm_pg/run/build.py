@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..config import Config, ConfigError, nearest
+from ..environments.partner import EnvironmentPartner
+from ..environments.protocol import ENVIRONMENTS
 from ..environments.rollout import EpisodeLimits
+from ..environments.toolbox import Toolbox
 from ..environments.writing import TurnWriter
 from ..model.loading import end_token_ids
 from ..model.policy import Policy
 from ..rewards.scorer import Scorer
-from ..rewards.specs import with_processing_classes
+from ..rewards.specs import RewardFunction, resolve_all, with_processing_classes
 from ..rollout.collector import Collector
 from ..rollout.dual_scoring import make_dual_scoring
-from ..rollout.episodes import EpisodeCollector
+from ..rollout.episodes import EpisodeCollector, ToolCollector
 from ..rollout.reading import make_reader
 from ..sampling.protocol import SamplingEngine, SamplingParams
 from ..words import choices
 from .context import RunContext
 from .engines import make_sampler
 from .preflight import task_rewards
+from .tools import make_partner
 
 
 def sampling_params(config: Config) -> SamplingParams:
@@ -64,12 +69,13 @@ def make_scorer(
     rows: Sequence[Mapping[str, Any]],
     processing_classes: Any = None,
     device: torch.device | None = None,
+    toolbox: Toolbox | None = None,
 ) -> Scorer:
     """The reward functions given, else those of the config or the task; each finds its columns in `rows` and can grade
     every one of them.
 
     processing_classes: tokenizers of reward models, as TRL pairs them. device: where those run; None = they are loaded
-    with the first completions.
+    with the first completions. toolbox: tools of the run, whose environments the functions may read.
     """
     settings = config.reward
     if reward_funcs is None:
@@ -78,9 +84,15 @@ def make_scorer(
         raise ConfigError("reward_funcs are given and rollout.environment names what gives the rewards; give one.")
     else:
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    specs, weights = with_processing_classes(funcs, processing_classes, config.data.chat_template_kwargs), None
+    if toolbox is not None:
+        specs = [read_here(function) for function in resolve_all(specs)] if toolbox.factory is not None else specs
+        if toolbox.reward is not None:
+            weights = [*(settings.reward_weights or [1.0] * len(specs)), 1.0]
+            specs = [*specs, toolbox.reward]
     scorer = Scorer(
-        with_processing_classes(funcs, processing_classes, config.data.chat_template_kwargs),
-        settings.reward_weights,
+        specs,
+        weights or settings.reward_weights,
         workers=settings.reward_workers,
         deadline=settings.reward_timeout,
         in_process=settings.reward_in_process,
@@ -89,7 +101,7 @@ def make_scorer(
         strict=settings.strict,
         clip_range=settings.reward_clip_range,
     )
-    scorer.check_columns(sorted(rows[0]))
+    scorer.check_columns(sorted([*rows[0], ENVIRONMENTS] if toolbox is not None and toolbox.factory else rows[0]))
     column = config.algorithm.baseline_column
     if column is not None and column not in rows[0]:
         present = sorted(rows[0])
@@ -109,10 +121,12 @@ def make_scorer(
     return scorer
 
 
-def make_collector(config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0) -> Collector:
+def make_collector(
+    config: Config, model: Any, tokenizer: Any, scorer: Scorer, *, gamma: float = 1.0, toolbox: Toolbox | None = None
+) -> Collector:
     """Sampler and scorer as one, outside a run."""
     engine = make_sampler(config, model, tokenizer)
-    return collector_of(config, engine, model, tokenizer, scorer, device=model.device, gamma=gamma)
+    return collector_of(config, engine, model, tokenizer, scorer, device=model.device, gamma=gamma, toolbox=toolbox)
 
 
 def collector_of(
@@ -124,26 +138,37 @@ def collector_of(
     *,
     device: torch.device,
     gamma: float,
+    toolbox: Toolbox | None = None,
 ) -> Collector:
-    """Sampler and scorer as one: single completions, or episodes where the config names an environment."""
+    """Sampler and scorer as one: single completions, or episodes where the config names an environment or tools."""
     params, seed, rollout = sampling_params(config), config.run.seed, config.rollout
     ends = end_token_ids(model, tokenizer)
     reader = make_reader(config, tokenizer, ends, scorer.functions)
-    if rollout.environment is None:
+    if rollout.environment is None and toolbox is None:
         dual_scoring = make_dual_scoring(config, scorer.functions)
         return Collector(
             engine, scorer, tokenizer, params, seed=seed, gamma=gamma, dual_scoring=dual_scoring, reader=reader
         )
-    return EpisodeCollector(
-        engine,
-        scorer,
-        tokenizer,
-        params,
-        seed=seed,
-        gamma=gamma,
-        writer=TurnWriter(tokenizer, ends, config.data.chat_template_kwargs),
-        limits=EpisodeLimits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length),
-        max_unscorable=config.reward.max_unscorable,
-        device=device,
-        reader=reader,
-    )
+    limits = EpisodeLimits(rollout.max_turns, rollout.max_completion_length, rollout.max_turn_length)
+    common: dict[str, Any] = {
+        "seed": seed,
+        "gamma": gamma,
+        "max_unscorable": config.reward.max_unscorable,
+        "device": device,
+        "reader": reader,
+    }
+    if toolbox is not None:
+        if rollout.max_tool_calling_iterations is not None:
+            limits = replace(limits, max_turns=rollout.max_tool_calling_iterations + 1)
+        partner = make_partner(config, toolbox, tokenizer, ends)
+        return ToolCollector(engine, scorer, tokenizer, params, partner=partner, limits=limits, **common)
+    environment = EnvironmentPartner(scorer, TurnWriter(tokenizer, ends, config.data.chat_template_kwargs))
+    return EpisodeCollector(engine, scorer, tokenizer, params, partner=environment, limits=limits, **common)
+
+
+def read_here(function: RewardFunction) -> RewardFunction:
+    """The same function in this process, where it reads the objects that tools belong to: no worker has them."""
+    takes = function.signature
+    if function.target is None or not (takes.takes_any or ENVIRONMENTS in (*takes.required, *takes.optional)):
+        return function
+    return replace(function, target=None, function=function.loaded(), reason="it reads environments")

@@ -16,6 +16,7 @@ from ..config.load import check_model
 from ..config.vllm import check_vllm
 from ..doctor.sizes import checkpoint_bytes
 from ..environments.episode import as_reward_function
+from ..environments.protocol import ENVIRONMENTS
 from ..prompts import check_data
 from ..rewards.scorer import Scorer
 from ..rewards.specs import resolve_all
@@ -30,6 +31,8 @@ def task_rewards(config: Config) -> list[Any]:
         return [as_reward_function(config.rollout.environment, config.rollout.environment_options)]
     if config.reward.reward_funcs:
         return list(config.reward.reward_funcs)
+    if config.rollout.environment_factory is not None and not config.data.task:
+        return []  # it may pay by its get_reward
     if not config.data.task:
         raise ConfigError(
             "No reward function: set reward.reward_funcs (a shipped name, module:function or file.py:function), or "
@@ -77,9 +80,10 @@ def check_inputs(config: Config, *, read_hub: bool = False) -> list[int]:
     try:
         require_teacher(resolve_spec(config), config)
         check_vllm(config)
+        beside = [ENVIRONMENTS] if config.rollout.environment_factory is not None else []
         for function in resolve_all(task_rewards(config)):
             for rows, where in tables:
-                function.check_columns(list(rows[0]))
+                function.check_columns([*rows[0], *beside])
                 function.check_rows(rows, where)
         if config.rollout.environment is not None:
             _try_environment(config)

@@ -69,12 +69,14 @@ FREE_TEXT = {
 # Words that the schema cannot list, since modules, data or other settings decide which there are, and their tests.
 DECIDED_ELSEWHERE = {
     "environment": "environments/test_episodes.py",
+    "environment_factory": "environments/test_tool_functions.py",
     "lenient_reward": "rewards/test_reward_resolve.py",
     "metric_for_best_model": "configs/test_words.py",
     "name": "configs/test_words.py",
     "pass_reward": "configs/test_words.py",
     "strict_reward": "rewards/test_reward_resolve.py",
     "task": "prompts/test_prompt_bad_input.py",
+    "tools": "environments/test_tool_functions.py",
 }
 
 

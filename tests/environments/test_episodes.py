@@ -10,6 +10,7 @@ from torch import Tensor
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
 from llm_pg.environments import Reply, as_reward_function
+from llm_pg.environments.partner import EnvironmentPartner
 from llm_pg.environments.rollout import EpisodeLimits
 from llm_pg.environments.writing import TurnWriter
 from llm_pg.metrics import Clock
@@ -57,7 +58,8 @@ def collector_of(
     scorer = Scorer([as_reward_function(environment, options)], workers=1, deadline=deadline, max_unscorable=1.0)
     return EpisodeCollector(
         sampler, scorer, tokenizer, PARAMS, seed=3, gamma=1.0, max_unscorable=max_unscorable,
-        writer=TurnWriter(tokenizer, [tokenizer.eos_token_id]), limits=limits or EpisodeLimits(5, 60, 8),
+        partner=EnvironmentPartner(scorer, TurnWriter(tokenizer, [tokenizer.eos_token_id])),
+        limits=limits or EpisodeLimits(5, 60, 8),
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ SAMPLING: dict[str, Word] = {
     "use_transformers_continuous_batching": refused(False, _BATCHING),
     "transformers_continuous_batching_config": refused(None, _BATCHING),
     "use_transformers_paged": refused(False, _BATCHING),
-    "max_tool_calling_iterations": refused(None, "set `environment='tools'` and `max_turns`"),
+    "max_tool_calling_iterations": same(None, "None = `max_turns` - 1, 7 by default; TRL has no limit then"),
 }
 VLLM: dict[str, Word] = {
     "use_vllm": mapped(False, "`engine='vllm'`, vLLM's own server or class (`trl vllm-serve` is not needed)"),

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from .words import Word, mapped, refused, same
 
-_NO_TOOLS = (
-    "tools and environments are named in the config, `environment='tools'` or a class of your own, `environment="
-    "'file.py:Class'`, and run in workers"
-)
-
 TRAINER: dict[str, Word] = {
     "model": same(..., "a hub id, a folder, a transformers model or a PEFT model"),
     "reward_funcs": mapped(
@@ -34,9 +29,15 @@ TRAINER: dict[str, Word] = {
         None, "load the quantised model yourself and give the object as `model`, with a `peft_config`"
     ),
     "peft_config": same(None),
-    "tools": refused(None, _NO_TOOLS, []),
+    "tools": same(
+        None,
+        "functions, or their addresses; see [tools](tools.md). One that a worker process can load runs there, and one "
+        "that takes longer than `tool_timeout` is ended; pictures are refused",
+    ),
     "rollout_func": refused(
         None, "completions come from `engine`; a function of your own can be a sampler of `llm_pg.sampling.protocol`"
     ),
-    "environment_factory": refused(None, _NO_TOOLS),
+    "environment_factory": mapped(
+        None, "a class, with `reset`, `get_reward` and tools as in TRL; a dict of several is refused: give one of them"
+    ),
 }

@@ -1,0 +1,173 @@
+"""Who answers the model between its turns: an environment that also pays, or tools that the model calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..prompts.prompt import Prompt
+from ..rewards.scorer import Scorer
+from .calls import Call, CallReader
+from .running import Result, ToolRunner
+from .toolbox import Toolbox
+from .writing import TurnWriter
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What follows a turn.
+
+    Attributes:
+        text: as people read it. ids: as the model reads it. reward: of the turn; None = the episode cannot be scored.
+        done: the episode is over. messages: the same in a conversation with tools; left out where
+            there is no room.
+    """
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    reward: float | None = 0.0
+    done: bool = False
+    messages: tuple[dict[str, Any], ...] = ()
+
+
+class Speaker(Protocol):
+    """What a partner needs of an episode."""
+
+    prompt: Prompt
+    seed: int
+    context: list[int]
+    ids: list[int]
+    turns: list[str]
+    messages: list[dict[str, Any]]
+    environment: Any
+
+    @property
+    def turn_ids(self) -> list[int]: ...
+
+
+class Partner(Protocol):
+    """Answers the turns of episodes."""
+
+    def begin(self, episodes: Sequence[Any], step: int) -> None:
+        """Episodes begin; each may get another prompt here."""
+        ...
+
+    def answer(self, speaking: Sequence[Any], cut: Sequence[bool]) -> list[Answer]:
+        """What follows the newest turn of each. cut: that turn was cut by a limit, and nothing can follow it."""
+        ...
+
+    def problems(self) -> dict[str, dict[str, int]]:
+        """How often it failed in the episodes that began last, by name and cause."""
+        ...
+
+
+class EnvironmentPartner:
+    """An environment in reward workers; see `episode`.
+
+    Args:
+        scorer: its one function is the environment. writer: to write the replies.
+    """
+
+    def __init__(self, scorer: Scorer, writer: TurnWriter) -> None:
+        self.scorer, self.writer = scorer, writer
+        self._batch, self._step, self._problems = 0, 0, {}  # type: int, int, dict[str, Counter[str]]
+
+    def begin(self, episodes: Sequence[Speaker], step: int) -> None:
+        self._batch, self._step, self._problems = self._batch + 1, step, {}
+
+    def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[Answer]:
+        scores = self.scorer.grade(
+            [episode.prompt.messages or episode.prompt.text for episode in speaking],
+            [episode.turns[-1] for episode in speaking],
+            [episode.ids for episode in speaking],
+            [
+                episode.prompt.row
+                | {
+                    "environment_turns": episode.turns[:-1],
+                    "environment_seed": episode.seed,
+                    "environment_batch": self._batch,
+                }
+                for episode in speaking
+            ],
+            {"global_step": self._step},
+        )
+        for name, causes in scores.problems.items():
+            self._problems.setdefault(name, Counter()).update(causes)
+        return [
+            Answer(reward=None)
+            if reward is None
+            else self._answer(episode, reward, *(scores.extra[name][row] for name in ("reply", "role", "done")))
+            for row, (episode, reward) in enumerate(zip(speaking, scores.reward, strict=True))
+        ]
+
+    def _answer(self, episode: Speaker, reward: float, reply: str, role: str, is_done: bool) -> Answer:
+        if is_done:
+            return Answer(reply, (), reward, done=True)
+        chat = episode.prompt.messages is not None
+        return Answer(reply, self.writer.ids(reply, episode.ids[-1], role if chat else None), reward)
+
+    def problems(self) -> dict[str, dict[str, int]]:
+        return {name: dict(causes) for name, causes in self._problems.items()}
+
+
+class ToolPartner:
+    """Tools that the model calls in the form of its chat template. A turn without a call is the answer and ends.
+
+    Args:
+        toolbox: the tools. reader: of calls. runner: of tools. writer: of their answers.
+        opening: from a prompt and what `reset` returned to the prompt that the model reads.
+
+    Attributes:
+        num_calls, num_failures: in the episodes that began last.
+    """
+
+    def __init__(
+        self, toolbox: Toolbox, reader: CallReader, runner: ToolRunner, writer: TurnWriter, opening: Any
+    ) -> None:
+        self.toolbox, self.reader, self.runner, self.writer, self.opening = toolbox, reader, runner, writer, opening
+        self.num_calls = self.num_failures = 0
+        self._step = 0
+
+    def begin(self, episodes: Sequence[Speaker], step: int) -> None:
+        self._step, self.num_calls, self.num_failures = step, 0, 0
+        for episode in episodes:
+            episode.environment = self.toolbox.take()
+            if episode.environment is not None:
+                said = self.runner.reset(episode.environment, episode.prompt.row)
+                episode.prompt = self.opening(episode.prompt, said)
+
+    def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[Answer]:
+        turns = [
+            self.reader(
+                episode.turn_ids,
+                [*episode.prompt.ids, *episode.context[: len(episode.context) - len(episode.turn_ids)]],
+                episode.turns[-1],
+            )
+            for episode in speaking
+        ]
+        asked: list[tuple[int, Call]] = []
+        for row, (episode, turn) in enumerate(zip(speaking, turns, strict=True)):
+            episode.messages.append(turn.message)
+            asked += [(row, call) for call in turn.calls if not cut[row]]
+        results = self.runner.run(
+            [call for _, call in asked], [speaking[row].environment for row, _ in asked], self._step
+        )
+        self.num_calls += len(results)
+        self.num_failures += sum(result.failed for result in results)
+        answers: list[list[tuple[Call, Result]]] = [[] for _ in speaking]
+        for (row, call), result in zip(asked, results, strict=True):
+            answers[row].append((call, result))
+        return [self._answer(episode, each) for episode, each in zip(speaking, answers, strict=True)]
+
+    def _answer(self, episode: Speaker, results: Sequence[tuple[Call, Result]]) -> Answer:
+        if not results:
+            return Answer(done=True)
+        messages = tuple({"role": "tool", "name": call.name, "content": result.text} for call, result in results)
+        ids = self.writer.tool_ids(messages, episode.ids[-1])
+        text = "".join(f"\n[{each['name']}] {each['content']}\n" for each in messages)
+        return Answer(text, ids, messages=messages)
+
+    def problems(self) -> dict[str, dict[str, int]]:
+        return {}
