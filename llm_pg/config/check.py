@@ -205,6 +205,11 @@ def _check_engine(config: Config) -> None:
             "load_in_4bit with engine vllm: the server would need every merged weight at every step, and 4 bits hold "
             "none of them exactly. Use engine=native or transformers, or weights in bfloat16."
         )
+    if rollout.vllm_enable_lora and (rollout.vllm_mode != "server" or rollout.max_staleness):
+        raise ValueError(
+            "vllm_enable_lora brings adapters to servers that follow the policy step by step. Use vllm_mode=server and "
+            "max_staleness=0, or leave vllm_enable_lora out."
+        )
     if rollout.min_p and rollout.top_p < 1.0:
         raise ValueError(
             f"min_p {rollout.min_p} and top_p {rollout.top_p} with engine vllm: vLLM applies min_p before top_p and "

@@ -73,6 +73,7 @@ class Settings(TypedDict, total=False):
     max_turn_length: int | None
     vllm_mode: Literal["server", "colocate"]
     vllm_enable_sleep_mode: bool
+    vllm_enable_lora: bool
     vllm_urls: list[str]
     vllm_python: str | None
     vllm_gpu_memory_utilization: float
@@ -384,6 +385,7 @@ class Attributes:
     max_turn_length: int | None
     vllm_mode: Literal["server", "colocate"]
     vllm_enable_sleep_mode: bool
+    vllm_enable_lora: bool
     vllm_urls: list[str]
     vllm_python: str | None
     vllm_gpu_memory_utilization: float

@@ -77,6 +77,11 @@ class RolloutConfig(Section):
         False,
         description="Give back the GPU memory of a colocated vLLM (weights, keys and values) whenever it has sampled.",
     )
+    vllm_enable_lora: bool = Field(
+        False,
+        description="Bring servers the LoRA adapter alone; their frozen weights never move. Servers that already run "
+        "need --enable-lora, --max-lora-rank and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.",
+    )
     vllm_urls: list[str] = Field([], description="Servers of engine vllm that already run; [] = start one here.")
     vllm_python: str | None = Field(
         None, description="Python of an environment with vllm, to start the server; None = this one."

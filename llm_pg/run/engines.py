@@ -87,4 +87,5 @@ def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:
         tolerance=rollout.vllm_max_logp_gap,
         colocated=rollout.vllm_mode == "colocate",
         sleep=rollout.vllm_enable_sleep_mode,
+        adapters=rollout.vllm_enable_lora,
     )

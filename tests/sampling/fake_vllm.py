@@ -3,6 +3,7 @@ computes comes from a transformers model, and what goes wrong with it is planned
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from llm_pg.sampling.native import NativeSampler
@@ -38,6 +40,7 @@ class FakeVllm:
         self.model, self.fault, self.receiver = model, fault, receiver
         self.sampler = NativeSampler(model, tokenizer, [tokenizer.eos_token_id])
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.adapters: dict[str, NativeSampler] = {}
         self.skips: set[str] = set()  # weights that a reload leaves as they are
         self.lock = threading.Lock()
         self.http = _Quiet(address, _handler(self))
@@ -54,6 +57,8 @@ class FakeVllm:
     def answer(self, path: str, body: dict[str, Any]) -> Any:
         with self.lock:
             self.requests.append((path, body))
+            if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+                return self._adapter(path, body)
             if path == "/v1/completions":
                 return self._complete(body) if "prompt_logprobs" not in body else self._score(body["prompt"])
             if self.receiver is not None and path in TRANSFER:
@@ -70,6 +75,15 @@ class FakeVllm:
             self.requests.append((path, {}))
         config = {"weight_transfer_config": {"backend": self.receiver.backend}}
         return {"world_size": self.receiver.workers} if path == "/get_world_size" else {"vllm_config": config}
+
+    def _adapter(self, path: str, body: dict[str, Any]) -> Any:
+        """vLLM answers 404 to the name of an adapter that it does not have."""
+        name = body["lora_name"]
+        if path == "/v1/load_lora_adapter":
+            model = PeftModel.from_pretrained(copy.deepcopy(self.model), body["lora_path"])
+            self.adapters[name] = NativeSampler(model, self.sampler.tokenizer, self.sampler.eos_ids)
+            return f"Success: LoRA adapter '{name}' added successfully."
+        return 404 if self.adapters.pop(name, None) is None else f"Success: LoRA adapter '{name}' removed successfully."
 
     def _reload(self, folder: Path) -> Any:
         weights = load_file(folder / "model.safetensors")
@@ -96,7 +110,8 @@ class FakeVllm:
             max_completion_length=body["max_tokens"],
         )
         keys = stream_key(body["seed"], torch.arange(body["n"]))
-        done = self.sampler.sample([body["prompt"]], body["n"], params, keys)
+        sampler = self.adapters[body["model"]] if "model" in body else self.sampler
+        done = sampler.sample([body["prompt"]], body["n"], params, keys)
         choices = []
         for i in range(body["n"]):
             mask = done.mask_BT[i]
@@ -143,7 +158,7 @@ def _handler(server: FakeVllm) -> type[BaseHTTPRequestHandler]:
                 self._send(200, answer)
 
         def _send(self, status: int, answer: Any) -> None:
-            data = json.dumps(answer).encode()
+            data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

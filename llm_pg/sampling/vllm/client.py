@@ -56,10 +56,11 @@ class Client:
     def get(self, path: str, timeout: float | None = None) -> Any:
         return self._call(urllib.request.Request(self.url + path), timeout or self.timeout)
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
+    def post(self, path: str, body: dict[str, Any], *, reads: bool = True) -> Any:
+        """The answer as JSON; None with reads=False, where the server answers in words."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        return self._call(request, self.timeout)
+        return self._call(request, self.timeout, reads=reads)
 
     def health(self) -> None:
         """Unreachable unless it says within seconds that it is well, as a server does that is only slow."""
@@ -72,7 +73,7 @@ class Client:
             return False
         return True
 
-    def _call(self, request: urllib.request.Request, timeout: float) -> Any:
+    def _call(self, request: urllib.request.Request, timeout: float, *, reads: bool = True) -> Any:
         key = os.environ.get("VLLM_API_KEY")
         if key:
             request.add_header("Authorization", f"Bearer {key}")
@@ -92,7 +93,7 @@ class Client:
                 raise TimedOut(f"{self.url} took no connection within {min(timeout, CONNECT_TIMEOUT):g} s") from None
             raise Unreachable(f"{self.url} {request.selector}: {error or type(error).__name__}") from None
         try:
-            return json.loads(data) if data else None
+            return json.loads(data) if data and reads else None
         except json.JSONDecodeError:
             raise Unreachable(f"{self.url} answered {request.selector} with what is no JSON: {data[:80]!r}") from None
 

@@ -25,6 +25,7 @@ from ...config.engines import ENGINES
 from ...distributed.tensors import can_be_copied
 from ...model.attention import core_of
 from ..protocol import Completions, SamplingParams
+from .adapter_servers import AdapterServers, check_adapter
 from .answers import Answer, Ask
 from .colocated import Colocated, check_colocated
 from .compare import Sampled, gap, suspects
@@ -73,6 +74,8 @@ class VllmSampler:
         self.last_gap: float | None = None  # nats a token, of the last batch's check
         self.syncs = 0
         self._python: str | None = None
+        if self.settings.adapters:
+            check_adapter(model)
         if self.settings.colocated:
             check_colocated(core_of(model).device, self.settings)
         elif not self.settings.urls:
@@ -91,7 +94,8 @@ class VllmSampler:
             self.host = Colocated(self.tokenizer, self.folder, self.settings, **where)
         else:
             where |= {"python": self._python, "say": self.say}
-            self.host = Servers(self.tokenizer, self.folder, self.settings, **where)
+            kind = AdapterServers if self.settings.adapters else Servers
+            self.host = kind(self.tokenizer, self.folder, self.settings, **where)
         try:
             self.host.start(self.model, fingerprint(self.model))
         except BaseException:

@@ -66,6 +66,7 @@ class LocalServer:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             **os.environ,
             "VLLM_SERVER_DEV_MODE": "1",  # the calls that replace weights
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",  # where adapters are brought alone
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",  # the folder has everything
         }

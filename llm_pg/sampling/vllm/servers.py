@@ -38,6 +38,8 @@ class Servers:
         rows_at_once: completions in flight; None = as many prompts as the servers batch.
     """
 
+    merges = True  # adapters are served as a part of the weights
+
     def __init__(
         self,
         tokenizer: Any,
@@ -71,20 +73,27 @@ class Servers:
     def start(self, model: Any, present: State) -> None:
         """Write the folder that servers start from, and start one unless some were given, without waiting for it."""
         start = self.folder / "model"
-        write_model(start, model, self.tokenizer, tensors(model, self.dtype))
+        write_model(start, model, self.tokenizer, tensors(model, self.dtype, merges=self.merges))
         self._written, self._weights = present, [start]
         urls = list(self.settings.urls)
         if self.python is not None:
             # Where a prompt is cut into chunks, vLLM sets a seeded request's generator back, which a CPU's cannot: the
             # worker ends (0.32). A trainer on a CPU starts its server there too.
             on_cpu = core_of(model).device.type == "cpu"
-            options = {"no-enable-chunked-prefill": on_cpu, **self.settings.options}
+            options = {"no-enable-chunked-prefill": on_cpu, **self._flags(model), **self.settings.options}
             log = self.folder / "server.log"
             self.local = LocalServer(self.python, start, log, name_of(self.dtype), options)
             # The server also ends with this object and with the interpreter, whatever the caller does.
             self._end = weakref.finalize(self, self.local.stop)
             self.served, urls = present, [self.local.url]
         self.pool = ServerPool([Client(url, self.settings.request_timeout) for url in urls], say=self.say)
+
+    def _flags(self, model: Any) -> dict[str, Any]:
+        """Of a server that is started here, beside those of the settings."""
+        return {}
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        return ask.body()
 
     def wait(self) -> None:
         if self._ready:
@@ -101,7 +110,7 @@ class Servers:
 
     def complete(self, asks: Sequence[Ask]) -> list[tuple[list[Answer], str]]:
         def one(ask: Ask) -> tuple[list[Answer], str]:
-            answers, url = self.pool.ask("/v1/completions", ask.body(), ask.read)
+            answers, url = self.pool.ask("/v1/completions", self._body(ask), ask.read)
             return answers, f"the vLLM server {url}"
 
         at_once = PROMPTS_AT_ONCE * len(self.pool.members)

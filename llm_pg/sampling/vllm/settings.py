@@ -21,7 +21,8 @@ class Settings:
     urls: servers that already run; none = start one here. python: of an environment with vllm, to start it. dtype: of
     the served weights; None = the model's. options: further flags of vLLM. start_timeout: seconds until it answers.
     request_timeout: seconds for one prompt's completions. tolerance: None = by dtype. colocated: no server, vLLM in
-    this process. sleep: a colocated one gives back its device's memory whenever it has sampled.
+    this process. sleep: a colocated one gives back its device's memory whenever it has sampled. adapters: servers get
+    the adapter alone.
     """
 
     urls: Sequence[str] = ()
@@ -33,6 +34,7 @@ class Settings:
     tolerance: float | None = None
     colocated: bool = False
     sleep: bool = False
+    adapters: bool = False
 
     def tolerance_of(self, dtype: torch.dtype) -> float:
         """The mean gap, nats a token, from which weights count as others."""

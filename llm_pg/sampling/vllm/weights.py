@@ -46,10 +46,11 @@ def unties(model: Any) -> bool:
 
 
 @torch.no_grad()
-def named(model: Any) -> dict[str, Tensor]:
-    """Every weight under its checkpoint's name, on the model's device, adapters merged into copies of their layers."""
+def named(model: Any, *, merges: bool = True) -> dict[str, Tensor]:
+    """Every weight under its checkpoint's name, on the model's device, adapters merged into copies of their layers, or
+    left out (merges=False)."""
     core = core_of(model)
-    out = revert_weight_conversion(core, merged_state(model))
+    out = revert_weight_conversion(core, merged_state(model, merges=merges))
     head = f"{_head_name(core)}.weight"
     if unties(model):
         out.setdefault(head, core.get_output_embeddings().weight)
@@ -63,15 +64,15 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
 
 
-def stream(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def stream(model: Any, dtype: torch.dtype, *, merges: bool = True) -> Iterator[tuple[str, Tensor]]:
     """The named weights as they are served, one at a time."""
-    for name, x in named(model).items():
+    for name, x in named(model, merges=merges).items():
         yield name, cast(x, dtype)
 
 
-def tensors(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def tensors(model: Any, dtype: torch.dtype, *, merges: bool = True) -> dict[str, Tensor]:
     """The same as copies on the CPU: safetensors refuses tensors that share memory, as a tied head does."""
-    return {name: x.to("cpu", copy=True) for name, x in stream(model, dtype)}
+    return {name: x.to("cpu", copy=True) for name, x in stream(model, dtype, merges=merges)}
 
 
 class Lately:
@@ -102,10 +103,11 @@ class Lately:
 
 
 @torch.no_grad()
-def merged_state(model: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by their names in the bare model, adapters merged into copies of layers."""
+def merged_state(model: Any, *, merges: bool = True) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by their names in the bare model, adapters merged into copies of layers or left
+    out."""
     core, out = core_of(model), {}
-    merged, copied = _merged_layers(core), _copied_modules(core)
+    merged, copied = _merged_layers(core, merges), _copied_modules(core)
     out.update({f"{name}.{leaf}": value for name, own in copied.items() for leaf, value in own.items()})
     for name, value in _state(core).items():
         if any(name.startswith(f"{whole}.") for whole in copied):
@@ -128,13 +130,14 @@ def _state(module: Any) -> dict[str, Tensor]:
     }
 
 
-def _merged_layers(core: Any) -> dict[str, dict[str, Tensor]]:
-    """What each adapted layer is with its adapter merged, by its name; one layer is copied at a time."""
+def _merged_layers(core: Any, merges: bool) -> dict[str, dict[str, Tensor]]:
+    """What each adapted layer is with its adapter merged or without it, by its name; one layer is copied at a time."""
     merged = {}
     for name, module in core.named_modules():
         if isinstance(module, BaseTunerLayer):
-            alone = copy.deepcopy(module)
-            alone.merge()
+            alone = copy.deepcopy(module) if merges else module
+            if merges:
+                alone.merge()
             merged[name] = _state(alone.get_base_layer())
     return merged
 
