@@ -19,6 +19,8 @@ from ..model.cache import CachedForward, UnknownCache
 from ..model.exact import packs_exactly
 from ..model.head import head_is_separate
 from .cached import CacheDecoder, WholeRowDecoder
+from .compiled.decoder import CompiledDecoder, in_float32_on_cpu
+from .compiled.kernels import Kernels
 from .decoding import Decoder, SharedDecoder
 from .lean import LeanDecoder, NotLlamaStyle
 
@@ -38,21 +40,34 @@ class Choice:
             rows will enter it.
         refills: whether rows may enter.
         why: of whole rows: what speaks against the model's cache.
+        compiled: whether the kernels step.
     """
 
     name: str
     make: Make
     refills: bool = True
     why: str = ""
+    compiled: bool = False
 
 
 @torch.no_grad()
-def choose(model: Any, pad_id: int, *, share_prompts: bool = True, lean: bool = True) -> Choice:
+def choose(
+    model: Any, pad_id: int, *, share_prompts: bool = True, lean: bool = True, kernels: Kernels | None = None
+) -> Choice:
     """The way for this model, tried with its present weights; without `share_prompts` from its cache on, without `lean`
-    its own layers only."""
+    its own layers only, with `kernels` the lean layers by them where they can."""
     with eval_mode(model):
         if share_prompts and head_is_separate(model) and packs_exactly(model):
             expected = _expected(model)
+            if lean and kernels is not None:
+
+                def compiled(model: Any, refills: bool) -> Decoder:
+                    if in_float32_on_cpu(model):
+                        return CompiledDecoder(model, kernels)
+                    return SharedDecoder(model, LeanDecoder(model), refills=refills)  # it was moved since the trial
+
+                if in_float32_on_cpu(model) and objection_to(model, compiled, expected) is None:
+                    return Choice("lean", compiled, compiled=True)
             for name in ("lean", "shared")[not lean :]:
 
                 def shared(model: Any, refills: bool, name: str = name) -> Decoder:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..device import to_device
 from ..model.attention import core_of, forward
-from ..model.packing import Packed
 from .lean import LeanDecoder
+from .prompts import PromptTable
 
 FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever they are full
 
@@ -41,43 +41,6 @@ class Decoder(Protocol):
         ...
 
 
-class _Recorded(Packed):
-    """Packed prompts whose keys and values stay."""
-
-    def __init__(self, prompts: Sequence[tuple[int, ...]], device: torch.device) -> None:
-        super().__init__(prompts, [()] * len(prompts), device)
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        self.kept[layer] = (key[0], value[0])
-        return super().attend(layer, query, key, value, scale)
-
-
-def compute_prompts(
-    model: Any, prompts: Sequence[tuple[int, ...]]
-) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor, Tensor]:
-    """Of N prompts keys and values of each layer (N, heads, L, d), the lengths (N,), on the host, and the logits after
-    them (N, V).
-
-    Prompts of different lengths are padded here alone: by their first key and value, which have to be masked.
-    """
-    device = model.device
-    distinct, which_N = _distinct(prompts)
-    packed = _Recorded(distinct, device)
-    hidden = forward(model, packed.ids, packed.positions, packed)[0]
-    length_N = torch.tensor([len(p) for p in distinct])
-    start_N = (length_N.cumsum(0) - length_N)[which_N]
-    length_N = length_N[which_N]
-    column = torch.arange(max(len(p) for p in prompts))
-    source = to_device(start_N.unsqueeze(1) + torch.where(column < length_N.unsqueeze(1), column, 0), device)
-    pairs = {
-        layer: (key[:, source].transpose(0, 1), value[:, source].transpose(0, 1))
-        for layer, (key, value) in packed.kept.items()
-    }
-    last_N = to_device(start_N + length_N - 1, device)
-    return pairs, length_N, core_of(model).get_output_embeddings()(hidden[last_N])
-
-
 class SharedDecoder:
     """Rows that share their prompt's keys and values; a layout of `attention.forward`, or of the lean decoder's layers.
 
@@ -96,11 +59,9 @@ class SharedDecoder:
         self.allocate = torch.zeros if refills else torch.empty
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
-        self.prompt: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each place of a prompt
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # and of each row's completion
-        self.place_of: dict[tuple[int, ...], int] = {}
-        self.length_P = torch.zeros(0, dtype=torch.int64)
-        self.first_PV = torch.zeros((0, 0), device=self.device)
+        plain = self.lean is None or self.lean.dtype is None
+        self.prompts = PromptTable(self.model, None if plain else self._of_one_type)
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each row's completion
         self.columns, self.capacity = 0, FIRST_TOKENS
         self.group_R = torch.zeros(len(prompts_R), dtype=torch.int64)
         return self.refill(torch.arange(len(prompts_R)), prompts_R)
@@ -109,16 +70,11 @@ class SharedDecoder:
         """The rows `slot_N` begin anew, each after its prompt; logits after those: (N, V)."""
         others = torch.ones_like(self.group_R, dtype=torch.bool)
         others[slot_N] = False
-        in_use = set(self.group_R[others].tolist()) | {self.place_of[p] for p in prompts_N if p in self.place_of}
-        self.place_of = {prompt: place for prompt, place in self.place_of.items() if place in in_use}
-        new = [prompt for prompt in dict.fromkeys(prompts_N) if prompt not in self.place_of]
-        if new:
-            free = [place for place in range(len(self.length_P) + len(new)) if place not in in_use]
-            self.compute(new, free[: len(new)])
-        group_N = torch.tensor([self.place_of[p] for p in prompts_N])
+        group_N = self.prompts.enter(prompts_N, self.group_R[others])
         self.group_R[slot_N] = group_N
+        self._mask_prompts()
         self._seat(self.group_R)
-        return self.first_PV[to_device(group_N, self.device)]
+        return self.prompts.first_PV[to_device(group_N, self.device)]
 
     def step(self, next_R: Tensor, depth_R: Tensor) -> Tensor:
         least, most = (int(x) for x in depth_R.aminmax())
@@ -126,7 +82,7 @@ class SharedDecoder:
             self.capacity *= 2
             self._move(torch.arange(len(next_R)))
         self.columns = most + 1
-        there = to_device(torch.stack([depth_R, self.length_P[self.group_R] + depth_R]), self.device)
+        there = to_device(torch.stack([depth_R, self.prompts.length_P[self.group_R] + depth_R]), self.device)
         self.depth_R, position_R = there.unbind()
         self.ahead = None
         if least < most:
@@ -141,33 +97,17 @@ class SharedDecoder:
         self._move(index)
         places, group_R = torch.unique(self.group_R[index], return_inverse=True)
         if len(places) < self.num_groups:
-            kept = to_device(places, self.device)
-            self.prompt = {layer: (k[kept], v[kept]) for layer, (k, v) in self.prompt.items()}
-            self.length_P, self.first_PV = self.length_P[places], self.first_PV[kept]
-            renumbered = {old: new for new, old in enumerate(places.tolist())}
-            self.place_of = {p: renumbered[old] for p, old in self.place_of.items() if old in renumbered}
+            self.prompts.keep(places)
             self._mask_prompts()
         self._seat(group_R)
 
-    def compute(self, prompts: Sequence[tuple[int, ...]], places: Sequence[int]) -> None:
-        """Put the keys and values of `prompts`, and the logits after them, into `places`."""
-        pairs, length_N, logits = compute_prompts(self.model, prompts)
-        for layer, pair in pairs.items():
-            new = [self._kept(x) for x in pair]
-            old = self.prompt.get(layer, (new[0][:0], new[1][:0]))
-            self.prompt[layer] = (_put(old[0], new[0], places), _put(old[1], new[1], places))
-        self.length_P = _put(self.length_P, length_N, places)
-        self.first_PV = _put(self.first_PV.to(logits.dtype), logits, places)
-        self.place_of.update(zip(prompts, places, strict=True))
-        self._mask_prompts()
-
-    def _kept(self, x: Tensor) -> Tensor:
+    def _of_one_type(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Autocast gives values another type than keys; where the lean layers switch it off both are the weights'."""
-        return x if self.lean is None or self.lean.dtype is None else x.to(self.model.dtype)
+        return key.to(self.model.dtype), value.to(self.model.dtype)
 
     def _mask_prompts(self) -> None:
-        width = next(iter(self.prompt.values()))[0].shape[2]
-        outside = torch.arange(width) >= self.length_P.view(-1, 1, 1, 1)
+        width = next(iter(self.prompts.pairs.values()))[0].shape[2]
+        outside = torch.arange(width) >= self.prompts.length_P.view(-1, 1, 1, 1)
         self.outside = to_device(outside, self.device) if bool(outside.any()) else None
 
     def _move(self, index: Tensor) -> None:
@@ -188,7 +128,7 @@ class SharedDecoder:
     def _seat(self, group_R: Tensor) -> None:
         """Give each row a slot of its prompt: `slot_R` of each row, and the row of each slot (any row for none)."""
         self.group_R = group_R
-        count_P = torch.bincount(group_R, minlength=len(self.length_P))
+        count_P = torch.bincount(group_R, minlength=len(self.prompts.length_P))
         self.num_groups, self.num_slots = len(count_P), int(count_P.max())
         order = torch.argsort(group_R, stable=True)
         every = torch.arange(len(group_R))
@@ -212,7 +152,7 @@ class SharedDecoder:
         else:
             row_R = torch.arange(rows, device=key.device)
             keys[row_R, :, self.depth_R], values[row_R, :, self.depth_R] = key[:, :, 0], value[:, :, 0]
-        prompt_keys, prompt_values = self.prompt[layer]
+        prompt_keys, prompt_values = self.prompts.pairs[layer]
         query = query.reshape(rows, kv_heads, heads // kv_heads, d) * (d**-0.5 if scale is None else scale)
         before = self._to_slots(query) @ prompt_keys.transpose(2, 3)
         if self.outside is not None:
@@ -241,22 +181,3 @@ class SharedDecoder:
         x = x.view(groups, kv_heads, self.num_slots, n // self.num_slots, w).transpose(1, 2)
         x = x.reshape(groups * self.num_slots, kv_heads, n // self.num_slots, w)
         return x if self.in_order else x[self.slot_R]
-
-
-def _distinct(prompts_R: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], Tensor]:
-    """The prompts without repetition, and which of them each row has."""
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts_R))}
-    return list(number), torch.tensor([number[p] for p in prompts_R])
-
-
-def _put(table: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
-    """`table` with `rows` in `places`; made larger where it has to be, by zeros behind what it holds."""
-    shape = [max(n, m) for n, m in zip(table.shape, rows.shape, strict=True)]
-    shape[0] = max(len(table), max(places) + 1)
-    if list(table.shape) != shape:
-        larger = rows.new_zeros(shape)
-        larger[tuple(slice(n) for n in table.shape)] = table
-        table = larger
-    inside: tuple[Tensor | slice, ...] = (to_device(places, rows.device), *(slice(n) for n in rows.shape[1:]))
-    table[inside] = rows
-    return table

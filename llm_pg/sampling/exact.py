@@ -128,7 +128,7 @@ class ExactSampler(NativeSampler):
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, eos_ids, rows_at_once, dtype=dtype, lean=False, static=False)
+        super().__init__(model, tokenizer, eos_ids, rows_at_once, dtype=dtype, lean=False, static=False, compiled=False)
         self.copies = Copies()
         self.choice = Choice("exact", lambda model, _: ExactDecoder(model, self.copies), refills=False)
 

@@ -32,18 +32,19 @@ class NotLlamaStyle(ValueError):
     """The model's layers are built of other parts."""
 
 
-class _Linear:
+def is_plain_linear(layer: Any) -> bool:
+    """Whether its product may be computed without it. Sharded weights (DTensor) and layers that somebody listens to are
+    left alone."""
+    return type(layer) is nn.Linear and type(layer.weight.data) is Tensor and not layer._forward_hooks
+
+
+class Linear:
     """Linear layers of the same input as one: (R, in) -> (R, sum of outs)."""
 
     def __init__(self, *layers: Any, dtype: torch.dtype | None = None) -> None:
         self.layers, self.bias = layers, None
         self.packed = None
-        # Sharded weights (DTensor) and layers that somebody listens to are left alone.
-        plain = all(
-            type(layer) is nn.Linear and type(layer.weight.data) is Tensor and not layer._forward_hooks
-            for layer in layers
-        )
-        if not (plain and has_onednn()):
+        if not (all(is_plain_linear(layer) for layer in layers) and has_onednn()):
             return
         weights = [layer.weight.detach() for layer in layers]
         self.dtype = dtype or weights[0].dtype
@@ -68,20 +69,14 @@ class _Layer:
     """One decoder layer, its parts checked."""
 
     def __init__(self, layer: Any, dtype: torch.dtype | None = None) -> None:
-        _require(layer, ("self_attn", "mlp", *NORMS))
+        check_layer(layer)
         mixer, mlp = layer.self_attn, layer.mlp
-        _require(mixer, ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "layer_idx"))
-        _require(mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
-        known = {"self_attn", "mlp", *NORMS, "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
-        others = {name for part in (layer, mixer) for name, _ in part.named_children()} - known
-        if others:
-            raise NotLlamaStyle(f"{type(layer).__name__} also has {', '.join(sorted(others))}")
         self.before, self.between, self.mixer, self.act = (
             layer.input_layernorm, layer.post_attention_layernorm, mixer, mlp.act_fn,
         )  # fmt: skip
-        self.qkv = _Linear(mixer.q_proj, mixer.k_proj, mixer.v_proj, dtype=dtype)
-        self.out, self.down = _Linear(mixer.o_proj, dtype=dtype), _Linear(mlp.down_proj, dtype=dtype)
-        self.gate_up = _Linear(mlp.gate_proj, mlp.up_proj, dtype=dtype)
+        self.qkv = Linear(mixer.q_proj, mixer.k_proj, mixer.v_proj, dtype=dtype)
+        self.out, self.down = Linear(mixer.o_proj, dtype=dtype), Linear(mlp.down_proj, dtype=dtype)
+        self.gate_up = Linear(mlp.gate_proj, mlp.up_proj, dtype=dtype)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         mixer, rows, d = self.mixer, len(x), self.mixer.head_dim
@@ -98,6 +93,28 @@ class _Layer:
         return x + self.down(self.act(gate).mul_(up))
 
 
+def check_layer(layer: Any) -> None:
+    """Raises `NotLlamaStyle` where it is built of other parts."""
+    _require(layer, ("self_attn", "mlp", *NORMS))
+    mixer, mlp = layer.self_attn, layer.mlp
+    _require(mixer, ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "layer_idx"))
+    _require(mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
+    known = {"self_attn", "mlp", *NORMS, "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
+    others = {name for part in (layer, mixer) for name, _ in part.named_children()} - known
+    if others:
+        raise NotLlamaStyle(f"{type(layer).__name__} also has {', '.join(sorted(others))}")
+
+
+def parts_of(model: Any) -> tuple[Any, Any, torch.dtype | None]:
+    """Its body, its output layer, and on a CPU the type of products where autocast is on, which is then switched off
+    for everything else in a step."""
+    core = core_of(model)
+    base, head = body_of(core), core.get_output_embeddings()
+    _require(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
+    on = core.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return base, head, torch.get_autocast_dtype("cpu") if on else None
+
+
 class LeanDecoder:
     """The decoder of `model` with its weights as they are now.
 
@@ -106,14 +123,9 @@ class LeanDecoder:
     """
 
     def __init__(self, model: Any) -> None:
-        core = core_of(model)
-        base, head = body_of(core), core.get_output_embeddings()
-        _require(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
-        on_cpu = core.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        # The type of the blocks where autocast is on; it is then off for everything else in a step.
-        self.dtype = torch.get_autocast_dtype("cpu") if on_cpu else None
-        self.base, self.head = base, _head(head, self.dtype)
-        self.layers: Sequence[_Layer] = [_Layer(layer, self.dtype) for layer in base.layers]
+        self.base, head, self.dtype = parts_of(model)
+        self.head = output_layer(head, self.dtype)
+        self.layers: Sequence[_Layer] = [_Layer(layer, self.dtype) for layer in self.base.layers]
 
     def logits(self, ids_R: Tensor, position_R: Tensor, layout: Layout) -> Tensor:
         """(R, V) after one token a row at `position_R`, with the attention of `layout`."""
@@ -132,12 +144,12 @@ class LeanDecoder:
         return self.head(_norm(self.base.norm, x))
 
 
-def _head(head: Any, dtype: torch.dtype | None) -> Any:
+def output_layer(head: Any, dtype: torch.dtype | None) -> Any:
     """The output layer, in float32 where its inputs are of a 16-bit type."""
     half = dtype or head.weight.dtype
     on_cpu = head.weight.device.type == "cpu" and has_onednn()
     if not (on_cpu and half in HALF and is_plain(head) and head.bias is None):
-        return _Linear(head, dtype=dtype)
+        return Linear(head, dtype=dtype)
     return WideProduct(head.weight.to(half))
 
 

@@ -20,6 +20,8 @@ from ..estimators.distributions import token_logp
 from ..model.attention import core_of, eval_mode, mixes_types, products_in
 from ..model.wide import wide_logits
 from .choice import choose
+from .compiled.build import library
+from .compiled.kernels import Kernels
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
 from .static.batch import StaticSampler, steps_statically
@@ -30,6 +32,7 @@ log = logging.getLogger("llm_pg.sampling")
 COMPACT_BELOW = 0.75
 # Rows that wait enter when this share of the slots is free: a prompt alone is a slow pass.
 REFILL_AT = 0.125
+EVERY = slice(None)
 NO_TOKEN = 2**31 - 1  # what StopStringCriteria takes for an id that matches nothing
 
 
@@ -46,6 +49,7 @@ class NativeSampler:
             always through the model's cache.
         lean: layers in the style of Llama step by step without the library's overhead, where a trial shows that it
             is exact; False = always through the model's own forward.
+        compiled: on a CPU decode and draw by kernels that this machine's compiler makes, where there is one.
         static: decode in steps of fixed shapes, which a GPU records once and replays, where a trial shows that it
             is exact; None = on CUDA. A batch that cannot be decoded so goes the other way, and the log says why.
     """
@@ -64,14 +68,17 @@ class NativeSampler:
         share_prompts: bool = True,
         lean: bool = True,
         static: bool | None = None,
+        compiled: bool = True,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_ids = tuple(eos_ids)
         self.rows_at_once, self.dtype = rows_at_once, dtype
         self.progress: Callable[[int, int], None] | None = None  # is given tokens and ends of completions, each token
+        found = library() if compiled and model.device.type == "cpu" else None
+        self.kernels = None if found is None else Kernels(found)
         with products_in(dtype if mixes_types(model) else None, model):
-            self.choice = choose(model, self.pad_id, share_prompts=share_prompts, lean=lean)
+            self.choice = choose(model, self.pad_id, share_prompts=share_prompts, lean=lean, kernels=self.kernels)
         self.shares, self.is_lean = self.choice.name in ("lean", "shared"), self.choice.name == "lean"
         if self.choice.name == "whole rows":
             log.warning(
@@ -135,8 +142,9 @@ class NativeSampler:
         slots = min(at_once, len(prompts_B))
         rows = _Rows(self, params, keys_B, slots, prompts_B if params.reads_context else None)
         decoder = self.choice.make(self.model, slots < len(prompts_B))
-        rows.take(decoder.prefill(prompts_B[:slots]), torch.arange(slots))
+        rows.take(decoder.prefill(prompts_B[:slots]))
         entered = slots
+        leave_below = 1.0 if getattr(decoder, "keeps_freely", False) else COMPACT_BELOW
         while entered < len(prompts_B) or rows.num_live:
             num_slots = len(rows.row_R)
             if entered < len(prompts_B):
@@ -147,11 +155,11 @@ class NativeSampler:
                     rows.take(decoder.refill(free, prompts_B[entered:upto]), free)
                     entered = upto
                     continue
-            elif rows.num_live < COMPACT_BELOW * num_slots:
+            elif rows.num_live < leave_below * num_slots:
                 kept = rows.live_R.nonzero().squeeze(1)
                 decoder.keep(kept)
                 rows.keep(kept)
-            rows.take(decoder.step(rows.next_R, rows.count_R - 1), torch.arange(len(rows.row_R)))
+            rows.take(decoder.step(rows.next_R, rows.count_R - 1))
         return rows.completions()
 
 
@@ -173,6 +181,7 @@ class _Rows:
     ) -> None:
         device, num_rows, limit = sampler.model.device, len(keys_B), params.max_completion_length
         self.params, self.pad_id, self.progress, self.device = params, sampler.pad_id, sampler.progress, device
+        self.kernels = sampler.kernels if device.type == "cpu" else None
         # A slot whose row has ended goes on until it is filled or left; one column more takes what it says.
         self.tokens_BT = torch.full((num_rows, limit + 1), self.pad_id, dtype=torch.int64, device=device)
         self.logp_BT = torch.zeros((num_rows, limit + 1), dtype=torch.float32, device=device)
@@ -200,32 +209,53 @@ class _Rows:
         self.row_R, self.count_R, self.live_R = (x[index] for x in (self.row_R, self.count_R, self.live_R))
         self.next_R = self.next_R[to_device(index, self.device)]
 
-    def take(self, logits: Tensor, slot_N: Tensor) -> None:
+    def take(self, logits: Tensor, slot_N: Tensor | slice = EVERY) -> None:
         """Sample the next token of the rows in `slot_N` from their logits."""
-        params, limit = self.params, self.tokens_BT.shape[1] - 1
+        limit = self.tokens_BT.shape[1] - 1
         row_N, count_N, live_N = self.row_R[slot_N], self.count_R[slot_N], self.live_R[slot_N]
-        there = to_device(torch.stack([slot_N, row_N, count_N, live_N.long()]), self.device)
-        slot, row, count, live = (*there[:3], there[3].bool())
-        warped = params.warp(logits, seen=self._seen(row, logits.shape[-1]))
-        next_N = warped.argmax(-1) if params.greedy else draw(warped, uniform(self.keys_B[row], count))
+        slot, row, count, live = self._there(slot_N, row_N, count_N, live_N)
+        next_N, logp_N = self._drawn(logits, row, count)
         next_N = torch.where(live, next_N, self.pad_id)
         self.tokens_BT[row, count] = next_N
         if self.seen_BV is not None:
             self.seen_BV[row, next_N] = True
-        self.logp_BT[row, count] = self.token_logp(warped, next_N).float().masked_fill(~live, 0.0)
+        self.logp_BT[row, count] = logp_N.masked_fill(~live, 0.0)
         self.next_R[slot] = next_N
         is_end_N = (next_N.unsqueeze(1) == self.eos).any(1)
         if self.stops is not None:
             is_end_N |= self.stops(self._last(row, count, int(count_N.max()) + 1), None)
         ended_N = live_N & is_end_N.cpu()  # the device is waited for
         count_N = (count_N + 1).clamp(max=limit)
-        self.length_B[row_N[ended_N]] = count_N[ended_N]
-        self.truncated_B[row_N[ended_N]] = False
+        if bool(ended_N.any()):
+            self.length_B[row_N[ended_N]] = count_N[ended_N]
+            self.truncated_B[row_N[ended_N]] = False
+        sampled = int(live_N.sum())
         self.count_R[slot_N] = count_N
         self.live_R[slot_N] = live_N & ~ended_N & (count_N < limit)
         num_before, self.num_live = self.num_live, int(self.live_R.sum())
         if self.progress is not None:
-            self.progress(int(live_N.sum()), num_before - self.num_live)
+            self.progress(sampled, num_before - self.num_live)
+
+    def _there(self, slot_N: Tensor | slice, *given: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """Slots, rows, counts and who is live on the device, by one copy."""
+        if self.device.type == "cpu":
+            return (slot_N, *given)  # type: ignore[return-value]
+        numbers = [x.long() for x in (torch.arange(len(self.row_R))[slot_N], *given)]
+        slot, row, count, live = to_device(torch.stack(numbers), self.device)
+        return slot, row, count, live.bool()
+
+    def _drawn(self, logits: Tensor, row: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the rows, the `count`-th of each, and their log-probabilities in float32."""
+        uniforms = None if self.params.greedy else uniform(self.keys_B[row], count)
+        params = self.params
+        kernels = None if logits.dtype == torch.float64 else self.kernels
+        if kernels is not None and not (params.truncates_support or params.reads_context):
+            return kernels.draw(logits.float().contiguous(), params.temperature, uniforms)
+        warped = params.warp(logits, seen=self._seen(row, logits.shape[-1]))
+        if kernels is not None:
+            return kernels.draw(warped.contiguous(), 1.0, uniforms)
+        next_N = warped.argmax(-1) if uniforms is None else draw(warped, uniforms)
+        return next_N, self.token_logp(warped, next_N).float()
 
     def _seen(self, row: Tensor, vocabulary: int) -> Tensor | None:
         """Which tokens are in the rows so far, bool (N, V); None where nothing depends on it."""

@@ -9,6 +9,7 @@ import torch
 from llm_pg.estimators.distributions import token_logp
 from llm_pg.sampling.decoding import SharedDecoder
 from llm_pg.sampling.native import NativeSampler
+from llm_pg.sampling.prompts import PromptTable
 from llm_pg.sampling.protocol import Completions, SamplingParams, joined
 from llm_pg.sampling.random import stream_key
 
@@ -18,7 +19,8 @@ ENDS = ("e", "t")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DOUBLED = tuple(2 * a + b for a in LETTERS for b in LETTERS)  # the first token of a row must not count twice
 PATHS = {
-    "llama, lean": ("llama", {}),
+    "llama, by kernels where they are": ("llama", {}),
+    "llama, lean": ("llama", {"compiled": False}),
     "llama, its own layers": ("llama", {"lean": False}),
     "gpt2, learned positions": ("gpt2", {}),
     "gemma2, the model's cache": ("gemma2", {}),
@@ -97,11 +99,11 @@ def test_a_prompt_is_computed_once_and_the_cache_allocated_once(
 ) -> None:
     """However its rows straddle; the equal first and fifth prompts may be computed twice. No more rows than allowed
     are in the batch, and all of them until none waits."""
-    sampler = make_sampler("llama", make_model, tokenizer)
+    sampler = make_sampler("llama", make_model, tokenizer, compiled=False)
     computed: list[tuple[int, ...]] = []
     batches: list[int] = []
     caches: set[int] = set()
-    compute, step, keep = SharedDecoder.compute, SharedDecoder.step, SharedDecoder.keep
+    compute, step, keep = PromptTable.compute, SharedDecoder.step, SharedDecoder.keep
     compacted = False
 
     def counted_compute(self: Any, prompts: Any, places: Any) -> None:
@@ -120,7 +122,8 @@ def test_a_prompt_is_computed_once_and_the_cache_allocated_once(
         compacted = True
         keep(self, index)
 
-    for name, function in (("compute", counted_compute), ("step", counted_step), ("keep", noted_keep)):
+    monkeypatch.setattr(PromptTable, "compute", counted_compute)
+    for name, function in (("step", counted_step), ("keep", noted_keep)):
         monkeypatch.setattr(SharedDecoder, name, function)
     out = sample(sampler, at_once, SamplingParams(max_completion_length=60), slice(None))
     assert len(computed) <= len(TEXTS)

@@ -14,8 +14,9 @@ from torch import Tensor
 from ...device import to_device
 from ...model.attention import core_of, tolerance
 from ...model.head import head_width
-from ..decoding import SharedDecoder, compute_prompts
+from ..decoding import SharedDecoder
 from ..lean import LeanDecoder
+from ..prompts import compute_prompts
 from ..protocol import Completions, SamplingParams
 from .graphs import Graphs, NotStatic, OnlyStatic, Record, recorder, stands_whole, state_of
 from .step import Bucket, Buffers, Pairs, Step, cast_of
