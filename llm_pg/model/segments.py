@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..device import to_device
 from .attention import grouped
+from .calls import CallsTogether, Places
 
 # Segments in one attention call: few enough that sorting them by length leaves little padding, but short ones go
 # together until their queries × keys come to this many, where a call costs more than its padding.
@@ -115,17 +116,18 @@ class _SegmentCall:
         rows, heads, n, d = query.shape
         kv_heads = key.shape[1]
         if wide is not None or is_written_out(query, key, value):
-            mask = self._mask(heads // kv_heads, wide or torch.promote_types(value.dtype, torch.float32))
+            mask = self.mask(heads // kv_heads, wide or torch.promote_types(value.dtype, torch.float32))
             return WrittenOut.apply(query, key, value, mask, d**-0.5 if scale is None else scale, wide)  # type: ignore[no-any-return]
         if self.causal:
             key, value = (x.repeat_interleave(heads // kv_heads, 1) for x in (key, value))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
         out = F.scaled_dot_product_attention(
-            grouped(query, kv_heads), key, value, attn_mask=self._mask(heads // kv_heads, query.dtype), scale=scale
+            grouped(query, kv_heads), key, value, attn_mask=self.mask(heads // kv_heads, query.dtype), scale=scale
         )
         return out.reshape(rows, heads, n, -1).transpose(1, 2)
 
-    def _mask(self, repeats: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, repeats: int, dtype: torch.dtype) -> Tensor:
+        """See `calls.Call`."""
         if (repeats, dtype) not in self._masks:
             mask = torch.zeros(self.hidden.shape, dtype=dtype, device=self.hidden.device)
             mask.masked_fill_(self.hidden, -torch.inf)
@@ -199,6 +201,7 @@ class MaskedCalls:
         read = torch.cat([c.read for c in self._calls]).nonzero().squeeze(1)
         answer_N = torch.empty(sum(segments.length), dtype=torch.int64)
         answer_N[query_index[read]] = read
+        self._places: dict[tuple[int, int], Places] = {}
         self._query_index, self._key_index, self._answer_N = (
             to_device(index, device) for index in (query_index, key_index, answer_N)
         )
@@ -220,6 +223,16 @@ class MaskedCalls:
         """See `PackedAttention`."""
         assert softcap is None
         assert sliding_window is None
+        if self._goes_together(query, key, value):
+            heads, kv_heads = query.shape[1], key.shape[1]
+            if (heads, kv_heads) not in self._places:
+                self._places[heads, kv_heads] = Places(self._calls, query.shape[2], heads, kv_heads, query.device)
+            out = CallsTogether.apply(
+                *(x[0].transpose(0, 1) for x in (query, key, value)),
+                self._calls, self._places[heads, kv_heads],
+                query.shape[-1] ** -0.5 if scale is None else scale, self.wide,
+            )  # fmt: skip
+            return out.unsqueeze(0)  # type: ignore[no-any-return]
         # As an embedding: its backward adds whole rows in parallel, that of an index adds number by number.
         queries, keys, values = (
             F.embedding(index, x[0].transpose(0, 1).flatten(1))
@@ -234,6 +247,14 @@ class MaskedCalls:
             split = [x.view(rows, -1, x.shape[1] // d, d).transpose(1, 2) for x, d in zip(parts, widths, strict=True)]
             out.append(call(split[0], split[1], split[2], scale, self.wide).reshape(rows * q, -1))
         return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, widths[2])
+
+    def _goes_together(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether all calls are written out, and of one type."""
+        if not (query.dtype == key.dtype == value.dtype) or torch.is_autocast_enabled(query.device.type):
+            return False
+        longest = max(call.query_index.shape[1] * call.key_index.shape[1] for call in self._calls)
+        small = longest <= CELLS_WRITTEN_OUT and value.dtype is torch.bfloat16 and query.device.type == "cpu"
+        return self.wide is not None or small
 
 
 class ExactCalls(MaskedCalls):

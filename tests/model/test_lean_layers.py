@@ -81,6 +81,19 @@ def test_the_gradient_of_each_operation_is_its_slope_by_differences(name: str) -
     assert torch.autograd.gradcheck(operation, inputs)
 
 
+def test_attention_in_one_operation_has_the_values_and_the_gradient_of_each_call_alone() -> None:
+    runs = segments.Segments([0, 5, 9, 12, 14], [5, 4, 3, 2, 6], [0, 0, 0, 0, 12], [0, 5, 5, 0, 2])
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 20, 4, generator=g, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    )
+    together, alone = (way(runs, torch.device("cpu")) for way in (segments.ExactCalls, segments.MaskedCalls))
+    ours, theirs = (way(query, key, value, 0.3) for way in (together, alone))
+    assert "CallsTogether" in str(ours.grad_fn.next_functions)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *given: together(*given, 0.3), (query, key, value))
+
+
 def test_an_adapters_layers_are_called_unchanged(make_model: Callable[..., Any]) -> None:
     model = get_peft_model(moved(make_model("llama")), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     with torch.no_grad():
