@@ -112,6 +112,8 @@ METRICS: dict[str, Metric] = {
         "share", "Tokens whose ratio was clipped and whose advantage is below 0.", minibatches="sum", ranks="sum"
     ),
     "clip_ratio/high_mean": Metric("share", "The same above 0.", minibatches="sum", ranks="sum"),
+    "clip_ratio/low_min": Metric("share", "The least low_mean of a rank, of its own tokens."),
+    "clip_ratio/high_max": Metric("share", "The largest high_mean of a rank, of its own tokens."),
     "approx_kl": Metric(
         "nats/token",
         "Mean KL between the policy before the batch and the one in training (0 in its first pass).",

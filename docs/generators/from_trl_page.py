@@ -86,7 +86,10 @@ up.
 **Evaluation** gives pass rates, greedy and sampled, with intervals (`eval/greedy`, `eval/pass@4`), and mean rewards:
 `eval/reward` of the greedy completions, `eval/sampled_reward` of sampled ones, which TRL calls `eval_reward`.
 By TRL's names, in `trainer.evaluate()`, `log_history` and `on_evaluate`, they are `eval_greedy_reward` and, as TRL
-samples its evaluation, `eval_reward`. `metric_for_best_model="eval_reward"` reads `eval/reward`.
+samples its evaluation, `eval_reward`. `metric_for_best_model="eval_reward"` reads what is logged by
+that name, `eval_greedy_reward` the other. An `eval_dataset` that is a dict of sets is evaluated set by set
+(`eval_<name>_reward`); the first of them, or the one that `metric_for_best_model` names, is the held-out set of page,
+summary and metrics file.
 
 **Reward functions** run unchanged: keywords, columns, `trainer_state` (an object with `global_step`, the steps that
 are done, and `max_steps`; in an evaluation `global_step` is 0), `log_extra`, `log_metric`, async, `None` for "does
@@ -108,10 +111,10 @@ held-out evaluations by `metric_for_best_model` (`eval_reward`, `eval/greedy`). 
 propagates.
 
 `logs` and `trainer.state.log_history` have every name that TRL logs, with its meaning: means over the steps since the
-entry before, `num_tokens`, `completions/...`, `rewards/<function>/mean` and `/std`, `clip_ratio/...` (but for the
-extremes `low_min` and `high_max`), what `log_metric` was given by its own name, `loss` with the entropy bonus and
-`policy_loss` without; beside them our names (docs/metrics.md) with the numbers of the step. The last entry has
-`train_loss`, `train_runtime`, `train_samples_per_second` (completions) and `train_steps_per_second`, as in
+entry before, `num_tokens`, `completions/...`, `rewards/<function>/mean` and `/std`, `clip_ratio/...` (of `low_min`
+and `high_max`, the extremes of the ranks' own shares), what `log_metric` was given by its own name, `loss` with the
+entropy bonus and `policy_loss` without; beside them our names (docs/metrics.md) with the numbers of the step. The last
+entry has `train_loss`, `train_runtime`, `train_samples_per_second` (completions) and `train_steps_per_second`, as in
 transformers.
 
 ## After the construction

@@ -291,19 +291,28 @@ def _check_ahead(spec: AlgorithmSpec, config: Config) -> None:
 
 def _check_best(config: Config) -> None:
     """The metric that the best model is chosen by must be one of the held-out evaluation."""
-    run, samples = config.run, config.eval.eval_num_samples
+    run = config.run
     if run.metric_for_best_model is None and not run.load_best_model_at_end:
         return
     if not config.data.num_eval_prompts:
         raise ValueError(
             "The best model is found by evaluation on held-out prompts, and num_eval_prompts is 0: hold some out."
         )
-    known = ["eval/greedy", "eval/strict", "eval/lenient", "eval/reward", "eval/length"]
+    known, metric = best_metrics(config), run.metric_for_best_model or "eval/greedy"
+    of_a_set = metric.startswith("eval/") and any(metric.endswith(f"_{name.removeprefix('eval/')}") for name in known)
+    if not of_a_set:  # whether there is a set of that name, is seen when the data are read
+        one_of("metric_for_best_model", metric, known)
+
+
+def best_metrics(config: Config) -> list[str]:
+    """Returns the names of an evaluation's numbers that can choose the best model."""
+    samples = config.eval.eval_num_samples
+    known = ["eval/greedy", "eval/strict", "eval/lenient", "eval/reward", "eval_reward", "eval/length"]
     if samples:
         known.append("eval/sampled_reward")
         ks = {2**i for i in range(samples.bit_length())} | {samples}
         known += ["eval/sampled", *(f"eval/pass@{k}" for k in sorted(ks))]
-    one_of("metric_for_best_model", run.metric_for_best_model or "eval/greedy", known)
+    return known
 
 
 def _check_reuse(spec: AlgorithmSpec, config: Config) -> None:

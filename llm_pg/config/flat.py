@@ -164,6 +164,12 @@ class RLOOConfig(FlatConfig):
 
     _algorithm: ClassVar[str] = "rloo"
 
+    @classmethod
+    def _made(cls, values: dict[str, Any]) -> tuple[Config, TrlSchedule]:
+        if values.get("sync_ref_model"):  # it asks for a reference, which TRL's weight of the KL brings
+            values = {"beta": WORDS["beta"].rloo, **values}
+        return super()._made(values)
+
 
 class GRPOConfig(FlatConfig):
     """Settings of `GRPOTrainer`: group mean and deviation, TRL 1.16's reduction."""

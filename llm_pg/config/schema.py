@@ -370,7 +370,8 @@ class RunConfig(Section):
     metric_for_best_model: str | None = Field(
         None,
         description="Keep the model of the best held-out evaluation in best/, by this metric: eval/greedy, "
-        "eval/sampled, eval/pass@4, eval/reward (or eval_reward), eval/length; None = keep none, or eval/greedy with "
+        "eval/sampled, eval/pass@4, eval/reward, eval/length, or eval_reward, TRL's: the mean reward of sampled "
+        "completions, of the greedy ones where none are sampled; None = keep none, or eval/greedy with "
         "load_best_model_at_end.",
     )
     greater_is_better: bool = Field(True, description="Whether a larger value of that metric is better.")
@@ -380,8 +381,8 @@ class RunConfig(Section):
     @field_validator("metric_for_best_model", mode="after")
     @classmethod
     def _named_as_by_transformers(cls, name: str | None) -> str | None:
-        """eval_reward, as transformers and TRL write it, for eval/reward."""
-        return name if name is None or not name.startswith("eval_") else f"eval/{name.removeprefix('eval_')}"
+        """As transformers and TRL write it, with eval_ or without. eval_reward is what is logged by that name."""
+        return name if name is None or name.startswith("eval/") else metric_of_ours(name)
 
     @field_validator("report_to", mode="after")
     @classmethod
@@ -392,6 +393,17 @@ class RunConfig(Section):
         if "all" in names:
             return [name for name in TRACKERS if find_spec(name) is not None]
         return names
+
+
+def metric_of_ours(name: str) -> str:
+    """Returns our name of a number of the evaluation that has one by transformers' rule, with `eval_` or without.
+
+    Args:
+        name: such as eval_reward, reward, eval_greedy.
+    """
+    rest = name.removeprefix("eval_")
+    names = {"reward": "eval_reward", "greedy_reward": "eval/reward"}
+    return names.get(rest, f"eval/{rest}" if name.startswith("eval_") else name)
 
 
 class Config(Section):

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from ..config import ConfigError
+from ..config import Config, ConfigError
 from ..config.check import BatchPlan
+from ..config.schema import metric_of_ours
 from ..model.loading import context_length
 from ..prompts import Prompt, Prompts
 from ..prompts.load import load_held_out
@@ -31,11 +32,38 @@ def evaluation_sets(trainer: Trainer, eval_dataset: Any, own: Any) -> dict[str, 
     named = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
     known = own if isinstance(own, dict) else {}
     return {
-        name: trainer.eval_prompts if rows is None else _prompts(trainer, rows, known) for name, rows in named.items()
+        name: trainer.eval_prompts if rows is None else prompts_of(trainer, rows, known) for name, rows in named.items()
     }
 
 
-def _prompts(trainer: Trainer, rows: Any, known: Mapping[str, Any]) -> list[Prompt]:
+def named_sets(config: Config, eval_dataset: Any) -> tuple[Config, dict[str, Any]]:
+    """The sets of an `eval_dataset` that is a dict, with the one first that metric_for_best_model names, and the config
+    with that metric's name in it; {} where it is none. A DatasetDict is no dict of sets here: its split is a setting.
+
+    Args:
+        config: of the run.
+        eval_dataset: as the trainer was given it.
+    """
+    if type(eval_dataset) is not dict or not eval_dataset:
+        return config, {}
+    metric = config.run.metric_for_best_model or ""
+    for name in eval_dataset:
+        for prefix in (f"eval_{name}_", f"eval/{name}_", f"{name}_"):
+            if metric.startswith(prefix):
+                config = config.model_copy(deep=True)
+                config.run.metric_for_best_model = metric_of_ours(f"eval_{metric.removeprefix(prefix)}")
+                return config, {name: eval_dataset[name], **eval_dataset}
+    return config, eval_dataset
+
+
+def prompts_of(trainer: Trainer, rows: Any, known: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts of rows, or of one of the sets that are known by name.
+
+    Args:
+        trainer: whose tokenizer and settings are read.
+        rows: or the name of a set.
+        known: sets by name.
+    """
     if isinstance(rows, str):
         if rows not in known:
             raise ConfigError(f"evaluate got the name {rows!r}, and eval_dataset {choices(rows, list(known))}")

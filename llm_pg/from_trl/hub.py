@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from ..algorithms.spec import AlgorithmSpec
 from ..config import Config, ConfigError
@@ -13,6 +15,11 @@ from ..config.flat import FlatConfig
 from ..run.folder import RunFolder
 
 _CARD = "README.md"
+# Files of a checkpoint that are the model; the rest is what a run goes on with.
+_MODEL_FILES = [
+    *("config.json", "generation_config.json", "model*.safetensors*", "adapter_*", "tokenizer*", "chat_template*"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab*", "merges*"),
+]
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class HubOptions:
     token: str | None = None
     private_repo: bool | None = None
     revision: str | None = None
+    strategy: str = "every_save"
 
 
 def hub_options(config: Config) -> HubOptions:
@@ -31,7 +39,12 @@ def hub_options(config: Config) -> HubOptions:
     if not isinstance(config, FlatConfig):
         return HubOptions()
     return HubOptions(
-        config.push_to_hub, config.hub_model_id, config.hub_token, config.hub_private_repo, config.hub_revision
+        config.push_to_hub,
+        config.hub_model_id,
+        config.hub_token,
+        config.hub_private_repo,
+        config.hub_revision,
+        str(getattr(config.hub_strategy, "value", config.hub_strategy)),
     )
 
 
@@ -111,30 +124,75 @@ class HubModel:
         Raises:
             ConfigError: the hub refuses, or cannot be reached.
         """
+        folder, given = self.folder.model, self.options
+        of_card = {name: options.get(name) for name in ("model_name", "dataset_name", "tags")}
+        self.write_card(folder, summary, **of_card)
+        done = self._upload(
+            folder,
+            commit_message,
+            model_id=options.get("model_id"),
+            token=options.get("token"),
+            revision=options.get("revision") or given.revision,
+        )
+        self.repo_id = done.repo_url.repo_id
+        return done
+
+    def push_checkpoint(self, checkpoint: Path, step: int) -> None:
+        """Uploads what `hub_strategy` asks for of a checkpoint: the model, and with `checkpoint` the whole folder as
+        `last-checkpoint`, with `all_checkpoints` as `checkpoint-<step>`.
+
+        Args:
+            checkpoint: its folder. step: its step.
+
+        Raises:
+            ConfigError: the hub refuses, or cannot be reached.
+        """
+        message, revision = f"Training in progress, step {step}", self.options.revision
+        self.repo_id = self._upload(
+            checkpoint, message, revision=revision, allow_patterns=_MODEL_FILES
+        ).repo_url.repo_id
+        whole = {"checkpoint": "last-checkpoint", "all_checkpoints": f"checkpoint-{step}"}.get(self.options.strategy)
+        if whole is not None:
+            self._upload(checkpoint, f"{message}, checkpoint", revision=revision, path_in_repo=whole)
+
+    def _upload(
+        self, folder: Path, commit_message: str, *, model_id: str | None = None, token: str | None = None, **more: Any
+    ) -> Any:
         from httpx import HTTPError
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-        folder, given = self.folder.model, self.options
-        of_card = {name: options.get(name) for name in ("model_name", "dataset_name", "tags")}
-        self.write_card(folder, summary, **of_card)
-        name = options.get("model_id") or given.model_id or Path(self.config.run.output_dir).name
-        api = HfApi(token=options.get("token") or given.token)
+        given = self.options
+        name = model_id or given.model_id or Path(self.config.run.output_dir).name
+        api = HfApi(token=token or given.token)
         try:
             url = api.create_repo(name, private=given.private_repo, exist_ok=True)
-            done = api.upload_folder(
-                repo_id=url.repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=options.get("revision") or given.revision,
-            )
+            return api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, **more)
         except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, ValueError) as error:
             raise ConfigError(
                 f"The model was not uploaded: {' '.join(str(error).split())} It is in {folder}. Log in with `hf auth "
                 "login` or give hub_token and hub_model_id, and call trainer.push_to_hub() again."
             ) from None
-        self.repo_id = done.repo_url.repo_id
-        return done
+
+
+class HubSaves(TrainerCallback):
+    """Uploads after each checkpoint, as `hub_strategy` says. An upload that fails cannot end the run.
+
+    Args:
+        hub: the model of the run. warn: is told of an upload that failed.
+    """
+
+    def __init__(self, hub: HubModel, warn: Callable[[str], None]) -> None:
+        self.hub, self.warn = hub, warn
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        checkpoint = Path(self.hub.config.run.output_dir) / f"checkpoint-{state.global_step}"
+        try:
+            self.hub.push_checkpoint(checkpoint.resolve(), state.global_step)
+        except ConfigError as error:
+            self.warn(str(error))
 
 
 def _facts(config: Config, algorithm: Any, task: str | None, base: str | None) -> list[str]:

@@ -18,8 +18,8 @@ from ..sampling.protocol import SamplingEngine
 from ..terminal import Terminal
 from ..trainer import Trainer
 from .checks import check_algorithm, check_made, check_overrides, check_trainer_arguments
-from .datasets import evaluation_sets, train_dataloader
-from .hub import HubModel
+from .datasets import evaluation_sets, named_sets, prompts_of, train_dataloader
+from .hub import HubModel, HubSaves
 from .result import EvaluationResult, TrainResult, evaluate_sets
 
 
@@ -33,7 +33,8 @@ class PolicyGradientTrainer(Trainer):
             config, or the task's own.
         args: `GRPOConfig(...)`, `RLOOConfig(...)`, `ReinforceConfig(...)` or a `Config`.
         train_dataset: a `datasets` object, or rows (dicts) with a `prompt` column; None = the config's.
-        eval_dataset: the same for held-out prompts; None = the config's, or rows held out of the training data.
+        eval_dataset: the same for held-out prompts, or several sets by name, of which the first (or the one that
+            metric_for_best_model names) decides; None = the config's, or rows held out of the training data.
         processing_class: the tokenizer; None = the model's own.
         peft_config: a peft config; the reference is then the model with the adapter off.
         tools: functions that the model may call through its chat template, or their addresses (docs/tools.md); None =
@@ -88,7 +89,7 @@ class PolicyGradientTrainer(Trainer):
     ) -> None:
         check_trainer_arguments(of_trl)
         check_overrides(self, PolicyGradientTrainer)
-        args = args or self.default_config()
+        args, named = named_sets(args or self.default_config(), eval_dataset)
         check_algorithm(type(self).__name__, args.algorithm.name, self.algorithms)
         super().__init__(
             args,
@@ -98,7 +99,7 @@ class PolicyGradientTrainer(Trainer):
             reward_funcs=reward_funcs,
             reward_tokenizers=reward_processing_classes,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset=next(iter(named.values())) if named else eval_dataset,
             callbacks=callbacks,
             tools=tools,
             environment_factory=environment_factory,
@@ -107,6 +108,9 @@ class PolicyGradientTrainer(Trainer):
             terminal=terminal,
             clock=clock,
         )
+        if named:
+            self.evaluator.name, *others = named
+            self.evaluator.others = {name: prompts_of(self, named[name], named) for name in others}
         self.output_dir = Path(self.config.run.output_dir)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         classes = reward_processing_classes
@@ -115,6 +119,8 @@ class PolicyGradientTrainer(Trainer):
         self.own_scheduler: Any
         self.own_optimizer, self.own_scheduler = optimizers or (None, None)
         self.hub = HubModel(self.config, self.context.spec, self.folder)
+        if self.hub.options.push and self.hub.options.strategy != "end":
+            self.callbacks.add(HubSaves(self.hub, self.context.terminal.warn))
         self.callbacks.emit = self.log
 
     # --- training and evaluation
@@ -293,6 +299,23 @@ class PolicyGradientTrainer(Trainer):
     def is_local_process_zero(self) -> bool:
         """Whether this is the first process of its machine."""
         return self.accelerator.is_local_main_process
+
+    def get_high_entropy_mask(self, entropies: torch.Tensor, mask: torch.Tensor, threshold: float) -> torch.Tensor:
+        """Returns the tokens of largest entropy over all ranks, bool (B, T).
+
+        Args:
+            entropies: of each token, nats (B, T).
+            mask: of the tokens that count (B, T).
+            threshold: share of the tokens that are left out, in [0, 1]; the token at it is kept.
+        """
+        inside = mask.bool()
+        everywhere = self.accelerator.gather(
+            self.accelerator.pad_across_processes(entropies.masked_fill(~inside, torch.nan), dim=1, pad_index=torch.nan)
+        )
+        known = everywhere[~everywhere.isnan()]
+        if not len(known):
+            return torch.zeros_like(inside)
+        return (entropies >= torch.quantile(known.float(), threshold)) & inside
 
     # --- callbacks and the log
 

@@ -67,6 +67,7 @@ class Callbacks:
         self.args, self.state, self.control = args, TrainerState(log_history=[]), TrainerControl()
         self.offered: dict[str, Any] = {"model": model, "processing_class": processing_class}
         self.offered.update(optimizer=None, lr_scheduler=None, train_dataloader=None, eval_dataloader=None)
+        self.by_name: dict[str, Evaluation] = {}  # the last of each set that has a name
         self.trl, self.emit = TrlLog(), self.write
         self.steps_per_epoch = 1.0
         self._began = (0, time.perf_counter())
@@ -188,6 +189,7 @@ class Callbacks:
             "train_runtime": round(seconds, 4),
             "train_samples_per_second": round(steps * completions_per_step / seconds, 3),
             "train_steps_per_second": round(steps / seconds, 3),
+            "total_flos": self.state.total_flos,
             "train_loss": self.trl.train_loss,
             "epoch": round(float(self.state.epoch), 4),
         }
@@ -195,10 +197,13 @@ class Callbacks:
         return of_run
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """An evaluation between two steps; the best before it is in the state."""
+        """An evaluation between two steps, and those of sets that have names; the best before it is in the state."""
         # EarlyStoppingCallback looks for what metric_for_best_model names behind `eval_`.
         also = {} if self.best is None else {f"eval_{self.best.metric}": evaluation.metrics()[self.best.metric]}
-        self.evaluated_as(named_evaluation(evaluation), also)
+        values = named_evaluation(evaluation)
+        for name, of_set in self.by_name.items():
+            values |= named_evaluation(of_set, f"eval_{name}")
+        self.evaluated_as(values, also)
         self._note_best()
 
     def evaluated_as(self, values: Mapping[str, float], also: Mapping[str, float] | None = None) -> None:

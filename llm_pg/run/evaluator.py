@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..config import ConfigError
+from ..config.check import best_metrics
 from ..config.schema import EvalConfig
 from ..evaluate import Evaluation, Judged, evaluate
 from ..model.policy import Policy
 from ..prompts import Prompt
 from ..rollout.collector import Collector
+from ..words import choices
 from .best import Best, load_weights
 from .callbacks import Callbacks
 from .context import RunContext
@@ -27,6 +29,8 @@ class Evaluator:
 
     Attributes:
         before: the evaluation before the first step. newest: the last one made, and its step.
+        name: of the held-out prompts, where there are several sets. others: the further sets by their names; they are
+            evaluated beside it and decide nothing.
         paused: a context inside which nothing is sampled in the background.
     """
 
@@ -45,6 +49,7 @@ class Evaluator:
         self.before: Evaluation | None = None
         self.newest: tuple[int, Evaluation] | None = None
         self.paused: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self.name, self.others = "", {}  # type: str, dict[str, Sequence[Prompt]]
 
     def evaluate(self, title: str = "Evaluation", prompts: Sequence[Prompt] | None = None) -> Evaluation:
         """Greedy and sampled pass rates and mean rewards on these prompts, else on the held-out ones, with intervals,
@@ -110,9 +115,15 @@ class Evaluator:
 
     def _on_all_ranks(self, title: str, step: int) -> Evaluation:
         ranks = self.context.ranks
+
+        def every() -> tuple[Evaluation, dict[str, Evaluation]]:
+            main = self.evaluate(f"{title}, {self.name}" if self.name else title)
+            return main, {name: self.evaluate(f"{title}, {name}", prompts) for name, prompts in self.others.items()}
+
         with self.policy.gathered():
-            own = ranks.together(lambda: self.evaluate(title))
-        result = ranks.gather(own)[0]  # a late reward may differ; what is the best is decided once
+            own = ranks.together(every)
+        result, others = ranks.gather(own)[0]  # a late reward may differ; what is the best is decided once
+        self.callbacks.by_name = {self.name: result, **others} if self.name else {}
         self.newest = step, result
         self._compare(step, result)
         return result
@@ -136,6 +147,14 @@ def make_best(context: RunContext, writer: ModelWriter) -> Best | None:
     metric = run.metric_for_best_model or ("eval/greedy" if run.load_best_model_at_end else None)
     if metric is None:
         return None
+    known = best_metrics(context.config)
+    if metric not in known:
+        raise ConfigError(
+            f"metric_for_best_model is {metric!r}, and there is no set of that name: {choices(metric, known)} "
+            "Several sets by name are an eval_dataset that is a dict."
+        )
+    if metric == "eval_reward":  # what `named_evaluation` logs by this name
+        metric = "eval/sampled_reward" if context.config.eval.eval_num_samples else "eval/reward"
     return Best(context.folder.best, metric, run.greater_is_better, writer.save, ranks)
 
 

@@ -6,6 +6,7 @@ hundredth of its time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,6 +146,7 @@ class Observers:
         kept = experience.rollouts.rows(rows)  # the others were dropped before any pass
         trained = tokens_to_train(kept.prompt_ids_B, int(kept.context_length_B.sum()))
         passes = self.learner.updater.num_iterations
+        self._flops = self.work.flops(passes * trained)
         memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
         return {
             "seconds": time.perf_counter() - self._step_began,
@@ -158,18 +160,19 @@ class Observers:
     def _write(self, values: dict[str, Any], experience: Experience, readable: list[dict[str, Any]]) -> None:
         """The step's line, from all ranks."""
         ranks, plan = self.context.ranks, self.context.plan
-        from_ranks = ranks.gather((values, experience.scores.problems, self.signals.received))
+        from_ranks = ranks.gather((values, experience.scores.problems, self.signals.received, self._flops))
+        self.callbacks.state.total_flos += math.fsum(flops for *_, flops in from_ranks)
         rows = [plan.num_generations * len(plan.share(rank, len(from_ranks))) for rank in range(len(from_ranks))]
         values = merge_metrics([each[0] for each in from_ranks], rows)
         self.callbacks.log(values)
         if self.metrics is not None:
             self.metrics.write(values)
             self._follow(values, readable)
-        for rank, (_, problems, _) in enumerate(from_ranks):
+        for rank, (_, problems, *_) in enumerate(from_ranks):
             for function, causes in problems.items():
                 where = f" (rank {rank})" if rank else ""
                 self.context.terminal.warn(f"Reward function {function}{where}: {causes}")
-        self.received = next((number for _, _, number in from_ranks if number is not None), None)
+        self.received = next((number for _, _, number, _ in from_ranks if number is not None), None)
 
     def _follow(self, values: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         terminal, step, now = self.context.terminal, int(values["step"]), time.perf_counter()

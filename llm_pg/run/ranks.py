@@ -101,8 +101,9 @@ def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[
         parts: the metrics of each rank; a name may be missing in some.
         rows: completions of each rank.
     """
+    extremes = _clip_extremes(parts, rows)
     if len(parts) == 1:
-        return dict(parts[0])
+        return {**parts[0], **extremes}
     out: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         holders = [(part, count) for part, count in zip(parts, rows, strict=True) if name in part]
@@ -122,6 +123,19 @@ def merge_metrics(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[
     for name in [name for name in out if (row := metric(name)) is not None and row.ranks == "deviation"]:
         of = name.removeprefix("rewards/").removesuffix("/std")
         out[name] = _deviation(parts, name, "reward" if name == "reward_std" else f"reward/{of}", out, rows)
+    return {**out, **extremes}
+
+
+def _clip_extremes(parts: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, float]:
+    """The least and the largest rank's own share of clipped tokens; the shares of `parts` are of the tokens of all."""
+    tokens = [part.get("completion_length", 0.0) * count for part, count in zip(parts, rows, strict=True)]
+    out: dict[str, float] = {}
+    for name, extreme in (("low_min", min), ("high_max", max)):
+        mean_name = f"clip_ratio/{name.partition('_')[0]}_mean"
+        if all(mean_name in part for part in parts) and all(tokens):
+            shares = [float(part[mean_name]) for part in parts]
+            own = [share * sum(tokens) / n for share, n in zip(shares, tokens, strict=True)]
+            out[f"clip_ratio/{name}"] = shares[0] if len(parts) == 1 else extreme(own)
     return out
 
 

@@ -292,6 +292,7 @@ def test_the_settings_of_a_relative_as_trl_writes_them_are_its_row(row: str, giv
             {"model_init_kwargs": {"torch_dtype": "bfloat16", "attn_implementation": "sdpa", "revision": "main"}},
             {"dtype": "bfloat16", "attn_implementation": "sdpa", "model_revision": "main"},
         ),
+        ({"generation_kwargs": {"num_beams": 1, "length_penalty": -0.1, "top_k": 5}}, {"top_k": 5}),
         ({"generation_kwargs": {"stop_strings": "END", "min_p": 0.1}}, {"stop": ["END"], "min_p": 0.1}),
         ({"chat_template_kwargs": '{"enable_thinking": false}'}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"activation_checkpointing": True}, {"gradient_checkpointing": True}),
@@ -354,3 +355,11 @@ def test_an_argument_of_the_trainer_that_is_refused_says_what_to_do(name: str) -
 def test_an_unknown_argument_of_the_trainer_gets_the_nearest_known_one() -> None:
     with pytest.raises(ConfigError, match=r"no argument 'peft_conf'.*Did you mean 'peft_config'"):
         check_trainer_arguments({"peft_conf": None})
+
+
+def test_a_reference_that_is_synced_has_trls_weight_with_rloo_where_none_is_given() -> None:
+    import trl
+
+    assert RLOOConfig(sync_ref_model=True).beta == trl.RLOOConfig(use_cpu=True, bf16=False).beta == 0.05
+    assert RLOOConfig(sync_ref_model=True, beta=0.2).beta == 0.2
+    assert RLOOConfig().beta == 0.0

@@ -38,6 +38,7 @@ class Hub:
         self.files: dict[str, bytes] = {}
         self.tokens: set[str] = set()
         self.refuses = False
+        self.commits: list[tuple[str, set[str]]] = []
 
 
 @pytest.fixture
@@ -77,8 +78,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 ]
                 return self.answer({"files": files})
             if "/commit/" in self.path:
-                for line in body.splitlines():
-                    entry = json.loads(line)
+                entries = [json.loads(line) for line in body.splitlines()]
+                title = next(e["value"]["summary"] for e in entries if e["key"] == "header")
+                state.commits.append((title, {e["value"]["path"] for e in entries if e["key"] == "file"}))
+                for entry in entries:
                     if entry["key"] == "file":
                         state.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
                 repository = self.path.removeprefix("/api/models/").partition("/commit/")[0]
@@ -149,3 +152,49 @@ def test_a_hub_that_refuses_leaves_the_model_where_it_is(trainer: Callable[..., 
     with pytest.raises(ConfigError, match=r"The model was not uploaded: .*It is in .*model"):
         made.push_to_hub()
     assert (made.folder.model / "model.safetensors").exists()
+
+
+OF_A_RUN = {"weights.safetensors", "optimizer.safetensors", "manifest.json"}  # what a run goes on with
+
+
+@pytest.mark.parametrize(
+    ("strategy", "folders"),
+    [
+        ("end", []),
+        ("every_save", []),
+        ("checkpoint", ["last-checkpoint", "last-checkpoint"]),
+        ("all_checkpoints", ["checkpoint-1", "checkpoint-2"]),
+    ],
+)
+def test_checkpoints_are_uploaded_as_hub_strategy_says(
+    trainer: Callable[..., Any], hub: Hub, strategy: str, folders: list[str]
+) -> None:
+    made = trainer(push_to_hub=True, hub_token="t", hub_strategy=strategy, save_steps=1, max_steps=2)
+    made.train()
+    models = [
+        files for title, files in hub.commits if title.startswith("Training in progress") and "config.json" in files
+    ]
+    assert len(models) == (0 if strategy == "end" else 2)
+    for files in models:
+        assert {"model.safetensors", "tokenizer_config.json"} <= files
+        assert not files & OF_A_RUN
+    whole = [files for title, files in hub.commits if title.endswith("checkpoint")]
+    assert [{name.split("/")[0] for name in files} for files in whole] == [{folder} for folder in folders]
+    for files in whole:
+        assert {name.split("/")[1] for name in files} >= OF_A_RUN
+    assert hub.commits[-1][0] == "End of training"
+    assert made.hub_model_id == "me/mine"
+
+
+def test_an_upload_of_a_checkpoint_that_fails_does_not_end_the_run(trainer: Callable[..., Any], hub: Hub) -> None:
+    made = trainer(push_to_hub=True, hub_token="t", save_steps=1, max_steps=2)
+    hub.refuses = True
+    with pytest.raises(ConfigError, match="The model was not uploaded"):
+        made.train()
+    assert made.state.global_step == 2
+    assert (made.folder.model / "model.safetensors").exists()
+
+
+def test_an_unknown_strategy_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"hub_strategy='every_safe' is refused: .*Did you mean 'every_save'"):
+        GRPOConfig(hub_strategy="every_safe")

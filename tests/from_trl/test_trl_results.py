@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.metrics import read_metrics
+from llm_pg.run.ranks import merge_metrics
 from llm_pg.terminal import Terminal
 from tests.tiny import SMALL_RUN, digits
 
@@ -29,13 +30,21 @@ def accurate(completions: list[str], log_metric: Any, **_: Any) -> list[float]:
 @pytest.fixture
 def trainer(make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
     def make(
-        kind: Any = GRPOTrainer, rewards: Any = digits, model: Any = None, optimizers: Any = None, **changes: Any
+        kind: Any = GRPOTrainer,
+        rewards: Any = digits,
+        model: Any = None,
+        optimizers: Any = None,
+        eval_dataset: Any = None,
+        callbacks: Any = None,
+        **changes: Any,
     ) -> Any:
         return kind(
             model=model or make_model("llama"),
             reward_funcs=rewards,
             args=GRPOConfig(str(tmp_path), **{**SETTINGS, **changes}),
             train_dataset=ROWS,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
             processing_class=tokenizer,
             optimizers=optimizers,
             terminal=Terminal(quiet=True),
@@ -118,9 +127,84 @@ def test_every_name_that_trl_logs_is_logged_here(
     made = trainer(**more)
     ours = made.train()
     missing = set(peer.state.log_history[0]) - set(made.state.log_history[0])
-    assert missing == {"clip_ratio/low_min", "clip_ratio/high_max"}  # extremes over micro-batches, which do not add up
-    assert set(theirs.metrics) - set(ours.metrics) == {"total_flos"}
-    assert set(peer.state.log_history[-1]) - set(made.state.log_history[-1]) - missing <= {"total_flos"}
+    assert missing == set()
+    assert set(theirs.metrics) - set(ours.metrics) == set()
+    assert set(peer.state.log_history[-1]) - set(made.state.log_history[-1]) == set()
+    weights = sum(p.numel() for n, p in made.model.named_parameters() if n.endswith("proj.weight"))
+    head = made.model.get_output_embeddings().weight.numel()
+    assert ours.metrics["total_flos"] == made.state.total_flos
+    assert 0 < made.state.total_flos <= 6 * (weights + head) * made.state.num_input_tokens_seen
+
+
+def test_of_one_rank_the_extremes_of_clipping_are_its_means_and_of_two_each_ranks_own_share() -> None:
+    parts = [
+        {"completion_length": 2.0, "clip_ratio/low_mean": 0.1, "clip_ratio/high_mean": 0.05},
+        {"completion_length": 6.0, "clip_ratio/low_mean": 0.3, "clip_ratio/high_mean": 0.0},
+    ]
+    alone = merge_metrics(parts[:1], [8])
+    assert (alone["clip_ratio/low_min"], alone["clip_ratio/high_max"]) == (0.1, 0.05)
+    both = merge_metrics(parts, [8, 8])  # 16 and 48 of 64 tokens: 6.4 of 16 were clipped below, 19.2 of 48
+    assert both["clip_ratio/low_min"] == pytest.approx(0.4)
+    assert both["clip_ratio/high_max"] == pytest.approx(0.2)  # 3.2 of 16
+    assert both["clip_ratio/low_mean"] == pytest.approx(0.4)
+
+
+# --- several sets, and the best
+
+
+def test_several_sets_are_evaluated_between_steps_each_by_its_name(trainer: Callable[..., Any]) -> None:
+    heard: list[dict[str, float]] = []
+
+    class Hears(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+            heard.append(metrics)
+
+    sets = {"low": ROWS[:4], "high": ROWS[-6:]}
+    made = trainer(
+        eval_dataset=sets, eval_strategy="steps", eval_steps=1, max_steps=3, eval_num_samples=2, callbacks=[Hears()]
+    )
+    made.train()
+    entries = [entry for entry in made.state.log_history if "eval_low_reward" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2]
+    for entry, given in zip(entries, heard, strict=True):
+        assert entry["eval_low_reward"] == entry["eval_reward"] == given["eval_low_reward"]
+        assert entry["eval_high_reward"] == given["eval_high_reward"]
+        assert "eval_high_pass@2" in entry
+    found = made.evaluate(sets)
+    assert set(found) >= {"eval_low_reward", "eval_high_reward"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "logged", "decides"),
+    [
+        ("eval_reward", "eval_reward", "low"),
+        ("reward", "eval_reward", "low"),
+        ("eval_greedy_reward", "eval_greedy_reward", "low"),
+        ("eval_high_reward", "eval_high_reward", "high"),
+        ("eval_high_greedy", "eval_high_greedy", "high"),
+    ],
+)
+def test_the_best_model_is_that_of_the_largest_logged_number_of_that_name(
+    trainer: Callable[..., Any], metric: str, logged: str, decides: str
+) -> None:
+    sets = {"low": ROWS[:4], "high": ROWS[-6:]}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "eval_num_samples": 2, "eval_on_start": False}
+    best = {"metric_for_best_model": metric, "load_best_model_at_end": True}
+    made = trainer(eval_dataset=sets, max_steps=4, learning_rate=0.1, **evaluated, **best)
+    made.train()
+    entries = [entry for entry in made.state.log_history if logged in entry]
+    assert made.evaluator.name == decides
+    assert len(entries) == 3
+    largest = max(entry[logged] for entry in entries)
+    assert made.state.best_metric >= largest - 1e-9
+    if made.state.best_global_step < 4:  # the evaluation after the last step is no entry
+        first = next(entry for entry in entries if entry[logged] == largest)
+        assert (made.state.best_metric, made.state.best_global_step) == (pytest.approx(largest), first["step"])
+
+
+def test_a_best_model_by_a_set_that_is_not_there_is_refused(trainer: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="'eval/hihg_reward', and there is no set of that name"):
+        trainer(eval_dataset={"high": ROWS}, eval_strategy="steps", metric_for_best_model="eval_hihg_reward")
 
 
 # --- evaluate()
@@ -276,3 +360,16 @@ def test_what_scripts_import_from_trl_is_imported_from_here_too() -> None:
 
     for name in ("ModelConfig", "ScriptArguments", "get_peft_config", "get_quantization_config", "get_dataset"):
         assert getattr(llm_pg, name) is getattr(trl, name)
+
+
+def test_the_tokens_of_largest_entropy_are_those_of_trls_method(trainer: Callable[..., Any]) -> None:
+    import trl
+
+    generator = torch.Generator().manual_seed(3)
+    entropy_BT = torch.rand(3, 7, generator=generator)
+    mask_BT = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    made = trainer()
+    for threshold in (0.0, 0.3, 0.8, 1.0):
+        theirs = trl.GRPOTrainer.get_high_entropy_mask(made, entropy_BT, mask_BT, threshold)
+        assert torch.equal(made.get_high_entropy_mask(entropy_BT, mask_BT.long(), threshold), theirs)
+    assert not made.get_high_entropy_mask(entropy_BT, torch.zeros_like(mask_BT), 0.5).any()

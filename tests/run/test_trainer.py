@@ -112,7 +112,7 @@ def short_of_five(completion: str, **row: Any) -> float:
 def test_a_dense_reward_is_told_held_out_everywhere_and_chooses_the_best_model(
     train: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"eval_steps": 1, "metric_for_best_model": "eval_reward", "max_completion_length": 6, "max_steps": 8}
+    given = {"eval_steps": 1, "metric_for_best_model": "eval_greedy_reward", "max_completion_length": 6, "max_steps": 8}
     trainer = train(reward=short_of_five, **given)
     folder, summary = trainer.folder.path, trainer.summary
     assert summary["pass_rate_after"] == 0.0

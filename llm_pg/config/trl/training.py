@@ -117,7 +117,9 @@ EVALUATION: dict[str, Word] = {
     "include_for_metrics": refused([], _COMPUTE),
     "batch_eval_metrics": refused(False, _COMPUTE),
     "load_best_model_at_end": same(False),
-    "metric_for_best_model": same(None, "a name of our evaluation: `eval_reward`, or `eval/greedy`, the pass rate"),
+    "metric_for_best_model": same(
+        None, "a name of our evaluation: `eval_reward`, `eval_<set>_reward`, or `eval/greedy`, the pass rate"
+    ),
     "greater_is_better": same(None, "None = True"),
 }
 SAVING: dict[str, Word] = {
@@ -138,8 +140,12 @@ SAVING: dict[str, Word] = {
     "hub_token": mapped(None, "None = that of `hf auth login`; it is never written"),
     "hub_private_repo": mapped(None, "of a repository that is made"),
     "hub_revision": mapped(None, "branch of the upload"),
-    "hub_strategy": refused("every_save", "the model is uploaded when a run ends; `end`", "end"),
-    "hub_always_push": idle(False, "the upload at the end is waited for"),
+    "hub_strategy": mapped(
+        "every_save",
+        "`every_save`: the model with each checkpoint too; `checkpoint`, `all_checkpoints`: and the checkpoint, to go "
+        "on from, as `last-checkpoint` or each by its step; `end`: when a run ends alone. One that fails warns",
+    ),
+    "hub_always_push": idle(False, "every upload is waited for"),
     "ignore_data_skip": refused(False, "a resumed run goes on bit for bit; leave it out"),
     "restore_callback_states_from_checkpoint": refused(
         False, "callbacks are made anew; let them read `state.log_history`"

@@ -22,6 +22,7 @@ BATCH_WORDS = (
     "generation_batch_size",
     "steps_per_generation",
 )
+HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 Values = dict[str, Any]
 
 
@@ -215,7 +216,7 @@ def _mapping(value: Any, name: str) -> Values:
 
 def _sampling(values: Values, schedule: TrlSchedule) -> None:
     for key, value in _mapping(values.pop("generation_kwargs", None), "generation_kwargs").items():
-        if key == "do_sample" and value in (True, None):
+        if value in _GENERATION_IDLE.get(key, ()) or key in _OF_BEAMS:
             continue
         if key not in _GENERATION_WORDS:
             raise _refusal(
@@ -231,6 +232,9 @@ def _sampling(values: Values, schedule: TrlSchedule) -> None:
             values[name] = _mapping(values[name], name)
 
 
+# Keywords of generate that ask for what is the case anyway, and those that only beam search reads.
+_GENERATION_IDLE: dict[str, tuple[Any, ...]] = {"do_sample": (True, None), "num_beams": (1, None), "use_cache": (True,)}
+_OF_BEAMS = ("length_penalty", "early_stopping")
 _GENERATION_WORDS = {
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
     **{"stop": "stop", "stop_strings": "stop", "max_new_tokens": "max_completion_length"},
@@ -282,8 +286,10 @@ def _objective(values: Values, schedule: TrlSchedule) -> None:
 def _watching(values: Values, schedule: TrlSchedule) -> None:
     if isinstance(values.get("log_completions"), bool) and not values.pop("log_completions"):
         values["log_completions"] = 0
-    for name in ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"):
-        values.pop(name, None)  # read of the config as they were given
+    for name in ("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"):
+        given = values.pop(name, None)  # read of the config as they were given
+        if name == "hub_strategy" and given is not None and given not in HUB_STRATEGIES:
+            raise _refusal(name, given, choices(given, HUB_STRATEGIES).rstrip("."))
     for theirs, ours in _RENAMED.items():
         if theirs in values:
             _say(values, ours, values.pop(theirs), theirs)
