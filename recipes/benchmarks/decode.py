@@ -7,6 +7,8 @@ cores, in float32 and bfloat16 (--vllm-eager true: not compiled), weights unchan
 and is checked, as in training.
 With --rows-at-once N instead rows that enter as others end, against batches of N one after the other; --ends-by T: half
 of the completions have ended by about T / 2 tokens, whatever --completion.
+With --cpu-engines true instead our engine with and without its compiled kernels beside engines that are made for CPUs
+(cpu_engines.py); --model FOLDER: of a chat model, prompts of about 46 tokens, instead of random weights.
 With --static true instead the steps of fixed shapes that a GPU records, here called one by one: as they stand, and the
 largest of them compiled (its seconds of compilation are distinguished, and its weights are read as they lie).
 """
@@ -28,9 +30,11 @@ from typing import Any
 
 import torch
 from common import make_model, now, shape_arguments, texts
-from transformers import GenerationConfig
+from cpu_engines import CTranslate2
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from llm_pg.model.loading import end_token_ids
 from llm_pg.sampling import lean as lean_layers
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
@@ -43,9 +47,12 @@ from llm_pg.sampling.vllm.engine import Settings
 
 def main() -> None:
     options = ("--others", "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager", "--static")
-    a = shape_arguments(__doc__, *options)
-    model, tokenizer = make_model(a.size, int(a.ends_by or a.completion))
-    ends = [tokenizer.eos_token_id]
+    a = shape_arguments(__doc__, *options, "--cpu-engines", "--model")
+    model, tokenizer = chat_model(a.model) if a.model else make_model(a.size, int(a.ends_by or a.completion))
+    ends = end_token_ids(model, tokenizer)
+    if a.cpu_engines:
+        measure(a, tokenizer, made_for_cpus(model, tokenizer, ends), base="plain layers, bf16")
+        return
     if a.rows_at_once:
         at_once = int(a.rows_at_once)
         refilled = NativeSampler(model, tokenizer, ends, at_once)
@@ -76,6 +83,40 @@ def main() -> None:
             server = VllmSampler(model, tokenizer, ends, settings=settings)
             engines[f"vllm, {dtype}"] = open_servers.enter_context(server)
         measure(a, tokenizer, engines)
+
+
+def chat_model(folder: str) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def made_for_cpus(model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, SamplingEngine]:
+    """Ours, and of the others those that are installed."""
+    half = torch.bfloat16
+    engines: dict[str, SamplingEngine] = {
+        "kernels, bf16": NativeSampler(model, tokenizer, ends, dtype=half),
+        "plain layers, bf16": NativeSampler(model, tokenizer, ends, dtype=half, compiled=False),
+        "kernels, float32": NativeSampler(model, tokenizer, ends),
+        "plain layers, float32": NativeSampler(model, tokenizer, ends, compiled=False),
+    }
+    for compute_type in ("float32", "int8"):
+        try:
+            engines[f"ctranslate2, {compute_type}"] = CTranslate2(model, tokenizer, ends, compute_type)
+        except (ImportError, RuntimeError) as error:  # not installed, or it cannot convert this tokenizer
+            print(f"ctranslate2, {compute_type}: left out, {error}", file=sys.stderr)
+    return engines
+
+
+def questions(tokenizer: Any, count: int, seed: int) -> list[list[int]]:
+    """Sums in words, in the chat template."""
+    g = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        x, y = (int(torch.randint(100, (), generator=g)) for _ in range(2))
+        text = f"Add {x} and {y}. Say how you do it in one sentence, then give the sum."
+        message = [{"role": "user", "content": text}]
+        made.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return made
 
 
 class StaticCache(GenerateSampler):
@@ -165,7 +206,10 @@ def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, SamplingEn
     speed: dict[str, list[float]] = {name: [] for name in engines}
     params = SamplingParams(max_completion_length=a.completion)
     for step in range(a.steps + 1):
-        ids = [tokenizer(p)["input_ids"] for p in texts(a.prompts, a.prompt_len, step)]
+        if a.model:
+            ids = questions(tokenizer, a.prompts, step)
+        else:
+            ids = [tokenizer(p)["input_ids"] for p in texts(a.prompts, a.prompt_len, step)]
         keys = stream_key(0, step, torch.arange(a.prompts).unsqueeze(1), torch.arange(a.group)).reshape(-1)
         for name, engine in engines.items():
             start = now()
