@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from llm_pg import RLOOConfig
 from llm_pg.model.loading import load_model, load_tokenizer
 from llm_pg.rewards import Scorer
-from llm_pg.run.warm_start import warm_start
+from llm_pg.run.before.warm_start import warm_start
 from reward_fns.sort_letters import prompts
 
 MODEL = {

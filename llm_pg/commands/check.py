@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Config
 from ..doctor import arithmetic, examine_config, show
-from ..run.preflight import check_inputs, check_room, task_rewards
+from ..run.before.preflight import check_inputs, check_room, task_rewards
 
 if TYPE_CHECKING:
     from ..rewards.audit.probes import ProbeFinding
@@ -48,7 +48,7 @@ def _audit(config: Config, count: int) -> bool:
     from ..rewards.audit.tries import audit_rewards, spread
     from ..rewards.scorer import Scorer
     from ..rewards.tally import RewardError
-    from ..run.auditing import can_be_tried
+    from ..run.before.auditing import can_be_tried
 
     if not can_be_tried(config):
         print("\nAudit: not made, as an environment gives the rewards itself.")

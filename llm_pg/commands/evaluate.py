@@ -72,9 +72,9 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     from ..model.bars import no_progress_bars
     from ..model.loading import context_length, default_device, load_model, load_tokenizer
     from ..prompts import load_held_out
+    from ..run.before.fit_to_prompts import fit_to_prompts
     from ..run.build import make_collector, make_scorer
     from ..run.evaluator import evaluate_held_out
-    from ..run.fitting import fit_to_prompts
     from ..run.tools import check_conversations, make_toolbox, show_tools
 
     clock = clock or Clock()

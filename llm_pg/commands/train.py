@@ -23,7 +23,7 @@ def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bo
     terminal.say(clean.text(f"llm-pg {__version__}: {_in_short(config)}"))
     clock = Clock(terminal.phase)
     with terminal.during("check"):
-        from ..run.preflight import preflight
+        from ..run.before.preflight import preflight
 
         preflight(config, resume=bool(resume))
     clean.guard_process()

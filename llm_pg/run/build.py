@@ -24,9 +24,9 @@ from ..rollout.episodes import EpisodeCollector, ToolCollector
 from ..rollout.reading import make_reader
 from ..sampling.protocol import SamplingEngine, SamplingParams
 from ..words import choices
+from .before.preflight import task_rewards
 from .context import RunContext
 from .engines import make_sampler
-from .preflight import task_rewards
 from .tools import make_partner
 
 

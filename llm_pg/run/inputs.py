@@ -18,8 +18,8 @@ from ..model.teacher import ScoresTokens, Teacher
 from ..prompts import Prompt, load_prompts
 from ..prompts.sources import read_object
 from ..sampling.vllm.teacher import ServedTeacher
+from .before.fit_to_prompts import fit_to_prompts
 from .context import RunContext
-from .fitting import fit_to_prompts
 from .other_parts import other_parts
 
 

@@ -25,7 +25,9 @@ from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
 from . import checkpoint_files, provenance
-from .auditing import audit_run
+from .before.auditing import audit_run
+from .before.rehearsal import rehearse_end
+from .before.trial import expected_seconds, try_longest_batch
 from .callbacks import Callbacks
 from .checkpointer import Checkpointer
 from .context import RunContext
@@ -37,11 +39,9 @@ from .lock import FolderLock
 from .model_writer import ModelWriter
 from .observers import Observers
 from .profiling import Profiler
-from .rehearsal import rehearse_end
 from .sources import AllRanks, in_flight, make_ahead, make_source, put_back
 from .start import check_same_start, make_learner, start_policy
 from .summary import run_summary
-from .trial import expected_seconds, try_longest_batch
 
 STEP_STREAM = 4
 

@@ -113,7 +113,7 @@ import json, os, sys
 sys.modules["torch"] = None
 from llm_pg.cli import main
 from llm_pg.config import arguments, load_config
-from llm_pg.run import preflight
+from llm_pg.run.before import preflight
 for line in sys.stdin:
     words, *files = json.loads(line)
     child = os.fork()
@@ -223,7 +223,7 @@ def test_help_comes_without_torch(run: Callable[..., Done]) -> None:
 
 def test_a_good_config_passes_all_that_is_checked_before_torch(config: Path) -> None:
     from llm_pg.config import load_config
-    from llm_pg.run.preflight import preflight
+    from llm_pg.run.before.preflight import preflight
 
     preflight(load_config(config, [f"output_dir={config.parent}/runs"]))
 

@@ -266,7 +266,7 @@ def test_an_environment_that_cannot_be_made_is_told_before_the_run(
     spec: str, options: dict[str, Any] | None, words: str
 ) -> None:
     from llm_pg.config import Config, ConfigError
-    from llm_pg.run.preflight import check_inputs
+    from llm_pg.run.before.preflight import check_inputs
 
     config = Config()
     config.model.make = {"model_type": "llama"}

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from llm_pg.cli import main
 from llm_pg.config import ConfigError
 from llm_pg.rewards import RewardError
-from llm_pg.run import checkpoint_files, lock, rehearsal
+from llm_pg.run import checkpoint_files, lock
+from llm_pg.run.before import rehearsal
 from llm_pg.run.checkpoint_files import CheckpointError, RunState
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.lock import FolderLock

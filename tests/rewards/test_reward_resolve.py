@@ -14,7 +14,7 @@ import pytest
 from llm_pg.config import ConfigError, load_config
 from llm_pg.rewards import Scorer, resolve, resolve_all, specs
 from llm_pg.rewards.loading import has_main_guard, target_of
-from llm_pg.run.preflight import check_inputs
+from llm_pg.run.before.preflight import check_inputs
 from reward_fns.text import exact_match
 
 SPECIMENS = str(Path(__file__).parent / "reward_specimens.py")

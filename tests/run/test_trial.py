@@ -15,8 +15,8 @@ from rich.console import Console
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.model.critic import Critic
 from llm_pg.model.policy import Policy
+from llm_pg.run.before.trial import LARGE, Trial, expected_seconds, longest_rollouts, try_longest, wanted
 from llm_pg.run.guard import RunStopped
-from llm_pg.run.trial import LARGE, Trial, expected_seconds, longest_rollouts, try_longest, wanted
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.terminal import Terminal
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm_pg.config.load import check_values
-from llm_pg.run.warm_start import warm_start
+from llm_pg.run.before.warm_start import warm_start
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -16,8 +16,8 @@ from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import Config, ConfigError
 from llm_pg.config.load import load_config
 from llm_pg.metrics import read_metrics
+from llm_pg.run.before.preflight import check_inputs
 from llm_pg.run.engines import vllm_settings
-from llm_pg.run.preflight import check_inputs
 from llm_pg.sampling.protocol import SamplingParams
 from llm_pg.sampling.random import stream_key
 from llm_pg.sampling.vllm import EngineError, VllmSampler, colocated

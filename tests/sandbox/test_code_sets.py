@@ -10,7 +10,7 @@ import pytest
 from llm_pg.config import Config, ConfigError
 from llm_pg.rewards import Scorer
 from llm_pg.rewards.specs import resolve
-from llm_pg.run.preflight import check_inputs
+from llm_pg.run.before.preflight import check_inputs
 from recipes.benchmarks.humaneval_judge import LOOP, Judged, is_right, judge, judge_all, programs, read_problems
 from reward_fns.code_sets import apps_tests, complete, humaneval_tests, mbpp_tests
 

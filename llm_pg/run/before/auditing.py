@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..config import Config
-from ..prompts import Prompt
-from ..rewards.audit.tries import audit_rewards, spread
-from ..rewards.scorer import Scorer
-from ..rewards.tally import RewardError
-from .guard import RunStopped
+from ...config import Config
+from ...prompts import Prompt
+from ...rewards.audit.tries import audit_rewards, spread
+from ...rewards.scorer import Scorer
+from ...rewards.tally import RewardError
+from ..guard import RunStopped
 
 ROWS = 32
 SECONDS = 2.0

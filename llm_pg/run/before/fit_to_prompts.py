@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..config import Config
-from ..model.attention import core_of
-from ..model.loading import end_token_ids
-from ..model.rotary import fix_frequencies
-from ..prompts import Prompt
-from ..prompts.template import end_of_turn
+from ...config import Config
+from ...model.attention import core_of
+from ...model.loading import end_token_ids
+from ...model.rotary import fix_frequencies
+from ...prompts import Prompt
+from ...prompts.template import end_of_turn
 
 LOOKED_AT = 64  # prompts by which it is decided whether they are in the form of the chat template
 

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from ..config import Config, ConfigError
-from ..prompts import task_demonstrations
-from ..prompts.files import read_files
+from ...config import Config, ConfigError
+from ...prompts import task_demonstrations
+from ...prompts.files import read_files
 
 
 def demonstrations(config: Config, held_out: Collection[str]) -> list[dict[str, Any]]:

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import Config
-from ..distributed.tensors import shape_of
-from ..doctor import arithmetic
-from ..doctor.sizes import Sizes, training_bytes
-from ..learner.learner import Learner
-from ..model.policy import Policy
-from ..prompts import Prompt
-from ..rollouts import TextRollouts
-from .context import RunContext
-from .guard import RunStopped
-from .throughput import wait
+from ...config import Config
+from ...distributed.tensors import shape_of
+from ...doctor import arithmetic
+from ...doctor.sizes import Sizes, training_bytes
+from ...learner.learner import Learner
+from ...model.policy import Policy
+from ...prompts import Prompt
+from ...rollouts import TextRollouts
+from ..context import RunContext
+from ..guard import RunStopped
+from ..throughput import wait
 
 LARGE = 50_000_000  # parameters from which a trial on the CPU is worth its seconds
 LEAST_TRAINED = 0.25  # share of a step's groups with a signal, where few have one; the others are dropped

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError
-from ..distributed.tensors import shape_of
-from ..model.merging import rehearse_merge
-from .folder import said_by_disk
+from ...config import ConfigError
+from ...distributed.tensors import shape_of
+from ...model.merging import rehearse_merge
+from ..folder import said_by_disk
 
 
 def rehearse_end(

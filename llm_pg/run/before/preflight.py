@@ -9,20 +9,20 @@ from typing import Any
 
 from reward_fns.registry import tasks
 
-from ..config import Config, ConfigError
-from ..config.check import resolve_spec
-from ..config.combinations import require_teacher
-from ..config.load import check_model
-from ..config.vllm import check_vllm
-from ..doctor.sizes import checkpoint_bytes
-from ..environments.episode import as_reward_function
-from ..environments.protocol import ENVIRONMENTS
-from ..prompts import check_data
-from ..rewards.scorer import Scorer
-from ..rewards.specs import resolve_all
-from ..rewards.tally import RewardError
-from .folder import RunFolder
-from .tracker_kinds import check_trackers
+from ...config import Config, ConfigError
+from ...config.check import resolve_spec
+from ...config.combinations import require_teacher
+from ...config.load import check_model
+from ...config.vllm import check_vllm
+from ...doctor.sizes import checkpoint_bytes
+from ...environments.episode import as_reward_function
+from ...environments.protocol import ENVIRONMENTS
+from ...prompts import check_data
+from ...rewards.scorer import Scorer
+from ...rewards.specs import resolve_all
+from ...rewards.tally import RewardError
+from ..folder import RunFolder
+from ..tracker_kinds import check_trackers
 
 
 def task_rewards(config: Config) -> list[Any]:
