@@ -1,17 +1,16 @@
-"""A tiny model learns to call a tool with the right argument, on a CPU: as a function, as an environment, over MCP.
+"""A tiny model calls a tool, on a CPU: as a function, as an environment, over MCP.
 
-    python tool_calls.py [function | environment | mcp] [max_steps=80 ...]
+    python tool_calls.py [function | environment | mcp] [max_steps=40 ...]
 
-A question names three letters and marks one, the tool tells the code of a letter, and the code of the marked one is the
-answer, which is paid only after a call. Demonstrations at the start look up any of the three letters, so that the model
-knows the form of a call and has to find out by its reward which letter to ask for.
+A question names one of four boxes, the tool tells the digit in a box, and that digit is the answer, which is paid only
+after a call. Demonstrations at the start look into any of the four boxes, so that the model knows the form of a call
+and has to find out by its reward which box to ask for.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import string
 import sys
 import time
 import zlib
@@ -23,45 +22,45 @@ from llm_pg.config import Config, load_config
 from llm_pg.metrics import read_metrics
 
 KINDS = ("function", "environment", "mcp")
+BOXES = 4
 
 
-def look(x: str) -> str:
-    """Tells the code of a letter.
+def look(x: int) -> str:
+    """Tells the digit in a box.
 
     Args:
-        x: the letter
+        x: number of the box
     """
-    return str(zlib.crc32(x.encode()) % 10)
+    return str(zlib.crc32(str(x).encode()) % 10)
 
 
 def answered(completions: list[Any], answer: list[str]) -> list[float]:
     """1 for the right answer after a call."""
-    return [
-        float(len(said) > 1 and said[-1]["content"] == right) for said, right in zip(completions, answer, strict=True)
-    ]
+    pairs = zip(completions, answer, strict=True)
+    return [float(len(said) > 1 and said[-1]["content"] == right) for said, right in pairs]
 
 
-class Codebook:
-    """The same tool as an environment: each episode has its own codes, which its row gives."""
+class Boxes:
+    """The same tool as an environment: each episode has its own digits, which its row gives."""
 
-    def reset(self, letters: list[str], codes: list[str], **row: Any) -> None:
-        self.codes, self.asked = dict(zip(letters, codes, strict=True)), []  # type: dict[str, str], list[str]
+    def reset(self, digits: list[str], **row: Any) -> None:
+        self.digits, self.opened = digits, []  # type: list[str], list[int]
 
-    def look(self, x: str) -> str:
-        """Tells the code of a letter.
+    def look(self, x: int) -> str:
+        """Tells the digit in a box.
 
         Args:
-            x: the letter
+            x: number of the box
         """
-        self.asked.append(x)
-        return self.codes[x]
+        self.opened.append(x)
+        return self.digits[x]
 
 
-def asked_once(environments: list[Codebook], completions: list[Any], answer: list[str]) -> list[float]:
-    """1 for the right answer after a single look-up: a reward that reads the environments."""
+def opened_once(environments: list[Boxes], completions: list[Any], answer: list[str]) -> list[float]:
+    """1 for the right answer after a single look: a reward that reads the environments."""
     return [
-        float(completion[-1]["content"] == right and len(environment.asked) == 1)
-        for environment, completion, right in zip(environments, completions, answer, strict=True)
+        float(said[-1]["content"] == right and len(environment.opened) == 1)
+        for environment, said, right in zip(environments, completions, answer, strict=True)
     ]
 
 
@@ -69,30 +68,28 @@ def serve() -> None:
     """The same tool as an MCP server, over stdin and stdout."""
     from mcp.server.mcpserver import MCPServer
 
-    server = MCPServer("codes")
+    server = MCPServer("boxes")
     server.tool()(look)
     server.run("stdio")
 
 
 def make_rows(count: int, rng: random.Random, secret: bool) -> list[dict[str, Any]]:
-    """Questions with their answers. secret: the codes are drawn for each row, and only its environment knows them."""
+    """Questions with their answers. secret: the digits are drawn for each row, and only its environment knows them."""
     rows = []
-    for _ in range(count):
-        letters = rng.sample(string.ascii_lowercase, 3)
-        codes = [str(rng.randrange(10)) if secret else look(letter) for letter in letters]
-        right = rng.randrange(3)
-        question = "".join(letter + " !"[place == right] for place, letter in enumerate(letters))
-        prompt = [{"role": "user", "content": question}]
-        rows.append({"prompt": prompt, "answer": codes[right], "letters": letters, "codes": codes})
+    for place in range(count):
+        digits = [str(rng.randrange(10)) if secret else look(x) for x in range(BOXES)]
+        asked = rng.randrange(BOXES)
+        prompt = [{"role": "user", "content": f"{place:04d} box {asked}?"}]
+        rows.append({"prompt": prompt, "answer": digits[asked], "digits": digits})
     return rows
 
 
 def demonstration(row: dict[str, Any], rng: random.Random) -> dict[str, str]:
-    """A conversation that looks up any of the letters and repeats its code, as the template writes it."""
-    place = rng.randrange(3)
-    call = json.dumps({"name": "look", "arguments": {"x": row["letters"][place]}})
-    code = row["codes"][place]
-    said = f"<tool_call>{call}</tool_call><eos>\n[{code}]\na:{code}"
+    """A conversation that looks into any of the boxes and repeats its digit, as the template writes it."""
+    x = rng.randrange(BOXES)
+    call = json.dumps({"name": "look", "arguments": {"x": x}})
+    digit = row["digits"][x]
+    said = f"<tool_call>{call}</tool_call><eos>\n[{digit}]\na:{digit}"
     return {"prompt": f"look\nu:{row['prompt'][0]['content']}\na:", "completion": said}
 
 
@@ -104,10 +101,10 @@ def configured(kind: str, overrides: list[str], folder: Path) -> Config:
     rows = make_rows(2048, rng, kind == "environment")
     demos.write_text("".join(json.dumps(demonstration(row, rng)) + "\n" for row in rows))
     here = Path(__file__).resolve()
-    server = {"codes": {"command": sys.executable, "args": [str(here), "serve"]}}
+    server = {"boxes": {"command": sys.executable, "args": [str(here), "serve"]}}
     of_kind = {
         "function": [f"tools=[{here}:look]", f"reward_funcs=[{here}:answered]"],
-        "environment": [f"environment_factory={here}:Codebook", f"reward_funcs=[{here}:asked_once]"],
+        "environment": [f"environment_factory={here}:Boxes", f"reward_funcs=[{here}:opened_once]"],
         "mcp": [f"mcp_servers={json.dumps(server)}", f"reward_funcs=[{here}:answered]"],
     }[kind]
     given = [*of_kind, f"warm_start_data_files={demos}", f"run_name=tool_calls_{kind}", "log_completions=2", *overrides]
