@@ -253,7 +253,7 @@ class TrainConfig(Section):
         description="Autocast to bfloat16 where tokens are sampled, scored and trained; sampler_gap tells how far "
         "sampling and training then differ.",
     )
-    fp16: bool = Field(False, description="Autocast to float16 with loss scaling (CUDA).")
+    fp16: bool = Field(False, description="Autocast to float16 with loss scaling.")
     exact_on_policy: bool = Field(
         False,
         description="Sample by the trainer's own numbers, so that the ratio of the two is exactly 1 and sampler_gap 0; "

@@ -222,9 +222,13 @@ def whole_models() -> Iterator[None]:
 
 def make_strategy(accelerator: Any) -> Strategy:
     """How an update is spread over the processes that accelerate has started, as the launcher asked for it."""
+    import torch
+
     device = accelerator.device
+    # accelerate makes none on a CPU, where float16 needs one as well.
+    scaler = torch.amp.GradScaler(device.type) if accelerator.mixed_precision == "fp16" else None
     if accelerator.num_processes == 1:
-        return Strategy(device, accelerator.scaler)
+        return Strategy(device, scaler)
     if sharding_asked():
         from accelerate.utils import FullyShardedDataParallelPlugin
 
@@ -238,4 +242,4 @@ def make_strategy(accelerator: Any) -> Strategy:
         )
     if deepspeed_asked():
         return Zero3(device) if zero_stage() == 3 else Zero(device, zero_stage())
-    return DataParallel(device, accelerator.scaler)
+    return DataParallel(device, scaler)

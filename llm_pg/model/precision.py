@@ -43,6 +43,11 @@ def compute_in(config: Config, half: torch.dtype | None, *, scales_losses: bool)
     train.fp16 = half is torch.float16 and scales_losses
 
 
+def products_of(config: Config) -> torch.dtype | None:
+    """The type that matrix products are computed in, of sampling as of training; None = that of the weights."""
+    return torch.bfloat16 if config.train.bf16 else torch.float16 if config.train.fp16 else None
+
+
 @torch.no_grad()
 def hold_trained_in_float32(model: Any, *, autocast: bool) -> str | None:
     """Holds every trained weight in float32, in place.

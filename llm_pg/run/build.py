@@ -52,7 +52,7 @@ def make_policy(context: RunContext, model: Any, tokenizer: Any) -> Policy:
             model,
             params=sampling_params(config),
             tokenizer=tokenizer,
-            autocast=context.accelerator.autocast,
+            autocast=context.autocast,
             packing=config.train.packing,
             router_aux_loss_coef=config.train.router_aux_loss_coef,
             exact_on_policy=config.train.exact_on_policy,

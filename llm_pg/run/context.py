@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
@@ -28,7 +32,7 @@ from ..distributed.network import INTERFACE, choose_interface
 from ..distributed.strategy import Strategy
 from ..metrics import Clock
 from ..model.loading import incoming_half
-from ..model.precision import compute_in
+from ..model.precision import compute_in, products_of
 from ..terminal import Terminal, make_terminal
 from .folder import RunFolder
 from .ranks import Ranks
@@ -59,6 +63,13 @@ class RunContext:
     terminal: Terminal
     redactor: Redactor
     clock: Clock
+
+    @property
+    def autocast(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+        """Context of the forward passes. accelerate's own computes float16 as float32 on a CPU, without a word."""
+        half = products_of(self.config)
+        device = self.accelerator.device.type
+        return contextlib.nullcontext if half is None else functools.partial(torch.autocast, device, half)
 
     @property
     def critic_only_steps(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from ..config import Config, ConfigError
 from ..config.engines import ENGINES
 from ..model.loading import end_token_ids
+from ..model.precision import products_of
 from ..sampling.exact import ExactSampler
 from ..sampling.generate import GenerateSampler
 from ..sampling.native import NativeSampler
@@ -55,11 +56,6 @@ def _of_servers(config: Config, ranks: Ranks | None, say: Callable[[str], None] 
     if ranks is None:
         return options
     return options | {"folder": RunFolder(config).path / "vllm" / (f"rank{number}" if count > 1 else "")}
-
-
-def products_of(config: Config) -> torch.dtype | None:
-    """The type that matrix products are computed in, of sampling as of training; None = that of the weights."""
-    return torch.bfloat16 if config.train.bf16 else torch.float16 if config.train.fp16 else None
 
 
 def vllm_settings(config: Config, number: int = 0, count: int = 1) -> Settings:

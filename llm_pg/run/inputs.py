@@ -120,7 +120,7 @@ def load_run_prompts(
 
 
 def _check_model(context: RunContext, model: Any) -> None:
-    config, autocast = context.config, context.accelerator.autocast
+    config, autocast = context.config, context.autocast
     if has_adapter(model):
         check_passes(model, autocast)
     if config.model.disable_dropout:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.metrics import read_metrics
@@ -181,3 +182,26 @@ def test_only_the_tokens_of_largest_entropy_keep_their_weight(run: Callable[...,
     assert 0 < sum(map(bool, told)) < 0.5 * sum(bool(weight) for _, weight in tokens)
     differ = sum(a != pytest.approx(b, abs=1e-4) for a, b in zip(told, expected, strict=True))
     assert differ <= 1  # the token at the quantile itself
+
+
+def test_fp16_on_a_cpu_computes_in_float16_under_a_loss_scale(
+    make_model: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    model, types = make_model("llama"), set()
+
+    def hears(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        types.update({output.dtype} if output.requires_grad else {})
+
+    model.model.layers[0].mlp.down_proj.register_forward_hook(hears)
+    args = GRPOConfig(str(tmp_path), **SMALL, fp16=True, save_steps=3)
+    quiet = Terminal(quiet=True)
+    trainer = GRPOTrainer(
+        model=model, reward_funcs=letters, args=args, train_dataset=ROWS, processing_class=tokenizer, terminal=quiet
+    )
+    types.clear()  # of trials in other types
+    trainer.train()
+    lines = read_metrics(trainer.folder.metrics)
+    assert types == {torch.float16}
+    assert all(line["sampler_gap"] < 0.01 for line in lines)
+    numbers = json.loads((trainer.folder.checkpoints / "step-000003" / "numbers.json").read_text())
+    assert numbers["scaler"]["scale"] > 1
