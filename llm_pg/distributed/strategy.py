@@ -216,10 +216,10 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     All weights share one table of 8-bit numbers in bitsandbytes' optimisers.
     """
-    seen: set[tuple[torch.device, int]] = set()
+    seen: set[int] = set()
     out = {}
     for name, x in tensors.items():
-        place = (x.device, x.untyped_storage().data_ptr())
+        place = x.untyped_storage()._cdata  # of the memory itself, also where a tensor has no address
         out[name] = x.clone() if place in seen else x
         seen.add(place)
     return out

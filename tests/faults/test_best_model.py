@@ -108,12 +108,13 @@ def test_a_full_disk_leaves_the_best_before_and_the_run_goes_on(tmp_path: Path) 
 def test_all_ranks_judge_by_the_evaluation_of_the_first() -> None:
     """A reward that is late on one rank alone must not make that one alone save: shards are saved by all together."""
     seen: list[Evaluation] = []
-    ranks = SimpleNamespace(together=lambda work: work(), gather=lambda value: [of(0.9), value])
+    ranks = SimpleNamespace(together=lambda work: work(), gather=lambda value: [(of(0.9), {}), value])
     config = check_values({"num_eval_prompts": 1})
     context: Any = SimpleNamespace(ranks=ranks, config=config, folder=RunFolder(config), terminal=Terminal.silent())
     policy: Any = SimpleNamespace(gathered=contextlib.nullcontext)
-    second_rank = Evaluator(context, None, [None], policy, None, None)  # type: ignore[arg-type, list-item]
-    second_rank.evaluate = lambda title="": of(0.1)  # type: ignore[method-assign]
+    callbacks: Any = SimpleNamespace(by_name=None)
+    second_rank = Evaluator(context, None, [None], policy, None, callbacks)  # type: ignore[arg-type, list-item]
+    second_rank.evaluate = lambda title="", prompts=None: of(0.1)  # type: ignore[method-assign]
     second_rank.best = SimpleNamespace(observe=lambda _, result: seen.append(result), problem="")  # type: ignore[assignment]
     result = second_rank.after_training(1)
     assert result is not None

@@ -60,7 +60,8 @@ def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
     told = lines(tmp_path / "ahead")
     assert [line.pop("staleness") for line in told] == [0] * 6
     assert ahead.run.source.ahead.engine.child.process.returncode is not None  # no process stays behind
-    assert told == lines(tmp_path / "synchronous")
+    for one, other in zip(told, lines(tmp_path / "synchronous"), strict=True):
+        assert {name: (value, other.get(name)) for name, value in one.items() if value != other.get(name)} == {}
     assert weights(tmp_path / "ahead") == weights(tmp_path / "synchronous")
 
 
