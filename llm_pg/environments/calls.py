@@ -25,7 +25,7 @@ _PROBES = {"string": "seven", "integer": 7, "number": 7.5, "boolean": True}
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A tool's name, and its arguments by their names."""
 
     name: str
@@ -37,7 +37,7 @@ class Turn:
     """What the model said: as a message, with `tool_calls` where there are any, and the calls themselves."""
 
     message: dict[str, Any]
-    calls: tuple[Call, ...]
+    calls: tuple[ToolCall, ...]
 
 
 class CallReader:
@@ -102,7 +102,7 @@ class CallReader:
         A call that the template writes must come back as it was given.
         """
         function = self.schemas[0]["function"]
-        given = Call(function["name"], _probe(function))
+        given = ToolCall(function["name"], _probe(function))
         calls = [{"type": "function", "function": {"name": given.name, "arguments": given.arguments}}]
         turns: list[dict[str, Any]] = [
             {"role": "user", "content": "?"},
@@ -162,7 +162,7 @@ def _probe(function: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kinds.items() if value is not None}
 
 
-def _calls(message: Mapping[str, Any] | None) -> tuple[Call, ...] | None:
+def _calls(message: Mapping[str, Any] | None) -> tuple[ToolCall, ...] | None:
     """The calls of a message; None where one has no name, or arguments without names."""
     calls = []
     for each in (message or {}).get("tool_calls") or []:
@@ -170,5 +170,5 @@ def _calls(message: Mapping[str, Any] | None) -> tuple[Call, ...] | None:
         name, arguments = function.get("name"), function.get("arguments") or {}
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             return None
-        calls.append(Call(name, dict(arguments)))
+        calls.append(ToolCall(name, dict(arguments)))
     return None if not calls else tuple(calls)

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 from ..prompts.prompt import Prompt
 from ..rewards.scorer import Scorer
-from .calls import Call, CallReader
-from .running import Result, ToolRunner
+from .calls import CallReader, ToolCall
+from .running import ToolResult, ToolRunner
 from .toolbox import Toolbox
 from .writing import TurnWriter
 
 
 @dataclass(frozen=True)
-class Answer:
+class PartnerAnswer:
     """What follows a turn.
 
     Attributes:
@@ -54,7 +54,7 @@ class Partner(Protocol):
         """Episodes begin; each may get another prompt here."""
         ...
 
-    def answer(self, speaking: Sequence[Any], cut: Sequence[bool]) -> list[Answer]:
+    def answer(self, speaking: Sequence[Any], cut: Sequence[bool]) -> list[PartnerAnswer]:
         """What follows the newest turn of each. cut: that turn was cut by a limit, and nothing can follow it."""
         ...
 
@@ -77,7 +77,7 @@ class EnvironmentPartner:
     def begin(self, episodes: Sequence[Speaker], step: int) -> None:
         self._batch, self._step, self._problems = self._batch + 1, step, {}
 
-    def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[Answer]:
+    def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[PartnerAnswer]:
         scores = self.scorer.grade(
             [episode.prompt.messages or episode.prompt.text for episode in speaking],
             [episode.turns[-1] for episode in speaking],
@@ -96,17 +96,17 @@ class EnvironmentPartner:
         for name, causes in scores.problems.items():
             self._problems.setdefault(name, Counter()).update(causes)
         return [
-            Answer(reward=None)
+            PartnerAnswer(reward=None)
             if reward is None
             else self._answer(episode, reward, *(scores.extra[name][row] for name in ("reply", "role", "done")))
             for row, (episode, reward) in enumerate(zip(speaking, scores.reward, strict=True))
         ]
 
-    def _answer(self, episode: Speaker, reward: float, reply: str, role: str, is_done: bool) -> Answer:
+    def _answer(self, episode: Speaker, reward: float, reply: str, role: str, is_done: bool) -> PartnerAnswer:
         if is_done:
-            return Answer(reply, (), reward, done=True)
+            return PartnerAnswer(reply, (), reward, done=True)
         chat = episode.prompt.messages is not None
-        return Answer(reply, self.writer.ids(reply, episode.ids[-1], role if chat else None), reward)
+        return PartnerAnswer(reply, self.writer.ids(reply, episode.ids[-1], role if chat else None), reward)
 
     def problems(self) -> dict[str, dict[str, int]]:
         return {name: dict(causes) for name, causes in self._problems.items()}
@@ -138,7 +138,7 @@ class ToolPartner:
                 said = self.runner.reset(episode.environment, episode.prompt.row)
                 episode.prompt = self.opening(episode.prompt, said)
 
-    def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[Answer]:
+    def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[PartnerAnswer]:
         turns = [
             self.reader(
                 episode.turn_ids,
@@ -147,7 +147,7 @@ class ToolPartner:
             )
             for episode in speaking
         ]
-        asked: list[tuple[int, Call]] = []
+        asked: list[tuple[int, ToolCall]] = []
         for row, (episode, turn) in enumerate(zip(speaking, turns, strict=True)):
             episode.messages.append(turn.message)
             asked += [(row, call) for call in turn.calls if not cut[row]]
@@ -156,18 +156,18 @@ class ToolPartner:
         )
         self.num_calls += len(results)
         self.num_failures += sum(result.failed for result in results)
-        answers: list[list[tuple[Call, Result]]] = [[] for _ in speaking]
+        answers: list[list[tuple[ToolCall, ToolResult]]] = [[] for _ in speaking]
         for (row, call), result in zip(asked, results, strict=True):
             answers[row].append((call, result))
         return [self._answer(episode, each) for episode, each in zip(speaking, answers, strict=True)]
 
-    def _answer(self, episode: Speaker, results: Sequence[tuple[Call, Result]]) -> Answer:
+    def _answer(self, episode: Speaker, results: Sequence[tuple[ToolCall, ToolResult]]) -> PartnerAnswer:
         if not results:
-            return Answer(done=True)
+            return PartnerAnswer(done=True)
         messages = tuple({"role": "tool", "name": call.name, "content": result.text} for call, result in results)
         ids = self.writer.tool_ids(messages, episode.ids[-1])
         text = "".join(f"\n[{each['name']}] {each['content']}\n" for each in messages)
-        return Answer(text, ids, messages=messages)
+        return PartnerAnswer(text, ids, messages=messages)
 
     def problems(self) -> dict[str, dict[str, int]]:
         return {}

@@ -16,7 +16,7 @@ from ..prompts.decode import Reader
 from ..rollouts import Inserted
 from ..sampling.protocol import Completions, SamplingEngine, SamplingParams
 from ..sampling.random import stream_key
-from .partner import Answer, Partner
+from .partner import Partner, PartnerAnswer
 
 ENVIRONMENT_STREAM = 7  # the turns of a row are numbered from 1
 
@@ -146,7 +146,7 @@ class Conversations:
             episode.turns += self.reader([tokens[row][:n]])
         return cut
 
-    def _go_on(self, episode: Episode, is_cut: bool, answer: Answer) -> None:
+    def _go_on(self, episode: Episode, is_cut: bool, answer: PartnerAnswer) -> None:
         """Write the answer behind the turn, unless the episode ends here."""
         if answer.reward is None:
             episode.scorable, episode.is_over = False, True

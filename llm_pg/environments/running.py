@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..rewards.loading import Target, load
 from ..rewards.scorer import Scorer
 from ..rewards.specs import resolve
-from .calls import Call
+from .calls import ToolCall
 from .toolbox import Tool
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ GRACE = 1.0  # seconds beyond their own limit before async calls that hold the l
 
 
 @dataclass(frozen=True)
-class Result:
+class ToolResult:
     """What a tool answered, as text, and whether that is the report of a failure."""
 
     text: str
@@ -40,9 +40,9 @@ class _LateError(BaseException):
     """No Exception, so that a tool does not catch it."""
 
 
-def failure(why: str) -> Result:
+def failure(why: str) -> ToolResult:
     """A failure in the form in which TRL's trainers tell the model."""
-    return Result(str({"error": why}), failed=True)
+    return ToolResult(str({"error": why}), failed=True)
 
 
 class ToolRunner:
@@ -97,14 +97,14 @@ class ToolRunner:
         self._loop = self._loop or Loop()
         return self._loop
 
-    def run(self, calls: Sequence[Call], environments: Sequence[Any], step: int = 0) -> list[Result]:
+    def run(self, calls: Sequence[ToolCall], environments: Sequence[Any], step: int = 0) -> list[ToolResult]:
         """The answers to these calls, in their order.
 
         Args:
             calls: of all episodes that speak. environments: the object of each call's episode, or None.
             step: of the run; functions that draw numbers are seeded by it and by the call.
         """
-        results: list[Result | None] = [None] * len(calls)
+        results: list[ToolResult | None] = [None] * len(calls)
         sent: list[int] = []
         awaited: list[tuple[int, Callable[..., Any]]] = []
         for place, call in enumerate(calls):
@@ -127,16 +127,16 @@ class ToolRunner:
             results[place] = result
         return [result for result in results if result is not None]
 
-    def _run_here(self, function: Callable[..., Any], call: Call) -> Result:
+    def _run_here(self, function: Callable[..., Any], call: ToolCall) -> ToolResult:
         try:
             with limited(self.timeout):
-                return Result(str(function(**call.arguments)))
+                return ToolResult(str(function(**call.arguments)))
         except _LateError:
             return self._late()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the model reads it, and failures are counted
             return failure(str(error))
 
-    def _run_in_workers(self, calls: Sequence[Call], step: int) -> list[Result]:
+    def _run_in_workers(self, calls: Sequence[ToolCall], step: int) -> list[ToolResult]:
         if not calls:
             return []
         assert self._workers is not None
@@ -145,19 +145,19 @@ class ToolRunner:
         scores = self._workers.grade(nothing, nothing, [[]] * len(calls), rows, {"global_step": step})
         texts, failed = (scores.extra.get(name) or [None] * len(calls) for name in ("text", "failed"))
         return [
-            self._late("or its process ended") if reward is None else Result(text, bool(bad))
+            self._late("or its process ended") if reward is None else ToolResult(text, bool(bad))
             for reward, text, bad in zip(scores.reward, texts, failed, strict=True)
         ]
 
-    def _run_together(self, calls: Sequence[tuple[Callable[..., Any], Call]]) -> list[Result]:
+    def _run_together(self, calls: Sequence[tuple[Callable[..., Any], ToolCall]]) -> list[ToolResult]:
         if not calls:
             return []
         loop = self._open_loop()
-        results: list[Result] = [self._late()] * len(calls)
+        results: list[ToolResult] = [self._late()] * len(calls)
 
-        def start(function: Callable[..., Any], call: Call) -> Callable[[], Any]:
+        def start(function: Callable[..., Any], call: ToolCall) -> Callable[[], Any]:
             async def call_one() -> dict[str, Any]:
-                return {"result": Result(str(await function(**call.arguments)))}
+                return {"result": ToolResult(str(await function(**call.arguments)))}
 
             return call_one
 
@@ -173,7 +173,7 @@ class ToolRunner:
             self._loop = None
         return results
 
-    def _late(self, more: str = "") -> Result:
+    def _late(self, more: str = "") -> ToolResult:
         return failure(" ".join(f"The call took longer than {self.timeout:g} s {more}".split()))
 
 
@@ -190,7 +190,7 @@ def call_tool(
     """
     function = load(Target(**targets[tool_name]))
     try:
-        result = Result(str(function(**tool_arguments)))
+        result = ToolResult(str(function(**tool_arguments)))
     except Exception as error:  # noqa: BLE001 - the model reads it, and failures are counted
         result = failure(str(error))
     log_extra("text", result.text)

@@ -40,7 +40,7 @@ class LeanLayers:
     def __init__(self, model: Any, copies: Copies) -> None:
         core = core_of(model)
         base = body_of(core)
-        _require(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
+        require_parts(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
         if window_of(model) is not None or recomputes(model):
             raise NotLlamaStyle("it has windows, or recomputes its layers")
         for module in (base, *base.layers, *(part for layer in base.layers for part in layer.children())):
@@ -48,7 +48,7 @@ class LeanLayers:
         kind = next(base.parameters()).device.type
         self.kind, self.base, self.copies = kind, base, copies
         self.half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        self.layers = [_Layer(self, layer) for layer in base.layers]
+        self.layers = [_WrittenOutLayer(self, layer) for layer in base.layers]
         self.norm = _norm(base.norm)
 
     def __call__(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
@@ -82,14 +82,14 @@ class LeanLayers:
             return layers[0](x)[:rows]  # type: ignore[no-any-return]
 
 
-class _Layer:
+class _WrittenOutLayer:
     """One decoder layer, its parts checked."""
 
     def __init__(self, whole: LeanLayers, layer: Any) -> None:
-        _require(layer, ("self_attn", "mlp", *NORMS))
+        require_parts(layer, ("self_attn", "mlp", *NORMS))
         mixer, mlp = layer.self_attn, layer.mlp
-        _require(mixer, (*PROJECTIONS, "head_dim", "scaling", "layer_idx"))
-        _require(mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
+        require_parts(mixer, (*PROJECTIONS, "head_dim", "scaling", "layer_idx"))
+        require_parts(mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
         known = {"self_attn", "mlp", *NORMS, *PROJECTIONS, "q_norm", "k_norm", "gate_proj", "up_proj", "down_proj"}
         others = {name for part in (layer, mixer, mlp) for name, _ in part.named_children()} - known - {"act_fn"}
         own = [name for part in (layer, mixer, mlp) for name in part._parameters]
@@ -135,7 +135,7 @@ class _Layer:
         return torch.cat([part.to(wide) for part in parts], 1).to(qkv.dtype)
 
 
-def _require(module: Any, names: tuple[str, ...]) -> None:
+def require_parts(module: Any, names: tuple[str, ...]) -> None:
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
         raise NotLlamaStyle(f"{type(module).__name__} has no {', '.join(missing)}")
@@ -143,7 +143,7 @@ def _require(module: Any, names: tuple[str, ...]) -> None:
 
 def _norm(norm: Any) -> tuple[Tensor, float]:
     """Its weight and epsilon."""
-    _require(norm, ("weight", "variance_epsilon"))
+    require_parts(norm, ("weight", "variance_epsilon"))
     _unheard(norm)
     return norm.weight, norm.variance_epsilon
 

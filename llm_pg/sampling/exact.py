@@ -19,26 +19,14 @@ from ..device import to_device
 from ..model.attention import core_of, grouped
 from ..model.fused import Copies
 from ..model.lean_layers import LeanLayers
-from ..model.packing import Packed
 from ..model.segments import ExactCalls
 from .choice import Choice
 from .native import NativeSampler
+from .prompts import RecordedPrompts
 from .protocol import SamplingParams
 
 FIRST_TOKENS = 64  # tokens of a completion allocated at first; doubled whenever they are full
 WIDE = torch.float64
-
-
-class _Recorded(Packed):
-    """Packed prompts whose keys and values stay."""
-
-    def __init__(self, prompts: Sequence[tuple[int, ...]], device: torch.device) -> None:
-        super().__init__(prompts, [()] * len(prompts), device, way=ExactCalls)
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        self.kept[layer] = (key[0].to(WIDE), value[0].to(WIDE))
-        return super().attend(layer, query, key, value, scale)
 
 
 class ExactDecoder:
@@ -53,7 +41,7 @@ class ExactDecoder:
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
         prompts = list(dict.fromkeys(prompts_R))
-        packed = _Recorded(prompts, self.device)
+        packed = RecordedPrompts(prompts, self.device, dtype=WIDE, way=ExactCalls)
         hidden = self.layers(packed.ids, packed.positions, packed)[0]
         place = {prompt: i for i, prompt in enumerate(prompts)}
         place_R = torch.tensor([place[prompt] for prompt in prompts_R])

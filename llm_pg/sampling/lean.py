@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.attention import Layout, body_of, core_of
+from ..model.lean_layers import NotLlamaStyle, require_parts
 from ..model.precision import HALF
 from ..model.wide import WideProduct, has_onednn, is_plain
 
@@ -26,10 +27,6 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 ROWS_HINT = 32
 # Types of weights that are laid out anew; bfloat16 where the processor computes in it.
 _BLOCKED = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
-
-
-class NotLlamaStyle(ValueError):
-    """The model's layers are built of other parts."""
 
 
 def is_plain_linear(layer: Any) -> bool:
@@ -95,10 +92,10 @@ class _Layer:
 
 def check_layer(layer: Any) -> None:
     """Raises `NotLlamaStyle` where it is built of other parts."""
-    _require(layer, ("self_attn", "mlp", *NORMS))
+    require_parts(layer, ("self_attn", "mlp", *NORMS))
     mixer, mlp = layer.self_attn, layer.mlp
-    _require(mixer, ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "layer_idx"))
-    _require(mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
+    require_parts(mixer, ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "layer_idx"))
+    require_parts(mlp, ("gate_proj", "up_proj", "down_proj", "act_fn"))
     known = {"self_attn", "mlp", *NORMS, "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
     others = {name for part in (layer, mixer) for name, _ in part.named_children()} - known
     if others:
@@ -110,7 +107,7 @@ def parts_of(model: Any) -> tuple[Any, Any, torch.dtype | None]:
     for everything else in a step."""
     core = core_of(model)
     base, head = body_of(core), core.get_output_embeddings()
-    _require(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
+    require_parts(base, ("embed_tokens", "layers", "norm", "rotary_emb"))
     on = core.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return base, head, torch.get_autocast_dtype("cpu") if on else None
 
@@ -151,12 +148,6 @@ def output_layer(head: Any, dtype: torch.dtype | None) -> Any:
     if not (on_cpu and half in HALF and is_plain(head) and head.bias is None):
         return Linear(head, dtype=dtype)
     return WideProduct(head.weight.to(half))
-
-
-def _require(module: Any, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if not hasattr(module, name)]
-    if missing:
-        raise NotLlamaStyle(f"{type(module).__name__} has no {', '.join(missing)}")
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:

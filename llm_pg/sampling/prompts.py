@@ -13,15 +13,29 @@ from ..model.attention import core_of, forward
 from ..model.packing import Packed
 
 
-class _Recorded(Packed):
-    """Packed prompts whose keys and values stay."""
+class RecordedPrompts(Packed):
+    """Packed prompts whose keys and values stay.
 
-    def __init__(self, prompts: Sequence[tuple[int, ...]], device: torch.device) -> None:
-        super().__init__(prompts, [()] * len(prompts), device)
+    Args:
+        prompts: token ids. device: of the model.
+        dtype: in which keys and values stay; None = as they are.
+        options: of `Packed`.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        device: torch.device,
+        *,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(prompts, [()] * len(prompts), device, **options)
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.dtype = dtype
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        self.kept[layer] = (key[0], value[0])
+        self.kept[layer] = (key[0].to(self.dtype or key.dtype), value[0].to(self.dtype or value.dtype))
         return super().attend(layer, query, key, value, scale)
 
 
@@ -35,7 +49,7 @@ def compute_prompts(
     """
     device = model.device
     distinct, which_N = _distinct(prompts)
-    packed = _Recorded(distinct, device)
+    packed = RecordedPrompts(distinct, device)
     hidden = forward(model, packed.ids, packed.positions, packed)[0]
     length_N = torch.tensor([len(p) for p in distinct])
     start_N = (length_N.cumsum(0) - length_N)[which_N]

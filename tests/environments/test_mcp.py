@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_pg.config import ConfigError
-from llm_pg.environments.calls import Call
+from llm_pg.environments.calls import ToolCall
 from llm_pg.environments.mcp_servers import McpServers
 from llm_pg.environments.running import ToolRunner
 from llm_pg.environments.toolbox import Toolbox
@@ -33,9 +33,9 @@ def test_the_tools_of_a_server_are_shown_and_called_and_it_ends_with_the_run() -
     assert product["function"]["description"] == "Multiplies two numbers."
     assert product["function"]["parameters"]["properties"]["left"]["type"] == "integer"
     assert refuses["function"]["parameters"]["required"] == ["word"]
-    calls = [Call("product", {"left": n, "right": 7}) for n in range(5)] + [
-        Call("refuses", {"word": "now"}),
-        Call("product", {"left": "x"}),
+    calls = [ToolCall("product", {"left": n, "right": 7}) for n in range(5)] + [
+        ToolCall("refuses", {"word": "now"}),
+        ToolCall("product", {"left": "x"}),
     ]
     with ToolRunner(toolbox.tools, timeout=20.0) as runner:
         for _ in range(2):  # closed between, and started again by the first call

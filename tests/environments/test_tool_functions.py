@@ -12,7 +12,7 @@ import torch
 from llm_pg import GRPOTrainer
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
-from llm_pg.environments.calls import Call, CallReader, Turn
+from llm_pg.environments.calls import CallReader, ToolCall, Turn
 from llm_pg.environments.rollout import EpisodeLimits
 from llm_pg.environments.running import ToolRunner, limited
 from llm_pg.environments.toolbox import Toolbox
@@ -191,7 +191,7 @@ def test_functions_run_in_workers_and_those_that_no_worker_can_load_run_here(cha
 
 def test_async_calls_of_all_episodes_wait_together_and_end_by_the_limit() -> None:
     toolbox = Toolbox([patient])
-    calls = [Call("patient", {"seconds": 0.2})] * 10 + [Call("patient", {"seconds": 9})]
+    calls = [ToolCall("patient", {"seconds": 0.2})] * 10 + [ToolCall("patient", {"seconds": 9})]
     with ToolRunner(toolbox.tools, timeout=0.5) as runner:
         begin = time.perf_counter()
         results = runner.run(calls, [None] * 11)
@@ -213,7 +213,7 @@ def test_a_call_in_this_process_is_interrupted_and_the_next_one_is_not() -> None
         return turns
 
     with ToolRunner(Toolbox([spin]).tools, timeout=0.2) as runner:
-        results = runner.run([Call("spin", {"turns": 10**12}), Call("spin", {"turns": 10})], [None, None])
+        results = runner.run([ToolCall("spin", {"turns": 10**12}), ToolCall("spin", {"turns": 10})], [None, None])
     assert [result.failed for result in results] == [True, False]
     with limited(5.0):
         pass
@@ -290,7 +290,7 @@ class CallsFirst(CallReader):
     def __call__(self, ids: Sequence[int], before: Sequence[int], text: str) -> Turn:
         first = self.tokenizer.decode(list(before)).count("a:") == 1
         turn = super().__call__(ids, before, text)
-        return Turn(turn.message, (Call("double", {"number": len(text)}),)) if first and text else turn
+        return Turn(turn.message, (ToolCall("double", {"number": len(text)}),)) if first and text else turn
 
 
 def test_a_run_with_tools_trains_what_was_sampled(

@@ -8,7 +8,7 @@ import pytest
 import trl
 
 from llm_pg.config import ConfigError
-from llm_pg.environments.calls import Call, CallReader
+from llm_pg.environments.calls import CallReader, ToolCall
 from llm_pg.environments.history import template_that_keeps
 from llm_pg.environments.toolbox import schema_of
 from llm_pg.environments.writing import TurnWriter
@@ -110,7 +110,7 @@ def test_prompt_turn_and_answers_written_apart_are_the_rendered_conversation(cha
     start = len(encode(asked))
     if turned[:start] == encode(asked):
         read = reader(turned[start:end], turned[:start], "").calls
-        assert read == tuple(Call("weather", {"city": city, "days": 3}) for city in ("Oslo", "Rome"))
+        assert read == tuple(ToolCall("weather", {"city": city, "days": 3}) for city in ("Oslo", "Rome"))
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "gptoss", "glm4moe"])
