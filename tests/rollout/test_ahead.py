@@ -17,6 +17,8 @@ from llm_pg.config.check import resolve_spec
 from llm_pg.config.load import check_values
 from llm_pg.metrics import read_metrics
 from llm_pg.rewards.tally import RewardError
+from llm_pg.rollout.ahead import sampler_process
+from llm_pg.sampling import native
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.vllm import EngineError
 from tests.faults import conftest
@@ -50,9 +52,11 @@ def ids_of(folder: Path, step: int) -> list[list[int]]:
 
 
 def test_with_no_lag_the_other_process_gives_the_synchronous_run_bit_for_bit(
-    trainer: Callable[..., Any], tmp_path: Path
+    trainer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same machinery, told to run ahead by 0: same metrics, same weights."""
+    """The same machinery, told to run ahead by 0: same metrics, same weights. By torch's operations, in both."""
+    for module in (native, sampler_process):
+        monkeypatch.setattr(module, "library", lambda: None)
     trainer("synchronous").train()
     ahead = trainer("ahead")
     with ahead_by_nothing(ahead):

@@ -23,6 +23,7 @@ from ...config import ConfigError
 from ...distributed.tensors import class_of
 from ...model.attention import core_of
 from ...processes.child import PATIENCE, Child, anonymous_file, end_of
+from ...sampling.compiled.build import library
 from ...sampling.protocol import Completions, SamplingParams
 from ...sampling.vllm.errors import EngineError
 from ...sampling.vllm.weights import merged_state
@@ -82,6 +83,7 @@ class SamplerProcess:
             "eos_ids": self.eos_ids,
             "rows_at_once": self.rows_at_once,
             "products": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "compiled": library() is not None,  # the other process does as this one would, to the last bit
             "threads": torch.get_num_threads(),  # another number could round otherwise
             "matmul_precision": torch.get_float32_matmul_precision(),
         }

@@ -55,7 +55,8 @@ def _made(setup: dict[str, Any]) -> tuple[NativeSampler, WeightBuffers]:
     model.to(setup["device"])
     tokenizer = AutoTokenizer.from_pretrained(setup["folder"], local_files_only=True)
     products = getattr(torch, setup["products"]) if setup["products"] else None
-    return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"], dtype=products), buffers
+    options = {"dtype": products, "compiled": setup["compiled"]}
+    return NativeSampler(model, tokenizer, setup["eos_ids"], setup["rows_at_once"], **options), buffers
 
 
 @torch.no_grad()
