@@ -121,15 +121,9 @@ class Trainer:
         self.policy = make_policy(context, self.model, self.tokenizer)
         self.teacher = load_teacher(context, teacher, self.policy)
         engine = sampler or make_sampler(config, self.model, self.tokenizer, ranks=ranks, say=terminal.warn)
+        gamma = context.spec.gamma
         self.collector = collector_of(
-            config,
-            engine,
-            self.model,
-            self.tokenizer,
-            self.scorer,
-            device=device,
-            gamma=context.spec.gamma,
-            toolbox=toolbox,
+            config, engine, self.model, self.tokenizer, self.scorer, device=device, gamma=gamma, toolbox=toolbox
         )
         warn_unread(self.collector.sampler.reader, self.train_prompts, config, terminal.warn)
         self.callbacks = Callbacks(callbacks, config, self.model, self.tokenizer, ranks.any_of)

@@ -199,7 +199,7 @@ def _users_loss(spec: AlgorithmSpec, logp_BT: Tensor, proximal_logp_BT: Tensor, 
 def _sampler_corrected(
     spec: AlgorithmSpec, term_BT: Tensor, logp_BT: Tensor, proximal_logp_BT: Tensor, batch: Batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The policy term less what the sampler is to blame for, and the shares of tokens that this met."""
+    """The policy term, corrected for a sampler that differs from the policy, and the shares of tokens that this met."""
     mask_BT, stats = batch.mask_BT, {}
     behavior_logp_BT = batch.rollouts.logp_BT.masked_fill(~mask_BT, 0.0)
     if spec.off_policy_mask_threshold is not None:

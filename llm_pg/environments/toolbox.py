@@ -1,6 +1,6 @@
 """The tools of a run: functions, addresses of functions, and the public methods of an environment of its own class.
 
-What the model is told of a tool (its schema) comes from the function's name, type hints and docstring, by transformers.
+What the model sees of a tool (its schema) comes from the function's name, type hints and docstring, by transformers.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _loaded(spec: str) -> Callable[..., Any]:
 
 
 def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """What a model is told of a function. Raises ConfigError where type hints or docstring are missing."""
+    """What a model sees of a function. Raises ConfigError where type hints or docstring are missing."""
     from transformers.utils import get_json_schema
     from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 

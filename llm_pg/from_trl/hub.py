@@ -179,7 +179,7 @@ class HubSaves(TrainerCallback):
     """Uploads after each checkpoint, as `hub_strategy` says. An upload that fails cannot end the run.
 
     Args:
-        hub: the model of the run. warn: is told of an upload that failed.
+        hub: the model of the run. warn: called with the reason where an upload failed.
     """
 
     def __init__(self, hub: HubModel, warn: Callable[[str], None]) -> None:

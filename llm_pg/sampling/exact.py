@@ -97,7 +97,7 @@ class ExactDecoder:
 
 
 class ExactSampler(NativeSampler):
-    """Samples from `model` by the trainer's own numbers; whether they are is tried by `model.on_policy`.
+    """Samples from `model` by the trainer's own numbers; `learner.require_exact` checks it at every step.
 
     Args:
         model: a decoder-only transformers model on a CPU.

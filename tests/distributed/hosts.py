@@ -96,7 +96,7 @@ class TwoHosts:
         return (self.folder / f"host{host}.log").read_text()
 
     def cut(self, host: int = 1) -> None:
-        """Takes the wire of a host away: no packet comes or goes, and nobody is told."""
+        """Takes the wire of a host away: no packet comes or goes, and neither host is notified."""
         _run("ip", "-n", self.names[host], "link", "set", self.device, "down")
 
     def mend(self, host: int = 1) -> None:

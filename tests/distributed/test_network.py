@@ -1,4 +1,4 @@
-"""Which network device messages take, and how a connection to a machine that is gone is told."""
+"""Which network device messages take, and how the loss of another machine is reported."""
 
 import socket
 from collections.abc import Iterator
