@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,7 @@ def test_a_sampler_takes_the_kernels_where_they_are_and_none_where_it_is_told(
 
 
 @pytest.mark.parametrize(
-    ("compiler", "words"), [("no-such-compiler", "there is no C++ compiler"), ("false", "did not make them")]
+    ("compiler", "words"), [("no-such-compiler", "there is no C++ compiler"), ("false", "no compiler made them")]
 )
 def test_without_kernels_the_log_says_why_once(
     compiler: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -278,6 +279,29 @@ def test_without_kernels_the_log_says_why_once(
     finally:
         library.cache_clear()
     assert [words in message for message in caplog.messages] == [True]
+
+
+def test_a_c_compiler_in_cxx_takes_no_kernels_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles C++ and links no C++ runtime, so that its library cannot be loaded. A process that finds $CXX changed
+    (PEFT does that) takes the library that is there."""
+    if not (shutil.which("gcc") and shutil.which("c++")):
+        pytest.skip("there is no C++ compiler that makes the kernels")
+    source = tmp_path / "kernels.cpp"
+    source.write_text('#include <vector>\nextern "C" long f(long n) { return std::vector<long>(n, 7).at(n - 1); }')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "SOURCE", source)
+    made = []
+    for compiler in ("gcc", "c++"):
+        monkeypatch.setenv("CXX", compiler)
+        library.cache_clear()
+        try:
+            found = library()
+        finally:
+            library.cache_clear()
+        assert found is not None
+        assert found.f(3) == 7
+        made.append(found._name)
+    assert made[0] == made[1]
 
 
 def test_the_kernels_are_switched_off_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

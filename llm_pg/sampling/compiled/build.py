@@ -21,6 +21,8 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 SWITCH = "LLM_PG_KERNELS"  # an environment variable, so that a run's children follow it; "off" = without the kernels
 LIMIT = 120  # seconds of the compiler
+# After $CXX, which may be a C compiler: PEFT leaves gcc there once it has tried to build BOFT's kernel.
+COMPILERS = ("c++", "g++", "clang++")
 
 
 @functools.cache
@@ -28,44 +30,48 @@ def library() -> ctypes.CDLL | None:
     """The kernels; None = there are none here, and the log says why, once."""
     if os.environ.get(SWITCH) == "off":
         return None
-    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
-    if compiler is None:
+    compilers = [path for name in (os.environ.get("CXX"), *COMPILERS) if name and (path := shutil.which(name))]
+    if not compilers:
         log.info("Decoding without compiled kernels: there is no C++ compiler (c++, g++ or $CXX).")
         return None
-    try:
-        return ctypes.CDLL(str(_built(compiler)))
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip().partition("\n")[0]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = str(error)
-    log.warning("Decoding without compiled kernels, which is slower: %s did not make them: %s", compiler, reason)
+    reasons = []
+    for compiler in dict.fromkeys(compilers):
+        try:
+            return _loaded(compiler)
+        except subprocess.CalledProcessError as error:
+            reasons.append(f"{compiler}: {error.stderr.strip().partition(chr(10))[0]}")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reasons.append(f"{compiler}: {error}")
+    log.warning("Decoding without compiled kernels, which is slower: no compiler made them. %s", "; ".join(reasons))
     return None
 
 
-def _built(compiler: str) -> Path:
-    """The library's file, made where it is missing."""
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """The library, made where it is missing. It is kept only where it can be loaded."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_pg"
-    target = cache / f"kernels-{_key(compiler)}.so"
+    target = cache / f"kernels-{_key()}.so"
     if target.exists():
-        return target
+        return ctypes.CDLL(str(target))
     cache.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / target.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT)
+        ctypes.CDLL(str(made))  # what a C compiler links has no C++ runtime, which shows only here
         made.replace(target)  # other processes that build it at the same time make the same
     log.info(
         "Compiled the kernels of decoding in %.1f s, once for this machine: %s", time.perf_counter() - start, target
     )
-    return target
+    return ctypes.CDLL(str(target))
 
 
-def _key(compiler: str) -> str:
-    """What the library depends on. A home folder may be shared by machines with other processors."""
+def _key() -> str:
+    """What the library depends on. A home folder may be shared by machines with other processors; the compiler does not
+    count, so that processes with another $CXX share one."""
     processor = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         processor += next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    parts = (SOURCE.read_text(), *FLAGS, compiler, processor)
+    parts = (SOURCE.read_text(), *FLAGS, processor)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
