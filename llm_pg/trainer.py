@@ -112,7 +112,7 @@ class Trainer:
             self.train_prompts, self.eval_prompts = load_run_prompts(
                 context, self.model, self.tokenizer, train_dataset, eval_dataset
             )
-        check_conversations(toolbox, (*self.train_prompts, *self.eval_prompts))
+        check_conversations(toolbox, (prompt.messages for prompt in (*self.train_prompts, *self.eval_prompts)))
         self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
         rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
         device = context.accelerator.device

@@ -22,6 +22,7 @@ def check(config: Config, *, probe: bool = False, audited: int = 0) -> int:
     """
     rows = check_inputs(config, read_hub=True)
     check_room(config)
+    _check_tools(config)
     findings = examine_config(config)
     print(f"{arithmetic(config)}\n{_rows_read(config, rows)}\n\n{show(findings)}")
     bad = any(finding.level == "problem" for finding in findings)
@@ -30,6 +31,18 @@ def check(config: Config, *, probe: bool = False, audited: int = 0) -> int:
     if audited:
         bad = _audit(config, audited) or bad
     return int(bad)
+
+
+def _check_tools(config: Config) -> None:
+    """Raises ConfigError where the run would refuse its tools."""
+    if not config.rollout.calls_tools:
+        return
+    from ..prompts.rows import draft_prompts
+    from ..prompts.sources import read_sources
+    from ..run.tools import check_tools
+
+    drafts = draft_prompts(config.data, read_sources(config)[0])
+    check_tools(config, [draft.content for draft in drafts], lambda text: print(f"Warning: {text}"))
 
 
 def _rows_read(config: Config, rows: list[int]) -> str:

@@ -90,7 +90,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
         show_tools(config, toolbox, model, tokenizer, terminal.warn)
         prompts = load_held_out(config, tokenizer, context_length=context_length(model))
     fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
-    check_conversations(toolbox, prompts)
+    check_conversations(toolbox, (prompt.messages for prompt in prompts))
     with make_scorer(config, None, [prompt.row for prompt in prompts], toolbox=toolbox) as scorer:
         collector = make_collector(config, model, tokenizer, scorer, toolbox=toolbox)
         if hasattr(collector.engine, "progress"):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import string
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from ..config import ConfigError
 from ..config.load import check_model
@@ -165,6 +167,15 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids.update([extra] if isinstance(extra, int) else extra or [])
     return tuple(sorted(ids))
+
+
+def generation_stub(config: ModelConfig) -> Any:
+    """What `end_token_ids` reads of a model that is not loaded: an object with its generation config, or None."""
+    found = None
+    if config.make is None:
+        with contextlib.suppress(OSError):  # a model without that file has the end token of its tokenizer
+            found = GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    return SimpleNamespace(generation_config=found)
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

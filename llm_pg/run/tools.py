@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..environments.partner import ToolPartner
 from ..environments.running import ToolRunner
 from ..environments.toolbox import Toolbox
 from ..environments.writing import TurnWriter
-from ..model.loading import end_token_ids
+from ..model.loading import end_token_ids, generation_stub, load_tokenizer
 from ..prompts import Prompt
 from ..prompts.encode import encode
 from ..prompts.rows import Draft
@@ -84,9 +84,29 @@ def show_tools(
         kwargs["chat_template"] = other
 
 
-def check_conversations(toolbox: Toolbox | None, prompts: Sequence[Prompt]) -> None:
-    """Raises ConfigError where a prompt is plain text, to which no chat template is applied."""
-    if toolbox is not None and any(prompt.messages is None for prompt in prompts):
+def check_tools(config: Config, contents: Sequence[Any], warn: Callable[[str], None]) -> None:
+    """Raises ConfigError where a run of this config would refuse its tools. Loads the tokenizer, and no model.
+
+    Args:
+        config: of the run; it stays as it is.
+        contents: of the prompts, texts or messages.
+        warn: told what the run would be told.
+    """
+    if not config.rollout.calls_tools:
+        return
+    config = config.model_copy(deep=True)
+    toolbox = make_toolbox(config)
+    assert toolbox is not None
+    try:
+        show_tools(config, toolbox, generation_stub(config.model), load_tokenizer(config.model), warn)
+    finally:
+        toolbox.close()
+    check_conversations(toolbox, contents)
+
+
+def check_conversations(toolbox: Toolbox | None, contents: Iterable[Any]) -> None:
+    """Raises ConfigError where a prompt is plain text (or has no messages), to which no chat template is applied."""
+    if toolbox is not None and any(content is None or isinstance(content, str) for content in contents):
         raise ConfigError(
             "Tools are shown by the chat template, and the prompts are plain text: the model would not see them. Set "
             "data.chat=true, or give the prompts as lists of messages."
