@@ -26,7 +26,7 @@ from .run.engines import make_sampler
 from .run.evaluator import Evaluator
 from .run.inputs import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
 from .run.model_writer import ModelWriter
-from .run.tools import check_conversations, make_toolbox, name_tools, show_tools
+from .run.tools import check_conversations, make_toolbox, name_tools, show_tools, with_own_tools
 from .run.training_run import TrainingRun, begin_again, open_run
 from .sampling.protocol import SamplingEngine
 from .terminal import Terminal
@@ -112,6 +112,8 @@ class Trainer:
             self.train_prompts, self.eval_prompts = load_run_prompts(
                 context, self.model, self.tokenizer, train_dataset, eval_dataset
             )
+        self.train_prompts = with_own_tools(config, toolbox, self.train_prompts, self.tokenizer)
+        self.eval_prompts = with_own_tools(config, toolbox, self.eval_prompts, self.tokenizer)
         check_conversations(toolbox, (prompt.messages for prompt in (*self.train_prompts, *self.eval_prompts)))
         self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
         rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]

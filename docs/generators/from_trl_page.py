@@ -95,8 +95,9 @@ summary and metrics file.
 are done, and `max_steps`; in an evaluation `global_step` is 0), `log_extra`, `log_metric`, async, `None` for "does
 not apply". They run in worker processes with a deadline; one that cannot be found by its name (a lambda, a closure, a
 script without `if __name__ == "__main__":`) runs in the trainer. All `None` drops the completion from the batch, as
-with TRL, and so does one function that fails (raises, returns NaN, is late), where TRL's sum skips a NaN. More than
-`max_unscorable` (a fifth) of a batch stops the run, which `max_unscorable=1.0` allows.
+with TRL, with one warning; a batch of nothing else stops the run, where TRL goes on with a step of zeros. One function
+that fails (raises, returns NaN, is late) drops it too, where TRL's sum skips a NaN; more than `max_unscorable` (a
+fifth) of a batch stops the run, which `max_unscorable=1.0` allows.
 
 ## Callbacks
 

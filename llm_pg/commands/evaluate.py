@@ -75,7 +75,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     from ..run.before.fit_to_prompts import fit_to_prompts
     from ..run.build import make_collector, make_scorer
     from ..run.evaluator import evaluate_held_out
-    from ..run.tools import check_conversations, make_toolbox, show_tools
+    from ..run.tools import check_conversations, make_toolbox, show_tools, with_own_tools
 
     clock = clock or Clock()
     with clock("load"), no_progress_bars():
@@ -89,6 +89,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
         toolbox = make_toolbox(config)
         show_tools(config, toolbox, model, tokenizer, terminal.warn)
         prompts = load_held_out(config, tokenizer, context_length=context_length(model))
+        prompts = with_own_tools(config, toolbox, prompts, tokenizer)
     fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
     check_conversations(toolbox, (prompt.messages for prompt in prompts))
     with make_scorer(config, None, [prompt.row for prompt in prompts], toolbox=toolbox) as scorer:

@@ -65,7 +65,7 @@ class Settings(TypedDict, total=False):
     environment: str | None
     environment_options: dict[str, Any]
     tools: list[str]
-    environment_factory: str | None
+    environment_factory: str | dict[str, str] | None
     mcp_servers: dict[str, Any]
     max_tool_calling_iterations: int | None
     tool_timeout: float
@@ -377,7 +377,7 @@ class Attributes:
     environment: str | None
     environment_options: dict[str, Any]
     tools: list[str]
-    environment_factory: str | None
+    environment_factory: str | dict[str, str] | None
     mcp_servers: dict[str, Any]
     max_tool_calling_iterations: int | None
     tool_timeout: float

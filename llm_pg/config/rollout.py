@@ -46,10 +46,11 @@ class RolloutConfig(Section):
         "module:function or file.py:function, with type hints and a docstring. max_completion_length then holds all "
         "turns and answers.",
     )
-    environment_factory: str | None = Field(
+    environment_factory: str | dict[str, str] | None = Field(
         None,
         description="module:Class or file.py:Class of an object for each episode: reset(**row) begins it, its other "
-        "public methods are tools, and reward functions get it as `environments`.",
+        "public methods are tools, and reward functions get it as `environments`. Several by name, {name: ...}: the "
+        "column `environment` of a row says which.",
     )
     mcp_servers: dict[str, Any] = Field(
         {},

@@ -183,7 +183,13 @@ class RewardConfig(Section):
     reward_timeout: float = Field(10.0, gt=0, description="Seconds one completion may take before it is unscorable.")
     reward_workers: int = Field(2, gt=0, description="Processes that run reward functions.")
     reward_in_process: bool = Field(False, description="Run them in the trainer instead: faster to debug, no deadline.")
-    max_unscorable: float = Field(0.2, ge=0, le=1, description="Share of unscorable completions that stops the run.")
+    max_unscorable: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of completions on which a function fails that stops the run. Those for which all return "
+        "None do not count, but a batch without any score does.",
+    )
     strict: bool = Field(False, description="Stop at the first completion that cannot be scored.")
     audit_rewards: Literal["warn", "stop", "none"] = Field(
         "warn",

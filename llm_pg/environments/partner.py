@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from ..prompts.prompt import Prompt
 from ..rewards.scorer import Scorer
 from .calls import CallReader, ToolCall
 from .running import ToolResult, ToolRunner
-from .toolbox import Toolbox
+from .toolbox import WHICH, Toolbox
 from .writing import TurnWriter
 
 
@@ -116,43 +116,56 @@ class ToolPartner:
     """Tools that the model calls in the form of its chat template. A turn without a call is the answer and ends.
 
     Args:
-        toolbox: the tools. reader: of calls. runner: of tools. writer: of their answers.
-        opening: from a prompt and what `reset` returned to the prompt that the model reads.
+        toolbox: the tools. readers: of calls, by the environment's name. runner: of tools. writer: of their answers.
+        opening: from a prompt, what `reset` returned and the environment's name to the prompt that the model reads.
 
     Attributes:
         num_calls, num_failures: in the episodes that began last.
     """
 
     def __init__(
-        self, toolbox: Toolbox, reader: CallReader, runner: ToolRunner, writer: TurnWriter, opening: Any
+        self,
+        toolbox: Toolbox,
+        readers: Mapping[str | None, CallReader],
+        runner: ToolRunner,
+        writer: TurnWriter,
+        opening: Callable[[Prompt, str, str | None], Prompt],
     ) -> None:
-        self.toolbox, self.reader, self.runner, self.writer, self.opening = toolbox, reader, runner, writer, opening
+        self.toolbox, self.readers, self.runner, self.writer, self.opening = toolbox, readers, runner, writer, opening
         self.num_calls = self.num_failures = 0
         self._step = 0
 
     def begin(self, episodes: Sequence[Speaker], step: int) -> None:
         self._step, self.num_calls, self.num_failures = step, 0, 0
         for episode in episodes:
-            episode.environment = self.toolbox.take()
+            name = self.toolbox.name_of(episode.prompt.row)
+            episode.environment = self.toolbox.take(name)
             if episode.environment is not None:
-                said = self.runner.reset(episode.environment, episode.prompt.row)
-                episode.prompt = self.opening(episode.prompt, said)
+                row = {key: value for key, value in episode.prompt.row.items() if name is None or key != WHICH}
+                said = self.runner.reset(episode.environment, row)
+                if said:
+                    episode.prompt = self.opening(episode.prompt, said, name)
 
     def answer(self, speaking: Sequence[Speaker], cut: Sequence[bool]) -> list[PartnerAnswer]:
+        names = [self.toolbox.name_of(episode.prompt.row) for episode in speaking]
         turns = [
-            self.reader(
+            self.readers[name](
                 episode.turn_ids,
                 [*episode.prompt.ids, *episode.context[: len(episode.context) - len(episode.turn_ids)]],
                 episode.turns[-1],
             )
-            for episode in speaking
+            for name, episode in zip(names, speaking, strict=True)
         ]
         asked: list[tuple[int, ToolCall]] = []
         for row, (episode, turn) in enumerate(zip(speaking, turns, strict=True)):
             episode.messages.append(turn.message)
             asked += [(row, call) for call in turn.calls if not cut[row]]
+        tools = {name: self.toolbox.tools_of(name) for name in set(names)}
         results = self.runner.run(
-            [call for _, call in asked], [speaking[row].environment for row, _ in asked], self._step
+            [call for _, call in asked],
+            [speaking[row].environment for row, _ in asked],
+            self._step,
+            [tools[names[row]] for row, _ in asked],
         )
         self.num_calls += len(results)
         self.num_failures += sum(result.failed for result in results)

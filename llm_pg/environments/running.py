@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..rewards.loading import Target, load
 from ..rewards.scorer import Scorer
 from ..rewards.specs import resolve
+from ..rewards.tally import RewardError
 from .calls import ToolCall
 from .toolbox import Tool
 
@@ -30,10 +31,16 @@ GRACE = 1.0  # seconds beyond their own limit before async calls that hold the l
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a tool answered, as text, and whether that is the report of a failure."""
+    """What a tool answered.
+
+    Attributes:
+        text: as the model reads it. failed: it is the report of a failure. is_picture: the answer holds a picture,
+            which no text says.
+    """
 
     text: str
     failed: bool = False
+    is_picture: bool = False
 
 
 class _LateError(BaseException):
@@ -43,6 +50,23 @@ class _LateError(BaseException):
 def failure(why: str) -> ToolResult:
     """A failure in the form in which TRL's trainers tell the model."""
     return ToolResult(str({"error": why}), failed=True)
+
+
+def answered(value: Any) -> ToolResult:
+    """The answer of a tool. A list of blocks, as TRL's tools may return it, is the text in them."""
+    blocks = value if isinstance(value, list) and value and all(map(_is_block, value)) else [value]
+    picture = any(block.get("type") != "text" if _is_block(block) else _is_picture(block) for block in blocks)
+    if blocks is value and not picture:
+        return ToolResult("\n".join(str(block.get("text", "")) for block in blocks))
+    return ToolResult("" if picture else str(value), is_picture=picture)
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("type") in ("text", "image", "video", "audio")
+
+
+def _is_picture(value: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] == "PIL" for kind in type(value).__mro__)
 
 
 class ToolRunner:
@@ -97,20 +121,31 @@ class ToolRunner:
         self._loop = self._loop or Loop()
         return self._loop
 
-    def run(self, calls: Sequence[ToolCall], environments: Sequence[Any], step: int = 0) -> list[ToolResult]:
+    def run(
+        self,
+        calls: Sequence[ToolCall],
+        environments: Sequence[Any],
+        step: int = 0,
+        tools: Sequence[Mapping[str, Tool]] | None = None,
+    ) -> list[ToolResult]:
         """The answers to these calls, in their order.
 
         Args:
             calls: of all episodes that speak. environments: the object of each call's episode, or None.
             step: of the run; functions that draw numbers are seeded by it and by the call.
+            tools: that each call's episode has, by their names; None = all.
+
+        Raises:
+            RewardError: a tool answered with a picture.
         """
+        known = tools or [self.tools] * len(calls)
         results: list[ToolResult | None] = [None] * len(calls)
         sent: list[int] = []
         awaited: list[tuple[int, Callable[..., Any]]] = []
         for place, call in enumerate(calls):
-            tool = self.tools.get(call.name)
+            tool = known[place].get(call.name)
             if tool is None:
-                results[place] = failure(f"Tool {call.name} not found. There are: {', '.join(self.tools)}.")
+                results[place] = failure(f"Tool {call.name} not found. There are: {', '.join(known[place])}.")
             elif tool.target is not None and self._workers is not None:
                 sent.append(place)
             else:
@@ -125,12 +160,18 @@ class ToolRunner:
             awaited, self._run_together([(function, calls[place]) for place, function in awaited]), strict=True
         ):
             results[place] = result
+        for call, result in zip(calls, results, strict=True):
+            if result is not None and result.is_picture:
+                raise RewardError(
+                    f"The tool {call.name} answered with a picture, and only text can be read here: the models are "
+                    "causal LMs without an image encoder. Let the tool return a text."
+                )
         return [result for result in results if result is not None]
 
     def _run_here(self, function: Callable[..., Any], call: ToolCall) -> ToolResult:
         try:
             with limited(self.timeout):
-                return ToolResult(str(function(**call.arguments)))
+                return answered(function(**call.arguments))
         except _LateError:
             return self._late()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the model reads it, and failures are counted
@@ -143,10 +184,10 @@ class ToolRunner:
         rows = [{"tool_name": call.name, "tool_arguments": call.arguments} for call in calls]
         nothing = [""] * len(calls)
         scores = self._workers.grade(nothing, nothing, [[]] * len(calls), rows, {"global_step": step})
-        texts, failed = (scores.extra.get(name) or [None] * len(calls) for name in ("text", "failed"))
+        columns = [scores.extra.get(name) or [None] * len(calls) for name in ("text", "failed", "is_picture")]
         return [
-            self._late("or its process ended") if reward is None else ToolResult(text, bool(bad))
-            for reward, text, bad in zip(scores.reward, texts, failed, strict=True)
+            self._late("or its process ended") if reward is None else ToolResult(text, bool(bad), bool(picture))
+            for reward, text, bad, picture in zip(scores.reward, *columns, strict=True)
         ]
 
     def _run_together(self, calls: Sequence[tuple[Callable[..., Any], ToolCall]]) -> list[ToolResult]:
@@ -157,18 +198,18 @@ class ToolRunner:
 
         def start(function: Callable[..., Any], call: ToolCall) -> Callable[[], Any]:
             async def call_one() -> dict[str, Any]:
-                return {"result": ToolResult(str(await function(**call.arguments)))}
+                return {"result": answered(await function(**call.arguments))}
 
             return call_one
 
-        def answered(place: int, answer: dict[str, Any]) -> None:
+        def keep(place: int, answer: dict[str, Any]) -> None:
             if "result" in answer:
                 results[place] = answer["result"]
 
         starts = [start(function, call) for function, call in calls]
         try:
             with limited(self.timeout + GRACE):
-                loop.answer_all(starts, self.timeout, answered, lambda error: {"result": failure(str(error))})
+                loop.answer_all(starts, self.timeout, keep, lambda error: {"result": failure(str(error))})
         except _LateError:  # one of them does not give the loop back
             self._loop = None
         return results
@@ -190,11 +231,12 @@ def call_tool(
     """
     function = load(Target(**targets[tool_name]))
     try:
-        result = ToolResult(str(function(**tool_arguments)))
+        result = answered(function(**tool_arguments))
     except Exception as error:  # noqa: BLE001 - the model reads it, and failures are counted
         result = failure(str(error))
     log_extra("text", result.text)
     log_extra("failed", result.failed)
+    log_extra("is_picture", result.is_picture)
     return 0.0
 
 

@@ -18,6 +18,7 @@ from .mcp_servers import McpServers
 from .tools import TOOLS
 
 NOT_TOOLS = ("reset", "get_reward")
+WHICH = "environment"  # the column that names a row's environment where there are several
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,28 @@ class Tool:
     is_async: bool
 
 
+class Environments:
+    """Environments of one class: made once, reset often.
+
+    Args:
+        factory: makes one when it is called.
+
+    Attributes:
+        kind: their class. tools: its public methods.
+    """
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self.factory = factory
+        probe = factory()
+        self.kind = type(probe)
+        self.tools = {tool.name: tool for tool in _methods(probe)}
+        self.free = [probe]  # those that no episode has now
+
+    def take(self) -> Any:
+        """One for an episode that begins."""
+        return self.free.pop() if self.free else self.factory()
+
+
 class Toolbox:
     """The tools of a run.
 
@@ -45,7 +68,12 @@ class Toolbox:
         tools: functions with type hints and a docstring, names of shipped ones (calculator, python), module:function
             or file.py:function.
         environment_factory: makes an object for each episode, with `reset(**row)`; its other public methods are tools.
+            A mapping of several by name: the column `environment` of a row says which of them plays its episodes.
         mcp_servers: by name, how each is started or reached; see `mcp_servers`.
+
+    Attributes:
+        shared: tools of all episodes, by name. environments: by the name in the column `environment`; of a single one
+            the name is None. chooses: there are several.
     """
 
     def __init__(
@@ -57,25 +85,64 @@ class Toolbox:
         if isinstance(tools, str) or not isinstance(tools, Sequence):
             raise ConfigError(f"tools are a list of functions or of their addresses; got {tools!r}.")
         found = [make_tool(tool) for tool in tools]
-        self.factory = _factory(environment_factory)
-        self.free: list[Any] = []  # environments that no episode has now; made once, reset often
-        if self.factory is not None:
-            probe = self.factory()
-            found += _methods(probe)
-            self.free.append(probe)
-            self.kind = type(probe)
+        self.chooses = isinstance(environment_factory, Mapping)
+        factories = environment_factory if self.chooses else {None: environment_factory}
+        self.environments: dict[str | None, Environments] = {
+            name: Environments(_factory(factory)) for name, factory in factories.items() if factory is not None
+        }
         self.servers = McpServers(mcp_servers) if mcp_servers else None
         if self.servers is not None:
             found += [
                 Tool(schema["function"]["name"], schema, call, None, True) for schema, call in self.servers.tools()
             ]
-        self.tools: dict[str, Tool] = {}
-        for tool in found:
-            if tool.name in self.tools:
-                raise ConfigError(f"Two tools are called {tool.name!r}; a model could not tell them apart. Rename one.")
-            self.tools[tool.name] = tool
-        if not self.tools:
-            raise ConfigError("No tool: tools is empty, and environment_factory gives no public method beside reset.")
+        self.shared = {tool.name: tool for tool in found}
+        for name in self.names:
+            names = [tool.name for tool in found]
+            names += self.environments[name].tools if name in self.environments else []
+            twice = next((each for each in names if names.count(each) > 1), None)
+            if twice is not None:
+                raise ConfigError(f"Two tools are called {twice!r}; a model could not tell them apart. Rename one.")
+            if not names:
+                raise ConfigError(
+                    "No tool: tools is empty, and environment_factory gives no public method beside reset."
+                )
+
+    @property
+    def names(self) -> list[str | None]:
+        """Of the environments; of a run without one or with a single one [None]."""
+        return list(self.environments) or [None]
+
+    def name_of(self, row: Mapping[str, Any]) -> str | None:
+        """Which environment plays the episodes of a row.
+
+        Raises ConfigError where there are several, and the row names none of them.
+        """
+        if not self.chooses:
+            return None
+        name = row.get(WHICH)
+        if name not in self.environments:
+            given = f"{name!r}" if WHICH in row else "missing"
+            raise ConfigError(
+                f"environment_factory has several environments, and the column {WHICH!r} of a row is {given}; "
+                f"{choices(str(name), [str(each) for each in self.environments])}"
+            )
+        return str(name)
+
+    def tools_of(self, name: str | None) -> dict[str, Tool]:
+        """The tools of an episode, by their names. name: as `name_of` gives it."""
+        return {**self.shared, **(self.environments[name].tools if name in self.environments else {})}
+
+    def schemas_of(self, name: str | None) -> list[dict[str, Any]]:
+        """Of the tools of an episode, as the chat template shows them."""
+        return [tool.schema for tool in self.tools_of(name).values()]
+
+    @property
+    def tools(self) -> dict[str, Tool]:
+        """All tools by name; of several environments' tools of one name the first."""
+        found: dict[str, Tool] = {}
+        for name in reversed(self.names):
+            found = {**found, **self.tools_of(name)}
+        return found
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
@@ -83,38 +150,40 @@ class Toolbox:
         return [tool.schema for tool in self.tools.values()]
 
     @property
-    def reward(self) -> Callable[..., Any] | None:
-        """A reward function that asks each episode's environment for its `get_reward`; None where it has none."""
-        if self.factory is None or not callable(getattr(self.kind, "get_reward", None)):
-            return None
-        if inspect.iscoroutinefunction(self.kind.get_reward):
-
-            async def rewards(environments: Any, **_: Any) -> list[Any]:
-                return [await environment.get_reward() for environment in environments]
-
-        else:
-
-            def rewards(environments: Any, **_: Any) -> list[Any]:  # type: ignore[misc]
-                return [environment.get_reward() for environment in environments]
-
-        rewards.__name__ = rewards.__qualname__ = self.kind.__name__
-        return rewards
+    def rewards(self) -> list[Callable[..., Any]]:
+        """A reward function for each class of environment that has `get_reward`: asks the episodes' environments for
+        it, and does not apply to those of other classes."""
+        kinds = {each.kind: None for each in self.environments.values()}  # a class under two names is asked once
+        return [_reward_of(kind) for kind in kinds if callable(getattr(kind, "get_reward", None))]
 
     def close(self) -> None:
         """Ends MCP servers that were started here."""
         if self.servers is not None:
             self.servers.close()
 
-    def take(self) -> Any:
-        """An environment for an episode that begins; None where there is no factory."""
-        if self.factory is None:
-            return None
-        return self.free.pop() if self.free else self.factory()
+    def take(self, name: str | None) -> Any:
+        """An environment for an episode that begins; None where there is none."""
+        return self.environments[name].take() if name in self.environments else None
 
-    def give_back(self, environment: Any) -> None:
+    def give_back(self, name: str | None, environment: Any) -> None:
         """An episode is scored and needs its environment no more."""
         if environment is not None:
-            self.free.append(environment)
+            self.environments[name].free.append(environment)
+
+
+def _reward_of(kind: Any) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(kind.get_reward):
+
+        async def rewards(environments: Any, **_: Any) -> list[Any]:
+            return [await each.get_reward() if type(each) is kind else None for each in environments]
+
+    else:
+
+        def rewards(environments: Any, **_: Any) -> list[Any]:  # type: ignore[misc]
+            return [each.get_reward() if type(each) is kind else None for each in environments]
+
+    rewards.__name__ = rewards.__qualname__ = kind.__name__
+    return rewards
 
 
 def make_tool(spec: Any) -> Tool:
@@ -170,14 +239,7 @@ def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     return schema
 
 
-def _factory(given: Any) -> Callable[[], Any] | None:
-    if given is None:
-        return None
-    if isinstance(given, Mapping):
-        raise ConfigError(
-            "environment_factory is a mapping of several environments, and one class plays all episodes of a run here. "
-            "Give one class; its reset(**row) can read the column that tells the kinds apart."
-        )
+def _factory(given: Any) -> Callable[[], Any]:
     made: Callable[[], Any] = _loaded(given) if isinstance(given, str) else given
     if not callable(made):
         raise ConfigError(f"environment_factory makes an environment when it is called; got {given!r}.")

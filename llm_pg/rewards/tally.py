@@ -25,7 +25,8 @@ class Scores:
     """What B completions earned.
 
     A completion is unscored where no function gave a score and where one failed (raised, returned NaN, was late,
-    died). A function that returns None does not apply: the sum leaves it out. A function of weight 0 is only reported,
+    died). A function that returns None does not apply: the sum leaves it out. Completions to which no function applies
+    do not count against `max_unscorable`, unless they are the whole batch. A function of weight 0 is only reported,
     so its failure costs nothing.
 
     Attributes:
@@ -160,10 +161,15 @@ class Tally:
             if silent:
                 function[NOT_APPLICABLE] += silent
         problems = {name: dict(causes) for name, causes in zip(self._names, self._problems, strict=True) if causes}
-        if len(empty) > self._most_unscorable:
+        counted = empty
+        if len(empty) < self._size:  # where a function does not apply, nothing has failed; TRL goes on likewise
+            counted = [index for index in empty if index in lost]
+            self._warn_unscored(sorted({*empty} - {*counted}))
+        if len(counted) > self._most_unscorable:
             causes = "; ".join(f"{name}: {_counts(Counter(found))}" for name, found in problems.items())
             raise RewardError(
-                f"{len(empty)} of {self._size} completions of this batch could not be scored ({causes}): {self._limit}."
+                f"{len(counted)} of {self._size} completions of this batch could not be scored ({causes}): "
+                f"{self._limit}."
             )
         parts = {**dict(zip(self._names, self._rewards, strict=True)), **dict(sorted(self._parts.items()))}
         metrics = {name: _mean(values) for name, values in sorted(self._metrics.items())}
@@ -212,6 +218,17 @@ class Tally:
                 "rewards."
             )
         return total
+
+    def _warn_unscored(self, indexes: Sequence[int]) -> None:
+        if indexes and ("", NOT_APPLICABLE) not in self._shown:
+            self._shown.add(("", NOT_APPLICABLE))
+            logger.warning(
+                "All reward functions returned None for %d of %d completions of a batch (the first is %d): they stay "
+                "unscored and carry no gradient. Let one function apply to every row. Logged once.",
+                len(indexes),
+                self._size,
+                indexes[0],
+            )
 
     def _show(self, function: int, cause: str, trace: str, what: str) -> None:
         name = self._names[function]

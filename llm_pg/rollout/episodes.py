@@ -187,7 +187,8 @@ class ToolCollector(EpisodeCollector):
     def _graded(self, episodes: Sequence[Episode], num_steps: int) -> Scores:
         """Scores in TRL's form: a completion is the list of its messages. The environments are free again."""
         rows = [episode.prompt.row for episode in episodes]
-        if self.partner.toolbox.factory is not None:
+        toolbox = self.partner.toolbox
+        if toolbox.environments:
             rows = [{**row, ENVIRONMENTS: episode.environment} for row, episode in zip(rows, episodes, strict=True)]
         scores = self.scorer.grade(
             [episode.prompt.messages for episode in episodes],
@@ -197,7 +198,7 @@ class ToolCollector(EpisodeCollector):
             self._state(num_steps),
         )
         for episode in episodes:
-            self.partner.toolbox.give_back(episode.environment)
+            toolbox.give_back(toolbox.name_of(episode.prompt.row), episode.environment)
             episode.environment = None
         return scores
 

@@ -86,10 +86,10 @@ def make_scorer(
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     specs, weights = with_processing_classes(funcs, processing_classes, config.data.chat_template_kwargs), None
     if toolbox is not None:
-        specs = [read_here(function) for function in resolve_all(specs)] if toolbox.factory is not None else specs
-        if toolbox.reward is not None:
-            weights = [*(settings.reward_weights or [1.0] * len(specs)), 1.0]
-            specs = [*specs, toolbox.reward]
+        specs = [read_here(function) for function in resolve_all(specs)] if toolbox.environments else specs
+        if toolbox.rewards:
+            weights = [*(settings.reward_weights or [1.0] * len(specs)), *[1.0] * len(toolbox.rewards)]
+            specs = [*specs, *toolbox.rewards]
     scorer = Scorer(
         specs,
         weights or settings.reward_weights,
@@ -101,7 +101,7 @@ def make_scorer(
         strict=settings.strict,
         clip_range=settings.reward_clip_range,
     )
-    scorer.check_columns(sorted([*rows[0], ENVIRONMENTS] if toolbox is not None and toolbox.factory else rows[0]))
+    scorer.check_columns(sorted([*rows[0], ENVIRONMENTS] if toolbox is not None and toolbox.environments else rows[0]))
     column = config.algorithm.baseline_column
     if column is not None and column not in rows[0]:
         present = sorted(rows[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,12 @@ def name_tools(config: Config, tools: Any, environment_factory: Any) -> None:
                 "environment_factory is given twice: to the trainer, and rollout.environment_factory="
                 f"{rollout.environment_factory!r}. Give one."
             )
-        rollout.environment_factory = _address(environment_factory)
+        several = isinstance(environment_factory, Mapping)
+        rollout.environment_factory = (
+            {str(name): _address(each) for name, each in environment_factory.items()}
+            if several
+            else _address(environment_factory)
+        )
 
 
 def _address(given: Any) -> str:
@@ -72,7 +77,8 @@ def show_tools(
             "there: the schemas of the tools are added."
         )
     kwargs["tools"] = schemas
-    CallReader(tokenizer, schemas, kwargs).check()
+    for reader in _readers(toolbox, tokenizer, kwargs).values():
+        reader.check()
     ends = end_token_ids(model, tokenizer)
     other = template_that_keeps(tokenizer, ends, kwargs, schemas[0]["function"]["name"], warn)
     if other is not None:
@@ -113,26 +119,55 @@ def check_conversations(toolbox: Toolbox | None, contents: Iterable[Any]) -> Non
         )
 
 
+def with_own_tools(config: Config, toolbox: Toolbox | None, prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
+    """The prompts, each with the tools of its row's environment alone where there are several environments.
+
+    Raises ConfigError where a row names no environment.
+    """
+    if toolbox is None or not toolbox.chooses:
+        return list(prompts)
+    made = list(prompts)
+    for name in toolbox.names:
+        places = [place for place, prompt in enumerate(prompts) if toolbox.name_of(prompt.row) == name]
+        drafts = [Draft(prompts[place].messages or "", prompts[place].row) for place in places]
+        for place, prompt in zip(places, _encoded(drafts, tokenizer, toolbox, name, config), strict=True):
+            made[place] = replace(prompt, index=prompts[place].index)
+    return made
+
+
+def _encoded(
+    drafts: Sequence[Draft], tokenizer: Any, toolbox: Toolbox, name: str | None, config: Config
+) -> list[Prompt]:
+    """Prompts with the tools of an environment."""
+    kwargs = {**config.data.chat_template_kwargs, "tools": toolbox.schemas_of(name)}
+    return encode(drafts, tokenizer, lambda _: "an episode", chat_template_kwargs=kwargs, warned={"template"})
+
+
+def _readers(toolbox: Toolbox, tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str | None, CallReader]:
+    return {
+        name: CallReader(tokenizer, schemas, {**kwargs, "tools": schemas})
+        for name in toolbox.names
+        for schemas in [toolbox.schemas_of(name)]
+    }
+
+
 def make_partner(config: Config, toolbox: Toolbox, tokenizer: Any, ends: Any) -> ToolPartner:
     """What answers the model's calls in a run."""
     kwargs, settings = config.data.chat_template_kwargs, config.reward
     runner = ToolRunner(
-        toolbox.tools,
+        toolbox.shared,
         timeout=config.rollout.tool_timeout,
         workers=settings.reward_workers,
         in_process=settings.reward_in_process,
     )
 
-    def opening(prompt: Prompt, said: str | None) -> Prompt:
-        if not said or prompt.messages is None:
+    def opening(prompt: Prompt, said: str, name: str | None) -> Prompt:
+        if prompt.messages is None:
             return prompt
         last = prompt.messages[-1]
         messages = [*prompt.messages[:-1], {**last, "content": last["content"] + said}]
-        made = encode(
-            [Draft(messages, prompt.row)], tokenizer, lambda _: "an episode", chat_template_kwargs=kwargs, warned=warned
-        )
+        made = _encoded([Draft(messages, prompt.row)], tokenizer, toolbox, name, config)
         return replace(made[0], index=prompt.index)
 
-    warned: set[str] = {"template"}
-    reader = CallReader(tokenizer, toolbox.schemas, kwargs)
-    return ToolPartner(toolbox, reader, runner, TurnWriter(tokenizer, ends, kwargs), opening)
+    readers = _readers(toolbox, tokenizer, kwargs)
+    return ToolPartner(toolbox, readers, runner, TurnWriter(tokenizer, ends, kwargs), opening)

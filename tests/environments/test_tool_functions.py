@@ -275,7 +275,7 @@ def test_each_episode_has_an_environment_of_its_own_that_is_reset_by_its_row_and
     for _ in range(2):
         engine = Scripted(chat, rows)
         prompts = prompts_of(chat, ["a?", "b?", "c?"], toolbox.schemas)
-        with collector_of(chat, engine, toolbox, [look, toolbox.reward]) as collector:
+        with collector_of(chat, engine, toolbox, [look, *toolbox.rewards]) as collector:
             experience = collector.collect(prompts, 1, 1, Clock())
         assert experience.scores.parts["Box"] == [1.0, 1.0, 0.0]
     assert "b? up to 6\n" in chat.decode(engine.prompts[0][1])
@@ -339,7 +339,7 @@ def unhinted(number):  # type: ignore[no-untyped-def]
         ([double, double], None, "Two tools are called 'double'"),
         ([3], None, "a function or its address"),
         ("double", None, "a list of functions"),
-        ((), {"a": Box}, "mapping of several environments"),
+        ((), {"a": Box, "b": 3}, "makes an environment when it is called"),
         ((), dict, "no method reset"),
     ],
 )

@@ -100,11 +100,11 @@ def test_strict_stops_at_the_first_failure():
         score(scorer)
 
 
-def test_completions_without_any_score_stop_the_run_even_when_no_function_failed():
+def test_a_batch_without_any_score_stops_the_run_even_when_no_function_failed():
     with scorer_of("returns_none") as scorer:
-        assert score(scorer, ["BAD"] * 2 + ["x"] * 8).reward == [None] * 2 + [1.0] * 8
-        with pytest.raises(RewardError, match=r"3 of 10 .* could not be scored .*returns_none: returned None: 3"):
-            score(scorer, ["BAD"] * 3 + ["x"] * 7)
+        assert score(scorer, ["BAD"] * 7 + ["x"] * 3).reward == [None] * 7 + [1.0] * 3
+        with pytest.raises(RewardError, match=r"10 of 10 .* could not be scored .*returns_none: returned None: 10"):
+            score(scorer, ["BAD"] * 10)
 
 
 # W2, W3: hangs, with and without the interpreter's lock

@@ -130,20 +130,41 @@ def test_the_limit_counts_the_completions_of_the_step_of_which_the_batch_is_a_sh
         tally.failed(0, borne, "late", "")
 
 
-@pytest.mark.parametrize("silent, ends", [(2, False), (3, True)])
-def test_completions_without_a_score_from_any_function_count_against_the_limit(silent, ends):
+@pytest.mark.parametrize("silent", [2, 3])
+def test_completions_to_which_no_function_applies_cost_nothing_but_a_warning_once(silent, caplog):
+    shown = set()
+    for _ in range(2):
+        tally = ledger(4, most=0.0, shown=shown)
+        for index in range(4):
+            tally.scored(0, index, answer(None if index < silent else 1.0))
+            tally.scored(1, index, answer(None if index < silent else 1.0))
+        assert tally.scores([1.0, 1.0]).reward == [None] * silent + [2.0] * (4 - silent)
+    assert caplog.messages == [
+        f"All reward functions returned None for {silent} of 4 completions of a batch (the first is 0): they stay "
+        "unscored and carry no gradient. Let one function apply to every row. Logged once."
+    ]
+
+
+def test_of_completions_without_a_score_only_those_that_failed_count_against_the_limit():
+    tally = ledger(4, most=0.25)
+    for index in range(3):
+        tally.scored(0, index, answer(None))
+        tally.scored(1, index, answer(1.0 if index == 2 else None))
+    tally.failed(0, 3, "late", "")
+    tally.scored(1, 3, answer(None))
+    assert tally.scores([1.0, 1.0]).reward == [None, None, 1.0, None]
+
+
+def test_a_batch_without_any_score_ends_the_run():
     tally = ledger(4, most=0.5)
     for index in range(4):
-        tally.scored(0, index, answer(None if index < silent else 1.0))
-        tally.scored(1, index, answer(None if index < silent else 1.0))
-    if not ends:
-        assert tally.scores([1.0, 1.0]).reward == [None, None, 2.0, 2.0]
-        return
+        tally.scored(0, index, answer(None))
+        tally.scored(1, index, answer(None))
     with pytest.raises(RewardError) as error:
         tally.scores([1.0, 1.0])
     assert str(error.value) == (
-        "3 of 4 completions of this batch could not be scored (tenth: returned None: 3; batch_raises: returned None: "
-        "3): over the limit max_unscorable=0.5."
+        "4 of 4 completions of this batch could not be scored (tenth: returned None: 4; batch_raises: returned None: "
+        "4): over the limit max_unscorable=0.5."
     )
 
 

@@ -37,7 +37,9 @@ TRAINER: dict[str, Word] = {
     "rollout_func": refused(
         None, "completions come from `engine`; a function of your own can be a sampler of `llm_pg.sampling.protocol`"
     ),
-    "environment_factory": mapped(
-        None, "a class, with `reset`, `get_reward` and tools as in TRL; a dict of several is refused: give one of them"
+    "environment_factory": same(
+        None,
+        "a class with `reset`, `get_reward` and tools, or a dict of several, among which the column `environment` "
+        "chooses",
     ),
 }
