@@ -160,13 +160,14 @@ class ToolRunner:
             awaited, self._run_together([(function, calls[place]) for place, function in awaited]), strict=True
         ):
             results[place] = result
-        for call, result in zip(calls, results, strict=True):
-            if result is not None and result.is_picture:
+        found = [result for result in results if result is not None]
+        for call, each in zip(calls, found, strict=True):
+            if each.is_picture:
                 raise RewardError(
                     f"The tool {call.name} answered with a picture, and only text can be read here: the models are "
                     "causal LMs without an image encoder. Let the tool return a text."
                 )
-        return [result for result in results if result is not None]
+        return found
 
     def _run_here(self, function: Callable[..., Any], call: ToolCall) -> ToolResult:
         try:

@@ -51,7 +51,7 @@ def test_the_tools_of_a_server_are_shown_and_called_and_it_ends_with_the_run() -
 def test_a_server_that_does_not_start_is_named() -> None:
     needs_mcp()
     begin = time.perf_counter()
-    with pytest.raises(ConfigError, match="MCP server 'gone' cannot be reached"):
+    with pytest.raises(ConfigError, match=r"MCP server 'gone' \(/nowhere/at/all\) cannot be reached"):
         McpServers({"gone": {"command": "/nowhere/at/all"}}).tools()
     assert time.perf_counter() - begin < 20
 
