@@ -67,9 +67,17 @@ LONGEST = (
 )
 
 
+CI_FILE = Path(__file__).with_name("ci_only.txt")
+CI_ONLY = tuple(line for line in CI_FILE.read_text().splitlines() if not line.startswith("#"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
+    for item in items:
+        if item.nodeid.startswith(CI_ONLY):
+            item.add_marker("ci")
 
 
 # --- the tests that are skipped, against the list of those that may be

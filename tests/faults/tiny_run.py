@@ -21,6 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import transformers.trainer  # noqa: F401  what every run asks for its optimiser: a forked process finds it imported
+
 from llm_pg import PolicyGradientTrainer
 from llm_pg.config.load import check_values
 from llm_pg.config.schema import ModelConfig

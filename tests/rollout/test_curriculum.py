@@ -43,17 +43,18 @@ def test_counts_fade_and_the_weight_is_the_variance_of_a_verdict_and_the_floor()
 
 def test_prompts_are_drawn_in_proportion_to_their_weights() -> None:
     """One prompt a step: the share of each against w_i / Σw; and of pairs, against drawing without replacement."""
+    draws = 5_000
     for per_step in (1, 2):
         source = stream(size=4, per_step=per_step, floor=0.2)
         source.observe([(7, 8, 8), (17, 0, 8), (27, 2, 8)])
         weight = source.weights()
-        seen = Counter(tuple(p.ids[0] for p in source.take(step)) for step in range(20_000))
+        seen = Counter(tuple(p.ids[0] for p in source.take(step)) for step in range(draws))
         for drawn, count in seen.items():
             left, share = float(weight.sum()), 1.0
             for place in drawn:
                 share *= float(weight[place]) / left
                 left -= float(weight[place])
-            assert count / 20_000 == pytest.approx(share, abs=4 * (share / 20_000) ** 0.5)
+            assert count / draws == pytest.approx(share, abs=4 * (share / draws) ** 0.5)
         assert len(seen) == 4 ** (per_step == 1) * 12 ** (per_step == 2)
 
 
