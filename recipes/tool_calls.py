@@ -1,18 +1,19 @@
-"""A tiny model calls a tool, on a CPU: as a function, as an environment, over MCP.
+"""A tiny model learns on a CPU which call of a tool answers a question: a function, an environment, an MCP server.
 
-    python tool_calls.py [function | environment | mcp] [max_steps=40 ...]
+    python tool_calls.py function | environment | mcp [--start FOLDER] [max_steps=80 seed=0 ...]
 
 A question names one of four boxes, the tool tells the digit in a box, and that digit is the answer, which is paid only
-after a call. Demonstrations at the start look into any of the four boxes, so that the model knows the form of a call
-and has to find out by its reward which box to ask for.
+after a call. All three kinds start from one model, which the first of them makes. Its demonstrations look into the next
+box more often than into the one that is asked for: so it knows the form of a call and how to repeat what a tool says,
+does it wrong, and has to find out by its reward which box to ask for.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llm_pg.metrics import read_metrics
 
 KINDS = ("function", "environment", "mcp")
 BOXES = 4
+RIGHT = 0.3  # of the demonstrations look into the box that is asked for
 
 
 def look(x: int) -> str:
@@ -78,28 +80,23 @@ def make_rows(count: int, rng: random.Random, secret: bool) -> list[dict[str, An
     rows = []
     for place in range(count):
         digits = [str(rng.randrange(10)) if secret else look(x) for x in range(BOXES)]
-        asked = rng.randrange(BOXES)
-        prompt = [{"role": "user", "content": f"{place:04d} box {asked}?"}]
-        rows.append({"prompt": prompt, "answer": digits[asked], "digits": digits})
+        box = rng.randrange(BOXES)
+        prompt = [{"role": "user", "content": f"{place:04d} box {box}?"}]
+        rows.append({"prompt": prompt, "answer": digits[box], "digits": digits, "box": box})
     return rows
 
 
 def demonstration(row: dict[str, Any], rng: random.Random) -> dict[str, str]:
-    """A conversation that looks into any of the boxes and repeats its digit, as the template writes it."""
-    x = rng.randrange(BOXES)
-    call = json.dumps({"name": "look", "arguments": {"x": x}})
-    digit = row["digits"][x]
-    said = f"<tool_call>{call}</tool_call><eos>\n[{digit}]\na:{digit}"
-    return {"prompt": f"look\nu:{row['prompt'][0]['content']}\na:", "completion": said}
+    """A conversation that looks into the box asked for (3 of 10) or into the next one, and repeats its digit."""
+    x = row["box"] if rng.random() < RIGHT else (row["box"] + 1) % BOXES
+    call = f'<tool_call>{{"name": "look", "arguments": {{"x": {x}}}}}</tool_call>'
+    digit = row["digits"][x]  # all as the template writes it
+    completion = f"{call}<eos>\n[{digit}]\na:{digit}"
+    return {"prompt": f"look\nu:{row['prompt'][0]['content']}\na:", "completion": completion}
 
 
-def configured(kind: str, overrides: list[str], folder: Path) -> Config:
-    """The shipped config with this kind of tool and files of demonstrations."""
-    rng = random.Random(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    demos = folder / "demonstrations.jsonl"
-    rows = make_rows(2048, rng, kind == "environment")
-    demos.write_text("".join(json.dumps(demonstration(row, rng)) + "\n" for row in rows))
+def configured(kind: str, overrides: list[str]) -> Config:
+    """The shipped config with this kind of tool."""
     here = Path(__file__).resolve()
     server = {"boxes": {"command": sys.executable, "args": [str(here), "serve"]}}
     of_kind = {
@@ -107,29 +104,46 @@ def configured(kind: str, overrides: list[str], folder: Path) -> Config:
         "environment": [f"environment_factory={here}:Boxes", f"reward_funcs=[{here}:opened_once]"],
         "mcp": [f"mcp_servers={json.dumps(server)}", f"reward_funcs=[{here}:answered]"],
     }[kind]
-    given = [*of_kind, f"warm_start_data_files={demos}", f"run_name=tool_calls_{kind}", "log_completions=2", *overrides]
-    return load_config(shipped.find("tool_calls.yaml"), given)
+    return load_config(shipped.find("tool_calls.yaml"), [*of_kind, f"run_name=tool_calls_{kind}", *overrides])
+
+
+def make_start(folder: Path, overrides: list[str]) -> None:
+    """Trains a model on demonstrations, whose digits are drawn for each, and saves it with its tokenizer."""
+    from llm_pg import RLOOTrainer
+    from llm_pg.run.before.warm_start import warm_start
+
+    rng, file = random.Random(0), folder / "demonstrations.jsonl"
+    config = configured("function", [*overrides, f"warm_start_data_files={file}", "seed=0"])
+    rows = make_rows(min(config.warm_start.warm_start_steps * 64, 8192), rng, secret=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(demonstration(row, rng)) + "\n" for row in rows))
+    trainer = RLOOTrainer(args=config, train_dataset=rows)
+    loss = warm_start(trainer.model, trainer.tokenizer, trainer.config, held_out=())
+    trainer.save_model(folder)
+    print(f"{folder}: the model to start from, loss {loss:.3f} nats per token.")
 
 
 def main(arguments: list[str]) -> None:
-    kind = arguments[0] if arguments and arguments[0] in KINDS else "function"
-    config = configured(kind, [word for word in arguments if word != kind], Path("runs/tool_calls_data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=list(KINDS))
+    parser.add_argument("--start", type=Path, default=Path("runs/tool_calls_start"), help="model to start from")
+    parser.add_argument("overrides", nargs="*", metavar="setting=value")
+    given = parser.parse_intermixed_args(arguments)
+    if not (given.start / "config.json").is_file():
+        make_start(given.start, given.overrides)
+    start = ["model.make=null", f"model_name_or_path={given.start}", "warm_start_steps=0"]
+    config = configured(given.kind, [*given.overrides, *start])
     from llm_pg import RLOOTrainer
 
-    begin = time.perf_counter()
-    rows = make_rows(1024 + 128, random.Random(1), kind == "environment")
+    rows = make_rows(2048, random.Random(config.run.seed + 1), secret=given.kind == "environment")
     summary = RLOOTrainer(args=config, train_dataset=rows).train()
-    folder = Path(summary["model"]).parent
-    lines = read_metrics(folder / "metrics.jsonl")
-    calls = [line["log/tools/call_frequency"] for line in (lines[0], lines[-1])]
-    failed = [line["log/tools/failure_frequency"] for line in (lines[0], lines[-1])]
-    print(f"\n{kind}: right answers {summary['pass_rate_before']:.0%} -> {summary['pass_rate_after']:.0%} (greedy,")
-    print(f"held out), calls an episode {calls[0]:.2f} -> {calls[1]:.2f}, of which failed {failed[0]:.0%} ->")
-    print(f"{failed[1]:.0%}, {time.perf_counter() - begin:.0f} s.")
+    lines = read_metrics(Path(summary["model"]).parent / "metrics.jsonl")
+    rates = [summary[f"pass_rate_{when}_interval"] for when in ("before", "after")]
+    told = " -> ".join(f"{rate:.0%} [{low:.0%}, {high:.0%}]" for rate, low, high in rates)
+    print(f"\n{given.kind}: right answers {told} (greedy, held out), {summary['seconds_total']:.0f} s.")
+    for name in ("reward", "log/tools/call_frequency", "log/tools/failure_frequency"):
+        print(f"{name}: {lines[0][name]:.2f} -> {lines[-1][name]:.2f}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["serve"]:
-        serve()
-    else:
-        main(sys.argv[1:])
+    serve() if sys.argv[1:] == ["serve"] else main(sys.argv[1:])

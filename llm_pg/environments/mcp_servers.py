@@ -7,6 +7,7 @@ Its client lives in a thread with an event loop of its own; a tool of it looks l
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -84,9 +85,12 @@ class McpServers:
 
     async def _serve(self, settings: Mapping[str, Any], ready: Future[Any]) -> None:
         """Holds a connection until `close`; it is opened and closed in one task, as the client wants it."""
-        from mcp import Client, StdioServerParameters
+        from mcp import Client, StdioServerParameters, stdio_client
 
-        server = settings["url"] if "url" in settings else StdioServerParameters(**settings)
+        if "url" in settings:
+            server = settings["url"]
+        else:  # in a notebook sys.stderr is an object that no process can write to
+            server = stdio_client(StdioServerParameters(**settings), sys.__stderr__ or sys.stderr)
         assert self._stop is not None
         try:
             async with Client(server) as client:

@@ -1,6 +1,8 @@
-"""A real MCP server over stdio, started by the tests."""
+"""A real MCP server, started by the tests: over stdio, or over HTTP at a port of 127.0.0.1."""
 
-from mcp.server.mcpserver import MCPServer
+import sys
+
+from mcp.server.mcpserver import Image, MCPServer
 
 server = MCPServer("numbers")
 
@@ -17,5 +19,14 @@ def refuses(word: str) -> str:
     raise ValueError(f"not {word}")
 
 
+@server.tool()
+def draws(word: str) -> Image:
+    """Answers with a picture."""
+    return Image(data=word.encode(), format="png")
+
+
 if __name__ == "__main__":
-    server.run("stdio")
+    if sys.argv[1:]:
+        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
+    else:
+        server.run("stdio")

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_pg import shipped
+from llm_pg.config import load_config
 from llm_pg.metrics import read_metrics
 
 FOLDER = shipped.folder("recipes")
@@ -263,6 +265,29 @@ def test_the_code_recipe_trains_on_rewards_from_the_sandbox(recipe: Any, small: 
     found = recipe("code_unit_tests.py").main([*small, *files, "max_steps=1"])
     assert found["problems"] == []
     trained(tmp_path / "runs" / "code-unit-tests", steps=1)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("function", marks=pytest.mark.slow), "environment", "mcp"])
+def test_the_recipe_of_tools_calls_each_kind_from_one_warm_start(
+    kind: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = recipe("tool_calls.py")
+    row = module.make_rows(1, random.Random(0), secret=True)[0]
+    boxes = module.Boxes()
+    boxes.reset(**row)
+    said = [{"role": "assistant", "content": row["answer"]}]
+    assert module.opened_once([boxes], [said], [row["answer"]]) == [0.0]  # a guess without a call
+    assert [boxes.look(x) for x in range(module.BOXES)] == row["digits"]
+    assert module.answered([said, [{}, {}, *said]], [row["answer"]] * 2) == [0.0, 1.0]
+    monkeypatch.chdir(tmp_path)
+    few = ["max_steps=1", "num_train_prompts=40", "num_eval_prompts=4", "prompts_per_step=4", "num_generations=2"]
+    module.main([kind, *few, "warm_start_steps=2", "use_cpu=true", "reward_workers=1"])
+    assert f"{kind}: right answers" in capsys.readouterr().out
+    folder = tmp_path / "runs" / f"tool_calls_{kind}"
+    config = load_config(folder / "config.yaml")
+    assert config.data.chat_template_kwargs["tools"][0]["function"]["name"] == "look"
+    assert config.model.model_name_or_path == "runs/tool_calls_start"
+    assert "log/tools/call_frequency" in trained(folder, steps=1)[0]
 
 
 def test_the_game_of_several_turns_is_played_by_the_recipes_own_environment(
