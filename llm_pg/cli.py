@@ -16,7 +16,7 @@ from .commands.train import heavy_imports, run_training
 from .config import Config, ConfigError, load_config
 from .config.arguments import as_settings, common_help, help_text
 from .run.guard import RunStopped
-from .run.redact import Redactor
+from .run.logs.redact import Redactor
 
 Commands = Any  # argparse's type of add_subparsers() is private
 EXIT_BAD_INPUT = 2

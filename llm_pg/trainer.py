@@ -20,12 +20,12 @@ from .model.bars import no_progress_bars
 from .rollout.curriculum import make_stream
 from .rollout.reading import warn_unread
 from .run.build import collector_of, make_policy, make_scorer
-from .run.callbacks import Callbacks
 from .run.context import make_context
 from .run.engines import make_sampler
 from .run.evaluator import Evaluator
 from .run.inputs import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
-from .run.model_writer import ModelWriter
+from .run.logs.callbacks import Callbacks
+from .run.saving.model_writer import ModelWriter
 from .run.tools import check_conversations, make_toolbox, name_tools, show_tools, with_own_tools
 from .run.training_run import TrainingRun, begin_again, open_run
 from .sampling.protocol import SamplingEngine

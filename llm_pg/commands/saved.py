@@ -13,7 +13,7 @@ from .evaluate import load_saved
 
 def verify(path: Path) -> int:
     """Print what each checkpoint under `path` is: a checkpoint, a folder of them, or a run. 1 where one is damaged."""
-    from ..run import checkpoint_files
+    from ..run.saving import checkpoint_files
 
     places = [path, path / "checkpoints"]
     found = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import __version__
 from ..config import Config
 from ..run.guard import RunStopped
-from ..run.redact import Redactor
+from ..run.logs.redact import Redactor
 
 
 def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bool, override: bool = False) -> int:
@@ -30,7 +30,7 @@ def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bo
     with clock("import"):
         heavy_imports()
     from ..rewards import RewardError
-    from ..run.checkpoint_files import CheckpointError
+    from ..run.saving.checkpoint_files import CheckpointError
     from ..sampling.vllm import EngineError
     from ..trainer import Trainer
 
@@ -43,7 +43,7 @@ def run_training(config: Config, *, resume: bool | str, quiet: bool, as_json: bo
 
 def _in_short(config: Config) -> str:
     """What a run is about, in a line."""
-    from ..run.folder import run_name
+    from ..run.saving.folder import run_name
 
     data, model = config.data, config.model
     files = data.data_files if isinstance(data.data_files, str) else ", ".join(data.data_files or [])

@@ -20,10 +20,10 @@ from ..config import Config, ConfigError
 from ..metrics import MetricsFile
 from ..report import LivePage, leave_report
 from ..report.live import page_from_begin_to_end
-from ..run import provenance
-from ..run.folder import RunFolder
-from ..run.lock import FolderLock
-from ..run.redact import Redactor
+from ..run.logs.redact import Redactor
+from ..run.saving import provenance
+from ..run.saving.folder import RunFolder
+from ..run.saving.lock import FolderLock
 from .record import ControlRun, Point
 from .replay import replay
 from .settings import ControlSettings

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from ..algorithms.spec import AlgorithmSpec
 from ..config import Config, ConfigError
 from ..config.flat import FlatConfig
-from ..run.folder import RunFolder
+from ..run.saving.folder import RunFolder
 
 _CARD = "README.md"
 # Files of a checkpoint that are the model; the rest is what a run goes on with.

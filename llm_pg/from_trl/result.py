@@ -8,7 +8,7 @@ from typing import Any
 
 from ..prompts import Prompt
 from ..run.evaluator import Evaluator
-from ..run.trl_log import named_evaluation
+from ..run.logs.trl_log import named_evaluation
 
 
 class TrainResult(dict[str, Any]):

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, trainer_
 from ..config import Config, flat
 from ..learner.optimizer import make_optimizer, make_scheduler
 from ..metrics import Clock
-from ..run.callbacks import Callbacks
+from ..run.logs.callbacks import Callbacks
 from ..sampling.protocol import SamplingEngine
 from ..terminal import Terminal
 from ..trainer import Trainer

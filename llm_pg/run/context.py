@@ -34,10 +34,10 @@ from ..metrics import Clock
 from ..model.loading import incoming_half
 from ..model.precision import compute_in, products_of
 from ..terminal import Terminal, make_terminal
-from .folder import RunFolder
+from .logs.redact import Redactor
+from .logs.tracker_kinds import check_trackers
 from .ranks import Ranks
-from .redact import Redactor
-from .tracker_kinds import check_trackers
+from .saving.folder import RunFolder
 
 
 @dataclass(frozen=True)

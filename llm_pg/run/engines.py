@@ -17,8 +17,8 @@ from ..sampling.native import NativeSampler
 from ..sampling.protocol import SamplingEngine
 from ..sampling.vllm import VllmSampler
 from ..sampling.vllm.settings import Settings
-from .folder import RunFolder
 from .ranks import Ranks
+from .saving.folder import RunFolder
 
 MAKERS: dict[str, Callable[..., SamplingEngine]] = {
     "native": NativeSampler,

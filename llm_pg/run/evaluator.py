@@ -14,10 +14,10 @@ from ..model.policy import Policy
 from ..prompts import Prompt
 from ..rollout.collector import Collector
 from ..words import choices
-from .best import Best, load_weights
-from .callbacks import Callbacks
 from .context import RunContext
-from .model_writer import ModelWriter
+from .logs.callbacks import Callbacks
+from .saving.best import Best, load_weights
+from .saving.model_writer import ModelWriter
 
 
 class Evaluator:

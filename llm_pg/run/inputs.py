@@ -20,7 +20,7 @@ from ..prompts.sources import read_object
 from ..sampling.vllm.teacher import ServedTeacher
 from .before.fit_to_prompts import fit_to_prompts
 from .context import RunContext
-from .other_parts import other_parts
+from .saving.other_parts import other_parts
 
 
 def fit_to_dataset(config: Config, train_dataset: Any, eval_dataset: Any) -> Any:

@@ -19,9 +19,9 @@ from ..model.policy import Policy
 from ..model.teacher import ScoresTokens
 from ..prompts import Prompt, fingerprint
 from .before.warm_start import warm_start
-from .best import load_weights
 from .context import RunContext
 from .ranks import Ranks
+from .saving.best import load_weights
 
 _SAMPLED = 64  # values of each tensor whose order counts too
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

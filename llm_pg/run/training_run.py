@@ -24,24 +24,24 @@ from ..report.live import page_from_begin_to_end
 from ..rollout.collector import Collector
 from ..sampling.random import stream_key
 from ..terminal.plain import Plan
-from . import checkpoint_files, provenance
 from .before.auditing import audit_run
 from .before.rehearsal import rehearse_end
 from .before.trial import expected_seconds, try_longest_batch
-from .callbacks import Callbacks
-from .checkpointer import Checkpointer
 from .context import RunContext
-from .crash import CrashKeeper
 from .evaluator import Evaluator
-from .folder import full_disks_named
 from .guard import NON_FINITE_LIMIT, NON_FINITE_LIMIT_SCALED, FiniteCheck, Interrupted, Signals, name_of
-from .lock import FolderLock
-from .model_writer import ModelWriter
-from .observers import Observers
-from .profiling import Profiler
+from .logs.callbacks import Callbacks
+from .logs.observers import Observers
+from .logs.profiling import Profiler
+from .logs.summary import run_summary
+from .saving import checkpoint_files, provenance
+from .saving.checkpointer import Checkpointer
+from .saving.crash import CrashKeeper
+from .saving.folder import full_disks_named
+from .saving.lock import FolderLock
+from .saving.model_writer import ModelWriter
 from .sources import AllRanks, in_flight, make_ahead, make_source, put_back
 from .start import check_same_start, make_learner, start_policy
-from .summary import run_summary
 
 STEP_STREAM = 4
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM; returns 0."""
-    from ..run.redact import Redactor
+    from ..run.logs.redact import Redactor
     from .server import is_loopback
     from .state import Watched
 

@@ -13,8 +13,8 @@ from typing import Any
 from ..doctor.evidence import ENDED, Run, read_run
 from ..report.completions import encoded, gather
 from ..report.page import Live, render
-from ..run.lock import is_written
-from ..run.redact import Redactor
+from ..run.logs.redact import Redactor
+from ..run.saving.lock import is_written
 
 POLL_S = 0.5
 FILES = ("config.yaml", "metrics.jsonl", "before.json", "after.json", "summary.json", "sessions.jsonl", ENDED)

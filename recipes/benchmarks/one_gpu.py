@@ -42,7 +42,7 @@ from llm_pg.learner.update import Updater
 from llm_pg.model.flex import FlexBlocks
 from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
-from llm_pg.run.throughput import Work, matmul_rate, tokens_to_train
+from llm_pg.run.logs.throughput import Work, matmul_rate, tokens_to_train
 from llm_pg.sampling.generate import GenerateSampler
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import Completions, SamplingParams

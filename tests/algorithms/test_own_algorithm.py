@@ -79,7 +79,7 @@ def test_a_registered_function_is_an_algorithm_of_the_config(file: Path) -> None
     assert (row.name, row.surrogate, row.loss_type) == ("of_the_others", "reinforce", "dapo")
     assert ALGORITHMS["of_the_others"] is row
     from llm_pg.config.check import resolve_spec
-    from llm_pg.run.folder import run_name
+    from llm_pg.run.saving.folder import run_name
 
     model = "model.make={model_type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
     given = [model, "data.task=sort_letters", f"algorithm={file}:others", "beta=0.1"]

@@ -246,7 +246,7 @@ def test_checkpoint_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.
     import torch
 
     from llm_pg.cli import main
-    from llm_pg.run import checkpoint_files
+    from llm_pg.run.saving import checkpoint_files
 
     for step in (1, 2):
         state = checkpoint_files.RunState(step, {"w": torch.ones(3)}, {"0.step": torch.ones(())}, {"step": 0})

@@ -9,7 +9,7 @@ import pytest
 
 
 def _prepare() -> None:
-    from llm_pg.run import throughput
+    from llm_pg.run.logs import throughput
     from tests.device import sim
 
     sim.accelerate_on_sim()

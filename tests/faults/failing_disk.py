@@ -12,14 +12,14 @@ from unittest import mock
 from safetensors import SafetensorError
 
 from llm_pg.config import ConfigError
-from llm_pg.run.checkpoint_files import CheckpointError
 from llm_pg.run.guard import RunStopped
+from llm_pg.run.saving.checkpoint_files import CheckpointError
 
 _NEW_MOUNTS, _NEW_USER, _PRIVATE, _REMOUNT = 0x20000, 0x10000000, 0x4000 | 1 << 18, 32
 # Where llm_pg and transformers write tensors: safetensors' own code opens those files.
 SAVERS = (
-    "llm_pg.run.checkpoint_files.save_file",
-    "llm_pg.run.crash.save_file",
+    "llm_pg.run.saving.checkpoint_files.save_file",
+    "llm_pg.run.saving.crash.save_file",
     "llm_pg.model.critic.save_file",
     "peft.peft_model.safe_save_file",
     "transformers.modeling_utils.safe_save_file",

@@ -16,9 +16,9 @@ from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
 from llm_pg.config.load import check_values
 from llm_pg.evaluate import Evaluation, Interval
-from llm_pg.run.best import Best, load_weights
 from llm_pg.run.evaluator import Evaluator
-from llm_pg.run.folder import RunFolder
+from llm_pg.run.saving.best import Best, load_weights
+from llm_pg.run.saving.folder import RunFolder
 from llm_pg.terminal import Terminal
 from tests.faults import tiny_run
 

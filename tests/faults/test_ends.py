@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from llm_pg.cli import main
 from llm_pg.config import ConfigError
 from llm_pg.rewards import RewardError
-from llm_pg.run import checkpoint_files, lock
 from llm_pg.run.before import rehearsal
-from llm_pg.run.checkpoint_files import CheckpointError, RunState
 from llm_pg.run.guard import RunStopped
-from llm_pg.run.lock import FolderLock
+from llm_pg.run.saving import checkpoint_files, lock
+from llm_pg.run.saving.checkpoint_files import CheckpointError, RunState
+from llm_pg.run.saving.lock import FolderLock
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import ROWS, make
 
@@ -172,7 +172,7 @@ def test_a_longer_run_says_what_becomes_of_a_schedule_that_is_spread_over_the_st
         make({"out": str(tmp_path), "name": "r", "changes": {**changes, "max_steps": 3}}).train(resume=True)
 
 
-HOLD = "import sys, time; from pathlib import Path; from llm_pg.run.lock import FolderLock\n"
+HOLD = "import sys, time; from pathlib import Path; from llm_pg.run.saving.lock import FolderLock\n"
 HOLD += "with FolderLock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from llm_pg.config import ConfigError
-from llm_pg.run.checkpoint_files import CheckpointError
 from llm_pg.run.guard import RunStopped
+from llm_pg.run.saving.checkpoint_files import CheckpointError
 from tests.faults.conftest import lines
 from tests.faults.failing_disk import FailingDisk
 from tests.faults.tiny_run import LIGHT, make

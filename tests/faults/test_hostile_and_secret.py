@@ -14,9 +14,9 @@ import torch
 from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.model.loading import character_tokenizer, load_model, load_tokenizer
-from llm_pg.run import checkpoint_files
-from llm_pg.run.checkpoint_files import CheckpointError, RunState
-from llm_pg.run.redact import HIDDEN, Redactor, is_secret_name
+from llm_pg.run.logs.redact import HIDDEN, Redactor, is_secret_name
+from llm_pg.run.saving import checkpoint_files
+from llm_pg.run.saving.checkpoint_files import CheckpointError, RunState
 from tests.faults.tiny_run import LIGHT, SIZES
 
 pytestmark = pytest.mark.faults

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from llm_pg.metrics import read_metrics
-from llm_pg.run import checkpoint_files
+from llm_pg.run.saving import checkpoint_files
 from llm_pg.terminal import LiveTerminal
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import NUM_TRAINED, inject, make

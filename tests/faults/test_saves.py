@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_pg.run import checkpoint_files
-from llm_pg.run.checkpoint_files import CheckpointError, RunState
+from llm_pg.run.saving import checkpoint_files
+from llm_pg.run.saving.checkpoint_files import CheckpointError, RunState
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +133,7 @@ FULL_DISK = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from llm_pg.run import checkpoint_files
+from llm_pg.run.saving import checkpoint_files
 root = Path(sys.argv[1]) / "c"
 state = lambda step, size: checkpoint_files.RunState(step, {"w": torch.zeros(size)}, {"m": torch.zeros(size)}, {})
 old = checkpoint_files.save(root, state(1, 40_000), {})

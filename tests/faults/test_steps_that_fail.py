@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from llm_pg.config import ConfigError
-from llm_pg.run import checkpoint_files
 from llm_pg.run.guard import FiniteCheck, RunStopped
+from llm_pg.run.saving import checkpoint_files
 from tests.faults.conftest import lines, weights
 from tests.faults.tiny_run import inject, make
 from tests.seams import Steps

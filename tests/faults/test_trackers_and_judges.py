@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from llm_pg.rewards.tally import RewardError
-from llm_pg.run import trackers
-from llm_pg.run.redact import Redactor
-from llm_pg.run.tracker_kinds import Kind, TrackedRun
-from llm_pg.run.trackers import Trackers
+from llm_pg.run.logs import trackers
+from llm_pg.run.logs.redact import Redactor
+from llm_pg.run.logs.tracker_kinds import Kind, TrackedRun
+from llm_pg.run.logs.trackers import Trackers
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, make
 from tests.seams import Steps

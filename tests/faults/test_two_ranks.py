@@ -12,9 +12,9 @@ import pytest
 
 from llm_pg.config import ConfigError
 from llm_pg.distributed.strategy import Strategy
-from llm_pg.run import checkpoint_files
 from llm_pg.run.guard import RunStopped
 from llm_pg.run.ranks import Ranks, merge_metrics
+from llm_pg.run.saving import checkpoint_files
 from tests.faults.conftest import lines
 from tests.faults.tiny_run import LIGHT, SIZES, make
 

@@ -29,7 +29,8 @@ from llm_pg.config.schema import ModelConfig
 from llm_pg.distributed import data_parallel, network
 from llm_pg.model.loading import character_tokenizer, load_model
 from llm_pg.rollout.ahead.engines import Frozen
-from llm_pg.run import checkpoint_files, sources
+from llm_pg.run import sources
+from llm_pg.run.saving import checkpoint_files
 from llm_pg.sampling.vllm import client
 from tests.distributed.counting import print_collectives
 from tests.faults.failing_disk import on_a_small_disk

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from llm_pg import GRPOConfig, GRPOTrainer
-from llm_pg.run import checkpoint_files
+from llm_pg.run.saving import checkpoint_files
 from llm_pg.terminal import Terminal
 from tests.tiny import SMALL_RUN, digits
 

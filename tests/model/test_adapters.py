@@ -17,7 +17,7 @@ from llm_pg.config import ConfigError, load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
 from llm_pg.model.adapters import in_four_bits
-from llm_pg.run.best import load_weights
+from llm_pg.run.saving.best import load_weights
 from llm_pg.sampling.vllm.weights import tensors
 from llm_pg.terminal import Terminal
 from tests import tiny

@@ -21,7 +21,7 @@ import pytest
 from report_browser import Browser, needs_browser
 
 from llm_pg.config import ConfigError
-from llm_pg.run.lock import FolderLock
+from llm_pg.run.saving.lock import FolderLock
 from llm_pg.watch.server import WatchServer
 from llm_pg.watch.state import Watched, kind_of
 

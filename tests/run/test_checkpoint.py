@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_pg.run import checkpoint_files
-from llm_pg.run.checkpoint_files import CheckpointError, RunState
+from llm_pg.run.saving import checkpoint_files
+from llm_pg.run.saving.checkpoint_files import CheckpointError, RunState
 
 pytestmark = pytest.mark.faults
 

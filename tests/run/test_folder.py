@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pg import GRPOConfig
-from llm_pg.run.folder import RunFolder
+from llm_pg.run.saving.folder import RunFolder
 
 
 def strict(text: str) -> Any:

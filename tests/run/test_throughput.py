@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_pg.run.throughput import Work, matmul_rate, tokens_to_train
+from llm_pg.run.logs.throughput import Work, matmul_rate, tokens_to_train
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

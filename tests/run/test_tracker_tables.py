@@ -11,9 +11,9 @@ import pytest
 
 from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
-from llm_pg.run.folder import RunFolder
-from llm_pg.run.tracker_kinds import TrackedRun, check_trackers, group_of
-from llm_pg.run.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
+from llm_pg.run.logs.tracker_kinds import TrackedRun, check_trackers, group_of
+from llm_pg.run.logs.trackers import LONGEST_TEXT, MOST_ROWS, completions_table
+from llm_pg.run.saving.folder import RunFolder
 from tests.faults.conftest import Ended, tiny
 from tests.faults.tiny_run import LIGHT
 

@@ -21,8 +21,8 @@ from ...prompts import check_data
 from ...rewards.scorer import Scorer
 from ...rewards.specs import resolve_all
 from ...rewards.tally import RewardError
-from ..folder import RunFolder
-from ..tracker_kinds import check_trackers
+from ..logs.tracker_kinds import check_trackers
+from ..saving.folder import RunFolder
 
 
 def task_rewards(config: Config) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from ...config import ConfigError
 from ...distributed.tensors import shape_of
 from ...model.merging import rehearse_merge
-from ..folder import said_by_disk
+from ..saving.folder import said_by_disk
 
 
 def rehearse_end(

@@ -26,7 +26,7 @@ from ...prompts import Prompt
 from ...rollouts import TextRollouts
 from ..context import RunContext
 from ..guard import RunStopped
-from ..throughput import wait
+from ..logs.throughput import wait
 
 LARGE = 50_000_000  # parameters from which a trial on the CPU is worth its seconds
 LEAST_TRAINED = 0.25  # share of a step's groups with a signal, where few have one; the others are dropped

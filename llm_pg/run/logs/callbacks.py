@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from ..config import ConfigError
-from ..evaluate import Evaluation
+from ...config import ConfigError
+from ...evaluate import Evaluation
 from .trl_log import TrlLog, named_evaluation
 
 if TYPE_CHECKING:
-    from .best import Best
+    from ..saving.best import Best
 
 _WISHES = ("should_evaluate", "should_save", "should_log", "should_training_stop", "should_epoch_stop")
 

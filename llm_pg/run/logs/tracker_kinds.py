@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, ConfigError
+from ...config import Config, ConfigError
 
 START_SECONDS = 15.0
 

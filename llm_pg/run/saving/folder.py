@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from ..config import Config, ConfigError
-from ..evaluate import Evaluation
+from ...config import Config, ConfigError
+from ...evaluate import Evaluation
+from ..guard import RunStopped
 from . import provenance
-from .guard import RunStopped
 from .lock import check_free
 
 # Errors of a disk that cannot be written, and the text of the message.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import Config
-from ..evaluate import Evaluation
+from ...config import Config
+from ...evaluate import Evaluation
 
 
 def run_summary(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..evaluate import Evaluation
+from ...evaluate import Evaluation
 
 # TRL's name -> ours, where the same quantity has another name here.
 NAMES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ..config import ConfigError
+from ...config import ConfigError
 
 NAME = ".lock"
 _held: set[Path] = set()  # by this process: a lock of the kernel's does not keep a process from itself

@@ -10,11 +10,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..learner.learner import Learner
+from ...learner.learner import Learner
+from ..context import RunContext
+from ..guard import RunStopped
 from . import checkpoint_files
 from .checkpointer import Checkpointer
-from .context import RunContext
-from .guard import RunStopped
 
 
 class CrashKeeper:

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import torch
 import transformers
 
-from .. import __version__
-from ..config import ConfigError
-from ..config.flat import FlatConfig
-from ..config.rollout import RolloutConfig
-from ..distributed.tensors import core_of, put, shape_of
-from ..learner.learner import Learner
-from ..metrics import sync
-from ..prompts import Prompts
+from ... import __version__
+from ...config import ConfigError
+from ...config.flat import FlatConfig
+from ...config.rollout import RolloutConfig
+from ...distributed.tensors import core_of, put, shape_of
+from ...learner.learner import Learner
+from ...metrics import sync
+from ...prompts import Prompts
+from ..context import RunContext
+from ..logs.callbacks import Callbacks
 from . import checkpoint_files
-from .callbacks import Callbacks
-from .context import RunContext
 
 # What JSON holds of batches that were sampled ahead, and their tensors.
 InFlight = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..config import ConfigError
-from ..model.merging import PROMPTS, save_merged
-from ..model.policy import Policy
-from ..prompts import Prompt
+from ...config import ConfigError
+from ...model.merging import PROMPTS, save_merged
+from ...model.policy import Policy
+from ...prompts import Prompt
+from ..context import RunContext
 from .checkpoint_files import CheckpointError
-from .context import RunContext
 from .folder import replaced
 from .other_parts import other_parts
 

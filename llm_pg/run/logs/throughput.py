@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..distributed.tensors import shape_of
-from ..model.attention import core_of
-from ..rollouts import distinct
+from ...distributed.tensors import shape_of
+from ...model.attention import core_of
+from ...rollouts import distinct
 
 SIDE = {"cpu": 1024}  # of the square matrices that are multiplied to measure a device
 SIDE_OTHERWISE = 8192

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..config import ConfigError
-from ..distributed.tensors import like, writable
-from ..evaluate import Evaluation
+from ...config import ConfigError
+from ...distributed.tensors import like, writable
+from ...evaluate import Evaluation
+from ..ranks import Ranks
 from .checkpoint_files import CheckpointError
 from .folder import replaced, said_by_disk
-from .ranks import Ranks
 
 FACTS = "best.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ..model.attention import core_of
+from ...model.attention import core_of
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from ..config import Config
-from ..doctor.watch import RunWatch
-from ..evaluate import Evaluation
-from ..learner.learner import Learner, Update
-from ..metrics import MetricsFile, peak_memory_mb, read_metrics
-from ..prompts import Prompts
-from ..report import LivePage, leave_report
-from ..rollout.experience import Experience
+from ...config import Config
+from ...doctor.watch import RunWatch
+from ...evaluate import Evaluation
+from ...learner.learner import Learner, Update
+from ...metrics import MetricsFile, peak_memory_mb, read_metrics
+from ...prompts import Prompts
+from ...report import LivePage, leave_report
+from ...rollout.experience import Experience
+from ..context import RunContext
+from ..guard import Signals
+from ..ranks import merge_metrics
+from ..saving.folder import full_disks_named
 from .callbacks import Callbacks
-from .context import RunContext
-from .folder import full_disks_named
-from .guard import Signals
-from .ranks import merge_metrics
 from .throughput import Work, matmul_rate, tokens_to_train
 from .tracker_kinds import TrackedRun, group_of
 from .trackers import Trackers

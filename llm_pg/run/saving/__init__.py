@@ -1,0 +1,1 @@
+"""What a run leaves on the disk: its folder and lock, checkpoints, the model, the best one, and what a crash left."""
