@@ -139,7 +139,7 @@ def test_no_two_modules_import_one_another() -> None:
 def test_a_planted_ring_is_found() -> None:
     files = sources()
     guard = ROOT / "llm_pg/run/guard.py"
-    assert rings({**files, guard: files[guard] + "\ndef f():\n    from .crash import *\n"})
+    assert rings({**files, guard: files[guard] + "\ndef f():\n    from .saving.crash import *\n"})
 
 
 def test_a_class_of_the_control_track_shares_its_name_with_no_other_class() -> None:
