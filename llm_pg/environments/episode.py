@@ -21,7 +21,7 @@ from .protocol import Environment, Reply
 SHIPPED = {
     "number_guessing": "reward_fns.number_guessing:NumberGuessing",
     "tools": "llm_pg.environments.tools:ToolEnvironment",
-    "verifiers": "llm_pg.environments.from_verifiers:VerifiersEnvironment",
+    "verifiers": "llm_pg.environments.from_verifiers:make_verifiers",
 }
 KEPT_EPISODES = 1024
 

@@ -4,21 +4,39 @@ The library's own rollout runs, and its model is us: it asks a client for a resp
 conditions, set-up, answers and rubric are the library's. Its prompts: `train_dataset=environment.get_dataset()`.
 
 Not covered, with an error that says so: tools called through the fields of an API (a turn here is text), rubrics that
-compare the rollouts of a group, environments that rewrite earlier messages. From 0.2 on the library runs agents
-behind an HTTP server of its own, which has no turn to hand over.
+compare the rollouts of a group, environments that rewrite earlier messages. Those of 0.4 have agents instead of a
+client: `from_verifiers_agents`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
-from .protocol import Reply
+from .protocol import Environment, Reply
 
 COLUMNS = ("prompt", "answer", "task", "info", "example_id")
+
+
+def make_verifiers(env_id: str, env_args: Mapping[str, Any] | None = None) -> Environment:
+    """An environment of the verifiers that is installed, 0.1.12 up to 0.1.x or 0.4, by its id."""
+    import verifiers
+
+    if hasattr(verifiers, "Client"):
+        return VerifiersEnvironment(env_id, env_args)
+    if find_spec("verifiers.v1") is not None and importlib.metadata.version("verifiers").startswith("0.4."):
+        from .from_verifiers_agents import AgentsEnvironment
+
+        return AgentsEnvironment(env_id, env_args)
+    raise ValueError(
+        f"verifiers {verifiers.__version__} is installed, and its environments are driven here of 0.1.12 up to 0.1.x "
+        "and of 0.4: pip install 'verifiers>=0.1.12,<0.2' or 'verifiers>=0.4,<0.5'."
+    )
 
 
 class VerifiersEnvironment:
@@ -95,11 +113,6 @@ class VerifiersEnvironment:
 def _loaded(env_id: str, env_args: str) -> Any:
     import verifiers
 
-    if not hasattr(verifiers, "Client"):
-        raise ValueError(
-            f"verifiers {verifiers.__version__} is installed, and its environments are driven here from 0.1.12 up to "
-            "0.1.x: pip install 'verifiers>=0.1.12,<0.2'."
-        )
     return verifiers.load_environment(env_id, **json.loads(env_args))
 
 

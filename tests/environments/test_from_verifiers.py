@@ -23,7 +23,7 @@ class Guessing(vf.MultiTurnEnv):
     async def env_response(self, messages: Any, state: Any, **kwargs: Any) -> Any:
         guess = int(messages[-1]["content"])
         if guess == 0:
-            messages[-1]["content"] = "forged"
+            messages[-1].content = "forged"  # of 0.1.12 up to 0.1.x a message is an object
         word = "higher" if guess < int(state["answer"]) else "lower"
         return [{"role": "user", "content": word}]
 
