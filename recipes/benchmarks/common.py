@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.table import ALGORITHMS
@@ -91,6 +91,23 @@ def now() -> float:
 def texts(count: int, length: int, seed: int) -> list[str]:
     g = torch.Generator().manual_seed(seed)
     return ["".join(LETTERS[i] for i in torch.randint(26, (length,), generator=g)) for _ in range(count)]
+
+
+def chat_model(folder: str) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def questions(tokenizer: Any, count: int, seed: int) -> list[str]:
+    """Sums in words, in the chat template."""
+    g = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        x, y = (int(torch.randint(100, (), generator=g)) for _ in range(2))
+        text = f"Add {x} and {y}. Say how you do it in one sentence, then give the sum."
+        message = [{"role": "user", "content": text}]
+        made.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    return made
 
 
 def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:

@@ -29,9 +29,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import make_model, now, shape_arguments, texts
+from common import chat_model, make_model, now, questions, shape_arguments, texts
 from cpu_engines import CTranslate2
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from llm_pg.model.loading import end_token_ids
@@ -85,11 +85,6 @@ def main() -> None:
         measure(a, tokenizer, engines)
 
 
-def chat_model(folder: str) -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
 def made_for_cpus(model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, SamplingEngine]:
     """Ours, and of the others those that are installed."""
     half = torch.bfloat16
@@ -105,18 +100,6 @@ def made_for_cpus(model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, 
         except (ImportError, RuntimeError) as error:  # not installed, or it cannot convert this tokenizer
             print(f"ctranslate2, {compute_type}: left out, {error}", file=sys.stderr)
     return engines
-
-
-def questions(tokenizer: Any, count: int, seed: int) -> list[list[int]]:
-    """Sums in words, in the chat template."""
-    g = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(count):
-        x, y = (int(torch.randint(100, (), generator=g)) for _ in range(2))
-        text = f"Add {x} and {y}. Say how you do it in one sentence, then give the sum."
-        message = [{"role": "user", "content": text}]
-        made.append(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
-    return made
 
 
 class StaticCache(GenerateSampler):
@@ -206,10 +189,8 @@ def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, SamplingEn
     speed: dict[str, list[float]] = {name: [] for name in engines}
     params = SamplingParams(max_completion_length=a.completion)
     for step in range(a.steps + 1):
-        if a.model:
-            ids = questions(tokenizer, a.prompts, step)
-        else:
-            ids = [tokenizer(p)["input_ids"] for p in texts(a.prompts, a.prompt_len, step)]
+        prompts = questions(tokenizer, a.prompts, step) if a.model else texts(a.prompts, a.prompt_len, step)
+        ids = [tokenizer(p)["input_ids"] for p in prompts]
         keys = stream_key(0, step, torch.arange(a.prompts).unsqueeze(1), torch.arange(a.group)).reshape(-1)
         for name, engine in engines.items():
             start = now()

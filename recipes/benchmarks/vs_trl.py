@@ -3,7 +3,8 @@
     python recipes/benchmarks/vs_trl.py --size S --prompt-len 64 --json out.json
 
 TRL runs its own training loop; after each of its steps one of ours is timed. TRL's micro-batch and precision are swept
-first and its fastest kept. Peak memory comes from a process for each side.
+first and its fastest kept. Peak memory comes from a process for each side. With --model FOLDER a chat model answers
+sums in words, 8 x 8 completions of at most 48 tokens, instead of random weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,21 @@ import datasets
 import torch
 import transformers
 import trl
-from common import DEVICE, LEARNING_RATE, SHAPES, Ours, floor, make_model, now, peak_mb, rates, reward, texts
+from common import (
+    DEVICE,
+    LEARNING_RATE,
+    SHAPES,
+    Ours,
+    chat_model,
+    floor,
+    make_model,
+    now,
+    peak_mb,
+    questions,
+    rates,
+    reward,
+    texts,
+)  # fmt: skip
 
 PRESETS = {("S", 64): (8, 8, 64), ("S", 256): (8, 8, 128), ("M", 64): (2, 8, 64), ("L", 128): (32, 16, 512)}
 TRL_CHOICES = {
@@ -69,10 +84,20 @@ class Alternate(transformers.TrainerCallback):
             )
 
 
+def load(a: argparse.Namespace) -> tuple[Any, Any]:
+    return chat_model(a.model) if a.model else make_model(a.size, a.completion)
+
+
+def make_prompts(a: argparse.Namespace, tokenizer: Any, steps: int) -> list[list[str]]:
+    if a.model:
+        return [questions(tokenizer, a.prompts, seed) for seed in range(steps)]
+    return [texts(a.prompts, a.prompt_len, seed) for seed in range(steps)]
+
+
 def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, prompts: list[list[str]]) -> Alternate:
     options = dict(TRL_CHOICES[choice])
     halves = options.pop("halves", 1)
-    model, tokenizer = make_model(a.size, a.completion)
+    model, tokenizer = load(a)
     rows = [{"prompt": p} for batch in prompts for p in batch]
     callback = Alternate(ours, prompts, a.warm_up)
     with tempfile.TemporaryDirectory() as folder:
@@ -101,19 +126,21 @@ def run_trl(a: argparse.Namespace, choice: str, steps: int, ours: Ours | None, p
 
 
 def measure(a: argparse.Namespace) -> dict[str, Any]:
-    prompts = [texts(a.prompts, a.prompt_len, seed) for seed in range(a.warm_up + a.steps)]
+    model, tokenizer = load(a)
+    prompts = make_prompts(a, tokenizer, a.warm_up + a.steps)
     sweep = {}
     for choice in a.choices if len(a.choices) > 1 else ():
         done = run_trl(a, choice, 3, None, prompts).trl[1:]
         sweep[choice] = statistics.median(s["step"] for s in done)
         print(f"TRL, {choice}: {sweep[choice]:.2f} s", file=sys.stderr)
     best = min(sweep, key=lambda k: sweep[k]) if sweep else a.choices[0]
-    ours = Ours(*make_model(a.size, a.completion), a.group, a.completion, packing=a.packing, bf16=a.bf16)
+    ours = Ours(model, tokenizer, a.group, a.completion, packing=a.packing, bf16=a.bf16)
     run = run_trl(a, best, a.warm_up + a.steps, ours, prompts)
     theirs, mine = run.trl[a.warm_up :], run.mine[a.warm_up :]
     rate = {k: max(r[k] for r in run.rates) for k in run.rates[0]}
     tokens = statistics.median(s["tokens"] for s in mine)
-    bound = floor(a.size, a.prompts, a.group, a.prompt_len, tokens, a.completion, rate)
+    known = not a.model  # the shape
+    bound = floor(a.size, a.prompts, a.group, a.prompt_len, tokens, a.completion, rate) if known else {}
 
     def middle(steps: list[dict[str, float]]) -> dict[str, float]:
         return {k: statistics.median(s.get(k, 0.0) for s in steps) for k in steps[0]}
@@ -133,6 +160,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
 def memory(a: argparse.Namespace, side: str) -> float:
     """Peak resident memory (MB) of two steps of one side in its own process."""
     command = [sys.executable, __file__, "--size", a.size, "--prompt-len", str(a.prompt_len), "--only", side]
+    command += ["--model", a.model] if a.model else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -147,21 +175,29 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="our update under autocast too; TRL has it in its sweep")
     parser.add_argument("--choices", nargs="+", default=list(TRL_CHOICES), help="TRL settings to sweep")
     parser.add_argument("--json", help="file for the numbers")
+    parser.add_argument("--model", help="folder or hub id of a chat model")
+    parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--only", choices=["trl", "ours"], help="two steps of one side; prints its peak memory in MB")
     a = parser.parse_args()
     a.prompts, a.group, a.completion = PRESETS.get((a.size, a.prompt_len), (8, 8, 64))
+    if a.model:
+        a.prompts, a.group, a.completion = 8, 8, 48
     if a.only:
-        prompts = [texts(a.prompts, a.prompt_len, seed) for seed in range(2)]
+        model, tokenizer = load(a)
+        prompts = make_prompts(a, tokenizer, 2)
         if a.only == "trl":
+            del model
             run_trl(a, "whole batch", 2, None, prompts)
         else:
-            ours = Ours(*make_model(a.size, a.completion), a.group, a.completion)
+            ours = Ours(model, tokenizer, a.group, a.completion)
             for i, batch in enumerate(prompts):
                 ours.step(batch, i)
         print(peak_mb())
         return
     result = measure(a)
-    result["memory_mb"] = {side: memory(a, side) for side in ("trl", "ours")}
+    if not a.no_memory:
+        print(json.dumps(result), file=sys.stderr, flush=True)
+        result["memory_mb"] = {side: memory(a, side) for side in ("trl", "ours")}
     text = json.dumps(result, indent=1)
     print(text)
     if a.json:
