@@ -13,6 +13,7 @@ ORDER = [
     "words",
     "files",
     "device",
+    "kernels",
     "processes",
     "estimators",
     "rollouts",

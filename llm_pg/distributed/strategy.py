@@ -17,6 +17,7 @@ from torch import Tensor
 from .tensors import like, whole
 
 T = TypeVar("T")
+CLIP_EPSILON = 1e-6  # beside the norm, where torch divides the limit by it
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,16 @@ class Strategy:
         moved, valued = _with_gradient(own), _with_gradient(critic or ())
         if self.scaler is not None and (moved or valued):
             self.scaler.unscale_(self.optimizer)
-        norms = [whole(torch.nn.utils.clip_grad_norm_(part, limit)) for part in (moved, valued) if part]
-        numbers = torch.stack([norm.double() for norm in norms]).tolist() if norms else []
-        norm = numbers.pop(0) if moved else 0.0
-        return norm, None if critic is None else numbers.pop() if valued else 0.0
+        parts = [part for part in (moved, valued) if part]
+        totals = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
+        norms = torch.stack([whole(total).double() for total in totals]).tolist() if parts else []
+        for part, total, norm in zip(parts, totals, norms, strict=True):
+            if (
+                not limit >= norm + CLIP_EPSILON
+            ):  # below that the factor is 1, and a pass over all gradients for nothing
+                torch.nn.utils.clip_grads_with_norm_(part, limit, total)
+        norm = norms.pop(0) if moved else 0.0
+        return norm, None if critic is None else norms.pop() if valued else 0.0
 
     def close(self) -> None:
         """Ends what has process groups of its own, at the end of a run."""

@@ -1,7 +1,8 @@
 """Attention of a packed row, all its calls as one operation with a gradient of its own.
 
-Queries and keys are taken in the order in which products read them, heads before tokens, so that nothing is copied into
-place; what repeated keys (a prompt's, once a completion) have as gradients is added up once, in float32.
+On a CPU by `kernels` where they are, else by products of torch. There queries and keys are taken in the order in which
+products read them, heads before tokens, so that nothing is copied into place; what repeated keys (a prompt's, once a
+completion) have as gradients is added up once, in float32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,28 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..kernels.update import Runs, UpdateKernels
+
+
+class ByKernels(torch.autograd.Function):
+    """Softmax attention: (N, heads, d) and twice (N, kv_heads, d) -> (N, heads, d), of one type, by `UpdateKernels`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, kernels: UpdateKernels, runs: Runs, scale: float
+    ) -> Tensor:
+        out, log_sum = kernels.attend(query, key, value, runs, scale)
+        ctx.save_for_backward(query, key, value, log_sum)
+        ctx.kernels, ctx.runs, ctx.scale = kernels, runs, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, log_sum = ctx.saved_tensors
+        slope = slopes[0].contiguous()
+        made = ctx.kernels.attend_slopes(query, key, value, slope, ctx.runs, ctx.scale, log_sum)
+        return *made, None, None, None
 
 
 class Call(Protocol):

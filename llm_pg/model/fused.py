@@ -2,7 +2,7 @@
 
 Automatic differentiation keeps a tensor for each of the five steps of a norm and makes four more in the backward pass;
 here each part keeps its input and makes its gradient in place. Numbers between products are float32 and are rounded
-once, where a product takes them.
+once, where a product takes them. On a CPU each part is one pass over memory, by `kernels`, where there is a compiler.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.update import TYPES, kernels_for
 from .precision import HALF
 from .wide import has_onednn
 
@@ -39,19 +40,28 @@ class AddNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype | None
     ) -> tuple[Tensor, Tensor]:
-        total = x if delta is None else x + delta
-        rate = torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + eps)
-        normed = (total * rate).mul_(weight)
+        kernels = kernels_for(x, delta, weight)
+        if kernels is not None and x.dtype is weight.dtype is torch.float32 and dtype in (None, *TYPES):
+            total, rate, normed = kernels.add_norm(x, delta, weight, eps, dtype or x.dtype)
+        else:
+            total = x if delta is None else x + delta
+            rate = torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + eps)
+            normed = (total * rate).mul_(weight)
+            normed = normed if dtype is None else normed.to(dtype)
         ctx.save_for_backward(total, rate, weight)
         ctx.delta_type = None if delta is None else delta.dtype
-        if delta is None:
-            total = x.view_as(x)
-        return total, normed if dtype is None else normed.to(dtype)
+        return x.view_as(x) if delta is None else total, normed
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         total, rate, weight = ctx.saved_tensors
         d_total, d_normed = slopes
+        kernels = kernels_for(total, weight, d_total, d_normed)
+        is_float = total.dtype is weight.dtype is d_total.dtype is torch.float32
+        if kernels is not None and is_float and ctx.delta_type in (None, *TYPES):
+            of_weight = ctx.needs_input_grad[2]
+            made = kernels.add_norm_slopes(total, rate, weight, d_normed, d_total, ctx.delta_type, of_weight=of_weight)
+            return *made, None, None
         d_normed, unit = _wide(d_normed), total * rate
         by_unit = unit * d_normed
         d_weight = by_unit.sum(0) if ctx.needs_input_grad[2] else None
@@ -65,6 +75,10 @@ class SwiGlu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        kernels = kernels_for(gate_up)
+        if kernels is not None:
+            ctx.save_for_backward(gate_up)
+            return kernels.gate(gate_up)
         gate, up = gate_up.chunk(2, -1)
         opened = F.silu(gate)
         ctx.save_for_backward(gate_up, opened)
@@ -72,39 +86,62 @@ class SwiGlu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        (gate_up, opened), (slope,) = ctx.saved_tensors, slopes
+        (gate_up, *opened), (slope,) = ctx.saved_tensors, slopes
+        kernels = None if opened else kernels_for(gate_up)
+        if kernels is not None:
+            return kernels.gate_slopes(gate_up, slope.contiguous())
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty_like(gate_up)
         d_gate, d_up = out.chunk(2, -1)
         torch.ops.aten.silu_backward.grad_input(slope * up, gate, grad_input=d_gate)
-        torch.mul(opened, slope, out=d_up)
+        torch.mul(opened[0], slope, out=d_up)
         return out
 
 
 class Rotated(torch.autograd.Function):
-    """The first `heads` of (N, heads + others, d) rotated, in float32 or wider and rounded once, the others as they
-    are: (N, heads, d) and (N, others, d).
+    """Queries, keys and values of (N, all, d), views of one tensor: the first `heads` and `kv_heads` of all rotated, in
+    float32 or wider and rounded once, the others as they are.
 
     Args:
         cos, sin: (N, 1, d), sin with the sign of each half.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        ctx.heads = heads
-        both = _wide(x[:, :heads])
-        both = torch.addcmul(both * cos, both.roll(x.shape[-1] // 2, -1), sin)
-        return both.to(x.dtype), x[:, heads:].clone()
+        ctx.rotated = rotated = heads + kv_heads
+        kernels = kernels_for(x, cos, sin)
+        if kernels is not None and cos.dtype is sin.dtype is torch.float32:
+            out = kernels.rotate(x, cos, sin, rotated)
+        else:
+            out, both = x.clone(), _wide(x[:, :rotated])
+            out[:, :rotated] = torch.addcmul(both * cos, both.roll(x.shape[-1] // 2, -1), sin)
+        return out[:, :heads], out[:, heads:rotated], out[:, rotated:]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (cos, sin), (d_both, d_others), heads = ctx.saved_tensors, slopes, ctx.heads
-        out = d_both.new_empty(len(d_both), heads + d_others.shape[1], d_both.shape[2])
-        wide = _wide(d_both)
-        out[:, :heads] = (wide * sin).roll(out.shape[-1] // 2, -1).addcmul_(wide, cos)
-        out[:, heads:] = d_others
-        return out, None, None, None
+        (cos, sin), rotated = ctx.saved_tensors, ctx.rotated
+        slope = side_by_side(slopes)
+        kernels = kernels_for(slope, cos, sin)
+        if kernels is not None and cos.dtype is sin.dtype is torch.float32:
+            return kernels.rotate(slope, cos, sin, rotated, back=True), None, None, None, None
+        out, both = slope.clone(), _wide(slope[:, :rotated])
+        out[:, :rotated] = (both * sin).roll(out.shape[-1] // 2, -1).addcmul_(both, cos)
+        return out, None, None, None, None
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (N, own, d) as one (N, all, d): without a copy where they are its views."""
+    first, every, d = parts[0], sum(part.shape[1] for part in parts), parts[0].shape[2]
+    offset, whole = first.storage_offset(), (every * d, d, 1)
+    for part in parts:
+        lies = part.untyped_storage()._cdata == first.untyped_storage()._cdata and part.storage_offset() == offset
+        if not lies or part.stride() != whole:
+            return torch.cat(list(parts), 1)
+        offset += part.shape[1] * d
+    return first.as_strided((len(first), every, d), whole)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -122,7 +159,7 @@ class Copy:
     def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         weights = [layer.weight.detach() for layer in layers]
         self.versions = _versions(layers)
-        self.plain = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(dtype)
+        self.plain = weights[0].to(dtype) if len(weights) == 1 else torch.cat([weight.to(dtype) for weight in weights])
         self.bias: Tensor | None = None
         if any(layer.bias is not None for layer in layers):
             biases = [w.new_zeros(len(w)) if x.bias is None else x.bias for w, x in zip(weights, layers, strict=True)]

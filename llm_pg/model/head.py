@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..estimators.distributions import entropy, token_logp
+from ..kernels.update import TYPES, kernels_for
 from .attention import body_of, core_of, eval_mode
 from .distribution import Contexts, SamplingParams
 from .precision import HALF
@@ -57,8 +58,15 @@ class _ChunkedLogp(torch.autograd.Function):
         weight = weight.to(hidden.dtype)
         product = WideProduct(weight) if weight.dtype in HALF else None
         kept: list[Tensor] = []
+        kernels = kernels_for(logp)
         for at in range(0, len(token), rows):
             part, keeps = slice(at, at + rows), at < kept_rows
+            if kernels is not None:
+                logits = _logits(hidden[part], weight, product)
+                to = nats[part] if with_entropy else None
+                p = kernels.softmax(logits, temperature, token[part], logp[part], to)
+                kept += [p] * keeps
+                continue
             scores = _log_softmax(hidden[part], weight, temperature, product)
             logp[part] = scores.gather(1, token[part].unsqueeze(1)).squeeze(1)
             if with_entropy or keeps:
@@ -68,7 +76,7 @@ class _ChunkedLogp(torch.autograd.Function):
                 if keeps:
                     kept.append(p)
         ctx.save_for_backward(hidden, weight, token, *kept)
-        ctx.temperature, ctx.rows, ctx.product, ctx.own = temperature, rows, product, own
+        ctx.temperature, ctx.rows, ctx.product, ctx.own, ctx.kernels = temperature, rows, product, own, kernels
         ctx.mark_non_differentiable(nats)
         return logp, nats
 
@@ -80,14 +88,8 @@ class _ChunkedLogp(torch.autograd.Function):
         d_weight: Tensor | None = None
         for number, at in enumerate(range(0, len(token), ctx.rows)):
             part = slice(at, at + ctx.rows)
-            if number < len(kept):
-                slope = kept[number] * -g[part].unsqueeze(1)
-            else:
-                slope = (
-                    _log_softmax(hidden[part], weight, ctx.temperature, ctx.product).exp_().mul_(-g[part].unsqueeze(1))
-                )
-            slope.scatter_add_(1, token[part].unsqueeze(1), g[part].unsqueeze(1))
-            slope = slope.to(weight.dtype)
+            p = kept[number] if number < len(kept) else None
+            slope = _slopes(ctx, hidden[part], weight, token[part], g[part], p)
             torch.mm(slope, weight, out=d_hidden[part])
             if not ctx.needs_input_grad[1]:
                 continue
@@ -100,8 +102,37 @@ class _ChunkedLogp(torch.autograd.Function):
         return d_hidden, None if d_weight is None else d_weight.to(ctx.own), None, None, None, None, None
 
 
+def _slopes(ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, g: Tensor, p: Tensor | None) -> Tensor:
+    """The gradient by the logits, in the type of the weight; p: probabilities, None = they are computed again."""
+    if ctx.kernels is not None:
+        if p is None:
+            logits, logp = _logits(hidden, weight, ctx.product), torch.empty_like(g)
+            p = ctx.kernels.softmax(logits, ctx.temperature, token, logp, None)
+        slope = ctx.kernels.softmax_slopes(p, token, g.contiguous(), weight.dtype if weight.dtype in TYPES else g.dtype)
+        return slope.to(weight.dtype)  # type: ignore[no-any-return]
+    if p is None:
+        slope = _log_softmax(hidden, weight, ctx.temperature, ctx.product).exp_().mul_(-g.unsqueeze(1))
+    else:
+        slope = p * -g.unsqueeze(1)
+    return slope.scatter_add_(1, token.unsqueeze(1), g.unsqueeze(1)).to(weight.dtype)
+
+
+def chosen_logp(logits: Tensor, token: Tensor) -> Tensor:
+    """log softmax(logits)[token], (N, V) and (N,), to the last bit as `token_scores` computes it without truncation."""
+    kernels = kernels_for(logits)
+    if kernels is None or logits.dtype is not torch.float32:
+        return logits.log_softmax(-1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    logp = torch.empty_like(logits[:, 0])
+    kernels.softmax(logits.clone(), 1.0, token, logp, None)
+    return logp
+
+
+def _logits(hidden: Tensor, weight: Tensor, product: WideProduct | None) -> Tensor:
+    return hidden @ weight.T if product is None else product(hidden)
+
+
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, product: WideProduct | None) -> Tensor:
-    logits = hidden @ weight.T if product is None else product(hidden)
+    logits = _logits(hidden, weight, product)
     return (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
 
 

@@ -117,8 +117,7 @@ class _WrittenOutLayer:
         heads = qkv.shape[1] - 2 * kv_heads
         if self.of_heads:
             qkv = self._normed_heads(qkv, heads, kv_heads)
-        both, value = Rotated.apply(qkv, cos, sin, heads + kv_heads)
-        query, key = both.split([heads, kv_heads], 1)
+        query, key, value = Rotated.apply(qkv, cos, sin, heads, kv_heads)
         query, key, value = (t.view(*shape, -1, mixer.head_dim).transpose(1, 2) for t in (query, key, value))
         read = layout.attend(mixer.layer_idx, query, key, value, mixer.scaling).reshape(len(x), -1)
         delta = product((mixer.o_proj,), read.to(normed.dtype))

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import to_device
+from ..kernels.update import Runs, UpdateKernels, is_taken, kernels_for
 from .attention import grouped
-from .calls import CallsTogether, Places
+from .calls import ByKernels, CallsTogether, Places
 
 # Segments in one attention call: few enough that sorting them by length leaves little padding, but short ones go
 # together until their queries × keys come to this many, where a call costs more than its padding.
@@ -202,6 +203,7 @@ class MaskedCalls:
         answer_N = torch.empty(sum(segments.length), dtype=torch.int64)
         answer_N[query_index[read]] = read
         self._places: dict[tuple[int, int], Places] = {}
+        self._runs = _runs(segments)
         self._query_index, self._key_index, self._answer_N = (
             to_device(index, device) for index in (query_index, key_index, answer_N)
         )
@@ -223,6 +225,11 @@ class MaskedCalls:
         """See `PackedAttention`."""
         assert softcap is None
         assert sliding_window is None
+        kernels = self._kernels(query, key, value)
+        if kernels is not None:
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            out = ByKernels.apply(*(x[0].transpose(0, 1) for x in (query, key, value)), kernels, self._runs, scale)
+            return out.unsqueeze(0)  # type: ignore[no-any-return]
         if self._goes_together(query, key, value):
             heads, kv_heads = query.shape[1], key.shape[1]
             if (heads, kv_heads) not in self._places:
@@ -248,6 +255,19 @@ class MaskedCalls:
             out.append(call(split[0], split[1], split[2], scale, self.wide).reshape(rows * q, -1))
         return F.embedding(self._answer_N, torch.cat(out)).view(1, len(self._answer_N), -1, widths[2])
 
+    def _kernels(self, query: Tensor, key: Tensor, value: Tensor) -> UpdateKernels | None:
+        """The kernels, where they compute this attention."""
+        if self.wide is not None or self._runs is None or torch.is_autocast_enabled(query.device.type):
+            return None
+        d, given = query.shape[-1], (query, key, value)
+        alike = query.dtype == key.dtype == value.dtype and value.shape[-1] == d and d % 4 == 0
+        if not (alike and all(is_taken(x) and x.stride(-1) == 1 for x in given)):
+            return None
+        busy = (
+            self._runs.num_groups * key.shape[1] >= 2 * torch.get_num_threads()
+        )  # a thread takes a group and key head
+        return kernels_for() if busy or torch.get_num_threads() == 1 else None
+
     def _goes_together(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         """Whether all calls are written out, and of one type."""
         if not (query.dtype == key.dtype == value.dtype) or torch.is_autocast_enabled(query.device.type):
@@ -262,6 +282,20 @@ class ExactCalls(MaskedCalls):
     is a billion times finer than what it is rounded to."""
 
     wide: ClassVar[torch.dtype | None] = torch.float64
+
+
+def _runs(segments: Segments) -> Runs | None:
+    """Each prompt with the runs behind it; None where a run reads a part of another."""
+    found = dict(zip(segments.start, segments.length, strict=True))
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for start, length, prefix_start, prefix_length in zip(*segments.columns(), strict=True):
+        if prefix_length == 0:
+            groups.setdefault(start, []).insert(0, (start, length))
+        elif found.get(prefix_start) != prefix_length:
+            return None
+        else:
+            groups.setdefault(prefix_start, []).append((start, length))
+    return Runs(list(groups.values()))
 
 
 def _alike(segments: Segments) -> list[Segments]:

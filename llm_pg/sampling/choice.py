@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.decoding import Kernels
 from ..model.attention import FAULTS, core_of, eval_mode, tolerance
 from ..model.cache import CachedForward, UnknownCache
 from ..model.exact import packs_exactly
 from ..model.head import head_is_separate
 from .cached import CacheDecoder, WholeRowDecoder
-from .compiled.decoder import CompiledDecoder, in_float32_on_cpu
-from .compiled.kernels import Kernels
+from .compiled import CompiledDecoder, in_float32_on_cpu
 from .decoding import Decoder, SharedDecoder
 from .lean import LeanDecoder, NotLlamaStyle
 

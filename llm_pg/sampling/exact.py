@@ -18,6 +18,7 @@ from torch import Tensor
 from ..device import to_device
 from ..model.attention import core_of, grouped
 from ..model.fused import Copies
+from ..model.head import chosen_logp
 from ..model.lean_layers import LeanLayers
 from ..model.segments import ExactCalls
 from .choice import Choice
@@ -130,4 +131,4 @@ class ExactSampler(NativeSampler):
     @staticmethod
     def token_logp(logits: Tensor, tokens: Tensor) -> Tensor:
         """As the trainer's output layer computes it."""
-        return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return chosen_logp(logits, tokens)

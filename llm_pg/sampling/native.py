@@ -17,11 +17,11 @@ from transformers import StopStringCriteria
 from ..config.engines import ENGINES
 from ..device import to_device
 from ..estimators.distributions import token_logp
+from ..kernels.build import library
+from ..kernels.decoding import Kernels
 from ..model.attention import core_of, eval_mode, mixes_types, products_in
 from ..model.wide import wide_logits
 from .choice import choose
-from .compiled.build import library
-from .compiled.kernels import Kernels
 from .protocol import Completions, SamplingParams, joined
 from .random import draw, uniform
 from .static.batch import StaticSampler, steps_statically

@@ -50,7 +50,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     ),
     "norm": (lambda x, weight: fused.AddNorm.apply(x, None, weight, 0.1, None), [(5, 6), (6,)]),
     "gated unit": (fused.SwiGlu.apply, [(5, 8)]),
-    "rotation": (lambda x: fused.Rotated.apply(x, ANGLES.cos(), ANGLES.sin() * SIGNS, 2), [(5, 3, 4)]),
+    "rotation": (lambda x: fused.Rotated.apply(x, ANGLES.cos(), ANGLES.sin() * SIGNS, 1, 1), [(5, 3, 4)]),
     "product of two layers": (
         lambda x, w, v, b: fused.Product.apply(x, fused.Copy(layers_of(w, v, b), torch.float64), w, v, None, b),
         [(5, 6), (3, 6), (2, 6), (2,)],

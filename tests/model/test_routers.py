@@ -172,8 +172,6 @@ def train(model: Any, tokenizer: Any, folder: Path, **changes: Any) -> Any:
 def test_a_run_balances_the_experts_as_the_config_of_the_model_says(
     changes: dict[str, Any], make: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:
-    batch = rollouts()
-    losses: dict[float, float] = {}
     for coef in (0.0, 30.0):
         model = make("mixtral", router_aux_loss_coef=coef)
         model.model.embed_tokens.weight.data += 2.0
@@ -184,8 +182,8 @@ def test_a_run_balances_the_experts_as_the_config_of_the_model_says(
         assert all(("aux_loss" in line) == bool(coef) for line in lines)
         assert all(line["sampler_gap"] < 1e-5 for line in lines)
         assert not model.config.output_router_logits
-        losses[coef] = float(whole_loss(model.eval(), batch))
-    assert losses[30.0] < losses[0.0] - 0.1, losses
+    losses = [line["aux_loss"] for line in lines]
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.1, losses
 
 
 def test_what_the_trial_makes_is_read_off_the_model(make: Callable[..., Any]) -> None:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llm_pg.kernels import build
+from llm_pg.kernels.build import library
+from llm_pg.kernels.decoding import ADDED, FLOAT, ROUNDED, Heads, Kernels
 from llm_pg.model.attention import products_in
 from llm_pg.sampling import native
-from llm_pg.sampling.compiled import build
-from llm_pg.sampling.compiled.build import library
-from llm_pg.sampling.compiled.decoder import CompiledDecoder
-from llm_pg.sampling.compiled.kernels import ADDED, FLOAT, ROUNDED, Heads, Kernels
+from llm_pg.sampling.compiled import CompiledDecoder
 from llm_pg.sampling.decoding import SharedDecoder
 from llm_pg.sampling.lean import LeanDecoder
 from llm_pg.sampling.native import NativeSampler
@@ -273,7 +273,7 @@ def test_without_kernels_the_log_says_why_once(
     monkeypatch.setattr(build.shutil, "which", lambda name: "/bin/false" if name == "false" else None)
     library.cache_clear()
     try:
-        with caplog.at_level(logging.INFO, "llm_pg.sampling"):
+        with caplog.at_level(logging.INFO, "llm_pg.kernels"):
             assert library() is None
             assert library() is None
     finally:
@@ -289,7 +289,7 @@ def test_a_c_compiler_in_cxx_takes_no_kernels_away(tmp_path: Path, monkeypatch: 
     source = tmp_path / "kernels.cpp"
     source.write_text('#include <vector>\nextern "C" long f(long n) { return std::vector<long>(n, 7).at(n - 1); }')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setattr(build, "SOURCES", (source,))
     made = []
     for compiler in ("gcc", "c++"):
         monkeypatch.setenv("CXX", compiler)

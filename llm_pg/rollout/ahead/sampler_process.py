@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from ...config import ConfigError
 from ...distributed.tensors import class_of
+from ...kernels.build import library
 from ...model.attention import core_of
 from ...processes.child import PATIENCE, Child, anonymous_file, end_of
-from ...sampling.compiled.build import library
 from ...sampling.protocol import Completions, SamplingParams
 from ...sampling.vllm.errors import EngineError
 from ...sampling.vllm.weights import merged_state

@@ -14,11 +14,21 @@ import tempfile
 import time
 from pathlib import Path
 
-log = logging.getLogger("llm_pg.sampling")
+log = logging.getLogger("llm_pg.kernels")
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted((*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp"))))
 # No -ffast-math: NaN has to stay NaN, and linking with it changes how the whole process rounds.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS = (
+    "-std=gnu++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
 SWITCH = "LLM_PG_KERNELS"  # an environment variable, so that a run's children follow it; "off" = without the kernels
 LIMIT = 120  # seconds of the compiler
 # After $CXX, which may be a C compiler: PEFT leaves gcc there once it has tried to build BOFT's kernel.
@@ -32,7 +42,7 @@ def library() -> ctypes.CDLL | None:
         return None
     compilers = [path for name in (os.environ.get("CXX"), *COMPILERS) if name and (path := shutil.which(name))]
     if not compilers:
-        log.info("Decoding without compiled kernels: there is no C++ compiler (c++, g++ or $CXX).")
+        log.info("Without compiled kernels, which is slower on a CPU: there is no C++ compiler (c++, g++ or $CXX).")
         return None
     reasons = []
     for compiler in dict.fromkeys(compilers):
@@ -42,7 +52,7 @@ def library() -> ctypes.CDLL | None:
             reasons.append(f"{compiler}: {error.stderr.strip().partition(chr(10))[0]}")
         except (OSError, subprocess.TimeoutExpired) as error:
             reasons.append(f"{compiler}: {error}")
-    log.warning("Decoding without compiled kernels, which is slower: no compiler made them. %s", "; ".join(reasons))
+    log.warning("Without compiled kernels, which is slower on a CPU: no compiler made them. %s", "; ".join(reasons))
     return None
 
 
@@ -56,12 +66,12 @@ def _loaded(compiler: str) -> ctypes.CDLL:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *FLAGS, *(str(x) for x in SOURCES if x.suffix == ".cpp"), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT)
         ctypes.CDLL(str(made))  # what a C compiler links has no C++ runtime, which shows only here
         made.replace(target)  # other processes that build it at the same time make the same
     log.info(
-        "Compiled the kernels of decoding in %.1f s, once for this machine: %s", time.perf_counter() - start, target
+        "Compiled the kernels for this CPU in %.1f s, once for this machine: %s", time.perf_counter() - start, target
     )
     return ctypes.CDLL(str(target))
 
@@ -73,5 +83,5 @@ def _key() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         processor += next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    parts = (SOURCE.read_text(), *FLAGS, processor)
+    parts = (*(source.read_text() for source in SOURCES), *FLAGS, processor)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

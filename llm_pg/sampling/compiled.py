@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.attention import core_of
-from ..decoding import FIRST_TOKENS
-from ..lean import Linear, NotLlamaStyle, check_layer, is_plain_linear, output_layer, parts_of
-from ..prompts import PromptTable
-from .kernels import ADDED, FLOAT, LANES, ROUNDED, Heads, Kernels
+from ..kernels.decoding import ADDED, FLOAT, LANES, ROUNDED, Heads, Kernels
+from ..model.attention import core_of
+from .decoding import FIRST_TOKENS
+from .lean import Linear, NotLlamaStyle, check_layer, is_plain_linear, output_layer, parts_of
+from .prompts import PromptTable
 
 
 class _Product:

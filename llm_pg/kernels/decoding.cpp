@@ -1,139 +1,9 @@
 // Parts of a decoding step on a CPU: what torch computes in many small operations, or by way of whole arrays that nobody
-// needs. Called from Python with addresses and sizes (kernels.py), so no header of torch is needed. All arithmetic is in
-// float32, sums over the vocabulary in float64. Rows are independent of each other and of the number of threads.
+// needs. Called from Python with addresses and sizes (decoding.py). Sums over the vocabulary are in float64.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define HAS_BF16 1
-#else
-#define HAS_BF16 0
-#endif
+#include "common.h"
 
 namespace {
-
-using Index = int64_t;
-using Half = uint16_t;  // bfloat16
-
-int threads = 1;
-constexpr Index WORTH = 1 << 15;  // numbers below which a second thread costs more than it brings
-
-inline Half to_half(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if (x != x) return 0x7fc0;
-    return Half((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline float to_float(Half x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-
-// Cody and Waite's reduction and a polynomial of degree 6: 1e-7 relative; 0 below -87, NaN of NaN.
-inline float exponential(float x) {
-    float n = std::nearbyint(x * 1.44269504f);
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = (int32_t(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return x < -87.0f ? 0.0f : p * power;
-}
-
-// Numbers into a row that the next product takes, from a column on: as float32, or as bfloat16, of which a last column
-// that makes their number even is 0.
-inline void put(void* to, bool half, Index row, Index stride, Index column, const float* from, Index n) {
-    if (half) {
-        Half* out = static_cast<Half*>(to) + row * stride + column;
-        for (Index i = 0; i < n; i++) out[i] = to_half(from[i]);
-        if (column + n == stride - 1) out[n] = 0;
-    } else {
-        std::memcpy(static_cast<float*>(to) + row * stride + column, from, n * sizeof(float));
-    }
-}
-
-inline float dot(const float* x, const float* y, Index n) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (Index i = 0; i < n; i++) sum += x[i] * y[i];
-    return sum;
-}
-
-inline void normalise(const float* x, const float* weight, float eps, float* out, Index n) {
-    float inverse = 1.0f / std::sqrt(dot(x, x, n) / n + eps);
-#pragma omp simd
-    for (Index i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
-}
-
-inline void rotate(const float* x, const float* cos, const float* sin, float scale, float* out, Index d) {
-    Index half = d / 2;
-#pragma omp simd
-    for (Index i = 0; i < half; i++) {
-        float low = x[i], high = x[i + half];
-        out[i] = (low * cos[i] - high * sin[i]) * scale;
-        out[i + half] = (high * cos[i + half] + low * sin[i + half]) * scale;
-    }
-}
-
-// Keys lie in blocks of 16 tokens, (block, d, 16), so that the products with 16 of them need no sum across a register.
-constexpr Index LANES = 16, MOST = 4;  // of a register; queries that read a block together
-typedef float Lane __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-inline const Lane& lane(const float* x) { return *reinterpret_cast<const Lane*>(x); }
-
-// Products of Q queries (Q, d) with `count` keys into out (Q, span); up to 15 numbers behind them are written too.
-template <int Q>
-void score(const float* query, Index d, const float* keys, Index count, float* out, Index span) {
-    for (Index t = 0; t < count; t += LANES, keys += d * LANES) {
-        Lane sum[Q][4] = {};
-        for (Index i = 0; i < d; i += 4)
-            for (int j = 0; j < 4; j++)
-                for (int q = 0; q < Q; q++) sum[q][j] += query[q * d + i + j] * lane(keys + (i + j) * LANES);
-        for (int q = 0; q < Q; q++)
-            *reinterpret_cast<Lane*>(out + q * span + t) = (sum[q][0] + sum[q][1]) + (sum[q][2] + sum[q][3]);
-    }
-}
-
-// Adds to out (Q, d) the sum of `count` values (count, d) by weights (Q, span).
-template <int Q>
-void add_values(const float* weights, Index span, const float* values, Index count, Index d, float* out) {
-    Index c = 0;
-    for (; c + 4 * LANES <= d; c += 4 * LANES) {
-        Lane sum[Q][4];
-        for (int q = 0; q < Q; q++)
-            for (int j = 0; j < 4; j++) sum[q][j] = lane(out + q * d + c + j * LANES);
-        for (Index t = 0; t < count; t++)
-            for (int j = 0; j < 4; j++)
-                for (int q = 0; q < Q; q++) sum[q][j] += weights[q * span + t] * lane(values + t * d + c + j * LANES);
-        for (int q = 0; q < Q; q++)
-            for (int j = 0; j < 4; j++) *reinterpret_cast<Lane*>(out + q * d + c + j * LANES) = sum[q][j];
-    }
-    if (c == d) return;
-    for (int q = 0; q < Q; q++)
-        for (Index t = 0; t < count; t++)
-            for (Index i = c; i < d; i++) out[q * d + i] += weights[q * span + t] * values[t * d + i];
-}
-
-using Score = void (*)(const float*, Index, const float*, Index, float*, Index);
-using AddValues = void (*)(const float*, Index, const float*, Index, Index, float*);
-const Score SCORE[] = {nullptr, score<1>, score<2>, score<3>, score<4>};
-const AddValues ADD_VALUES[] = {nullptr, add_values<1>, add_values<2>, add_values<3>, add_values<4>};
 
 #if HAS_BF16
 constexpr Index BLOCK = 64, TILE = 6;  // columns and rows of a tile: 24 sums in registers
@@ -243,13 +113,8 @@ void gated(const float* both, int rounded, void* out, int half, Index stride, In
         std::vector<float> y(n);
 #pragma omp for schedule(static)
         for (Index r = 0; r < rows; r++) {
-            const float *gate = both + r * 2 * n, *up = gate + n;
-#pragma omp simd
-            for (Index i = 0; i < n; i++) {
-                // exp(88) and more would overflow, and the quotient is 0 there anyway.
-                float g = gate[i], s = g / (1.0f + exponential(std::min(-g, 88.0f)));
-                y[i] = (rounded ? to_float(to_half(s)) : s) * up[i];
-            }
+            const float* gate = both + r * 2 * n;
+            gate_row(gate, gate + n, rounded, y.data(), n);
             put(out, half, r, stride, 0, y.data(), n);
         }
     }

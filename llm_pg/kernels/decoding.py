@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .build import library
 
 LANES = 16  # tokens whose keys lie together
 FLOAT, ROUNDED, ADDED = 0, 1, 2  # what `product` makes: float32; rounded to bfloat16; that, added to what is there
@@ -109,6 +112,13 @@ class Kernels:
             logits.data_ptr(), temperature, _address(uniforms), token_N.data_ptr(), logp_N.data_ptr(), *logits.shape
         )
         return token_N, logp_N
+
+
+@functools.cache
+def decoding_kernels() -> Kernels | None:
+    """The kernels; None = there are none here."""
+    found = library()
+    return None if found is None else Kernels(found)
 
 
 def _address(x: Tensor | None) -> int | None:
