@@ -84,6 +84,19 @@ def length_bias(case: ConfigCase) -> Iterator[Finding]:
     )
 
 
+def cispo_bound(case: ConfigCase) -> Iterator[Finding]:
+    bound = case.spec.epsilon_high
+    if case.spec.surrogate != "cispo" or bound is None or bound >= 1:
+        return
+    yield Finding(
+        "cispo-bound",
+        "warning",
+        "The bound of the ratio is below 1, where ratios begin: it only makes every gradient smaller.",
+        f"surrogate=cispo, epsilon_high={bound:g}",
+        *("Take epsilon_high=5.0.", "MiniMax-M1 2025, arXiv 2506.13585"),
+    )
+
+
 def moving_support(case: ConfigCase) -> Iterator[Finding]:
     rollout = case.config.rollout
     cuts = [f"{k}={getattr(rollout, k):g}" for k in ("top_k", "min_p") if getattr(rollout, k)]
@@ -234,11 +247,7 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, Callable[[AlgorithmSpec], bool]], 
         lambda spec: spec.needs_critic,
     ),
     (("baseline_decay", "baseline_column"), "baseline=running_mean", lambda spec: spec.baseline == "running_mean"),
-    (
-        ("sapo_temperature_pos", "sapo_temperature_neg"),
-        "surrogate=sapo",
-        lambda spec: spec.surrogate == "sapo",
-    ),
+    (("sapo_temperature_pos", "sapo_temperature_neg"), "surrogate=sapo", lambda spec: spec.surrogate == "sapo"),
     (("divergence_type",), "surrogate=dppo", lambda spec: spec.surrogate == "dppo"),
     (("teacher_discount",), "teacher_coef above 0", lambda spec: spec.teacher_coef > 0),
     (
@@ -349,6 +358,7 @@ def nothing_saved(case: ConfigCase) -> Iterator[Finding]:
 STATIC_RULES: dict[str, Rule] = {
     "kl-gradient": kl_gradient,
     "length-bias": length_bias,
+    "cispo-bound": cispo_bound,
     "moving-support": moving_support,
     "no-baseline": long_without_baseline,
     "group-of-two": group_of_two,

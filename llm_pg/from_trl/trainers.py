@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, trainer_pt_utils
 
 from ..config import Config, flat
+from ..estimators.ratios import has_left
 from ..learner.optimizer import make_optimizer, make_scheduler
 from ..metrics import Clock
 from ..run.logs.callbacks import Callbacks
@@ -316,6 +317,26 @@ class PolicyGradientTrainer(Trainer):
         if not len(known):
             return torch.zeros_like(inside)
         return (entropies >= torch.quantile(known.float(), threshold)) & inside
+
+    @staticmethod
+    def get_off_policy_mask(
+        advantages: torch.Tensor,
+        per_token_logps: torch.Tensor,
+        sampling_per_token_logps: torch.Tensor,
+        mask: torch.Tensor,
+        off_policy_threshold: float,
+    ) -> torch.Tensor:
+        """Returns 1 for completions that are kept by `off_policy_mask_threshold`, else 0; (B, 1), of the mask's type.
+
+        Args:
+            advantages: of each completion (B, 1).
+            per_token_logps: of its tokens under the policy, nats (B, T).
+            sampling_per_token_logps: by the sampler, nats (B, T).
+            mask: of the tokens that count (B, T).
+            off_policy_threshold: nats a token, > 0.
+        """
+        left_B1 = has_left(per_token_logps, sampling_per_token_logps, mask.bool(), off_policy_threshold)
+        return ((advantages >= 0) | ~left_B1).to(mask.dtype)
 
     # --- callbacks and the log
 

@@ -23,6 +23,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["beta=0.1", "kl_placement=reward", "kl_estimator=k1"],
     ),
     "length-bias": (["loss_type=grpo"], ["loss_type=dr_grpo"]),
+    "cispo-bound": (["algorithm=cispo", "epsilon_high=0.2"], ["algorithm=cispo", "epsilon_high=5.0"]),
     "moving-support": (["top_k=50", "num_iterations=2"], ["top_k=0", "num_iterations=2"]),
     "no-baseline": (
         ["algorithm=reinforce", "max_completion_length=501"],

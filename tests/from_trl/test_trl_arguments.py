@@ -195,7 +195,6 @@ def test_generation_batch_size_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPa
         ({"generation_kwargs": {"num_beams": 4}}, "what is sampled must be what is trained"),
         ({"vllm_mode": "remote"}, "server, colocate"),
         ({"vllm_importance_sampling_clip_max": None}, "large number"),
-        ({"loss_type": "cispo", "epsilon_high": None}, "needs epsilon_high"),
     ],
 )
 def test_a_value_that_cannot_be_had_is_an_error_that_says_why(given: dict[str, Any], words: str) -> None:
@@ -226,6 +225,8 @@ def test_epochs_and_shares_are_counted_when_the_number_of_prompts_is_known() -> 
     [
         ({"loss_type": "sapo"}, {"surrogate": "sapo", "loss_type": "grpo"}),
         ({"loss_type": "cispo", "epsilon_high": 5.0}, {"surrogate": "cispo", "loss_type": "dapo"}),
+        ({"loss_type": "cispo"}, {"surrogate": "cispo", "epsilon_high": 0.2}),
+        ({"loss_type": "cispo", "epsilon": 5.0}, {"surrogate": "cispo", "epsilon_high": 5.0}),
         ({"scale_rewards": True}, {"scale_rewards": "group"}),
         ({"scale_rewards": False}, {"scale_rewards": "none"}),
         ({"scale_rewards": "batch"}, {"scale_rewards": "batch"}),

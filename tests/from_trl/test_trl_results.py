@@ -362,6 +362,19 @@ def test_what_scripts_import_from_trl_is_imported_from_here_too() -> None:
         assert getattr(llm_pg, name) is getattr(trl, name)
 
 
+def test_the_completions_that_off_policy_masking_keeps_are_those_of_trls_method() -> None:
+    import trl
+
+    generator = torch.Generator().manual_seed(3)
+    theirs, ours = (library.get_off_policy_mask for library in (trl.GRPOTrainer, GRPOTrainer))
+    mask_BT = (torch.arange(5) < torch.tensor([[5], [3], [1], [4], [2], [5]])).float()
+    for threshold in (0.05, 0.3, 2.0):
+        logp_BT, behavior_logp_BT = -3 * torch.rand(2, 6, 5, generator=generator)
+        advantage_B1 = torch.randn(6, 1, generator=generator)
+        given = (advantage_B1, logp_BT, behavior_logp_BT, mask_BT, threshold)
+        assert torch.equal(ours(*given), theirs(*given))
+
+
 def test_the_tokens_of_largest_entropy_are_those_of_trls_method(trainer: Callable[..., Any]) -> None:
     import trl
 

@@ -107,8 +107,9 @@ OBJECTIVE: dict[str, Word] = {
     "loss_type": mapped(
         "dapo",
         "`grpo`, `dapo`, `dr_grpo`, `bnpo` as they are; `cispo` and `sapo`: `surrogate` of that "
-        "name with TRL's reduction; `luspo`: `sequence_sum`, with `importance_sampling_level='sequence'`; `vespo`: "
-        "the `surrogate` of that name at the level `sequence_sum`",
+        "name with TRL's reduction (and of `cispo` TRL's bound: without `epsilon_high` it is `epsilon`); `luspo`: "
+        "`sequence_sum`, with `importance_sampling_level='sequence'`; `vespo`: the `surrogate` of that name "
+        "at the level `sequence_sum`",
     ),
     "mask_truncated_completions": same(False),
     "sync_ref_model": same(False),

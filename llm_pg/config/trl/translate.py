@@ -273,6 +273,8 @@ def _objective(values: Values, schedule: TrlSchedule) -> None:
     if loss in ("cispo", "sapo"):
         _say(values, "surrogate", loss, "loss_type")
         values["loss_type"] = {"cispo": "dapo", "sapo": "grpo"}[loss]
+        if loss == "cispo":  # TRL's bound; the doctor says what so low a one does
+            values.setdefault("epsilon_high", values.get("epsilon", WORDS["epsilon"].default))
     elif loss == "luspo":
         values["loss_type"] = "sequence_sum"
     elif loss == "vespo":
