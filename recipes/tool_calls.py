@@ -1,6 +1,6 @@
 """A tiny model learns on a CPU which call of a tool answers a question: a function, an environment, an MCP server.
 
-    python tool_calls.py function | environment | mcp [--start FOLDER] [max_steps=80 seed=0 ...]
+    python tool_calls.py function | environment | mcp [--start FOLDER] [max_steps=100 seed=0 ...]
 
 A question names one of four boxes, the tool tells the digit in a box, and that digit is the answer, which is paid only
 after a call. All three kinds start from one model, which the first of them makes. Its demonstrations look into the next
