@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from ..config import Config, ConfigError
-from ..config.schema import TrainConfig
+from ..config.train import TrainConfig
 from ..model.precision import HALF
 
 

@@ -9,7 +9,7 @@ from transformers import Qwen2Config
 
 from llm_pg import cli
 from llm_pg.config import ConfigError
-from llm_pg.config.schema import TrainConfig
+from llm_pg.config.train import TrainConfig
 from llm_pg.learner.optimizer import make_optimizer
 from llm_pg.model.shape import shape_of_model
 from llm_pg.plan import (

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from llm_pg import GRPOConfig
 from llm_pg.config import ConfigError
-from llm_pg.config.schema import TrainConfig
+from llm_pg.config.train import TrainConfig
 from llm_pg.learner.optimizer import check_optimizer, make_optimizer, make_scheduler
 
 

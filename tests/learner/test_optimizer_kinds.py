@@ -13,7 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from llm_pg import GRPOConfig, GRPOTrainer
 from llm_pg.config import ConfigError
-from llm_pg.config.schema import TrainConfig
+from llm_pg.config.train import TrainConfig
 from llm_pg.learner.optimizer import make_optimizer
 from llm_pg.terminal import Terminal
 from llm_pg.words import words_of

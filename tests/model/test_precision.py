@@ -8,7 +8,8 @@ import peft
 import pytest
 import torch
 
-from llm_pg.config.schema import ModelConfig, TrainConfig
+from llm_pg.config.schema import ModelConfig
+from llm_pg.config.train import TrainConfig
 from llm_pg.learner.optimizer import make_optimizer
 from llm_pg.model.loading import incoming_half
 from llm_pg.model.precision import half_type
