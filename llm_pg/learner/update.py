@@ -19,7 +19,8 @@ from ..distributed.strategy import Strategy
 from ..estimators.noise import GradientNoise, gradient_noise, half_square_norms
 from ..metrics import METRICS
 from ..model.layout import halves
-from ..model.policy import OutputFlags, Policy, PolicyOutput
+from ..model.output import OutputFlags, PolicyOutput
+from ..model.policy import Policy
 from ..rollouts import TextRollouts
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..estimators.distributions import warp_logits
+from ..rollouts import TextRollouts
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Contexts:
     ids_RC: Tensor
     row_M: Tensor
     length_M: Tensor
+
+    @classmethod
+    def of_sampled(cls, rollouts: TextRollouts) -> Contexts:
+        """Of the sampled tokens in the order of the mask: the prompt, and what was sampled and inserted after it."""
+        rows = [(*prompt, *ids) for prompt, ids in zip(rollouts.prompt_ids_B, rollouts.context_ids(), strict=True)]
+        width = max(map(len, rows))
+        ids_RC = torch.tensor([row + (0,) * (width - len(row)) for row in rows])
+        mask_BT = rollouts.on_host("mask_BT")
+        length_BT = rollouts.place_BT() + torch.tensor([len(ids) for ids in rollouts.prompt_ids_B]).unsqueeze(1)
+        row_M = mask_BT.nonzero()[:, 0]
+        return cls(*(to_device(x, rollouts.mask_BT.device) for x in (ids_RC, row_M, length_BT[mask_BT])))
 
     def part(self, part: slice) -> Contexts:
         return Contexts(self.ids_RC, self.row_M[part], self.length_M[part])

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +25,9 @@ from .distribution import Contexts, SamplingParams
 from .head import token_scores
 from .layout import BatchLayout, halves
 from .loading import default_device, load_model, load_tokenizer
+from .output import OutputFlags, PolicyOutput
 from .routers import make_router_loss
 from .wide import wide_logits
-
-
-@dataclass
-class PolicyOutput:
-    """Of the sampled tokens under some weights: logp_BT and entropy_BT (nats, float32; 0 outside the mask).
-
-    With a critic, value_BT: V(s_t), 0 outside the mask; after_B: the value after the last token of truncated rows,
-    where it was asked for, and 0 for the others. With experts, balance: the pass's part of the batch's load-balancing
-    loss, without its coefficient.
-    """
-
-    logp_BT: Tensor
-    entropy_BT: Tensor
-    value_BT: Tensor | None = None
-    after_B: Tensor | None = None
-    balance: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class OutputFlags:
-    """What a pass computes beside hidden states: log-probabilities, entropies (with a gradient), the critic's values,
-    those after the last tokens of truncated rows, the part of the load-balancing loss; frozen: no gradient reaches the
-    policy."""
-
-    logp: bool = True
-    entropy: bool = False
-    entropy_grad: bool = False
-    value: bool = False
-    after: bool = False
-    balance: bool = False
-    frozen: bool = False
 
 
 class Policy:
@@ -356,14 +325,7 @@ class Policy:
                 except torch.OutOfMemoryError as error:
                     pieces[:0] = halves(index, error)
                     continue
-                for whole, part in (
-                    (out.logp_BT, piece.logp_BT),
-                    (out.entropy_BT, piece.entropy_BT),
-                    (out.value_BT, piece.value_BT),
-                    (out.after_B, piece.after_B),
-                ):
-                    if whole is not None and part is not None:
-                        whole[there] = part.to(whole.dtype)
+                out.put(piece, there)
         return out
 
     def _forward(self, model: Any, rollouts: TextRollouts, flags: OutputFlags) -> PolicyOutput:
@@ -379,7 +341,7 @@ class Policy:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not flags.frozen):
                 with heard as parts:
                     states, logits_M = self.layout.hidden_states(model, rollouts, after_B)
-                contexts = _contexts(rollouts, device) if self.params.reads_context else None
+                contexts = Contexts.of_sampled(rollouts) if self.params.reads_context else None
                 logp_M, entropy_M = self._tokens(model, states[: len(token_M)], logits_M, token_M, flags, contexts)
             value = self._values(rollouts, states, after_B) if flags.value else None
         scores = PolicyOutput(*(_placed(x_M, place_M, mask_BT.shape) for x_M in (logp_M, entropy_M)))
@@ -407,15 +369,8 @@ class Policy:
             return none_M, none_M
         if logits_M is None:
             head = core_of(model).get_output_embeddings()
-            return token_scores(
-                hidden_M,
-                head,
-                token_M,
-                self.params,
-                with_entropy=flags.entropy,
-                entropy_grad=flags.entropy_grad,
-                contexts=contexts,
-            )
+            grad = {"with_entropy": flags.entropy, "entropy_grad": flags.entropy_grad}
+            return token_scores(hidden_M, head, token_M, self.params, contexts=contexts, **grad)
         seen = None if contexts is None else contexts.seen(logits_M.shape[-1])
         warped = self.params.warp(logits_M, keep=token_M, seen=seen)
         logp_M = token_logp(warped, token_M)
@@ -433,17 +388,6 @@ class Policy:
             return critic.values(own)
 
         return self.strategy.forward(critic, forward)
-
-
-def _contexts(rollouts: TextRollouts, device: torch.device) -> Contexts:
-    """What was there before each sampled token: the prompt, and what was sampled and inserted after it."""
-    rows = [(*prompt, *ids) for prompt, ids in zip(rollouts.prompt_ids_B, rollouts.context_ids(), strict=True)]
-    width = max(map(len, rows))
-    ids_RC = torch.tensor([row + (0,) * (width - len(row)) for row in rows])
-    mask_BT = rollouts.on_host("mask_BT")
-    length_BT = rollouts.place_BT() + torch.tensor([len(ids) for ids in rollouts.prompt_ids_B]).unsqueeze(1)
-    row_M = mask_BT.nonzero()[:, 0]
-    return Contexts(*(to_device(x, device) for x in (ids_RC, row_M, length_BT[mask_BT])))
 
 
 def _placed(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:

@@ -14,7 +14,8 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.distributed.strategy import Strategy
 from llm_pg.estimators.noise import GradientNoise
 from llm_pg.learner.update import SeenTokens, Updater, UpdateStats, update_metrics
-from llm_pg.model.policy import Policy, PolicyOutput
+from llm_pg.model.output import PolicyOutput
+from llm_pg.model.policy import Policy
 from llm_pg.rollouts import TextRollouts
 from llm_pg.sampling.protocol import SamplingParams
 from tests.model.test_policy import rollouts
