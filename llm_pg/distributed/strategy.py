@@ -168,9 +168,7 @@ class Strategy:
         totals = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
         norms = torch.stack([whole(total).double() for total in totals]).tolist() if parts else []
         for part, total, norm in zip(parts, totals, norms, strict=True):
-            if (
-                not limit >= norm + CLIP_EPSILON
-            ):  # below that the factor is 1, and a pass over all gradients for nothing
+            if not norm + CLIP_EPSILON <= limit:  # else the factor is 1, and a pass over all gradients for nothing
                 torch.nn.utils.clip_grads_with_norm_(part, limit, total)
         norm = norms.pop(0) if moved else 0.0
         return norm, None if critic is None else norms.pop() if valued else 0.0
