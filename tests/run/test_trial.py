@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def test_a_critic_is_tried_with_the_policy_and_left_as_it_was(
     for name, parameter in critic.named_parameters():
         parameter.register_hook(lambda _, name=name: reached.add(name))
     try_longest(policy, **SIZES)
-    own = {id(p) for p in critic.trainable()}
-    assert sum(id(x) in own for x in made) == 2 * len(own)
+    likes = Counter(id(x) for x in made)  # kernels make a gradient likewise, of the weights of norms
+    assert all(likes[id(p)] >= 2 for p in critic.trainable())
     assert reached == {name for name, _ in critic.named_parameters()}
     assert all(p.grad is None for p in (*critic.parameters(), *model.parameters()))
     assert not critic.training
