@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
     for item in items:
-        if item.nodeid.startswith(CI_ONLY):
+        if item.nodeid.startswith(CI_ONLY) and not item.get_closest_marker("slow"):
             item.add_marker("ci")
 
 

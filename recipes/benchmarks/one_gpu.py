@@ -390,9 +390,8 @@ def against_trl(a: Sizes, shape: str) -> dict[str, Any]:
 
     warm_up, steps = 1, 3
     count = max(a.step // a.group, 1)
-    options = argparse.Namespace(
-        size=shape, prompts=count, group=a.group, completion=a.completion, warm_up=warm_up, prompt_len=a.prompt
-    )
+    options = argparse.Namespace(size=shape, model=None, prompts=count, group=a.group, completion=a.completion)
+    options.warm_up, options.prompt_len = warm_up, a.prompt
     batches = [texts(count, a.prompt, seed) for seed in range(warm_up + steps)]
     ours = Ours(*make_model(shape, a.completion), a.group, a.completion, bf16=True)
     run = run_trl(options, "bf16", warm_up + steps, ours, batches)
