@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .protocol import Environment, Reply
+from .stepped import SteppedTask
 
 COLUMNS = ("prompt", "answer", "task", "info", "example_id")
 
@@ -49,30 +50,31 @@ class VerifiersEnvironment:
     """
 
     def __init__(self, env_id: str, env_args: Mapping[str, Any] | None = None) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.rollout: SteppedTask | None = None
         self.environment = _loaded(env_id, json.dumps(dict(env_args or {}), sort_keys=True))
 
     def reset(self, row: Mapping[str, Any], seed: int) -> None:
         self._close()
-        self.loop, self.client, self.heard = asyncio.new_event_loop(), _client(), 0
+        self.client, self.heard = _client(), 0
         given = {name: row[name] for name in COLUMNS if row.get(name) is not None}
         given.setdefault("example_id", 0)
-        self.rollout = self.loop.create_task(self.environment.rollout(given, self.client, "policy", {}))
-        self._until_asked()
-        if self.rollout.done():
-            raise RuntimeError(f"The environment's rollout ended before a turn: {self.rollout.result()['error']!r}")
+        self.rollout = SteppedTask(self.environment.rollout(given, self.client, "policy", {}))
+        self.rollout.run_until(self.client.asked)
+        task = self.rollout.task
+        if task.done():
+            raise RuntimeError(f"The environment's rollout ended before a turn: {task.result()['error']!r}")
 
     def step(self, text: str) -> Reply:
+        assert self.rollout is not None
         self.heard = len(self.client.prompt) + 1
         self.client.say(text)
-        self._until_asked()
-        if not self.rollout.done():
+        self.rollout.run_until(self.client.asked)
+        if not self.rollout.task.done():
             return self._reply(text)
-        assert self.loop is not None
-        state = self.rollout.result()
+        state = self.rollout.task.result()
         if state.get("error") is not None:
             raise RuntimeError(f"The environment's rollout failed: {state['error']!r}")
-        self.loop.run_until_complete(self.environment.rubric.score_rollout(state))
+        self.rollout.run(self.environment.rubric.score_rollout(state))
         self._close()
         return Reply(reward=float(state["reward"]), done=True)
 
@@ -87,23 +89,10 @@ class VerifiersEnvironment:
         roles = {role for role, _ in new}
         return Reply("\n".join(text for _, text in new), role=roles.pop() if len(roles) == 1 else "user")
 
-    def _until_asked(self) -> None:
-        """Run the rollout until it wants a turn or has ended."""
-
-        async def wait() -> None:
-            asked = asyncio.ensure_future(self.client.asked.wait())
-            await asyncio.wait({self.rollout, asked}, return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
-
-        assert self.loop is not None
-        self.loop.run_until_complete(wait())
-
     def _close(self) -> None:
-        if self.loop is not None:
-            self.rollout.cancel()
-            self.loop.run_until_complete(asyncio.gather(self.rollout, return_exceptions=True))
-            self.loop.close()
-            self.loop = None
+        if self.rollout is not None:
+            self.rollout.close()
+            self.rollout = None
 
     def __del__(self) -> None:
         self._close()

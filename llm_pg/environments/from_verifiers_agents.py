@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from .protocol import Reply
+from .stepped import SteppedTask
 
 TASK = "verifiers_task"  # the column with the data of a row's task
 
@@ -54,7 +55,7 @@ class AgentsEnvironment:
     """
 
     def __init__(self, env_id: str, env_args: Mapping[str, Any] | None = None) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.episode: SteppedTask | None = None
         self.environment = _loaded(env_id, json.dumps(dict(env_args or {}), sort_keys=True))
 
     def reset(self, row: Mapping[str, Any], seed: int) -> None:
@@ -64,24 +65,23 @@ class AgentsEnvironment:
         kind, settings = self.environment._task_cls, self.environment.taskset.config.task
         task = kind(kind.data_type().model_validate(row[TASK]), settings)
         check_task(task)
-        self.loop, self.asked = asyncio.new_event_loop(), asyncio.Event()
-        self.seat = _Seat(self._turn)
-        self.episode = self.loop.create_task(self._play(task))
+        self.asked, self.seat = asyncio.Event(), _Seat(self._turn)
+        self.episode = SteppedTask(self._play(task))
         self._until_asked()
-        if self.episode.done():
-            self.episode.result()  # raises what failed
+        if self.episode.task.done():
+            self.episode.task.result()  # raises what failed
             raise RuntimeError("The environment ended before a turn.")
 
     def step(self, text: str) -> Reply:
-        assert self.loop is not None
+        assert self.episode is not None
         trace = self.seat.trace
         heard = len(trace.nodes) + 1
         self.answer.set_result(text)
         self._until_asked()
-        if not self.episode.done():
+        if not self.episode.task.done():
             new = [str(node.message.content) for node in trace.nodes[heard:]]
             return Reply("\n".join(new))
-        self.episode.result()
+        self.episode.task.result()
         self._close()
         return Reply(reward=float(trace.reward), done=True)
 
@@ -96,29 +96,21 @@ class AgentsEnvironment:
         await self.environment.finalize(task, Episode(task=record, traces=[self.seat.trace]))
 
     async def _turn(self) -> str:
-        assert self.loop is not None
-        self.answer: asyncio.Future[str] = self.loop.create_future()
+        assert self.episode is not None
+        self.answer: asyncio.Future[str] = self.episode.future()
         self.asked.set()
         return await self.answer
 
     def _until_asked(self) -> None:
         """Runs the episode until it wants a turn or has ended."""
-
-        async def wait() -> None:
-            asked = asyncio.ensure_future(self.asked.wait())
-            await asyncio.wait({self.episode, asked}, return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
-
-        assert self.loop is not None
-        self.loop.run_until_complete(wait())
+        assert self.episode is not None
+        self.episode.run_until(self.asked)
         self.asked.clear()
 
     def _close(self) -> None:
-        if self.loop is not None:
-            self.episode.cancel()
-            self.loop.run_until_complete(asyncio.gather(self.episode, return_exceptions=True))
-            self.loop.close()
-            self.loop = None
+        if self.episode is not None:
+            self.episode.close()
+            self.episode = None
 
     def __del__(self) -> None:
         self._close()

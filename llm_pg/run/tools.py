@@ -96,7 +96,7 @@ def check_tools(config: Config, contents: Sequence[Any], warn: Callable[[str], N
     Args:
         config: of the run; it stays as it is.
         contents: of the prompts, texts or messages.
-        warn: told what the run would be told.
+        warn: takes what the run would print.
     """
     if not config.rollout.calls_tools:
         return
