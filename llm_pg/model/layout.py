@@ -17,6 +17,7 @@ from .fused import Copies
 from .grouped import Grouped, is_worth_it
 from .head import head_is_separate
 from .lean_layers import LeanLayers, NotLlamaStyle
+from .own_head import OwnHead, has_own_head
 from .packing import bins, packed_hidden
 from .padding import padded_states
 from .segments import ExactCalls
@@ -45,6 +46,8 @@ class BatchLayout:
         why_padded: the reason against the other layouts; "" = there is none.
         most_tokens: tokens of one pass that are known to fit into memory; None = nothing is known.
         exact_on_policy: as it was asked for.
+        head_is_plain: whether logits are just the output layer's product.
+        head_is_separate: whether they follow from the last hidden states alone.
         is_lean: whether packed rows go through layers written out, see `lean_layers`.
         copies: of weights, as those layers multiply them.
         same_passes: whether all ranks must make the same number of passes, which grouped ones cannot promise.
@@ -71,7 +74,8 @@ class BatchLayout:
         self.same_passes = False
         self.copies, self.exact_on_policy = Copies(), exact_on_policy
         with autocast() if mixes_types(model) else contextlib.nullcontext():
-            self.head_is_separate = head_is_separate(model)
+            self.head_is_plain = head_is_separate(model)
+            self.head_is_separate = self.head_is_plain or has_own_head(model)
             tries_packing = packing != "padded" and self.head_is_separate
             self.way = exact_way(model, autocast) if tries_packing else None
             if self.way is None:
@@ -95,7 +99,8 @@ class BatchLayout:
         parts = {
             "its completions are not packed" + f" ({self.why_padded})" * bool(self.why_padded): self.way is None,
             f"its layers are not written out: {objection}": objection is not None,
-            "its output layer is more than a matrix": not is_plain(head) or head.bias is not None,
+            "its output layer is more than a matrix": not (self.head_is_plain and is_plain(head))
+            or head.bias is not None,
             "this torch has no oneDNN, whose products give a row the same numbers in any batch": not has_onednn(),
         }
         for part, holds in parts.items():
@@ -116,7 +121,7 @@ class BatchLayout:
 
     def _try_groups(self, autocast: Autocast) -> None:
         if not self.head_is_separate:
-            self.why_padded = "its logits are more than the product of its output layer"
+            self.why_padded = "its logits do not follow from its last hidden states alone"
             return
         found = exact_groups(self.model, autocast)
         if isinstance(found, Grouped):
@@ -173,6 +178,14 @@ class BatchLayout:
             rollouts: rows that fit into memory.
         """
         self.most_tokens = self.num_tokens(rollouts)
+
+    def head_of(self, model: Any) -> Any:
+        """Returns what makes logits of last hidden states: the output layer, or all that follows the body.
+
+        Args:
+            model: that of the layout, or one of the same architecture.
+        """
+        return core_of(model).get_output_embeddings() if self.head_is_plain else OwnHead(model)
 
     def hidden_states(
         self, model: Any, rollouts: TextRollouts, after_B: Tensor | None, *, with_logits: bool = True

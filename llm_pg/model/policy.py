@@ -19,7 +19,7 @@ from ..distributed.tensors import like
 from ..estimators.distributions import entropy, token_logp
 from ..rollouts import TextRollouts
 from .adapters import StartingAdapter, has_adapter, starts_switched_off, switched_off
-from .attention import core_of, eval_mode
+from .attention import eval_mode
 from .critic import Critic
 from .distribution import Contexts, SamplingParams
 from .head import token_scores
@@ -368,7 +368,7 @@ class Policy:
             none_M = torch.zeros(len(token_M), device=token_M.device)
             return none_M, none_M
         if logits_M is None:
-            head = core_of(model).get_output_embeddings()
+            head = self.layout.head_of(model)
             grad = {"with_entropy": flags.entropy, "entropy_grad": flags.entropy_grad}
             return token_scores(hidden_M, head, token_M, self.params, contexts=contexts, **grad)
         seen = None if contexts is None else contexts.seen(logits_M.shape[-1])

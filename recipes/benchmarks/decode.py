@@ -8,7 +8,8 @@ and is checked, as in training.
 With --rows-at-once N instead rows that enter as others end, against batches of N one after the other; --ends-by T: half
 of the completions have ended by about T / 2 tokens, whatever --completion.
 With --cpu-engines true instead our engine with and without its compiled kernels beside engines that are made for CPUs
-(cpu_engines.py); --model FOLDER: of a chat model, prompts of about 46 tokens, instead of random weights.
+(cpu_engines.py); --model FOLDER: of a chat model, prompts of about 46 tokens, instead of random weights; --gguf
+FILE,FILE: the same model for llama.cpp.
 With --static true instead the steps of fixed shapes that a GPU records, here called one by one: as they stand, and the
 largest of them compiled (its seconds of compilation are distinguished, and its weights are read as they lie).
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import itertools
 import json
 import os
@@ -26,11 +28,12 @@ import sys
 import time
 import unittest.mock
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import chat_model, make_model, now, questions, shape_arguments, texts
-from cpu_engines import CTranslate2
+from cpu_engines import CTranslate2, LlamaCpp
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -47,11 +50,11 @@ from llm_pg.sampling.vllm.engine import Settings
 
 def main() -> None:
     options = ("--others", "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager", "--static")
-    a = shape_arguments(__doc__, *options, "--cpu-engines", "--model")
+    a = shape_arguments(__doc__, *options, "--cpu-engines", "--model", "--gguf")
     model, tokenizer = chat_model(a.model) if a.model else make_model(a.size, int(a.ends_by or a.completion))
     ends = end_token_ids(model, tokenizer)
     if a.cpu_engines:
-        measure(a, tokenizer, made_for_cpus(model, tokenizer, ends), base="plain layers, bf16")
+        measure(a, tokenizer, made_for_cpus(a, model, tokenizer, ends), base="plain layers, bf16")
         return
     if a.rows_at_once:
         at_once = int(a.rows_at_once)
@@ -85,7 +88,7 @@ def main() -> None:
         measure(a, tokenizer, engines)
 
 
-def made_for_cpus(model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, SamplingEngine]:
+def made_for_cpus(a: argparse.Namespace, model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, SamplingEngine]:
     """Ours, and of the others those that are installed."""
     half = torch.bfloat16
     engines: dict[str, SamplingEngine] = {
@@ -94,11 +97,20 @@ def made_for_cpus(model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, 
         "kernels, float32": NativeSampler(model, tokenizer, ends),
         "plain layers, float32": NativeSampler(model, tokenizer, ends, compiled=False),
     }
-    for compute_type in ("float32", "int8"):
+    rows, tokens, pad_id = a.prompts * a.group, a.prompt_len + a.completion, int(tokenizer.pad_token_id)
+    others: dict[str, Callable[[], SamplingEngine]] = {
+        f"ctranslate2, {kind}": functools.partial(CTranslate2, model, tokenizer, ends, kind)
+        for kind in ("float32", "int8")
+    }
+    for file in a.gguf.split(",") if a.gguf else ():
+        others[f"llama.cpp, {Path(file).stem}"] = functools.partial(LlamaCpp, file, ends, pad_id, rows, tokens)
+    if not a.gguf:
+        print("llama.cpp: left out, no --gguf", file=sys.stderr)
+    for name, make in others.items():
         try:
-            engines[f"ctranslate2, {compute_type}"] = CTranslate2(model, tokenizer, ends, compute_type)
-        except (ImportError, RuntimeError) as error:  # not installed, or it cannot convert this tokenizer
-            print(f"ctranslate2, {compute_type}: left out, {error}", file=sys.stderr)
+            engines[name] = make()
+        except (ImportError, RuntimeError) as error:  # not installed, or it cannot read this model or its tokenizer
+            print(f"{name}: left out, {error}", file=sys.stderr)
     return engines
 
 
@@ -196,6 +208,7 @@ def measure(a: argparse.Namespace, tokenizer: Any, engines: dict[str, SamplingEn
             start = now()
             done = engine.sample(ids, a.group, params, keys)
             speed[name].append(float(done.mask_BT.sum()) / (now() - start))
+            print(f"batch {step}, {name}: {speed[name][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
     reference = speed[base][1:]
     report = {
         name: {

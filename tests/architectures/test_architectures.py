@@ -11,7 +11,9 @@ import tiny_models
 import torch
 
 from llm_pg.estimators.distributions import token_logp
+from llm_pg.model import head
 from llm_pg.model.cache import CacheRows, UnknownCache
+from llm_pg.model.own_head import has_own_head
 from llm_pg.model.policy import Policy
 from llm_pg.sampling.native import NativeSampler
 from llm_pg.sampling.protocol import SamplingParams
@@ -35,7 +37,9 @@ KINDS = {
     "recurrent_gemma": ("cache", "padded"),  # a state that the modules keep
     "bloom": ("cache", "grouped"),  # positions in the scores
     "mistral": ("cache", "grouped"),  # a sliding window
-    "gemma2": ("cache", "padded"),  # a cap on the logits
+    "gemma2": ("cache", "grouped"),  # a cap on the logits
+    "cohere": ("cache", "packed"),  # logits that are scaled
+    "modernbert-decoder": ("cache", "grouped"),  # a layer between its body and its output layer
     "llama4_text": ("cache", "grouped"),  # windows in chunks, layers without positions
     "minimax": ("cache", "grouped"),  # a cache of a class of its own
     "diffllama": ("cache", "packed"),  # its values differ from layer to layer
@@ -127,7 +131,39 @@ def test_a_cap_shows_in_a_model_whose_logits_are_still_small(tokenizer: Any) -> 
     for tokens, logp in zip(done.tokens_BT, done.logp_BT, strict=True):
         logits = model(input_ids=torch.tensor([[5, 6, 7, *tokens.tolist()]])).logits[0, 2:-1]
         torch.testing.assert_close(logp, token_logp(logits, tokens).detach(), atol=1e-4, rtol=0)
-    assert policy.layout.name == "padded"
+    assert policy.layout.name == "grouped"
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "modernbert-decoder"])
+def test_logits_that_are_more_than_a_product_have_the_gradient_of_the_models_own_forward(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of some tens, which a cap changes; in one piece and in several."""
+    model, batch = tiny_models.make(model_type), rollouts(num_prompts=4, group=4)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 100
+    assert batch.tokens_BT is not None
+    advantage_BT = torch.linspace(-1.0, 1.0, batch.mask_BT.numel()).view(batch.mask_BT.shape)
+    total = torch.zeros(())
+    for row, prompt in enumerate(batch.prompt_ids_B):
+        done = batch.tokens_BT[row, : int(batch.length_B[row])]
+        logits = model(input_ids=torch.tensor([[*prompt, *done.tolist()]]), use_cache=False).logits
+        total = total + token_logp(logits[0, len(prompt) - 1 : -1], done) @ advantage_BT[row, : len(done)]
+    total.backward()
+    expected = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+    policy = policy_of(model)
+    assert policy.layout.name != "padded"
+    assert relative(gradient(policy, batch), expected) < 1e-5
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 5 * head.head_width(model.get_output_embeddings()))
+    assert relative(gradient(policy, batch), expected) < 1e-5
+
+
+def test_a_head_that_looks_at_other_tokens_is_not_called_without_the_body() -> None:
+    model = tiny_models.make("cohere")
+    assert has_own_head(model)
+    own = model.lm_head.forward
+    model.lm_head.forward = lambda x: own(x + x.roll(1, 1))
+    assert not has_own_head(model)
 
 
 def test_what_counts_rows_is_found_by_the_shape_of_a_cache() -> None:
