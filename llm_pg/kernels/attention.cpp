@@ -170,14 +170,11 @@ void attend_packed(const Rows* io, int half, const Index* begin, const Index* st
                 float inverse[MOST];
                 for (Index q = 0; q < t.num; q++) {
                     const Index count = t.before + t.token(q) + 1;
-                    float *x = &space.scores[q * space.span], most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-                    for (Index i = 0; i < count; i++) most = std::max(most, x[i]);
-#pragma omp simd reduction(+ : sum)
-                    for (Index i = 0; i < count; i++) sum += x[i] = exponential(x[i] - most);
+                    float* x = &space.scores[q * space.span];
+                    const Sums found = exponentials(x, count);
                     for (Index i = count; i < t.before + t.own; i++) x[i] = 0;
-                    inverse[q] = 1.0f / sum;
-                    log_sum[(first + t.token(q)) * s.heads + head + t.head(q)] = most + std::log(sum);
+                    inverse[q] = found.inverse;
+                    log_sum[(first + t.token(q)) * s.heads + head + t.head(q)] = found.log;
                 }
                 sums(t, space.scores.data(), space.span, space.values.data(), d, space.sum.data());
                 scatter(t, space.sum.data(), inverse, io[3], half, first, head, d);

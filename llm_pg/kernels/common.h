@@ -48,6 +48,11 @@ inline float as_half(float x) {
     return x != x ? x : y;
 }
 
+inline void round_row(float* x, Index n) {
+#pragma omp simd
+    for (Index i = 0; i < n; i++) x[i] = as_half(x[i]);
+}
+
 // Cody and Waite's reduction and a polynomial of degree 6: 1e-7 relative; 0 below -87, NaN of NaN.
 inline float exponential(float x) {
     float n = std::nearbyint(x * 1.44269504f);
@@ -84,20 +89,48 @@ inline float dot(const float* x, const float* y, Index n) {
     return sum;
 }
 
-inline void normalise(const float* x, const float* weight, float eps, float* out, Index n) {
-    float inverse = 1.0f / std::sqrt(dot(x, x, n) / n + eps);
+// The functions below that are not inlined are the same instructions in decoding and in an update, so that both give the
+// same numbers.
+#define SHARED [[gnu::noinline]] inline
+
+// RMSNorm; returns 1 / the root mean square.
+SHARED float normalise(const float* x, const float* weight, float eps, float* out, Index n) {
+    const float inverse = 1.0f / std::sqrt(dot(x, x, n) / n + eps);
 #pragma omp simd
     for (Index i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
+    return inverse;
 }
 
 // silu(gate) * up. rounded: the first is rounded to bfloat16, as autocast does.
-inline void gate_row(const float* gate, const float* up, bool rounded, float* out, Index n) {
+SHARED void gate_row(const float* gate, const float* up, bool rounded, float* out, Index n) {
 #pragma omp simd
     for (Index i = 0; i < n; i++) {
         // exp(88) and more would overflow, and the quotient is 0 there anyway.
         float g = gate[i], s = g / (1.0f + exponential(std::min(-g, 88.0f)));
         out[i] = (rounded ? as_half(s) : s) * up[i];
     }
+}
+
+// Scores become exponentials of their distance to the largest.
+struct Sums {
+    float inverse, log;  // 1 / their sum; log of the sum of exp of the scores
+};
+
+SHARED Sums exponentials(float* x, Index count) {
+    float most = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : most)
+    for (Index i = 0; i < count; i++) most = std::max(most, x[i]);
+#pragma omp simd reduction(+ : sum)
+    for (Index i = 0; i < count; i++) sum += x[i] = exponential(x[i] - most);
+    return {1.0f / sum, most + std::log(sum)};
+}
+
+// exp of logits / temperature - most, and their sum.
+SHARED float masses(const float* x, float temperature, float most, float* out, Index n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (Index i = 0; i < n; i++) sum += out[i] = exponential(x[i] / temperature - most);
+    return sum;
 }
 
 // A row from a column on as float32: where it is, or in `space`.
@@ -108,13 +141,13 @@ inline const float* wide(const void* from, bool half, Index at, Index n, float* 
     return space;
 }
 
-inline void rotate(const float* x, const float* cos, const float* sin, float scale, float* out, Index d) {
-    Index half = d / 2;
+// x cos + (x, halves exchanged) times low and high, the sines of the two halves with their signs.
+SHARED void rotate(const float* x, const float* cos, const float* low, const float* high, float* out, Index d) {
+    const Index half = d / 2;
 #pragma omp simd
     for (Index i = 0; i < half; i++) {
-        float low = x[i], high = x[i + half];
-        out[i] = (low * cos[i] - high * sin[i]) * scale;
-        out[i + half] = (high * cos[i + half] + low * sin[i + half]) * scale;
+        out[i] = x[i] * cos[i] + x[i + half] * low[i];
+        out[i + half] = x[i + half] * cos[i + half] + x[i] * high[i];
     }
 }
 

@@ -12,23 +12,20 @@ from torch import Tensor
 from .build import library
 
 LANES = 16  # tokens whose keys lie together
-FLOAT, ROUNDED, ADDED = 0, 1, 2  # what `product` makes: float32; rounded to bfloat16; that, added to what is there
 
 Pair = tuple[Tensor, Tensor]
 _ADDRESS, _INDEX, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
     "set_threads": (_INT,),
-    "pack": (_ADDRESS, _INT, _ADDRESS, _INDEX, _INDEX, _INDEX),
-    "product": (_ADDRESS, _INDEX, _ADDRESS, _ADDRESS, _ADDRESS, _INDEX, _INDEX, _INDEX, _INT),
     "norm": (_ADDRESS, _ADDRESS, _FLOAT, _ADDRESS, _INT, _INDEX, _INDEX, _INDEX),
     "gated": (_ADDRESS, _INT, _ADDRESS, _INT, _INDEX, _INDEX, _INDEX),
-    "attend": (*[_ADDRESS] * 5, _FLOAT, _FLOAT, *[_ADDRESS] * 7, _INT, _INDEX),
+    "attend": (*[_ADDRESS] * 5, _FLOAT, _FLOAT, _INT, *[_ADDRESS] * 7, _INT, _INDEX),
     "draw": (_ADDRESS, _FLOAT, _ADDRESS, _ADDRESS, _ADDRESS, _INDEX, _INDEX),
 }
 
 
 class Heads(ctypes.Structure):
-    """Sizes of an attention: of `kernels.cpp`."""
+    """Sizes of an attention: of `decoding.cpp`."""
 
     _fields_ = tuple((name, _INDEX) for name in ("rows", "heads", "kv_heads", "d", "width", "capacity"))
 
@@ -41,37 +38,15 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.has_bf16 = bool(library.has_bf16())
         self._functions: Any = library
         for name, kinds in _ARGUMENTS.items():
-            if hasattr(library, name):  # products in bfloat16 are not for every processor
-                function = getattr(library, name)
-                function.argtypes, function.restype = kinds, None
+            function = getattr(library, name)
+            function.argtypes, function.restype = kinds, None
         self.follow_threads()
 
     def follow_threads(self) -> None:
         """As many threads as torch has now."""
         self._functions.set_threads(torch.get_num_threads())
-
-    def pack(self, weights: list[Tensor]) -> Tensor:
-        """Weights (n, k) of the layers of one input, float32 or bfloat16, as one for `product`."""
-        num, k = sum(len(w) for w in weights), weights[0].shape[1]
-        packed = torch.zeros(-(-num // 64) * 64 * (k + k % 2), dtype=torch.bfloat16)
-        first = 0
-        for weight in weights:
-            weight = weight.contiguous()
-            half = weight.dtype == torch.bfloat16
-            self._functions.pack(weight.data_ptr(), half, packed.data_ptr(), first, len(weight), k)
-            first += len(weight)
-        return packed
-
-    def product(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor, k: int, result: int) -> Tensor:
-        """bfloat16 rows times a packed weight with k inputs, into `out` (N, n)."""
-        rows, n = out.shape
-        self._functions.product(
-            x.data_ptr(), x.shape[1], packed.data_ptr(), _address(bias), out.data_ptr(), rows, n, k, result
-        )
-        return out
 
     def norm(self, x: Tensor, weight: Tensor, eps: float, to: Tensor) -> Tensor:
         """RMSNorm of the rows of x (N, n)."""
@@ -90,13 +65,13 @@ class Kernels:
 
     def attend(
         self, qkv: Tensor, rotation: Pair, norms: tuple[Tensor | None, Tensor | None, float], scale: float,
-        prompt: Pair, own: Pair, where: Tensor, heads: Heads, to: Tensor,
+        prompt: Pair, own: Pair, where: Tensor, heads: Heads, to: Tensor, *, rounded: bool,
     ) -> Tensor:  # fmt: skip
-        """Attention of one new token a row, whose key and value are written into `own`; see `kernels.cpp`."""
+        """Attention of one new token a row, whose key and value are written into `own`; see `decoding.cpp`."""
         half = to.dtype == torch.bfloat16
         self._functions.attend(
             qkv.data_ptr(), rotation[0].data_ptr(), rotation[1].data_ptr(), _address(norms[0]), _address(norms[1]),
-            norms[2], scale, prompt[0].data_ptr(), prompt[1].data_ptr(), own[0].data_ptr(), own[1].data_ptr(),
+            norms[2], scale, rounded, prompt[0].data_ptr(), prompt[1].data_ptr(), own[0].data_ptr(), own[1].data_ptr(),
             where.data_ptr(), ctypes.addressof(heads), to.data_ptr(), half, to.shape[1],
         )  # fmt: skip
         return to

@@ -28,10 +28,7 @@ void add_norm(const float* x, const void* delta, int delta_half, const float* we
                 for (Index i = 0; i < n; i++) sum[i] = row[i] + more[i];
                 row = sum;
             }
-            const float inverse = 1.0f / std::sqrt(dot(row, row, n) / n + eps);
-            rate[r] = inverse;
-#pragma omp simd
-            for (Index i = 0; i < n; i++) y[i] = row[i] * inverse * weight[i];
+            rate[r] = normalise(row, weight, eps, y.data(), n);
             put(out, half, r, n, 0, y.data(), n);
         }
     }
@@ -118,15 +115,7 @@ void rotate_heads(const void* x, int half, const float* cos, const float* sin, i
         for (Index r = 0; r < rows; r++) {
             const float* row = wide(x, half, r * all * d, all * d, space.data());
             const float *c = cos + r * d, *s = sin + r * d, *low = s + (back ? middle : 0), *high = s + (back ? 0 : middle);
-            for (Index h = 0; h < heads; h++) {
-                const float* from = row + h * d;
-                float* to = y.data() + h * d;
-#pragma omp simd
-                for (Index i = 0; i < middle; i++) {
-                    to[i] = from[i] * c[i] + from[i + middle] * low[i];
-                    to[i + middle] = from[i + middle] * c[i + middle] + from[i] * high[i];
-                }
-            }
+            for (Index h = 0; h < heads; h++) rotate(row + h * d, c, low, high, y.data() + h * d, d);
             std::memcpy(y.data() + heads * d, row + heads * d, (all - heads) * d * sizeof(float));
             put(out, half, r, all * d, 0, y.data(), all * d);
         }
@@ -146,16 +135,14 @@ void softmax(float* logits, float temperature, const Index* token, float* logp, 
         const float own = x[token[r]] / temperature - most;
         double total = 0, weighed = 0;
         for (Index begin = 0; begin < n; begin += SPAN) {
-            const Index end = std::min(n, begin + SPAN);
-            float sum = 0, heavy = 0;
-#pragma omp simd reduction(+ : sum, heavy)
-            for (Index i = begin; i < end; i++) {
-                const float z = x[i] / temperature - most, e = exponential(z);
-                sum += e;
-                heavy += e > 0 ? e * z : 0.0f;
-                x[i] = e;
+            const Index size = std::min(n - begin, SPAN);
+            float e[SPAN], *z = x + begin, heavy = 0;
+            total += masses(z, temperature, most, e, size);
+#pragma omp simd reduction(+ : heavy)
+            for (Index i = 0; i < size; i++) {
+                heavy += e[i] > 0 ? e[i] * (z[i] / temperature - most) : 0.0f;
+                z[i] = e[i];
             }
-            total += sum;
             weighed += heavy;
         }
         logp[r] = own - float(std::log(total));

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.products import HALF as INTO_HALF
+from ..kernels.products import PackedWeight, packs
 from ..kernels.update import TYPES, kernels_for
 from .precision import HALF
 from .wide import has_onednn
@@ -165,13 +167,18 @@ class Copy:
             biases = [w.new_zeros(len(w)) if x.bias is None else x.bias for w, x in zip(weights, layers, strict=True)]
             self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype)
         self.blocks: Tensor | None = None
-        if self.plain.device.type == "cpu" and has_onednn() and dtype is not torch.float64:
+        self.packed: PackedWeight | None = None
+        if packs(dtype, weights) and weights[0].shape[1] % 2 == 0:
+            self.packed = PackedWeight(weights, [layer.bias for layer in layers])
+        elif self.plain.device.type == "cpu" and has_onednn() and dtype is not torch.float64:
             self.type = dtype if dtype in _block_types() else torch.float32
             self.blocks = torch.ops.mkldnn._reorder_linear_weight(self.plain.to(self.type), ROWS_HINT)
             self.blocks_bias = None if self.bias is None else self.bias.to(self.type)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x W^T + b; of a row the same numbers whatever is beside it, where oneDNN computes it."""
+        """x W^T + b; on a CPU of a row the same numbers whatever is beside it."""
+        if self.packed is not None:
+            return self.packed(x.contiguous(), INTO_HALF)
         if self.blocks is None:
             return F.linear(x, self.plain, self.bias)
         rows = len(x)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.decoding import FLOAT, decoding_kernels
+from ..kernels.products import FLOAT, PackedWeight, packs
 from .attention import core_of
 from .precision import HALF
 
@@ -36,21 +36,17 @@ class WideProduct:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight, self.dtype, self.blocks = weight.detach(), weight.dtype, None
-        self.packed: Tensor | None = None
-        plain_here = weight.device.type == "cpu" and type(weight.data) is Tensor
-        kernels = decoding_kernels() if plain_here and weight.dtype is torch.bfloat16 else None
-        if kernels is not None and kernels.has_bf16 and weight.shape[1] % 2 == 0:
-            self.kernels, self.packed = kernels, kernels.pack([self.weight])
-        elif plain_here and has_onednn():
+        self.packed: PackedWeight | None = None
+        if packs(weight.dtype, [weight]) and weight.shape[1] % 2 == 0:
+            self.packed = PackedWeight([weight])
+        elif weight.device.type == "cpu" and type(weight.data) is Tensor and has_onednn():
             # Twice the speed of the plain layout.
             self.blocks = torch.ops.mkldnn._reorder_linear_weight(self.weight.float(), ROWS_HINT)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.packed is not None:
-            self.kernels.follow_threads()
-            out, x = x.new_empty((len(x), len(self.weight)), dtype=torch.float32), x.contiguous()
-            return self.kernels.product(x, self.packed, None, out, x.shape[1], FLOAT)
+            return self.packed(x.contiguous(), FLOAT)
         if self.blocks is None:
             return wide_product(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x.float(), self.blocks, None, "none", [], "")  # type: ignore[no-any-return]

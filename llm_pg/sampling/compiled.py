@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.decoding import ADDED, FLOAT, LANES, ROUNDED, Heads, Kernels
-from ..model.attention import core_of
+from ..kernels.decoding import LANES, Heads, Kernels
+from ..kernels.products import ADDED, FLOAT, ROUNDED, PackedWeight, packs
+from ..model.attention import Layout, core_of, forward
+from ..model.fused import Copies
+from ..model.lean_layers import LeanLayers
 from .decoding import FIRST_TOKENS
 from .lean import Linear, NotLlamaStyle, check_layer, is_plain_linear, output_layer, parts_of
 from .prompts import PromptTable
@@ -29,41 +32,30 @@ class _Product:
     """
 
     def __init__(
-        self, kernels: Kernels, layers: Sequence[Any], dtype: torch.dtype | None, result: int,
-        unpacked: Callable[..., Any] = Linear,
-    ) -> None:  # fmt: skip
-        self.kernels, self.result, self.bias = kernels, result, None
-        self.packed: Tensor | None = None
-        plain = all(is_plain_linear(layer) for layer in layers)
-        if dtype is not torch.bfloat16 or not kernels.has_bf16 or not plain:
+        self, layers: Sequence[Any], dtype: torch.dtype | None, result: int, unpacked: Callable[..., Any] = Linear
+    ) -> None:
+        self.result = result
+        self.packed: PackedWeight | None = None
+        if all(is_plain_linear(layer) for layer in layers) and packs(dtype, [layer.weight for layer in layers]):
+            self.packed = PackedWeight([layer.weight for layer in layers], [layer.bias for layer in layers])
+        else:
             self.linear = unpacked(*layers, dtype=dtype)
-            return
-        weights = [layer.weight.detach() for layer in layers]
-        self.num, self.k = sum(len(w) for w in weights), weights[0].shape[1]
-        self.packed = kernels.pack(weights)
-        if any(layer.bias is not None for layer in layers):
-            zeros = [w.new_zeros(len(w)) for w in weights]
-            biases = [z if x.bias is None else x.bias.detach() for z, x in zip(zeros, layers, strict=True)]
-            self.bias = torch.cat(biases).to(dtype).float()
 
     def rows(self, count: int, width: int) -> Tensor:
         """Memory for `count` rows of its input."""
         if self.packed is None:
             return torch.empty((count, width))
-        return torch.empty((count, width + width % 2), dtype=torch.bfloat16)
+        return torch.empty((count, self.packed.width), dtype=torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return self.linear(x).float().contiguous()
-        out = torch.empty((len(x), self.num))
-        return self.kernels.product(x, self.packed, self.bias, out, self.k, self.result)
+        return self.linear(x).float().contiguous() if self.packed is None else self.packed(x, self.result)
 
     def add(self, stream: Tensor, x: Tensor) -> None:
         """Its result is added to `stream`."""
         if self.packed is None:
             stream.add_(self.linear(x))
         else:
-            self.kernels.product(x, self.packed, self.bias, stream, self.k, ADDED)
+            self.packed(x, ADDED, stream)
 
 
 class _Norm:
@@ -96,7 +88,7 @@ class _CompiledLayer:
             _Norm(kernels, layer.post_attention_layernorm),
         )
         self.qkv, self.out, self.gate_up, self.down = (
-            _Product(kernels, linears, dtype, ROUNDED)
+            _Product(linears, dtype, ROUNDED)
             for linears in (
                 (mixer.q_proj, mixer.k_proj, mixer.v_proj), (mixer.o_proj,), (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
@@ -120,7 +112,7 @@ class _CompiledLayer:
         read = self.out.rows(rows, heads.heads * d)
         self.kernels.attend(
             qkv, decoder.rotation, self.norms, self.mixer.scaling, decoder.prompts.pairs[layer], decoder.own[layer],
-            decoder.where, heads, read,
+            decoder.where, heads, read, rounded=self.rounded,
         )  # fmt: skip
         self.out.add(x, read)
         both = self.gate_up(self.between(x, self.gate_up.rows(rows, hidden)))
@@ -164,11 +156,11 @@ class CompiledDecoder:
         self.autocast = dtype is not None
         self.layers = [_CompiledLayer(kernels, layer, dtype) for layer in self.base.layers]
         self.norm = _Norm(kernels, self.base.norm)
-        self.head = _Product(kernels, [head], dtype, FLOAT, output_layer)
+        self.head = _Product([head], dtype, FLOAT, output_layer)
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
         """See `Decoder`."""
-        self.prompts = PromptTable(self.model, _in_blocks)
+        self.prompts = PromptTable(self.model, _in_blocks, self._forward)
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each slot's completion
         self.capacity = FIRST_TOKENS
         self.num_slots = len(prompts_R)
@@ -183,6 +175,13 @@ class CompiledDecoder:
         place_N = self.prompts.enter(prompts_N, self.place_R[others])
         self.place_R[slot_N] = place_N
         return self.prompts.first_PV[place_N]
+
+    def _forward(self, model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """See `attention.forward`: as an update computes the prompts."""
+        try:
+            return LeanLayers(model, Copies())(ids, positions, layout)
+        except NotLlamaStyle:
+            return forward(model, ids, positions, layout)
 
     def keep(self, index: Tensor) -> None:
         """See `Decoder`."""
@@ -202,7 +201,9 @@ class CompiledDecoder:
     def _logits(self, next_R: Tensor, position_R: Tensor) -> Tensor:
         x = self.base.embed_tokens(next_R)
         cos, sin = self.base.rotary_emb(x, position_ids=position_R.unsqueeze(0))
-        self.rotation = cos[0].float().contiguous(), sin[0].float().contiguous()
+        cos, sin = cos[0].float().contiguous(), sin[0].float().contiguous()
+        sin[:, : sin.shape[1] // 2].neg_()
+        self.rotation = cos, sin
         for layer in self.layers:
             layer(x, self)
         return self.head(self.norm(x, self.head.rows(*x.shape)))

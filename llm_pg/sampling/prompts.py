@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..device import to_device
-from ..model.attention import core_of, forward
+from ..model.attention import Layout, core_of, forward
 from ..model.packing import Packed
+
+Forward = Callable[[Any, Tensor, Tensor, Layout], Tensor]
 
 
 class RecordedPrompts(Packed):
@@ -40,7 +42,7 @@ class RecordedPrompts(Packed):
 
 
 def compute_prompts(
-    model: Any, prompts: Sequence[tuple[int, ...]]
+    model: Any, prompts: Sequence[tuple[int, ...]], run: Forward = forward
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor, Tensor]:
     """Of N prompts keys and values of each layer (N, heads, L, d), the lengths (N,), on the host, and the logits after
     them (N, V).
@@ -50,7 +52,7 @@ def compute_prompts(
     device = model.device
     distinct, which_N = _distinct(prompts)
     packed = RecordedPrompts(distinct, device)
-    hidden = forward(model, packed.ids, packed.positions, packed)[0]
+    hidden = run(model, packed.ids, packed.positions, packed)[0]
     length_N = torch.tensor([len(p) for p in distinct])
     start_N = (length_N.cumsum(0) - length_N)[which_N]
     length_N = length_N[which_N]
@@ -77,8 +79,10 @@ class PromptTable:
         length_P: tokens of each. first_PV: the logits after them.
     """
 
-    def __init__(self, model: Any, arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
-        self.model, self.device, self.arrange = model, model.device, arrange
+    def __init__(
+        self, model: Any, arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None, run: Forward = forward
+    ) -> None:
+        self.model, self.device, self.arrange, self.run = model, model.device, arrange, run
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
         self.place_of: dict[tuple[int, ...], int] = {}
         self.length_P = torch.zeros(0, dtype=torch.int64)
@@ -96,7 +100,7 @@ class PromptTable:
 
     def compute(self, prompts: Sequence[tuple[int, ...]], places: Sequence[int]) -> None:
         """Put the keys and values of `prompts`, and the logits after them, into `places`."""
-        pairs, length_N, logits = compute_prompts(self.model, prompts)
+        pairs, length_N, logits = compute_prompts(self.model, prompts, self.run)
         for layer, pair in pairs.items():
             new = pair if self.arrange is None else self.arrange(*pair)
             old = self.pairs.get(layer, (new[0][:0], new[1][:0]))
