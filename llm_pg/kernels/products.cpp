@@ -62,20 +62,37 @@ int has_bf16() { return HAS_BF16; }
 #if HAS_BF16
 // A weight (n, k) of float32 or bfloat16 into blocks of 64 columns of the product, two of k together; `first`: where
 // its rows begin among those of the layers of one input.
-void pack(const void* weight, int is_half, Half* to, Index first, Index n, Index k) {
+void pack(const void* weight, int is_half, uint32_t* to, Index first, Index n, Index k) {
     const Index pairs = (k + 1) / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (Index part = 0; part < (n + 15) / 16; part++)
-        for (Index p = 0; p < pairs; p++)
-            for (Index row = part * 16; row < std::min(n, part * 16 + 16); row++) {
-                const Index column = first + row;
-                Half* out = to + ((column / BLOCK * pairs + p) * BLOCK + column % BLOCK) * 2;
-                for (Index h = 0; h < 2; h++) {
-                    const Index at = row * k + 2 * p + h;
-                    out[h] = 2 * p + h >= k ? 0 : is_half ? static_cast<const Half*>(weight)[at]
-                                                          : to_half(static_cast<const float*>(weight)[at]);
+    for (Index begin = 0; begin < n; begin += 16) {
+        uint32_t square[16][16];  // rows, pairs of k
+        const Index rows = std::min<Index>(16, n - begin), column = first + begin;
+        for (Index p = 0; p < pairs; p += 16) {
+            const __mmask32 there = k - 2 * p >= 32 ? ~0u : (1u << (k - 2 * p)) - 1;
+            for (Index i = 0; i < rows; i++) {
+                const Index at = (begin + i) * k + 2 * p;
+                __m512i two;
+                if (is_half) {
+                    two = _mm512_maskz_loadu_epi16(there, static_cast<const Half*>(weight) + at);
+                } else {
+                    const float* x = static_cast<const float*>(weight) + at;
+                    const __m512 low = _mm512_maskz_loadu_ps(__mmask16(there), x);
+                    const __m512 high = _mm512_maskz_loadu_ps(__mmask16(there >> 16), x + 16);
+                    two = (__m512i)_mm512_cvtne2ps_pbh(high, low);
                 }
+                _mm512_storeu_si512(square[i], two);
             }
+            for (Index q = 0; q < std::min<Index>(16, pairs - p); q++)
+                if (rows == 16 && column % 16 == 0) {
+                    uint32_t* out = to + (column / BLOCK * pairs + p + q) * BLOCK + column % BLOCK;
+                    for (Index i = 0; i < 16; i++) out[i] = square[i][q];
+                } else {
+                    for (Index i = 0; i < rows; i++)
+                        to[((column + i) / BLOCK * pairs + p + q) * BLOCK + (column + i) % BLOCK] = square[i][q];
+                }
+        }
+    }
 }
 
 // x (rows, k) times a packed weight of n columns, and a bias or null. A row of the result is a sum over k in order: the

@@ -65,7 +65,7 @@ class PackedWeight:
         return self.k + self.k % 2
 
     def __call__(self, x: Tensor, result: int, out: Tensor | None = None) -> Tensor:
-        """Rows x (N, width) in bfloat16 times the weight, (N, num): in bfloat16 for HALF, else in float32, into `out`."""
+        """Rows x (N, width) in bfloat16 times the weight: (N, num), in bfloat16 for HALF, else float32, into `out`."""
         if out is None:
             out = torch.empty((len(x), self.num), dtype=torch.bfloat16 if result == HALF else torch.float32)
         bias = None if self.bias is None else self.bias.data_ptr()

@@ -7,6 +7,7 @@ once, where a product takes them. On a CPU each part is one pass over memory, by
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -159,26 +160,32 @@ class Copy:
     """
 
     def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        weights = [layer.weight.detach() for layer in layers]
-        self.versions = _versions(layers)
-        self.plain = weights[0].to(dtype) if len(weights) == 1 else torch.cat([weight.to(dtype) for weight in weights])
-        self.bias: Tensor | None = None
-        if any(layer.bias is not None for layer in layers):
-            biases = [w.new_zeros(len(w)) if x.bias is None else x.bias for w, x in zip(weights, layers, strict=True)]
-            self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype)
+        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
+        self.versions, self.dtype, self.weights = _versions(layers), dtype, weights
         self.blocks: Tensor | None = None
         self.packed: PackedWeight | None = None
-        if packs(dtype, weights) and weights[0].shape[1] % 2 == 0:
-            self.packed = PackedWeight(weights, [layer.bias for layer in layers])
-        elif self.plain.device.type == "cpu" and has_onednn() and dtype is not torch.float64:
+        if packs(dtype, weights):
+            self.packed = PackedWeight(weights, biases)
+            return
+        self.bias: Tensor | None = None
+        if any(bias is not None for bias in biases):
+            parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
+            self.bias = torch.cat(parts).to(dtype)
+        if weights[0].device.type == "cpu" and has_onednn() and dtype is not torch.float64:
             self.type = dtype if dtype in _block_types() else torch.float32
             self.blocks = torch.ops.mkldnn._reorder_linear_weight(self.plain.to(self.type), ROWS_HINT)
             self.blocks_bias = None if self.bias is None else self.bias.to(self.type)
 
+    @functools.cached_property
+    def plain(self) -> Tensor:
+        """The matrix as it is, which the backward pass takes, before the weights change."""
+        typed = [weight.to(self.dtype) for weight in self.weights]
+        return typed[0] if len(typed) == 1 else torch.cat(typed)
+
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T + b; on a CPU of a row the same numbers whatever is beside it."""
         if self.packed is not None:
-            return self.packed(x.contiguous(), INTO_HALF)
+            return self.packed(F.pad(x, (0, self.packed.width - x.shape[1])).contiguous(), INTO_HALF)
         if self.blocks is None:
             return F.linear(x, self.plain, self.bias)
         rows = len(x)
@@ -203,11 +210,14 @@ class Copies:
     """Copies of weights for products: made when they are asked for, kept inside `held`.
 
     What changes weights inside the block must say so by `forget`, unless torch counts it in the tensors' versions.
+
+    Args:
+        keeps: keep them always.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps: bool = False) -> None:
         self._made: dict[tuple[Any, ...], Copy] = {}
-        self._depth = 0
+        self._depth = int(keeps)
 
     def of(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> Copy:
         """The copy of these layers' weights as they are now."""

@@ -8,38 +8,32 @@ rounded where autocast rounds them; attention is in float32, as in the lean laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.decoding import LANES, Heads, Kernels
-from ..kernels.products import ADDED, FLOAT, ROUNDED, PackedWeight, packs
+from ..kernels.products import ADDED, FLOAT, ROUNDED
 from ..model.attention import Layout, core_of, forward
 from ..model.fused import Copies
 from ..model.lean_layers import LeanLayers
+from ..model.wide import WideProduct
 from .decoding import FIRST_TOKENS
-from .lean import Linear, NotLlamaStyle, check_layer, is_plain_linear, output_layer, parts_of
+from .lean import Linear, NotLlamaStyle, check_layer, output_layer, parts_of
 from .prompts import PromptTable
 
 
 class _Product:
-    """Linear layers of the same input as one, packed for the kernel where it can be; `rows` are its input.
+    """A product by the kernel where its weights are packed for it; `rows` are its input.
 
     Args:
-        dtype: of autocast; None = it is off. result: FLOAT or ROUNDED. unpacked: what computes it otherwise.
+        linear: what computes it otherwise. result: FLOAT or ROUNDED, of the kernel.
     """
 
-    def __init__(
-        self, layers: Sequence[Any], dtype: torch.dtype | None, result: int, unpacked: Callable[..., Any] = Linear
-    ) -> None:
-        self.result = result
-        self.packed: PackedWeight | None = None
-        if all(is_plain_linear(layer) for layer in layers) and packs(dtype, [layer.weight for layer in layers]):
-            self.packed = PackedWeight([layer.weight for layer in layers], [layer.bias for layer in layers])
-        else:
-            self.linear = unpacked(*layers, dtype=dtype)
+    def __init__(self, linear: Linear | WideProduct, result: int) -> None:
+        self.linear, self.packed, self.result = linear, linear.packed, result
 
     def rows(self, count: int, width: int) -> Tensor:
         """Memory for `count` rows of its input."""
@@ -79,7 +73,7 @@ def norm_parts(norm: Any) -> tuple[Tensor, float]:
 class _CompiledLayer:
     """One decoder layer."""
 
-    def __init__(self, kernels: Kernels, layer: Any, dtype: torch.dtype | None) -> None:
+    def __init__(self, kernels: Kernels, copies: Copies, layer: Any, dtype: torch.dtype | None) -> None:
         check_layer(layer)
         mixer, mlp = layer.self_attn, layer.mlp
         self.kernels, self.mixer, self.act = kernels, mixer, mlp.act_fn
@@ -88,7 +82,7 @@ class _CompiledLayer:
             _Norm(kernels, layer.post_attention_layernorm),
         )
         self.qkv, self.out, self.gate_up, self.down = (
-            _Product(linears, dtype, ROUNDED)
+            _Product(Linear(*linears, dtype=dtype, copies=copies), ROUNDED)
             for linears in (
                 (mixer.q_proj, mixer.k_proj, mixer.v_proj), (mixer.o_proj,), (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
@@ -154,9 +148,10 @@ class CompiledDecoder:
         self.base, head, dtype = parts_of(model)
         kernels.follow_threads()
         self.autocast = dtype is not None
-        self.layers = [_CompiledLayer(kernels, layer, dtype) for layer in self.base.layers]
+        self.copies = Copies(keeps=True)
+        self.layers = [_CompiledLayer(kernels, self.copies, layer, dtype) for layer in self.base.layers]
         self.norm = _Norm(kernels, self.base.norm)
-        self.head = _Product([head], dtype, FLOAT, output_layer)
+        self.head = _Product(output_layer(head, dtype, self.copies), FLOAT)
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
         """See `Decoder`."""
@@ -177,9 +172,9 @@ class CompiledDecoder:
         return self.prompts.first_PV[place_N]
 
     def _forward(self, model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """See `attention.forward`: as an update computes the prompts."""
+        """See `attention.forward`. Prompts are computed as an update computes them, where it writes layers out."""
         try:
-            return LeanLayers(model, Copies())(ids, positions, layout)
+            return LeanLayers(model, self.copies)(ids, positions, layout)
         except NotLlamaStyle:
             return forward(model, ids, positions, layout)
 

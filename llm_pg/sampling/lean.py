@@ -17,16 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.products import PackedWeight
 from ..model.attention import Layout, body_of, core_of
+from ..model.fused import Copies, Copy
 from ..model.lean_layers import NotLlamaStyle, require_parts
 from ..model.precision import HALF
 from ..model.wide import WideProduct, has_onednn, is_plain
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
-# The layout is chosen for a number of rows; any from 8 to 64 gives the same speed over 1 to 64 rows.
-ROWS_HINT = 32
-# Types of weights that are laid out anew; bfloat16 where the processor computes in it.
-_BLOCKED = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 def is_plain_linear(layer: Any) -> bool:
@@ -36,27 +34,29 @@ def is_plain_linear(layer: Any) -> bool:
 
 
 class Linear:
-    """Linear layers of the same input as one: (R, in) -> (R, sum of outs)."""
+    """Linear layers of the same input as one: (R, in) -> (R, sum of outs), of the input's type.
 
-    def __init__(self, *layers: Any, dtype: torch.dtype | None = None) -> None:
-        self.layers, self.bias = layers, None
-        self.packed = None
+    Args:
+        layers: of that input. dtype: of the products; None = that of the weights. copies: of weights on a CPU.
+    """
+
+    def __init__(self, *layers: Any, dtype: torch.dtype | None = None, copies: Copies | None = None) -> None:
+        self.layers = layers
+        self.copy: Copy | None = None
         if not (all(is_plain_linear(layer) for layer in layers) and has_onednn()):
             return
-        weights = [layer.weight.detach() for layer in layers]
-        self.dtype = dtype or weights[0].dtype
-        if weights[0].device.type != "cpu" or self.dtype not in _BLOCKED or weights[0].dtype not in _BLOCKED:
-            return
-        if any(layer.bias is not None for layer in layers):
-            zero = [w.new_zeros(w.shape[0]) if x.bias is None else x.bias for w, x in zip(weights, layers, strict=True)]
-            self.bias = torch.cat(zero).to(self.dtype)
-        whole = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(self.dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(whole, ROWS_HINT)
+        dtype = dtype or layers[0].weight.dtype
+        if layers[0].weight.device.type == "cpu" and dtype is not torch.float64:
+            self.copy = (copies or Copies()).of(layers, dtype)
+
+    @property
+    def packed(self) -> PackedWeight | None:
+        """For the kernel of products; None = it does not compute them."""
+        return None if self.copy is None else self.copy.packed
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is not None:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
-            return y.to(x.dtype)
+        if self.copy is not None:
+            return self.copy(x.to(self.copy.dtype)).to(x.dtype)
         if len(self.layers) == 1:
             return self.layers[0](x)  # type: ignore[no-any-return]
         return torch.cat([layer(x) for layer in self.layers], -1)
@@ -141,12 +141,12 @@ class LeanDecoder:
         return self.head(_norm(self.base.norm, x))
 
 
-def output_layer(head: Any, dtype: torch.dtype | None) -> Any:
+def output_layer(head: Any, dtype: torch.dtype | None, copies: Copies | None = None) -> Linear | WideProduct:
     """The output layer, in float32 where its inputs are of a 16-bit type."""
     half = dtype or head.weight.dtype
     on_cpu = head.weight.device.type == "cpu" and has_onednn()
     if not (on_cpu and half in HALF and is_plain(head) and head.bias is None):
-        return Linear(head, dtype=dtype)
+        return Linear(head, dtype=dtype, copies=copies)
     return WideProduct(head.weight.to(half))
 
 

@@ -12,6 +12,7 @@ from ..device import to_device
 from ..model.attention import Layout, core_of, forward
 from ..model.packing import Packed
 
+Arrange = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Forward = Callable[[Any, Tensor, Tensor, Layout], Tensor]
 
 
@@ -73,6 +74,7 @@ class PromptTable:
 
     Args:
         arrange: makes of keys and values (N, kv_heads, L, d) of prompts what is kept; None = they are kept so.
+        run: computes them, see `attention.forward`.
 
     Attributes:
         pairs: what is kept of each layer, shorter prompts with something finite behind them.
@@ -80,7 +82,10 @@ class PromptTable:
     """
 
     def __init__(
-        self, model: Any, arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None, run: Forward = forward
+        self,
+        model: Any,
+        arrange: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        run: Forward = forward,
     ) -> None:
         self.model, self.device, self.arrange, self.run = model, model.device, arrange, run
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}

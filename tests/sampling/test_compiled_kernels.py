@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_pg.kernels import build
 from llm_pg.kernels.build import library
-from llm_pg.kernels.decoding import ADDED, FLOAT, ROUNDED, Heads, Kernels
+from llm_pg.kernels.decoding import Heads, Kernels
+from llm_pg.kernels.products import ADDED, FLOAT, ROUNDED, PackedWeight, packs
+from llm_pg.kernels.products import HALF as INTO_HALF
 from llm_pg.model.attention import products_in
 from llm_pg.sampling import native
 from llm_pg.sampling.compiled import CompiledDecoder
@@ -86,9 +88,11 @@ def test_attention_of_uneven_rows_in_any_slots_is_that_of_each_row_alone(
     where = torch.stack([slot, place, before, depth])
     sizes = Heads(rows, heads, kv_heads, d, width, capacity)
     stored = (blocks(own[0]), own[1].clone())
+    signed = torch.cat([-sin[:, : d // 2], sin[:, d // 2 :]], 1)
     kernels.attend(
-        qkv, (cos, sin), (None, None, 0.0), d**-0.5, (blocks(prompt[0]), prompt[1]), stored, where, sizes, to
-    )
+        qkv, (cos, signed), (None, None, 0.0), d**-0.5, (blocks(prompt[0]), prompt[1]), stored, where, sizes, to,
+        rounded=False,
+    )  # fmt: skip
     bound = 1e-2 if half else 2e-6
     torch.testing.assert_close(to.float(), expected, atol=bound, rtol=bound)
     written = stored[1][slot, :, depth].reshape(rows, -1)
@@ -96,21 +100,22 @@ def test_attention_of_uneven_rows_in_any_slots_is_that_of_each_row_alone(
 
 
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 70, 9), (5, 64, 16), (64, 200, 33), (13, 1366, 64)])
-def test_a_product_in_bfloat16_has_a_result_in_float32_and_may_be_added(
-    rows: int, n: int, k: int, kernels: Kernels
-) -> None:
-    if not kernels.has_bf16:
+def test_a_product_in_bfloat16_has_a_result_in_float32_and_may_be_added(rows: int, n: int, k: int) -> None:
+    x, weights, biases = rand(rows, k).to(HALF), [rand(n, k, seed=1), rand(30, k, seed=2).to(HALF)], (rand(n), None)
+    if not packs(HALF, weights):
         pytest.skip("this processor does not compute in bfloat16")
-    x, weights, bias = rand(rows, k).to(HALF), [rand(n, k, seed=1), rand(30, k, seed=2).to(HALF)], rand(n + 30, seed=3)
     given = torch.nn.functional.pad(x, (0, k % 2))
-    expected = x.double() @ torch.cat([w.to(HALF) for w in weights]).double().T + bias.double()
-    packed = kernels.pack(weights)
-    out = kernels.product(given, packed, bias, torch.empty(rows, n + 30), k, FLOAT)
+    bias = torch.cat([rand(n).to(HALF), torch.zeros(30)]).double()
+    expected = x.double() @ torch.cat([w.to(HALF) for w in weights]).double().T + bias
+    product = PackedWeight(weights, biases)
+    out = product(given, FLOAT)
     torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=1e-5)
-    rounded = kernels.product(given, packed, bias, torch.empty(rows, n + 30), k, ROUNDED)
+    rounded = product(given, ROUNDED)
     assert torch.equal(rounded, out.to(HALF).float())
-    added = kernels.product(given, packed, bias, torch.ones(rows, n + 30), k, ADDED)
-    torch.testing.assert_close(added, rounded + 1, atol=0, rtol=0)
+    assert torch.equal(product(given, INTO_HALF), out.to(HALF))
+    torch.testing.assert_close(product(given, ADDED, torch.ones(rows, n + 30)), rounded + 1, atol=0, rtol=0)
+    for row in range(rows):  # whatever is beside it
+        assert torch.equal(product(given[row : row + 1], FLOAT)[0], out[row])
 
 
 @pytest.mark.parametrize("n", [7, 64, 683])
