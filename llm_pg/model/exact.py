@@ -23,9 +23,9 @@ from .attention import (
     window_of,
 )
 from .flex import FlexBlocks
-from .fused import Copies
 from .grouped import Grouped
 from .lean_layers import LeanLayers, NotLlamaStyle
+from .linears import Copies
 from .packing import Packed
 from .precision import HALF
 from .segments import MaskedCalls, PackedAttention
@@ -189,7 +189,17 @@ def _agrees(
         kind = weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     _forget_graphs(core)
-    return all(bool((a - b).abs().max() <= tolerance(dtype) * b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    return all(
+        _is_near(a, b, dtype, of_slopes=place > 0) for place, (a, b) in enumerate(zip(ours, theirs, strict=True))
+    )
+
+
+def _is_near(ours: Tensor, theirs: Tensor, dtype: torch.dtype, *, of_slopes: bool) -> bool:
+    """Gradients of a 16-bit type as a whole: rounding adds up on its way back through the layers, so that single
+    numbers may be 0.1 off, and all together 0.06."""
+    if of_slopes and dtype in HALF:
+        return bool((ours - theirs).norm() <= 3 * tolerance(dtype) * theirs.norm())
+    return bool((ours - theirs).abs().max() <= tolerance(dtype) * theirs.abs().max())
 
 
 def _forget_graphs(core: Any) -> None:

@@ -7,25 +7,15 @@ once, where a product takes them. On a CPU each part is one pass over memory, by
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..kernels.products import HALF as INTO_HALF
-from ..kernels.products import PackedWeight, packs
 from ..kernels.update import TYPES, kernels_for
 from .precision import HALF
-from .wide import has_onednn
-
-ROWS_HINT = 64  # oneDNN chooses its blocks for a number of rows; any from 8 to 1,024 gives about the same speed
-# Below this many rows oneDNN may sum in another order (one row of 1,536 does), so that a row's result would depend on
-# what is computed beside it.
-LEAST_ROWS = 8
 
 
 class AddNorm(torch.autograd.Function):
@@ -65,7 +55,7 @@ class AddNorm(torch.autograd.Function):
             of_weight = ctx.needs_input_grad[2]
             made = kernels.add_norm_slopes(total, rate, weight, d_normed, d_total, ctx.delta_type, of_weight=of_weight)
             return *made, None, None
-        d_normed, unit = _wide(d_normed), total * rate
+        d_normed, unit = wide(d_normed), total * rate
         by_unit = unit * d_normed
         d_weight = by_unit.sum(0) if ctx.needs_input_grad[2] else None
         share = (by_unit @ weight).unsqueeze(-1).div_(-len(weight))
@@ -119,7 +109,7 @@ class Rotated(torch.autograd.Function):
         if kernels is not None and cos.dtype is sin.dtype is torch.float32:
             out = kernels.rotate(x, cos, sin, rotated)
         else:
-            out, both = x.clone(), _wide(x[:, :rotated])
+            out, both = x.clone(), wide(x[:, :rotated])
             out[:, :rotated] = torch.addcmul(both * cos, both.roll(x.shape[-1] // 2, -1), sin)
         return out[:, :heads], out[:, heads:rotated], out[:, rotated:]
 
@@ -130,7 +120,7 @@ class Rotated(torch.autograd.Function):
         kernels = kernels_for(slope, cos, sin)
         if kernels is not None and cos.dtype is sin.dtype is torch.float32:
             return kernels.rotate(slope, cos, sin, rotated, back=True), None, None, None, None
-        out, both = slope.clone(), _wide(slope[:, :rotated])
+        out, both = slope.clone(), wide(slope[:, :rotated])
         out[:, :rotated] = (both * sin).roll(out.shape[-1] // 2, -1).addcmul_(both, cos)
         return out, None, None, None, None
 
@@ -147,131 +137,6 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((len(first), every, d), whole)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """In float32 or wider."""
     return x.float() if x.dtype in HALF else x
-
-
-class Copy:
-    """The weights of linear layers of one input as one matrix, of the type in which they are multiplied.
-
-    Args:
-        layers: their biases are zero where only some have one.
-        dtype: of the products' inputs.
-    """
-
-    def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
-        self.versions, self.dtype, self.weights = _versions(layers), dtype, weights
-        self.blocks: Tensor | None = None
-        self.packed: PackedWeight | None = None
-        if packs(dtype, weights):
-            self.packed = PackedWeight(weights, biases)
-            return
-        self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
-            self.bias = torch.cat(parts).to(dtype)
-        if weights[0].device.type == "cpu" and has_onednn() and dtype is not torch.float64:
-            self.type = dtype if dtype in _block_types() else torch.float32
-            self.blocks = torch.ops.mkldnn._reorder_linear_weight(self.plain.to(self.type), ROWS_HINT)
-            self.blocks_bias = None if self.bias is None else self.bias.to(self.type)
-
-    @functools.cached_property
-    def plain(self) -> Tensor:
-        """The matrix as it is, which the backward pass takes, before the weights change."""
-        typed = [weight.to(self.dtype) for weight in self.weights]
-        return typed[0] if len(typed) == 1 else torch.cat(typed)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x W^T + b; on a CPU of a row the same numbers whatever is beside it."""
-        if self.packed is not None:
-            return self.packed(F.pad(x, (0, self.packed.width - x.shape[1])).contiguous(), INTO_HALF)
-        if self.blocks is None:
-            return F.linear(x, self.plain, self.bias)
-        rows = len(x)
-        if rows < LEAST_ROWS:
-            x = torch.cat([x, x.new_zeros(LEAST_ROWS - rows, x.shape[1])])
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.type), self.blocks, self.blocks_bias, "none", [], "")
-        return out[:rows].to(x.dtype)
-
-
-def _block_types() -> tuple[torch.dtype, ...]:
-    """Types in which oneDNN multiplies at its best: bfloat16 where the processor computes in it. Others are rounded to
-    their own type and multiplied in float32."""
-    own = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if own else (torch.float32,)
-
-
-def _versions(layers: Iterable[nn.Linear]) -> list[int]:
-    return [p._version for layer in layers for p in layer.parameters()]
-
-
-class Copies:
-    """Copies of weights for products: made when they are asked for, kept inside `held`.
-
-    What changes weights inside the block must say so by `forget`, unless torch counts it in the tensors' versions.
-
-    Args:
-        keeps: keep them always.
-    """
-
-    def __init__(self, *, keeps: bool = False) -> None:
-        self._made: dict[tuple[Any, ...], Copy] = {}
-        self._depth = int(keeps)
-
-    def of(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> Copy:
-        """The copy of these layers' weights as they are now."""
-        key = (dtype, *map(id, layers))
-        copy = self._made.get(key)
-        if copy is None or copy.versions != _versions(layers):
-            copy = Copy(layers, dtype)
-            if self._depth:
-                self._made[key] = copy
-        return copy
-
-    def forget(self) -> None:
-        """Drops all copies: the weights have changed."""
-        self._made.clear()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Copies made inside the block stay until its end."""
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self.forget()
-
-
-class Product(torch.autograd.Function):
-    """x W^T + b of a `Copy`, with gradients of the layers' own weights and biases.
-
-    Args:
-        x: (N, in), of the copy's type. parameters: the weights of the layers in order, then their biases, with None
-            for a layer that has none.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, copy: Copy, *parameters: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.copy, ctx.types = copy, [None if p is None else p.dtype for p in parameters]
-        ctx.widths = [len(p) for p in parameters[: len(parameters) // 2] if p is not None]
-        return copy(x)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), slope = ctx.saved_tensors, slopes[0]
-        needed, number = ctx.needs_input_grad, len(ctx.widths)
-        d_x = slope @ ctx.copy.plain if needed[0] else None
-        of_parameters: list[Tensor | None] = [None] * (2 * number)
-        if any(needed[2 : 2 + number]):
-            of_parameters[:number] = (slope.T @ x).split(ctx.widths)
-        if any(needed[2 + number :]):
-            of_parameters[number:] = _wide(slope).sum(0).split(ctx.widths)
-        typed = [
-            None if g is None or not need else g.to(dtype)
-            for g, need, dtype in zip(of_parameters, needed[2:], ctx.types, strict=True)
-        ]
-        return d_x, None, *typed

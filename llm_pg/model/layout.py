@@ -13,10 +13,10 @@ from ..rollouts import TextRollouts, distinct
 from ..words import one_of
 from .attention import Layout, core_of, forward, mixes_types, recomputes
 from .exact import Autocast, exact_groups, exact_way, follows_its_past, objection_to_lean
-from .fused import Copies
 from .grouped import Grouped, is_worth_it
 from .head import head_is_separate
 from .lean_layers import LeanLayers, NotLlamaStyle
+from .linears import Copies
 from .own_head import OwnHead, has_own_head
 from .packing import bins, packed_hidden
 from .padding import padded_states

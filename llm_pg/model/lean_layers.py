@@ -3,7 +3,7 @@
 Of an update of a small model more than half the time is not matrix products. Here a layer is about ten operations in
 place of about sixty: queries, keys and values are one product, as are gate and up; norms, rotation and the gated unit
 are one operation each (`fused`); weights are cast once for all passes of a step. What lies between the products stays
-in float32. Any other layer, an adapter for example, is called unchanged.
+in float32. LoRA goes the same way (`linears`); any other layer, another adapter for example, is called unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .attention import Layout, body_of, core_of, recomputes, window_of
-from .fused import LEAST_ROWS, AddNorm, Copies, Product, Rotated, SwiGlu
+from .fused import AddNorm, Rotated, SwiGlu
+from .linears import LEAST_ROWS, Copies, is_heard, parts_of_linear, product
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -69,10 +70,10 @@ class LeanLayers:
 
     def product(self, layers: Sequence[Any], x: Tensor) -> Tensor:
         """Linear layers of the same input as one: (N, in) -> (N, sum of outs)."""
-        if all(type(layer) is nn.Linear and not _listeners(layer) for layer in layers):
-            copy = self.copies.of(layers, x.dtype)
-            parameters = [*(layer.weight for layer in layers), *(layer.bias for layer in layers)]
-            return Product.apply(x, copy, *parameters)  # type: ignore[no-any-return]
+        parts = [parts_of_linear(layer) for layer in layers]
+        known = [part for part in parts if part is not None]
+        if len(known) == len(parts):
+            return product(known, x, self.copies)
         if len(layers) > 1:
             return torch.cat([self.product([layer], x) for layer in layers], -1)
         rows = len(x)
@@ -148,11 +149,5 @@ def _norm(norm: Any) -> tuple[Tensor, float]:
 
 
 def _unheard(module: nn.Module) -> None:
-    if _listeners(module):
+    if is_heard(module):
         raise NotLlamaStyle(f"somebody listens to {type(module).__name__}")
-
-
-def _listeners(module: nn.Module) -> bool:
-    """Whether somebody looks at, or changes, what goes through a module."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)

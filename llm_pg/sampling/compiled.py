@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..kernels.decoding import LANES, Heads, Kernels
 from ..kernels.products import ADDED, FLOAT, ROUNDED
 from ..model.attention import Layout, core_of, forward
-from ..model.fused import Copies
 from ..model.lean_layers import LeanLayers
+from ..model.linears import Copies
 from ..model.wide import WideProduct
 from .decoding import FIRST_TOKENS
 from .lean import Linear, NotLlamaStyle, check_layer, output_layer, parts_of
@@ -88,7 +88,7 @@ class _CompiledLayer:
                 (mlp.down_proj,),
             )
         )  # fmt: skip
-        self.rounded = self.gate_up.packed is not None
+        self.rounded = dtype is torch.bfloat16
         self.is_silu = isinstance(mlp.act_fn, nn.SiLU) or type(mlp.act_fn).__name__ == "SiLUActivation"
         self.norms: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
         if hasattr(mixer, "q_norm"):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..device import to_device
 from ..model.attention import core_of, grouped
-from ..model.fused import Copies
 from ..model.head import chosen_logp
 from ..model.lean_layers import LeanLayers
+from ..model.linears import Copies
 from ..model.segments import ExactCalls
 from .choice import Choice
 from .native import NativeSampler

@@ -5,7 +5,7 @@ and the residuals are written out, and on a CPU the weights are laid out anew fo
 blocks in which oneDNN reads them, those that share their input as one (1.5 to 3 times the speed of the plain layout at
 4 to 64 rows). Under an autocast to bfloat16 the blocks are of that type, which halves what comes from memory; what is
 between the products stays in float32, as does attention, whose products are too small to gain. Anything that is not a
-plain linear layer, an adapter for example, is called unchanged.
+linear layer, plain or with LoRA, is called unchanged.
 """
 
 from __future__ import annotations
@@ -19,18 +19,12 @@ from torch import Tensor, nn
 
 from ..kernels.products import PackedWeight
 from ..model.attention import Layout, body_of, core_of
-from ..model.fused import Copies, Copy
 from ..model.lean_layers import NotLlamaStyle, require_parts
+from ..model.linears import Copies, parts_of_linear, product
 from ..model.precision import HALF
 from ..model.wide import WideProduct, has_onednn, is_plain
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
-
-
-def is_plain_linear(layer: Any) -> bool:
-    """Whether its product may be computed without it. Sharded weights (DTensor) and layers that somebody listens to are
-    left alone."""
-    return type(layer) is nn.Linear and type(layer.weight.data) is Tensor and not layer._forward_hooks
 
 
 class Linear:
@@ -38,25 +32,28 @@ class Linear:
 
     Args:
         layers: of that input. dtype: of the products; None = that of the weights. copies: of weights on a CPU.
+
+    Attributes:
+        packed: the weights for the kernel of products; None = it does not compute them.
     """
 
     def __init__(self, *layers: Any, dtype: torch.dtype | None = None, copies: Copies | None = None) -> None:
-        self.layers = layers
-        self.copy: Copy | None = None
-        if not (all(is_plain_linear(layer) for layer in layers) and has_onednn()):
-            return
-        dtype = dtype or layers[0].weight.dtype
-        if layers[0].weight.device.type == "cpu" and dtype is not torch.float64:
-            self.copy = (copies or Copies()).of(layers, dtype)
-
-    @property
-    def packed(self) -> PackedWeight | None:
-        """For the kernel of products; None = it does not compute them."""
-        return None if self.copy is None else self.copy.packed
+        self.layers, self.copies = layers, copies or Copies(keeps=True)
+        self.packed: PackedWeight | None = None
+        parts = [parts_of_linear(layer) for layer in layers]
+        self.parts = [part for part in parts if part is not None]
+        linears = [linear for part in self.parts for linear in part.layers()]
+        self.dtype = dtype or layers[0].weight.dtype
+        # Sharded weights (DTensor) are left alone.
+        here = all(type(x.weight.data) is Tensor and x.weight.device.type == "cpu" for x in linears)
+        if len(self.parts) < len(layers) or not here or not has_onednn() or self.dtype is torch.float64:
+            self.parts = []
+        elif len(linears) == len(layers):
+            self.packed = self.copies.of(linears, self.dtype).packed
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.copy is not None:
-            return self.copy(x.to(self.copy.dtype)).to(x.dtype)
+        if self.parts:
+            return product(self.parts, x.to(self.dtype), self.copies).to(x.dtype)
         if len(self.layers) == 1:
             return self.layers[0](x)  # type: ignore[no-any-return]
         return torch.cat([layer(x) for layer in self.layers], -1)

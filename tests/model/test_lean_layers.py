@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from llm_pg.model import fused, layout, segments
-from llm_pg.model.fused import Copies
+from llm_pg.model import fused, layout, linears, segments
 from llm_pg.model.lean_layers import LeanLayers, NotLlamaStyle
+from llm_pg.model.linears import Copies
 from llm_pg.model.policy import Policy
 from tests.model.test_policy import policy_of, rollouts
 
@@ -52,7 +52,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "gated unit": (fused.SwiGlu.apply, [(5, 8)]),
     "rotation": (lambda x: fused.Rotated.apply(x, ANGLES.cos(), ANGLES.sin() * SIGNS, 1, 1), [(5, 3, 4)]),
     "product of two layers": (
-        lambda x, w, v, b: fused.Product.apply(x, fused.Copy(layers_of(w, v, b), torch.float64), w, v, None, b),
+        lambda x, w, v, b: linears.Product.apply(x, linears.Copy(layers_of(w, v, b), torch.float64), w, v, None, b),
         [(5, 6), (3, 6), (2, 6), (2,)],
     ),
     "attention": (
@@ -136,13 +136,13 @@ def test_weights_are_cast_once_for_all_passes_of_a_step_and_again_when_they_have
 ) -> None:
     model, batch, made = make_model("llama"), rollouts(), []
     policy = policy_of(model, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
-    original = fused.Copy.__init__
+    original = linears.Copy.__init__
 
     def counted(self: Any, *args: Any) -> None:
         made.append(args)
         original(self, *args)
 
-    monkeypatch.setattr(fused.Copy, "__init__", counted)
+    monkeypatch.setattr(linears.Copy, "__init__", counted)
     products = 4 * model.config.num_hidden_layers
     with policy.layout.copies.held():
         first = policy.logp(batch, micro_rows=1)

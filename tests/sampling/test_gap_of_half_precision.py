@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -65,6 +66,16 @@ def test_in_bfloat16_every_log_probability_is_the_trainers_to_the_last_bit(kind:
     sampled, trained, mask = both(model, tokenizer)
     assert int(mask.sum()) > 200
     assert packs(torch.bfloat16, [model.lm_head.weight]) == torch.equal(sampled[mask], trained[mask])
+    torch.testing.assert_close(sampled[mask], trained[mask], atol=0.2, rtol=0)
+
+
+def test_also_with_lora_on_every_layer(tokenizer: Any) -> None:
+    model = get_peft_model(make("biases"), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * 0.3
+    sampled, trained, mask = both(model, tokenizer)
+    assert packs(torch.bfloat16, [model.get_output_embeddings().weight]) == torch.equal(sampled[mask], trained[mask])
     torch.testing.assert_close(sampled[mask], trained[mask], atol=0.2, rtol=0)
 
 

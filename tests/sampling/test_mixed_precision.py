@@ -117,7 +117,7 @@ def test_the_lean_layers_take_their_type_from_autocast_and_leave_the_weights_alo
     with torch.no_grad(), products_in(HALF, model):
         lean = LeanDecoder(model)
     assert lean.dtype is HALF
-    assert {lean.head.dtype, lean.layers[0].qkv.copy.dtype, lean.layers[1].down.copy.dtype} == {HALF}
+    assert {lean.head.dtype, lean.layers[0].qkv.dtype, lean.layers[1].down.dtype} == {HALF}
     sampled(NativeSampler, model, tokenizer, dtype=HALF)
     for name, p in model.named_parameters():
         assert p.dtype == torch.float32
