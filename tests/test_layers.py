@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "__init__",
     "words",
+    "columns",
     "files",
     "device",
     "kernels",

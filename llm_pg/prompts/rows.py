@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from string import Formatter
 
+from ..columns import usual_column
 from ..config import ConfigError, nearest
 from ..config.schema import DataConfig
 from .table import DataRow, Table, article, short
@@ -17,6 +18,9 @@ _TRL_COLUMNS = {
     "image": "shows the model an image",
     "images": "shows the model images",
 }
+
+
+_MESSAGES = ("messages", "conversation", "conversations", "chat")
 
 
 @dataclass(frozen=True)
@@ -147,11 +151,33 @@ def _check_columns(shape: _Shape, table: Table) -> None:
         if column not in table.columns:
             hint = nearest(column, table.columns)
             if setting == "data.prompt_column":
-                hint += " Say which column holds the prompt with data.prompt_column, or use data.prompt_template."
+                hint = _prompt_hint(hint, table) or (
+                    f"{hint} Say which column holds the prompt with data.prompt_column, or use data.prompt_template."
+                )
             raise ConfigError(
                 f"There is no column {column!r} in {table.name} ({setting}); its columns are "
                 f"{', '.join(table.columns)}.{hint}"
             )
+
+
+def _prompt_hint(near: str, table: Table) -> str | None:
+    """Which setting would name the prompts of a table without the column; None where no column has a usual name.
+
+    near: about a column of nearly the same name, which is a better guess; "" = there is none.
+    """
+    usual = usual_column("prompt", table.columns)
+    if usual is not None and (not near or repr(usual) in near):
+        return f"{near} Set prompt_column={usual}, or make the prompt of several columns by data.prompt_template."
+    for name in () if near else _MESSAGES:
+        messages = table.rows[0].get(name)
+        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+            if messages[-1].get("role") != "assistant":
+                return f" Set prompt_column={name}: it holds lists of messages."
+            return (
+                f" The column {name!r} holds conversations that end with the assistant's answer. Give the messages "
+                'before it as the prompt: dataset.map(lambda row: {"prompt": row["' + name + '"][:-1]}).'
+            )
+    return None
 
 
 def _renamed_and_extracted(shape: _Shape, raw: DataRow, where: str) -> DataRow:

@@ -101,6 +101,7 @@ class Scorer:
         self._deadline, self._batch_deadline = deadline, batch_deadline
         self._max_unscorable, self._strict, self._clip_range = max_unscorable, strict, clip_range
         self.share = 1.0  # of a step that the next completions are: max_unscorable is of the whole step
+        self.whole = True  # whether they are all of the step; a part of it may be without any score
         self._workers, self._output, self._load_deadline = workers, output, load_deadline
         if not in_process and not can_stand():
             logger.warning(
@@ -207,7 +208,8 @@ class Scorer:
         """
         batch = RewardBatch(prompts, completions, completion_ids, rows, trainer_state)
         lengths = [len(ids) for ids in completion_ids]
-        tally = Tally(self.functions, batch.size, self._max_unscorable, self._strict, self._shown, self.share, lengths)
+        limits = self._max_unscorable, self._strict, self._shown, self.share
+        tally = Tally(self.functions, batch.size, *limits, lengths, whole=self.whole)
         self._run(batch, tally, range(len(self.functions)))
         scores = tally.scores(self.weights)
         if self._clip_range is not None:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llm_pg.columns import usual_column
 from llm_pg.processes.guard import can_stand
 from llm_pg.rewards.contract import FORMS, RESERVED, Signature, read_signature, shown
 from llm_pg.rewards.loading import LoadError, Target, load, target_of
@@ -43,11 +45,16 @@ class RewardFunction:
             if name in self.options or name in columns:
                 continue
             near = get_close_matches(name, columns, n=1)
-            hint = f" Is it {near[0]!r}?" if near else ""
+            column = usual_column(name, columns) or (near[0] if near else None)
+            mapped = "Map a column to that name"
+            if column is not None:
+                mapped = (
+                    f"Is it {column!r}? Then set columns={json.dumps({name: column})} (in quotes on a command line)"
+                )
             raise ValueError(
-                f"Reward function {self.name} needs the column {name!r}, which the dataset does not have.{hint} "
-                f"Present: {', '.join(columns) or 'none'}. Map a column to that name, give the parameter a default, or "
-                f"fix it with {{function: ..., {name}: ...}}."
+                f"Reward function {self.name} needs the column {name!r}, which the dataset does not have. "
+                f"Present: {', '.join(columns) or 'none'}. {mapped}, give the parameter a default, or fix it with "
+                f"{{function: ..., {name}: ...}}."
             )
 
     def check_rows(self, rows: Sequence[Mapping[str, Any]], where: Callable[[int], str] = "row {}".format) -> None:

@@ -62,7 +62,8 @@ class Tally:
     """The ledger of one batch. `shown` outlives it: a cause that was logged once is not logged again.
 
     max_unscorable: share of a step's completions; the batch is `share` of them. lengths: tokens of each completion, as
-    many as a function's rewards of its tokens must be; None = not known.
+    many as a function's rewards of its tokens must be; None = not known. whole: whether nobody scores other completions
+    of the same step; then a batch to which no function applies is an error.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class Tally:
         shown: set[tuple[str, str]],
         share: float = 1.0,
         lengths: Sequence[int] | None = None,
+        *,
+        whole: bool = True,
     ) -> None:
         self._names = [function.name for function in functions]
         self._functions = [function.function for function in functions]
-        self._size, self._strict, self._shown = size, strict, shown
+        self._size, self._strict, self._shown, self._whole = size, strict, shown, whole
         self._most_unscorable = max_unscorable * size / share
         self._limit = f"over the limit max_unscorable={max_unscorable:g}"
         if share < 1:
@@ -162,7 +165,7 @@ class Tally:
                 function[NOT_APPLICABLE] += silent
         problems = {name: dict(causes) for name, causes in zip(self._names, self._problems, strict=True) if causes}
         counted = empty
-        if len(empty) < self._size:  # where a function does not apply, nothing has failed; TRL goes on likewise
+        if len(empty) < self._size or not self._whole:  # where a function does not apply, nothing has failed, as in TRL
             counted = [index for index in empty if index in lost]
             self._warn_unscored(sorted({*empty} - {*counted}))
         if len(counted) > self._most_unscorable:

@@ -86,13 +86,17 @@ class Collector:
         self._open.close()
 
     @contextlib.contextmanager
-    def part_of_a_step(self, share: float) -> Iterator[None]:
-        """Inside the block the completions are this share of a step, whose failures are counted over the whole."""
-        self.scorer.share = share
+    def part_of_a_step(self, share: float = 1.0) -> Iterator[None]:
+        """Inside the block the completions are a part of a step, all of which may be without a score.
+
+        share: of this rank's part of the step, over which failures are counted.
+        """
+        before = self.scorer.share, self.scorer.whole
+        self.scorer.share, self.scorer.whole = share, False
         try:
             yield
         finally:
-            self.scorer.share = 1.0
+            self.scorer.share, self.scorer.whole = before
 
     def collect(
         self,

@@ -5,6 +5,7 @@ Each source wraps another; none inherits. `collect(step)` is all that a loop nee
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol
 
 import torch
@@ -66,7 +67,9 @@ class DirectSource:
 
     def batch(self, step: int, prompts: list[Prompt], clock: Clock) -> Experience:
         group, first = self.num_generations, self.share.start
-        return self.collector.collect(prompts, step, group, clock, first, greedy=self.greedy)
+        whole = len(self.share) == self.prompts.prompts_per_step
+        with contextlib.nullcontext() if whole else self.collector.part_of_a_step():
+            return self.collector.collect(prompts, step, group, clock, first, greedy=self.greedy)
 
 
 class DynamicSampling:

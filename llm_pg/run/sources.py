@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..algorithms.algorithm import Algorithm
-from ..config.schema import EvalConfig
+from ..config import Config
 from ..model.policy import Policy
 from ..prompts import Prompts
+from ..rewards.tally import RewardError
 from ..rollout.ahead.engines import make_engine
 from ..rollout.ahead.loop import Ahead
 from ..rollout.ahead.resharding import of_all
@@ -33,7 +34,8 @@ class AllRanks:
     ahead. The curriculum is given the verdicts of all ranks.
 
     Args:
-        source: of this rank. algorithm: checks what rewards mean to it. settings: what decides a pass.
+        source: of this rank. algorithm: checks what rewards mean to it. config: what decides a pass, and how many
+            completions may be without a score.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class AllRanks:
         algorithm: Algorithm,
         prompts: Prompts,
         ranks: Ranks,
-        settings: EvalConfig,
+        config: Config,
     ) -> None:
         self.source, self.policy, self.algorithm = source, policy, algorithm
-        self.prompts, self.ranks, self.settings = prompts, ranks, settings
+        self.prompts, self.ranks, self.settings = prompts, ranks, config.eval
+        self.max_unscorable = config.reward.max_unscorable
 
     @property
     def ahead(self) -> Ahead | None:
@@ -61,6 +64,7 @@ class AllRanks:
         """Raises RunStopped on the ranks that could go on where another could not."""
         with self.policy.gathered():
             experience = self.ranks.together(lambda: self._own(step))
+        self._check_scored(step, experience)
         self._check_ages(step, experience)
         if self.prompts.learns:
             own = attempts(experience, self.settings.pass_reward, self.settings.pass_threshold)
@@ -71,6 +75,17 @@ class AllRanks:
         experience = self.source.collect(step)
         self.algorithm.check_rewards(experience.rollouts)
         return experience
+
+    def _check_scored(self, step: int, experience: Experience) -> None:
+        """RewardError, on every rank, where no completion of any rank has a score: with one rank the scorer says so."""
+        if self.ranks.count == 1 or self.max_unscorable >= 1:
+            return
+        if not self.ranks.any_of([bool(experience.rollouts.on_host("valid_B").any())])[0]:
+            raise RewardError(
+                f"No completion of step {step} has a score, on any of {self.ranks.count} ranks: every reward function "
+                f"returned None or failed, which is over the limit max_unscorable={self.max_unscorable:g}. Let one "
+                "function apply to some rows of every step."
+            )
 
     def _check_ages(self, step: int, experience: Experience) -> None:
         ages = self.ranks.gather(experience.staleness) if self.ahead is not None else []

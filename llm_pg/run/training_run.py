@@ -115,8 +115,7 @@ class TrainingRun:
                 )
                 put_back(context, source, self.checkpointer.landed, self.prompts, collector)
             self.checkpointer.in_flight = in_flight(source, context.ranks)
-        algorithm, settings = self.learner.algorithm, context.config.eval
-        return AllRanks(source, policy, algorithm, self.prompts, context.ranks, settings)
+        return AllRanks(source, policy, self.learner.algorithm, self.prompts, context.ranks, context.config)
 
     def _introduce(self, collector: Collector) -> None:
         """Terminal and callbacks hear what the steps will be, and what an earlier process did of them."""

@@ -154,6 +154,31 @@ class TwoRanks(Strategy):
 
 
 @pytest.mark.fake
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "reinforce_plus_plus"])
+def test_a_rank_without_any_score_goes_on_and_both_take_the_steps_of_one_rank(
+    algorithm: str, ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    changes = {**CHANGES, "max_steps": 3, "save_steps": 0, "num_eval_prompts": 0}
+    options = {"algorithm": algorithm, "changes": changes, "reward": f"{LIGHT}:first_half"}
+    ended = ranks("two", **options)
+    assert ended.status == 0, ended.output
+    make({"out": str(tmp_path), "name": "one", **options}).train()
+    assert any(line["grad_norm"] > 0 for line in lines(tmp_path / "two"))
+    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert one["unscorable"] == two["unscorable"] == 0.5
+        for name in ("reward", "reward_std", "reward/first_half", "rewards/first_half/std", "grad_norm", "tokens"):
+            assert one[name] == pytest.approx(two[name], abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_ranks_that_have_no_score_at_all_end_together_with_one_cause(ranks: Callable[..., Any]) -> None:
+    changes = {**CHANGES, "max_steps": 1, "save_steps": 0, "num_eval_prompts": 0}
+    ended = ranks("r", changes=changes, reward=f"{LIGHT}:on_no_rank")
+    assert ended.status != 0
+    assert ended.output.count("RewardError: No completion of step 1 has a score, on any of 2 ranks") == 2
+
+
 def test_a_rank_ends_with_the_cause_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(TwoRanks("cpu"))
     monkeypatch.setattr(ranks, "any_of", lambda flags: [True])

@@ -71,7 +71,7 @@ def test_a_wrong_path_name_or_signature_is_an_error_within_a_second_with_near_na
 def test_a_missing_column_is_named_with_those_present():
     function = resolve(f"{SPECIMENS}:needs_columns")
     function.check_columns(["prompt", "answer"])
-    with pytest.raises(ValueError, match=r"needs the column 'answer'.*Is it 'answers'\? Present: prompt, answers"):
+    with pytest.raises(ValueError, match=r"needs the column 'answer'.*Present: prompt, answers\. Is it 'answers'\?"):
         function.check_columns(["prompt", "answers"])
 
 
