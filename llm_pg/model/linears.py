@@ -51,14 +51,27 @@ class Copy:
             self.bias = torch.cat(parts).to(dtype)
         if weights[0].device.type == "cpu" and has_onednn() and dtype is not torch.float64:
             self.type = dtype if dtype in _block_types() else torch.float32
-            self.blocks = torch.ops.mkldnn._reorder_linear_weight(self.plain.to(self.type), ROWS_HINT)
+            self.blocks = torch.ops.mkldnn._reorder_linear_weight(self._joined().to(self.type), ROWS_HINT)
             self.blocks_bias = None if self.bias is None else self.bias.to(self.type)
 
     @functools.cached_property
     def plain(self) -> Tensor:
         """The matrix as it is, which the backward pass takes, before the weights change."""
+        return self._joined()
+
+    def _joined(self) -> Tensor:
         typed = [weight.to(self.dtype) for weight in self.weights]
         return typed[0] if len(typed) == 1 else torch.cat(typed)
+
+    def slopes(self, slope: Tensor) -> Tensor:
+        """The gradient by x of that by x W^T + b; of the weights themselves where no other copy is there anyway."""
+        if self.blocks is None or any(weight.dtype != self.dtype for weight in self.weights):
+            return slope @ self.plain
+        pieces = slope.split([len(weight) for weight in self.weights], -1)
+        d_x = pieces[0] @ self.weights[0]
+        for piece, weight in zip(pieces[1:], self.weights[1:], strict=True):
+            d_x.addmm_(piece, weight)
+        return d_x
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T + b; on a CPU of a row the same numbers whatever is beside it."""
@@ -142,7 +155,7 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         (x,), slope = ctx.saved_tensors, slopes[0]
         needed, number = ctx.needs_input_grad, len(ctx.widths)
-        d_x = slope @ ctx.copy.plain if needed[0] else None
+        d_x = ctx.copy.slopes(slope) if needed[0] else None
         of_parameters: list[Tensor | None] = [None] * (2 * number)
         if any(needed[2 : 2 + number]):
             of_parameters[:number] = (slope.T @ x).split(ctx.widths)

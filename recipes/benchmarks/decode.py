@@ -9,7 +9,8 @@ With --rows-at-once N instead rows that enter as others end, against batches of 
 of the completions have ended by about T / 2 tokens, whatever --completion.
 With --cpu-engines true instead our engine with and without its compiled kernels beside engines that are made for CPUs
 (cpu_engines.py); --model FOLDER: of a chat model, prompts of about 46 tokens, instead of random weights; --gguf
-FILE,FILE: the same model for llama.cpp.
+FILE,FILE: the same model for llama.cpp; --engine NAME: that engine alone, which is fairer, since the threads of several
+in one process disturb each other.
 With --static true instead the steps of fixed shapes that a GPU records, here called one by one: as they stand, and the
 largest of them compiled (its seconds of compilation are distinguished, and its weights are read as they lie).
 """
@@ -50,11 +51,11 @@ from llm_pg.sampling.vllm.engine import Settings
 
 def main() -> None:
     options = ("--others", "--vllm-python", "--rows-at-once", "--ends-by", "--vllm-eager", "--static")
-    a = shape_arguments(__doc__, *options, "--cpu-engines", "--model", "--gguf")
+    a = shape_arguments(__doc__, *options, "--cpu-engines", "--model", "--gguf", "--engine")
     model, tokenizer = chat_model(a.model) if a.model else make_model(a.size, int(a.ends_by or a.completion))
     ends = end_token_ids(model, tokenizer)
     if a.cpu_engines:
-        measure(a, tokenizer, made_for_cpus(a, model, tokenizer, ends), base="plain layers, bf16")
+        measure(a, tokenizer, made_for_cpus(a, model, tokenizer, ends), base=a.engine or "plain layers, bf16")
         return
     if a.rows_at_once:
         at_once = int(a.rows_at_once)
@@ -90,23 +91,24 @@ def main() -> None:
 
 def made_for_cpus(a: argparse.Namespace, model: Any, tokenizer: Any, ends: Sequence[int]) -> dict[str, SamplingEngine]:
     """Ours, and of the others those that are installed."""
-    half = torch.bfloat16
-    engines: dict[str, SamplingEngine] = {
-        "kernels, bf16": NativeSampler(model, tokenizer, ends, dtype=half),
-        "plain layers, bf16": NativeSampler(model, tokenizer, ends, dtype=half, compiled=False),
-        "kernels, float32": NativeSampler(model, tokenizer, ends),
-        "plain layers, float32": NativeSampler(model, tokenizer, ends, compiled=False),
-    }
+    ours, half = functools.partial(NativeSampler, model, tokenizer, ends), torch.bfloat16
     rows, tokens, pad_id = a.prompts * a.group, a.prompt_len + a.completion, int(tokenizer.pad_token_id)
-    others: dict[str, Callable[[], SamplingEngine]] = {
-        f"ctranslate2, {kind}": functools.partial(CTranslate2, model, tokenizer, ends, kind)
-        for kind in ("float32", "int8")
+    makers: dict[str, Callable[[], SamplingEngine]] = {
+        "kernels, bf16": functools.partial(ours, dtype=half),
+        "plain layers, bf16": functools.partial(ours, dtype=half, compiled=False),
+        "kernels, float32": ours,
+        "plain layers, float32": functools.partial(ours, compiled=False),
     }
+    for kind in ("float32", "int8"):
+        makers[f"ctranslate2, {kind}"] = functools.partial(CTranslate2, model, tokenizer, ends, kind)
     for file in a.gguf.split(",") if a.gguf else ():
-        others[f"llama.cpp, {Path(file).stem}"] = functools.partial(LlamaCpp, file, ends, pad_id, rows, tokens)
+        makers[f"llama.cpp, {Path(file).stem}"] = functools.partial(LlamaCpp, file, ends, pad_id, rows, tokens)
     if not a.gguf:
         print("llama.cpp: left out, no --gguf", file=sys.stderr)
-    for name, make in others.items():
+    engines = {}
+    for name, make in makers.items():
+        if a.engine not in (None, name):
+            continue
         try:
             engines[name] = make()
         except (ImportError, RuntimeError) as error:  # not installed, or it cannot read this model or its tokenizer

@@ -170,3 +170,17 @@ def test_ranks_that_hold_parts_of_the_weights_go_through_the_models_layers(
         policy.forward(rollouts())
     policy.layout.same_passes = True
     policy.forward(rollouts())
+
+
+def test_layers_in_float32_serve_their_own_backward_pass_in_no_memory_of_the_copy() -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(24, width, bias=False) for width in (32, 16, 16)]
+    copy = Copies().of(layers, torch.float32)
+    x = torch.randn(9, 24, requires_grad=True)
+    out = linears.Product.apply(x, copy, *(layer.weight for layer in layers), None, None, None)
+    probe = torch.randn_like(out)
+    (ours,) = torch.autograd.grad((out * probe).sum(), x)
+    (theirs,) = torch.autograd.grad((torch.cat([layer(x) for layer in layers], 1) * probe).sum(), x)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    if copy.blocks is not None:
+        assert "plain" not in vars(copy)
