@@ -17,13 +17,24 @@ from .config.load import checked
 from .learner.optimizer import check_optimizer
 from .metrics import Clock
 from .model.bars import no_progress_bars
+from .model.loading import generation_stub
 from .rollout.curriculum import make_stream
 from .rollout.reading import warn_unread
-from .run.build import collector_of, make_policy, make_scorer
+from .run.before.fit_to_prompts import fit_to_prompts
+from .run.build import collector_of, make_policy, make_scorer, place_reward_models
 from .run.context import make_context
 from .run.engines import make_sampler
 from .run.evaluator import Evaluator
-from .run.inputs import fit_to_dataset, load_model_and_tokenizer, load_run_prompts, load_teacher, name_teacher
+from .run.inputs import (
+    check_teacher,
+    fit_to_dataset,
+    is_foreseen,
+    load_run_model,
+    load_run_prompts,
+    load_run_tokenizer,
+    load_teacher,
+    name_teacher,
+)
 from .run.logs.callbacks import Callbacks
 from .run.saving.model_writer import ModelWriter
 from .run.tools import check_conversations, make_toolbox, name_tools, show_tools, with_own_tools
@@ -107,10 +118,14 @@ class Trainer:
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)
         self.folder, ranks, terminal = context.folder, context.ranks, context.terminal
         with context.clock("load"), no_progress_bars():
-            self.model, self.tokenizer = load_model_and_tokenizer(context, model, tokenizer, peft_config)
-            show_tools(config, toolbox, self.model, self.tokenizer, terminal.warn)
+            self.tokenizer = load_run_tokenizer(config, model, tokenizer)
+            check_teacher(context, teacher, self.tokenizer)
+            # What data, tokenizer and rewards alone can refuse comes before the weights, which may be large.
+            first = None if is_foreseen(config, model) else load_run_model(context, model, self.tokenizer, peft_config)
+            described = generation_stub(config.model) if first is None else first
+            show_tools(config, toolbox, described, self.tokenizer, terminal.warn)
             self.train_prompts, self.eval_prompts = load_run_prompts(
-                context, self.model, self.tokenizer, train_dataset, eval_dataset
+                context, first, self.tokenizer, train_dataset, eval_dataset
             )
         self.train_prompts = with_own_tools(config, toolbox, self.train_prompts, self.tokenizer)
         self.eval_prompts = with_own_tools(config, toolbox, self.eval_prompts, self.tokenizer)
@@ -118,7 +133,11 @@ class Trainer:
         self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
         rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
         device = context.accelerator.device
-        self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, device, toolbox)
+        self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, toolbox=toolbox)
+        with context.clock("load"), no_progress_bars():
+            self.model = load_run_model(context, model, self.tokenizer, peft_config) if first is None else first
+            fit_to_prompts(self.model, self.tokenizer, [*self.train_prompts, *self.eval_prompts], config, terminal.warn)
+        place_reward_models(self.scorer, device)
         self.algorithm = Algorithm(context.spec, config.rollout.max_completion_length)
         self.policy = make_policy(context, self.model, self.tokenizer)
         self.teacher = load_teacher(context, teacher, self.policy)

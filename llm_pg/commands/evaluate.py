@@ -10,6 +10,7 @@ from ..config import Config, ConfigError, load_config
 from ..metrics import Clock
 
 if TYPE_CHECKING:
+    from ..config.schema import ModelConfig
     from ..evaluate import Evaluation
 
 
@@ -70,7 +71,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     clock: whose phases are shown.
     """
     from ..model.bars import no_progress_bars
-    from ..model.loading import context_length, default_device, load_model, load_tokenizer
+    from ..model.loading import context_length, context_length_before, default_device, generation_stub, load_tokenizer
     from ..prompts import load_held_out
     from ..run.before.fit_to_prompts import fit_to_prompts
     from ..run.build import make_collector, make_scorer
@@ -78,21 +79,23 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     from ..run.tools import check_conversations, make_toolbox, show_tools, with_own_tools
 
     clock = clock or Clock()
+    source = config.model if folder is None else saved_source(config, folder)
     with clock("load"), no_progress_bars():
-        if folder is None:
-            tokenizer = load_tokenizer(config.model)
-            model = load_model(config.model, tokenizer, seed=config.run.seed)
-        else:
-            model, tokenizer = load_saved(config, folder)
-        if not config.train.use_cpu:
-            model.to(default_device())
+        tokenizer = load_tokenizer(source)
+        longest = context_length_before(source)
+        # What data, tokenizer and rewards alone can refuse comes before the weights, where the context is known.
+        first = _loaded(config, source, folder, tokenizer) if longest is None else None
         toolbox = make_toolbox(config)
-        show_tools(config, toolbox, model, tokenizer, terminal.warn)
-        prompts = load_held_out(config, tokenizer, context_length=context_length(model))
-        prompts = with_own_tools(config, toolbox, prompts, tokenizer)
-    fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
+        show_tools(config, toolbox, first or generation_stub(source), tokenizer, terminal.warn)
+        longest = longest if first is None else context_length(first)
+        prompts = with_own_tools(config, toolbox, load_held_out(config, tokenizer, context_length=longest), tokenizer)
     check_conversations(toolbox, (prompt.messages for prompt in prompts))
     with make_scorer(config, None, [prompt.row for prompt in prompts], toolbox=toolbox) as scorer:
+        with clock("load"), no_progress_bars():
+            model = first or _loaded(config, source, folder, tokenizer)
+            if not config.train.use_cpu:
+                model.to(default_device())
+        fit_to_prompts(model, tokenizer, prompts, config, terminal.warn)
         collector = make_collector(config, model, tokenizer, scorer, toolbox=toolbox)
         if hasattr(collector.engine, "progress"):
             collector.engine.progress = terminal.sampled
@@ -107,16 +110,22 @@ def load_saved(config: Config, folder: Path) -> tuple[Any, Any]:
 
     config: of the run that saved it. Raises ConfigError where the adapter's model is not known.
     """
-    from ..model.loading import load_model, load_tokenizer
+    from ..model.loading import load_tokenizer
 
+    source = saved_source(config, folder)
+    tokenizer = load_tokenizer(source)
+    return _loaded(config, source, folder, tokenizer), tokenizer
+
+
+def saved_source(config: Config, folder: Path) -> ModelConfig:
+    """Returns what is loaded of a folder that a run saved: itself, or the model that its adapter belongs to.
+
+    config: of the run. Raises ConfigError where the adapter's model is not known.
+    """
     base = config.model.model_copy(update={"use_peft": False})
     facts = folder / "adapter_config.json"
     if not facts.exists():
-        here = base.model_copy(update={"make": None, "model_name_or_path": str(folder)})
-        tokenizer = load_tokenizer(here)
-        return load_model(here, tokenizer, seed=config.run.seed), tokenizer
-    from peft import PeftModel
-
+        return base.model_copy(update={"make": None, "model_name_or_path": str(folder)})
     if base.make is None and base.model_name_or_path is None:
         base.model_name_or_path = json.loads(facts.read_text())["base_model_name_or_path"]
     if base.make is None and not base.model_name_or_path:
@@ -124,5 +133,16 @@ def load_saved(config: Config, folder: Path) -> tuple[Any, Any]:
             f"{folder} does not say which model its adapter belongs to: that model was given as an object without a "
             "name. Merge it in Python: peft.PeftModel.from_pretrained(model, folder).merge_and_unload()."
         )
-    tokenizer = load_tokenizer(base)
-    return PeftModel.from_pretrained(load_model(base, tokenizer, seed=config.run.seed), str(folder)), tokenizer
+    return base
+
+
+def _loaded(config: Config, source: ModelConfig, folder: Path | None, tokenizer: Any) -> Any:
+    """The model of `source`, with the adapter in `folder` where there is one."""
+    from ..model.loading import load_model
+
+    model = load_model(source, tokenizer, seed=config.run.seed)
+    if folder is None or not (folder / "adapter_config.json").exists():
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder))

@@ -178,6 +178,24 @@ def generation_stub(config: ModelConfig) -> Any:
     return SimpleNamespace(generation_config=found)
 
 
+def context_length_before(config: ModelConfig) -> int | None:
+    """`context_length` of a model that is not loaded; None too where its folder or sizes do not say.
+
+    An adapter's folder names its model, and loading tells what is wrong with any other.
+    """
+    if config.make is not None:
+        longest: int | None = config.make.get("max_position_embeddings")
+        return longest
+    try:
+        found = AutoConfig.from_pretrained(
+            config.model_name_or_path, revision=config.model_revision, trust_remote_code=False
+        )
+    except (OSError, ValueError):
+        return None
+    longest = getattr(found.get_text_config(), "max_position_embeddings", None)
+    return longest
+
+
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of single printable characters, with <pad>, <eos>, <unk> and a plain chat template."""
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *_CHARACTERS])}

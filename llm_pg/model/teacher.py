@@ -69,6 +69,8 @@ class Teacher:
         Raises:
             ConfigError: no such model, or one over other tokens.
         """
+        if policy.tokenizer is not None:
+            check_tokens_of(name, policy.tokenizer, revision)
         options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False, **(init_kwargs or {})}
         try:
             model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **options)
@@ -77,11 +79,6 @@ class Teacher:
                 f"The teacher {str(name)!r} could not be loaded ({' '.join(str(error).split())[:300]}). Give "
                 "teacher_model_name_or_path a hub id, or a folder that save_pretrained wrote."
             ) from None
-        tokenizer = None
-        with contextlib.suppress(OSError, ValueError):  # a folder of weights alone: the size is compared all the same
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        if tokenizer is not None and policy.tokenizer is not None:
-            check_same_tokens(policy.tokenizer, tokenizer)
         return cls.of_policy(model, policy)
 
     @classmethod
@@ -119,6 +116,19 @@ class Teacher:
             micro_rows: completions in one forward pass; the result does not depend on it.
         """
         return self._scorer.logp(rollouts, micro_rows).clamp(min=-1e4)
+
+
+def check_tokens_of(name: str | Path, own: Any, revision: str | None = None) -> None:
+    """ConfigError where a teacher that is not loaded yet has other tokens than the policy.
+
+    Args:
+        name: hub id or folder of the teacher. own: the policy's tokenizer. revision: of a hub model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError):
+        return  # a folder of weights alone: the size is compared all the same
+    check_same_tokens(own, tokenizer)
 
 
 def check_same_tokens(own: Any, teachers: Any) -> None:

@@ -68,14 +68,14 @@ def make_scorer(
     reward_funcs: Any,
     rows: Sequence[Mapping[str, Any]],
     processing_classes: Any = None,
-    device: torch.device | None = None,
+    *,
     toolbox: Toolbox | None = None,
 ) -> Scorer:
     """The reward functions given, else those of the config or the task; each finds its columns in `rows` and can grade
     every one of them.
 
-    processing_classes: tokenizers of reward models, as TRL pairs them. device: where those run; None = they are loaded
-    with the first completions. toolbox: tools of the run, whose environments the functions may read.
+    processing_classes: tokenizers of reward models, as TRL pairs them; those are loaded with the first completions, or
+    by `place_reward_models`. toolbox: tools of the run, whose environments the functions may read.
     """
     settings = config.reward
     if reward_funcs is None:
@@ -113,12 +113,15 @@ def make_scorer(
     decides, known = config.eval.pass_reward, [function.name for function in scorer.functions]
     if decides is not None and decides.split("/")[0] not in known:  # the word after the slash is a part of its answer
         raise ConfigError(f"eval.pass_reward cannot be {decides!r}; {choices(decides, known)}")
-    if device is not None:
-        try:
-            scorer.place_models(device)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
     return scorer
+
+
+def place_reward_models(scorer: Scorer, device: torch.device) -> None:
+    """Loads the reward models of a scorer onto a device. Raises ConfigError where one is none."""
+    try:
+        scorer.place_models(device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def make_collector(

@@ -10,15 +10,21 @@ import torch
 
 from ..config import Config, ConfigError, flat
 from ..model.adapters import check_passes, check_repeatable, check_trainable, has_adapter
-from ..model.loading import context_length, load_model, load_tokenizer, prepare_model, prepare_tokenizer
+from ..model.loading import (
+    context_length,
+    context_length_before,
+    load_model,
+    load_tokenizer,
+    prepare_model,
+    prepare_tokenizer,
+)
 from ..model.merging import check_merge
 from ..model.policy import Policy
 from ..model.precision import hold_trained_in_float32
-from ..model.teacher import ScoresTokens, Teacher
+from ..model.teacher import ScoresTokens, Teacher, check_tokens_of
 from ..prompts import Prompt, load_prompts
 from ..prompts.sources import read_object
 from ..sampling.vllm.teacher import ServedTeacher
-from .before.fit_to_prompts import fit_to_prompts
 from .context import RunContext
 from .saving.other_parts import other_parts
 
@@ -35,25 +41,43 @@ def fit_to_dataset(config: Config, train_dataset: Any, eval_dataset: Any) -> Any
     return train_dataset
 
 
-def load_model_and_tokenizer(context: RunContext, model: Any, tokenizer: Any, peft_config: Any) -> tuple[Any, Any]:
-    """The model in training and its tokenizer, checked and on its device.
+def load_run_tokenizer(config: Config, model: Any, tokenizer: Any) -> Any:
+    """The tokenizer of a run, before its model is loaded; a model's name is put into the config.
 
     Args:
         model: hub id, local folder, or a transformers model; None = what the config says.
-        tokenizer: None = the model's own. peft_config: of a new adapter; None = the config's.
+        tokenizer: None = the model's own.
+    """
+    if isinstance(model, (str, Path)):
+        _name(config, str(model))
+        model = None
+    return prepare_tokenizer(tokenizer) if tokenizer is not None else _own_tokenizer(config, model)
+
+
+def is_foreseen(config: Config, model: Any) -> bool:
+    """Whether the prompts can be checked before the weights of the run's model are loaded.
+
+    model: as it is given to a trainer. An object is loaded already; what does not say its context must be.
+    """
+    named = model is None or isinstance(model, (str, Path))
+    return named and context_length_before(config.model) is not None
+
+
+def load_run_model(context: RunContext, model: Any, tokenizer: Any, peft_config: Any) -> Any:
+    """The model in training, checked and on its device.
+
+    Args:
+        model: a transformers model; None, or a name = what the config says.
+        tokenizer: of `load_run_tokenizer`. peft_config: of a new adapter; None = the config's.
 
     Raises:
-        ConfigError: what cannot be trained as it is, before anything expensive.
+        ConfigError: what cannot be trained as it is.
     """
     config = context.config
     # An adapter draws its first weights from the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        if isinstance(model, (str, Path)):
-            _name(config, str(model))
-            model = None
-        tokenizer = prepare_tokenizer(tokenizer) if tokenizer is not None else _own_tokenizer(config, model)
-        if model is None:
+        if model is None or isinstance(model, (str, Path)):
             model = load_model(config.model, tokenizer, seed=config.run.seed, peft_config=peft_config)
         else:
             model = prepare_model(model, tokenizer, config.model, peft_config)
@@ -74,7 +98,7 @@ def load_model_and_tokenizer(context: RunContext, model: Any, tokenizer: Any, pe
         enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
-    return model, tokenizer
+    return model
 
 
 def name_teacher(config: Config, teacher: Any) -> None:
@@ -105,15 +129,33 @@ def load_teacher(context: RunContext, given: Any, policy: Policy) -> ScoresToken
     )
 
 
+def check_teacher(context: RunContext, given: Any, tokenizer: Any) -> None:
+    """Raises ConfigError where the teacher of a run cannot teach these tokens, before any weights are loaded.
+
+    Args:
+        given: as for `load_teacher`. tokenizer: of the run.
+    """
+    settings = context.config.model
+    if not context.spec.teacher_coef or not (given is None or isinstance(given, (str, Path))):
+        return
+    if settings.teacher_model_server_url is not None:
+        ServedTeacher(settings.teacher_model_server_url, temperature=context.config.rollout.temperature)
+    elif settings.teacher_model_name_or_path is not None:
+        check_tokens_of(settings.teacher_model_name_or_path, tokenizer, settings.teacher_model_revision)
+
+
 def load_run_prompts(
     context: RunContext, model: Any, tokenizer: Any, train_dataset: Any, eval_dataset: Any
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to train on, and those that are held out."""
-    config, longest = context.config, context_length(model)
+    """The prompts to train on, and those that are held out.
+
+    model: in training; None = that of the config, which is not loaded yet.
+    """
+    config = context.config
+    longest = context_length_before(config.model) if model is None else context_length(model)
     train, held_out = load_prompts(
         config, tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset, context_length=longest
     )
-    fit_to_prompts(model, tokenizer, [*train, *held_out], config, context.terminal.warn)
     if isinstance(config, flat.FlatConfig):
         config.settle(len(train), context.plan.prompts)
     return train, held_out

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_pg import PolicyGradientTrainer
+from llm_pg import Policy, PolicyGradientTrainer, Prompts, Sampler, Scorer, Teacher
 from llm_pg.config.load import load_config
 from llm_pg.config.schema import ModelConfig
 from llm_pg.metrics import read_metrics
@@ -32,6 +32,7 @@ from llm_pg.sampling.vllm import weights as weights_module
 from llm_pg.sampling.vllm.compare import Sampled, gap
 from llm_pg.sampling.vllm.engine import Settings
 from llm_pg.sampling.vllm.server import LocalServer
+from llm_pg.sampling.vllm.teacher import ServedTeacher
 from llm_pg.terminal import Terminal
 from tests.sampling.vllm_cases import EXACT, MODELS, PROMPTS, G, move, rows_of
 
@@ -56,6 +57,10 @@ def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     subprocess.run([python, "-m", "pip", "install", "-q", VLLM], check=True)
     subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *CUDA_BUILDS], check=True)
     return python
+
+
+def nothing(completions: list[str]) -> list[float]:
+    return [0.0] * len(completions)
 
 
 def settings(python: str, **changes: Any) -> Settings:
@@ -278,3 +283,26 @@ def test_the_quickstart_samples_one_update_ahead_with_vllm(vllm_python: str, tmp
     assert min(line["sampler_gap"] for line in told[2:]) > 10 * EXACT
     waited, sampled = (sum(line[f"seconds/{phase}"] for line in told) for phase in ("wait", "sample"))
     print(f"largest |Δ log-probability| {max(gaps):.1e}; {sampled:.1f} s sampled, {waited:.1f} s of it waited for")
+
+
+def test_a_served_teacher_scores_as_transformers_does(vllm_python: str, tokenizer: Any, tmp_path: Path) -> None:
+    """LLM_PG_REAL_MODEL, a folder: that model; else a made one."""
+    folder = os.environ.get("LLM_PG_REAL_MODEL") or str(tmp_path / "made")
+    if not os.path.exists(folder):
+        load_model(ModelConfig(make=MODELS["tied"]), tokenizer, seed=0).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    policy = Policy.from_pretrained(folder, temperature=1.0, max_completion_length=16)
+    prompts = Prompts([{"prompt": f"{a}+{a}="} for a in range(4)], policy.tokenizer, per_step=4, seed=0)
+    samples = Sampler(policy).sample(prompts[0], num_generations=2, seed=(0, 0))
+    with Scorer([nothing], in_process=True) as scorer:
+        rollouts = scorer.score(samples).rollouts
+    options = {"enforce-eager": True, "max-model-len": 64}
+    server = LocalServer(vllm_python, Path(folder), tmp_path / "server.log", "float32", options)
+    try:
+        server.wait(300)
+        served = ServedTeacher(server.url).logp(rollouts, 4)
+    finally:
+        server.stop()
+    here = Teacher.from_pretrained(folder, policy, init_kwargs={"dtype": torch.float32}).logp(rollouts, 4)
+    torch.testing.assert_close(served, here, atol=2e-4, rtol=0)
+    assert int((here < 0).sum()) == int(rollouts.mask_BT.sum())
