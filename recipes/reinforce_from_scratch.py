@@ -20,9 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_pg.estimators.baselines import RunningMean, batch_mean, leave_one_out
 from llm_pg.estimators.distributions import entropy, token_logp
-from llm_pg.estimators.losses import reinforce
 from llm_pg.estimators.masked import masked_mean, masked_sum
 from llm_pg.estimators.returns import reward_to_go, total_return
+from llm_pg.estimators.surrogates import reinforce
 
 DIGITS, END = 10, 10  # tokens 0..9 are digits, 10 ends a completion
 LENGTH = 3

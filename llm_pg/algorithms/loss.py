@@ -17,10 +17,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..estimators.critics import value_loss
 from ..estimators.kl import KL_ESTIMATORS
-from ..estimators.losses import cispo, clipped, gmpo, outside_divergence, reinforce, sapo, value_loss, vespo
 from ..estimators.masked import masked_sum
 from ..estimators.ratios import has_left, importance_ratio, sampler_correction
+from ..estimators.surrogates import cispo, clipped, gmpo, outside_divergence, reinforce, sapo, vespo
 from .batch import Batch
 from .spec import AlgorithmSpec
 

@@ -1,4 +1,7 @@
-"""The run's configuration: typed, closed, documented per field. Importing it imports no torch."""
+"""The run's configuration: typed, closed, documented per field. Importing it imports no torch.
+
+What an algorithm reads (beta, epsilon, ...) is a field of `algorithms/spec.py`, from which `algorithm.py` is made.
+"""
 
 from ..words import nearest
 from .flat import ActorCriticConfig, GRPOConfig, ReinforceConfig, RLOOConfig

@@ -92,7 +92,7 @@ def sampler_correction(
 
 
 def _binary_kl(logp_BT: Tensor, behavior_logp_BT: Tensor) -> Tensor:
-    """KL(sampler || trainer) between the sampled token and any other, in nats, (B, T); see `divergence` of `losses`."""
+    """KL(sampler || trainer) between the sampled token and any other, in nats, (B, T); see `surrogates`."""
     p_BT, q_BT = (x.exp().clamp(_LEAST, 1 - _LEAST) for x in (behavior_logp_BT, logp_BT))
     return p_BT * (p_BT / q_BT).log() + (1 - p_BT) * ((1 - p_BT) / (1 - q_BT)).log()
 

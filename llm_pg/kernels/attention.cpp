@@ -73,11 +73,15 @@ inline void into_blocks(const float* row, Index slot, Index d, float* to) {
     for (Index i = 0; i < d; i++) to[i * LANES] = row[i];
 }
 
-void load(const Rows& keys, const Rows& values, bool half, const Shape& s, const Runs& runs, Index group, Index kv,
-          Space& space, bool back) {
-    const Index d = s.d;
+// A group's runs, or one of them alone with the first, which it reads.
+constexpr Index EVERY = -1;
+
+void load(const Rows& keys, const Rows& values, bool half, const Shape& s, const Runs& runs, Index group, Index only,
+          Index kv, Space& space, bool back) {
+    const Index d = s.d, begin = runs.begin[group];
     std::vector<float> spare(d);
-    for (Index run = runs.begin[group], first = 0; run < runs.begin[group + 1]; first += blocks(runs.length[run++]))
+    for (Index run = begin, first = 0; run < runs.begin[group + 1]; first += blocks(runs.length[run++])) {
+        if (only != EVERY && run != only && run != begin) continue;
         for (Index t = 0; t < runs.length[run]; t++) {
             const Index token = runs.start[run] + t, slot = first + t;
             const float* key = wide(keys.at, half, keys.place(token, kv), d, spare.data());
@@ -87,6 +91,7 @@ void load(const Rows& keys, const Rows& values, bool half, const Shape& s, const
             std::memcpy(&space.values[slot * d], value, d * sizeof(float));
             if (back) into_blocks(value, slot, d, space.value_blocks.data());
         }
+    }
 }
 
 // One query tile: `num` queries from number `first` on of a run (a token's heads beside each other), which read `before`
@@ -134,9 +139,10 @@ void scatter(const Tile& t, float* rows, const float* scale, const Rows& x, bool
 }
 
 template <class Work>
-void for_tiles(const Shape& s, const Runs& runs, Index group, Work work) {
+void for_tiles(const Shape& s, const Runs& runs, Index group, Index only, Work work) {
     const Index first = runs.begin[group], per_key = s.heads / s.kv_heads;
     for (Index run = first, slot = 0; run < runs.begin[group + 1]; slot += blocks(runs.length[run++])) {
+        if (only != EVERY && run != only) continue;
         const Index before = runs.follows[run] ? runs.length[first] : 0, queries = runs.length[run] * per_key;
         for (Index q = 0; q < queries; q += MOST) {
             const Index num = std::min(MOST, queries - q);
@@ -144,6 +150,19 @@ void for_tiles(const Shape& s, const Runs& runs, Index group, Work work) {
         }
     }
 }
+
+// What a thread takes: a group and key head, or, where these are few, one of its runs. The numbers are the same.
+struct Units {
+    std::vector<Index> group, run;
+
+    Units(const Shape& s, const Runs& runs) {
+        const bool few = s.groups * s.kv_heads < 2 * threads;
+        for (Index g = 0; g < s.groups; g++)
+            for (Index r = runs.begin[g]; r < (few ? runs.begin[g + 1] : runs.begin[g] + 1); r++)
+                group.push_back(g), run.push_back(few ? r : EVERY);
+    }
+    Index size() const { return group.size(); }
+};
 
 }  // namespace
 
@@ -156,15 +175,17 @@ void attend_packed(const Rows* io, int half, const Index* begin, const Index* st
     const Shape s = *shape;
     const Runs runs{begin, start, length, follows};
     const Index d = s.d, per_key = s.heads / s.kv_heads;
+    const Units units(s, runs);
 #pragma omp parallel num_threads(threads)
     {
         Space space(s, false);
         std::vector<float> spare(d);
 #pragma omp for schedule(dynamic)
-        for (Index unit = 0; unit < s.groups * s.kv_heads; unit++) {
-            const Index group = unit / s.kv_heads, kv = unit % s.kv_heads, head = kv * per_key;
-            load(io[1], io[2], half, s, runs, group, kv, space, false);
-            for_tiles(s, runs, group, [&](const Tile& t, Index first) {
+        for (Index unit = 0; unit < units.size() * s.kv_heads; unit++) {
+            const Index group = units.group[unit / s.kv_heads], only = units.run[unit / s.kv_heads];
+            const Index kv = unit % s.kv_heads, head = kv * per_key;
+            load(io[1], io[2], half, s, runs, group, only, kv, space, false);
+            for_tiles(s, runs, group, only, [&](const Tile& t, Index first) {
                 gather(t, io[0], half, first, head, d, scale, space.query.data(), spare);
                 products(t, space.query.data(), space.key_blocks.data(), d, space.scores.data(), space.span);
                 float inverse[MOST];
@@ -190,42 +211,75 @@ void attend_packed_slopes(const Rows* io, int half, const Index* begin, const In
     const Runs runs{begin, start, length, follows};
     const Index d = s.d, per_key = s.heads / s.kv_heads;
     const float scales[MOST] = {scale, scale, scale, scale};
+    const Units units(s, runs);
+    const Index num = units.size() * s.kv_heads;
+    // Of each unit what its runs add to the gradients of the group's first run.
+    std::vector<std::vector<float>> d_first_keys(num), d_first_values(num);
+    const auto write = [&](Index run, Index kv, const float* d_keys, const float* d_values) {
+        for (Index t = 0; t < runs.length[run]; t++) {
+            put(io[5].at, half, 0, 0, io[5].place(runs.start[run] + t, kv), d_keys + t * d, d);
+            put(io[6].at, half, 0, 0, io[6].place(runs.start[run] + t, kv), d_values + t * d, d);
+        }
+    };
 #pragma omp parallel num_threads(threads)
     {
         Space space(s, true);
         std::vector<float> spare(d);
 #pragma omp for schedule(dynamic)
-        for (Index unit = 0; unit < s.groups * s.kv_heads; unit++) {
-            const Index group = unit / s.kv_heads, kv = unit % s.kv_heads, head = kv * per_key;
-            load(io[1], io[2], half, s, runs, group, kv, space, true);
-            std::fill(space.d_keys.begin(), space.d_keys.end(), 0.0f);
-            std::fill(space.d_values.begin(), space.d_values.end(), 0.0f);
-            for_tiles(s, runs, group, [&](const Tile& t, Index first) {
-                const Index span = space.span;
-                gather(t, io[0], half, first, head, d, scale, space.query.data(), spare);
-                gather(t, io[3], half, first, head, d, 1.0f, space.slope.data(), spare);
-                products(t, space.query.data(), space.key_blocks.data(), d, space.scores.data(), span);
-                products(t, space.slope.data(), space.value_blocks.data(), d, space.d_scores.data(), span);
-                for (Index q = 0; q < t.num; q++) {
-                    const Index count = t.before + t.token(q) + 1;
-                    const float log = log_sum[(first + t.token(q)) * s.heads + head + t.head(q)];
-                    float *x = &space.scores[q * span], *slope = &space.d_scores[q * span], mean = 0;
+        for (Index unit = 0; unit < num; unit++) {
+            const Index group = units.group[unit / s.kv_heads], only = units.run[unit / s.kv_heads];
+            const Index kv = unit % s.kv_heads, head = kv * per_key, first_run = runs.begin[group];
+            const Index size = runs.length[first_run] * d, span = space.span;
+            load(io[1], io[2], half, s, runs, group, only, kv, space, true);
+            d_first_keys[unit].assign(size, 0.0f);
+            d_first_values[unit].assign(size, 0.0f);
+            for (Index run = first_run, slot = 0; run < runs.begin[group + 1]; slot += blocks(runs.length[run++])) {
+                if (only != EVERY && run != only) continue;
+                const Index own = slot * d, own_size = runs.length[run] * d;
+                for (auto* each : {&space.d_keys, &space.d_values}) {
+                    std::fill_n(each->begin(), size, 0.0f);
+                    std::fill_n(each->begin() + own, own_size, 0.0f);
+                }
+                for_tiles(s, runs, group, run, [&](const Tile& t, Index first) {
+                    gather(t, io[0], half, first, head, d, scale, space.query.data(), spare);
+                    gather(t, io[3], half, first, head, d, 1.0f, space.slope.data(), spare);
+                    products(t, space.query.data(), space.key_blocks.data(), d, space.scores.data(), span);
+                    products(t, space.slope.data(), space.value_blocks.data(), d, space.d_scores.data(), span);
+                    for (Index q = 0; q < t.num; q++) {
+                        const Index count = t.before + t.token(q) + 1;
+                        const float log = log_sum[(first + t.token(q)) * s.heads + head + t.head(q)];
+                        float *x = &space.scores[q * span], *slope = &space.d_scores[q * span], mean = 0;
 #pragma omp simd reduction(+ : mean)
-                    for (Index i = 0; i < count; i++) mean += (x[i] = exponential(x[i] - log)) * slope[i];
+                        for (Index i = 0; i < count; i++) mean += (x[i] = exponential(x[i] - log)) * slope[i];
 #pragma omp simd
-                    for (Index i = 0; i < count; i++) slope[i] = x[i] * (slope[i] - mean);
-                    for (Index i = count; i < t.before + t.own; i++) x[i] = slope[i] = 0;
+                        for (Index i = 0; i < count; i++) slope[i] = x[i] * (slope[i] - mean);
+                        for (Index i = count; i < t.before + t.own; i++) x[i] = slope[i] = 0;
+                    }
+                    outer(t, space.scores.data(), span, space.slope.data(), d, space.d_values.data());
+                    outer(t, space.d_scores.data(), span, space.query.data(), d, space.d_keys.data());
+                    sums(t, space.d_scores.data(), span, space.keys.data(), d, space.sum.data());
+                    scatter(t, space.sum.data(), scales, io[4], half, first, head, d);
+                });
+                for (Index i = 0; i < size; i++) {
+                    d_first_keys[unit][i] += space.d_keys[i];
+                    d_first_values[unit][i] += space.d_values[i];
                 }
-                outer(t, space.scores.data(), span, space.slope.data(), d, space.d_values.data());
-                outer(t, space.d_scores.data(), span, space.query.data(), d, space.d_keys.data());
-                sums(t, space.d_scores.data(), span, space.keys.data(), d, space.sum.data());
-                scatter(t, space.sum.data(), scales, io[4], half, first, head, d);
-            });
-            for (Index run = begin[group], slot = 0; run < begin[group + 1]; slot += blocks(length[run++]))
-                for (Index t = 0; t < length[run]; t++) {
-                    put(io[5].at, half, 0, 0, io[5].place(start[run] + t, kv), &space.d_keys[(slot + t) * d], d);
-                    put(io[6].at, half, 0, 0, io[6].place(start[run] + t, kv), &space.d_values[(slot + t) * d], d);
+                if (run != first_run) write(run, kv, &space.d_keys[own], &space.d_values[own]);
+            }
+        }
+        // In the order of the runs, whoever computed them.
+#pragma omp for schedule(dynamic)
+        for (Index unit = 0; unit < num; unit++) {
+            const Index place = unit / s.kv_heads, group = units.group[place];
+            if (place > 0 && units.group[place - 1] == group) continue;
+            std::vector<float>&d_keys = d_first_keys[unit], &d_values = d_first_values[unit];
+            for (Index other = unit + s.kv_heads; other < num && units.group[other / s.kv_heads] == group;
+                 other += s.kv_heads)
+                for (Index i = 0; i < Index(d_keys.size()); i++) {
+                    d_keys[i] += d_first_keys[other][i];
+                    d_values[i] += d_first_values[other][i];
                 }
+            write(runs.begin[group], unit % s.kv_heads, d_keys.data(), d_values.data());
         }
     }
 }

@@ -1,4 +1,7 @@
-"""The optimiser over what is trained, and the policy's schedule: by transformers' own factories."""
+"""The optimiser over what is trained, and the policy's schedule: by transformers' own factories.
+
+The step itself, and clipping, is a matter of where the weights are: `distributed/strategy.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""What a causal language model computes: attention over a layout of tokens, log-probabilities of the chosen ones."""
+"""What a causal language model computes: attention over a layout of tokens, log-probabilities of the chosen ones.
+
+A model is saved by `run/saving/model_writer.py`.
+"""

@@ -263,10 +263,7 @@ class MaskedCalls:
         alike = query.dtype == key.dtype == value.dtype and value.shape[-1] == d and d % 4 == 0
         if not (alike and all(is_taken(x) and x.stride(-1) == 1 for x in given)):
             return None
-        busy = (
-            self._runs.num_groups * key.shape[1] >= 2 * torch.get_num_threads()
-        )  # a thread takes a group and key head
-        return kernels_for() if busy or torch.get_num_threads() == 1 else None
+        return kernels_for()
 
     def _goes_together(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         """Whether all calls are written out, and of one type."""

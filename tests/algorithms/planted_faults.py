@@ -15,7 +15,7 @@ import llm_pg.algorithms.loss as loss
 import llm_pg.prove.world as world_module
 from llm_pg.algorithms.algorithm import Algorithm, Batch
 from llm_pg.algorithms.spec import AlgorithmSpec
-from llm_pg.estimators import baselines, distributions, kl, losses, masked, objectives, ratios, returns
+from llm_pg.estimators import baselines, distributions, kl, masked, objectives, ratios, returns, surrogates
 from llm_pg.rollouts import Rollouts
 
 Patch = pytest.MonkeyPatch
@@ -136,7 +136,7 @@ def a_constant_under_the_mean(patch: Patch) -> None:
 
 
 def gate_of_the_wrong_sign(patch: Patch) -> None:
-    right = losses.sapo
+    right = surrogates.sapo
     plant(patch, "sapo", lambda ratio, weight, pos, neg: right(ratio, weight, neg, pos))
     patch.setattr(importlib.import_module("test_sampler_correction"), "sapo", lambda r, w, p, n: right(r, w, n, p))
 
@@ -235,7 +235,7 @@ def pessimism_turned_round(patch: Patch) -> None:
     ) -> Tensor:
         return -torch.maximum(ratio * weight, ratios.clip_range(ratio, epsilon, high) * weight)
 
-    patch.setattr(importlib.import_module("test_losses"), "clipped", faulty)
+    patch.setattr(importlib.import_module("test_surrogates"), "clipped", faulty)
 
 
 def rewards_before_a_token_count(patch: Patch) -> None:
@@ -280,4 +280,4 @@ def sum_reads_the_padding(patch: Patch) -> None:
         kept = x * mask
         return kept.sum() if dim is None else kept.sum(dim)
 
-    patch.setattr(importlib.import_module("test_losses"), "masked_sum", faulty)
+    patch.setattr(importlib.import_module("test_surrogates"), "masked_sum", faulty)

@@ -13,7 +13,7 @@ from llm_pg.config import ConfigError
 from llm_pg.terminal import Terminal
 
 CLIPPED = """
-from llm_pg.estimators.losses import clipped
+from llm_pg.estimators.surrogates import clipped
 from llm_pg.estimators.ratios import importance_ratio
 
 def mine(logp_BT, batch):

@@ -10,7 +10,7 @@ from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.algorithms.spec import AlgorithmSpec
 from llm_pg.estimators.exact import TabularPolicy, state_values
 from llm_pg.estimators.expectation import Groups, compare, enumerate_groups, expected_update, sample_groups, updates
-from llm_pg.estimators.losses import reinforce
+from llm_pg.estimators.surrogates import reinforce
 from llm_pg.prove.measure import algorithm_of, expect_in
 from llm_pg.prove.user import OwnAlgorithm
 from llm_pg.prove.world import World, loss_of_groups

@@ -10,7 +10,7 @@ import torch
 
 from llm_pg.algorithms.algorithm import Algorithm
 from llm_pg.estimators.baselines import STD_EPS, leave_one_out_std, sum_of_normalised
-from llm_pg.estimators.losses import gmpo, outside_divergence
+from llm_pg.estimators.surrogates import gmpo, outside_divergence
 from llm_pg.rollouts import Rollouts
 
 GROUPS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 3]

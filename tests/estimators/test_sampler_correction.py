@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from llm_pg.algorithms.algorithm import Algorithm
-from llm_pg.estimators.losses import sapo
 from llm_pg.estimators.masked import in_top_share
 from llm_pg.estimators.ratios import has_left, sampler_correction
+from llm_pg.estimators.surrogates import sapo
 from llm_pg.rollouts import Rollouts
 
 F64 = torch.float64

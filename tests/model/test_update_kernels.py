@@ -120,6 +120,25 @@ def test_attention_of_a_packed_row_and_its_slopes_are_those_of_each_token_alone(
     assert_alike(ours, attention, inputs, ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_numbers_of_attention_hang_neither_on_the_threads_nor_on_other_groups(alone: bool) -> None:
+    """With many threads and few groups a thread takes a run, else a group; the first group is also computed alone."""
+    inputs = [rand(TOKENS, h, 16, seed=i) for i, h in enumerate((4, 2, 2))]
+    slope, found, first = rand(TOKENS, 4, 16, seed=9), [], 60  # tokens of the first group
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 16):
+            torch.set_num_threads(number)
+            groups, n = (GROUPS.pick([0, 1, 2]), first) if alone and number == 16 else (GROUPS, TOKENS)
+            given = [x[:n].clone().requires_grad_() for x in inputs]
+            out = MaskedCalls(groups, torch.device("cpu"))(*(x.transpose(0, 1).unsqueeze(0) for x in given), 0.2)[0]
+            slopes = torch.autograd.grad((out * slope[:n]).sum(), given)
+            found.append([x.detach()[:first] for x in (out, *slopes)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, many) for one, many in zip(*found, strict=True))
+
+
 def test_a_run_that_reads_a_part_of_another_is_left_to_torch() -> None:
     parts = Segments([0, 8], [8, 3], [0, 0], [0, 5])
     query, key, value = (rand(1, 2, 11, 8, seed=i).requires_grad_() for i in range(3))

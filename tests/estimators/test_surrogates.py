@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from llm_pg.estimators.losses import cispo, clipped, reinforce, value_loss
+from llm_pg.estimators.critics import value_loss
 from llm_pg.estimators.masked import masked_mean, masked_sum
 from llm_pg.estimators.ratios import importance_ratio
+from llm_pg.estimators.surrogates import cispo, clipped, reinforce
 
 F64 = torch.float64
 ONES = torch.ones(1, 3, dtype=torch.bool)

@@ -164,21 +164,3 @@ def outside_divergence(
         divergence_BT = -old_BT * log_ratio_BT + rest_BT
     up_BT = (advantage_BT > 0) & (log_ratio_BT > 0) & (divergence_BT > epsilon_high)
     return up_BT | ((advantage_BT < 0) & (log_ratio_BT < 0) & (divergence_BT > epsilon))
-
-
-def value_loss(
-    value_BT: Tensor, target_BT: Tensor, old_value_BT: Tensor | None = None, clip: float | None = None
-) -> Tensor:
-    """½(V - target)²; with `clip`, the larger of it and the loss of a V held within `clip` of its old value.
-
-    Args:
-        value_BT: V(s_t) of the critic in training, shape (B, T).
-        target_BT: what V should be, a constant, shape (B, T).
-        old_value_BT: V(s_t) before the update, shape (B, T); None = no clipping.
-        clip: largest change of V that the loss rewards, > 0; None = no clipping.
-    """
-    loss_BT = 0.5 * (value_BT - target_BT) ** 2
-    if clip is None or old_value_BT is None:
-        return loss_BT
-    held_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
-    return torch.maximum(loss_BT, 0.5 * (held_BT - target_BT) ** 2)
