@@ -186,7 +186,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
     (
         faults.sum_reads_the_padding,
         "NaN outside the mask stays there",
-        _of("losses", "what_stands_outside_the_mask_reaches_neither_sum_nor_gradient", float("nan")),
+        _of("surrogates", "what_stands_outside_the_mask_reaches_neither_sum_nor_gradient", float("nan")),
     ),
     (faults.behaviour_forgotten, "rloo without clipping is exact on old data", exact(FREE, OLD)),
     (
@@ -198,7 +198,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], str, Callable[[], None]]] = [
     (
         faults.pessimism_turned_round,
         "clipping stops what would go further",
-        _of("losses", "clipping_stops_only_what_would_go_further", 1.3, 2.0, 0.0),
+        _of("surrogates", "clipping_stops_only_what_would_go_further", 1.3, 2.0, 0.0),
     ),
     (faults.rewards_before_a_token_count, "reward-to-go is exact", exact(PLAIN, WorldSpec(rewards="dense"))),
     (faults.return_paid_across_an_end, "an end pays nothing back", RETURNS),
