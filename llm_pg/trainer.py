@@ -21,6 +21,7 @@ from .model.loading import generation_stub
 from .rollout.curriculum import make_stream
 from .rollout.reading import warn_unread
 from .run.before.fit_to_prompts import fit_to_prompts
+from .run.before.preflight import has_no_rewards
 from .run.build import collector_of, make_policy, make_scorer, place_reward_models
 from .run.context import make_context
 from .run.engines import make_sampler
@@ -113,6 +114,8 @@ class Trainer:
         name_tools(config, tools, environment_factory)
         self.config = config = checked(config)
         check_optimizer(config)
+        if not reward_funcs and has_no_rewards(config):
+            config.data.num_eval_prompts = 0  # what passes is what a reward function says
         toolbox = make_toolbox(config, tools, environment_factory)
         train_dataset = fit_to_dataset(config, train_dataset, eval_dataset)
         self.context = context = make_context(config, model, terminal=terminal, clock=clock)

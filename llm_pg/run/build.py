@@ -24,7 +24,7 @@ from ..rollout.episodes import EpisodeCollector, ToolCollector
 from ..rollout.reading import make_reader
 from ..sampling.protocol import SamplingEngine, SamplingParams
 from ..words import choices
-from .before.preflight import task_rewards
+from .before.preflight import has_no_rewards, task_rewards
 from .context import RunContext
 from .engines import make_sampler
 from .tools import make_partner
@@ -78,7 +78,9 @@ def make_scorer(
     by `place_reward_models`. toolbox: tools of the run, whose environments the functions may read.
     """
     settings = config.reward
-    if reward_funcs is None:
+    if reward_funcs is None or (
+        isinstance(reward_funcs, (list, tuple)) and not reward_funcs and has_no_rewards(config)
+    ):
         funcs = task_rewards(config)
     elif config.rollout.environment is not None:
         raise ConfigError("reward_funcs are given and rollout.environment names what gives the rewards; give one.")

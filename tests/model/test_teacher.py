@@ -109,6 +109,10 @@ def saved(model: Any, tokenizer: Any, folder: Path) -> str:
     return str(folder)
 
 
+def one(completions: list[str]) -> list[float]:
+    return [1.0] * len(completions)
+
+
 def weights(trainer: PolicyGradientTrainer) -> dict[str, torch.Tensor]:
     return {name: x.detach().clone() for name, x in trainer.model.state_dict().items()}
 
@@ -152,6 +156,36 @@ def test_a_folder_an_object_and_the_config_are_one_teacher_and_a_run_goes_on_bit
     page = (tmp_path / "folder" / "report.html").read_text()
     assert "KL to the teacher" in page
     assert '"m":' in page  # of each token
+
+
+@pytest.mark.parametrize("row", ["opd", "opd_token"])
+def test_without_a_reward_function_a_run_learns_from_the_teacher_as_beside_a_constant_one(
+    row: str, make_model: Make, tokenizer: Any, tmp_path: Path
+) -> None:
+    teacher, ended = make_model("llama", seed=5), {}
+    for name, rewards in (("alone", None), ("empty", []), ("constant", one)):
+        given = arguments(tmp_path, algorithm=row, max_steps=3, run_name=name, num_eval_prompts=0)
+        given["reward_funcs"] = rewards
+        trainer = PolicyGradientTrainer(make_model("llama"), processing_class=tokenizer, teacher_model=teacher, **given)
+        trainer.train()
+        ended[name] = weights(trainer)
+    first = make_model("llama").state_dict()
+    assert not all(torch.equal(x, ended["alone"][key]) for key, x in first.items())
+    for name in ("empty", "constant"):
+        assert all(torch.equal(x, ended[name][key]) for key, x in ended["alone"].items())
+    assert (tmp_path / "alone" / "report.html").stat().st_size > 0
+
+
+def test_held_out_prompts_are_not_evaluated_where_nothing_says_what_passes(
+    make_model: Make, tokenizer: Any, tmp_path: Path
+) -> None:
+    given = arguments(tmp_path, max_steps=1, run_name="r", num_eval_prompts=2) | {"reward_funcs": None}
+    trainer = PolicyGradientTrainer(
+        make_model("llama"), processing_class=tokenizer, teacher_model=make_model("llama", seed=5), **given
+    )
+    trainer.train()
+    assert trainer.eval_prompts == []
+    assert trainer.summary.get("pass_rate_after") is None
 
 
 def test_an_adapter_of_a_model_teaches_as_the_two_together(make_model: Make, tokenizer: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ...doctor.sizes import checkpoint_bytes
 from ...environments.episode import as_reward_function
 from ...environments.protocol import ENVIRONMENTS
 from ...prompts import check_data
+from ...rewards.nothing import no_reward
 from ...rewards.scorer import Scorer
 from ...rewards.specs import resolve_all
 from ...rewards.tally import RewardError
@@ -33,12 +34,21 @@ def task_rewards(config: Config) -> list[Any]:
         return list(config.reward.reward_funcs)
     if config.rollout.environment_factory is not None and not config.data.task:
         return []  # it may pay by its get_reward
+    if has_no_rewards(config):
+        return [no_reward]
     if not config.data.task:
         raise ConfigError(
             "No reward function: set reward.reward_funcs (a shipped name, module:function or file.py:function), or "
             "pass reward_funcs to the trainer."
         )
     return [import_module(tasks()[config.data.task]).REWARD]
+
+
+def has_no_rewards(config: Config) -> bool:
+    """Whether a run of this config learns from a teacher alone, without any reward function."""
+    spec, rollout = resolve_spec(config), config.rollout
+    given = config.reward.reward_funcs or rollout.environment or rollout.environment_factory or config.data.task
+    return bool(spec.teacher_coef) and not spec.reward_coef and not given
 
 
 def preflight(config: Config, *, resume: bool = False) -> None:
