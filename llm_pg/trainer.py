@@ -130,14 +130,13 @@ class Trainer:
             self.train_prompts, self.eval_prompts = load_run_prompts(
                 context, first, self.tokenizer, train_dataset, eval_dataset
             )
-        self.train_prompts = with_own_tools(config, toolbox, self.train_prompts, self.tokenizer)
-        self.eval_prompts = with_own_tools(config, toolbox, self.eval_prompts, self.tokenizer)
-        check_conversations(toolbox, (prompt.messages for prompt in (*self.train_prompts, *self.eval_prompts)))
-        self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
-        rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
-        device = context.accelerator.device
-        self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, toolbox=toolbox)
-        with context.clock("load"), no_progress_bars():
+            self.train_prompts = with_own_tools(config, toolbox, self.train_prompts, self.tokenizer)
+            self.eval_prompts = with_own_tools(config, toolbox, self.eval_prompts, self.tokenizer)
+            check_conversations(toolbox, (prompt.messages for prompt in (*self.train_prompts, *self.eval_prompts)))
+            self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
+            rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
+            device = context.accelerator.device
+            self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, toolbox=toolbox)
             self.model = load_run_model(context, model, self.tokenizer, peft_config) if first is None else first
             fit_to_prompts(self.model, self.tokenizer, [*self.train_prompts, *self.eval_prompts], config, terminal.warn)
         place_reward_models(self.scorer, device)
