@@ -49,7 +49,7 @@ class LeanLayers:
         kind = next(base.parameters()).device.type
         self.kind, self.base, self.copies = kind, base, copies
         self.half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        self.layers = [_WrittenOutLayer(self, layer) for layer in base.layers]
+        self.layers = [_WrittenOutLayer(layer) for layer in base.layers]
         self.norm = _norm(base.norm)
 
     def __call__(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
@@ -64,7 +64,7 @@ class LeanLayers:
         x, delta = x.flatten(0, 1), None
         with torch.autocast(self.kind, enabled=False):
             for layer in self.layers:
-                x, delta = layer(x, delta, cos, sin, layout, shape[:2])
+                x, delta = layer(self, x, delta, cos, sin, layout, shape[:2])
             _, normed = AddNorm.apply(x, delta, *self.norm, None)
         return normed.view(shape)  # type: ignore[no-any-return]
 
@@ -86,7 +86,7 @@ class LeanLayers:
 class _WrittenOutLayer:
     """One decoder layer, its parts checked."""
 
-    def __init__(self, whole: LeanLayers, layer: Any) -> None:
+    def __init__(self, layer: Any) -> None:
         require_parts(layer, ("self_attn", "mlp", *NORMS))
         mixer, mlp = layer.self_attn, layer.mlp
         require_parts(mixer, (*PROJECTIONS, "head_dim", "scaling", "layer_idx"))
@@ -100,18 +100,25 @@ class _WrittenOutLayer:
             raise NotLlamaStyle(f"its activation is {type(mlp.act_fn).__name__}")
         if mixer.training and getattr(mixer, "attention_dropout", 0.0):
             raise NotLlamaStyle("its attention has dropout")
-        self.whole, self.mixer, self.mlp = whole, mixer, mlp
+        self.mixer, self.mlp = mixer, mlp
         self.before, self.between = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.of_heads = [_norm(getattr(mixer, name)) for name in ("q_norm", "k_norm") if hasattr(mixer, name)]
 
     def __call__(
-        self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor, layout: Layout, shape: Sequence[int]
+        self,
+        whole: LeanLayers,
+        x: Tensor,
+        delta: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        layout: Layout,
+        shape: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """The residual stream x + delta and what this layer's last part adds to it.
 
         shape: rows and tokens a row, which x has in one dimension.
         """
-        product, mixer, mlp, half = self.whole.product, self.mixer, self.mlp, self.whole.half
+        product, mixer, mlp, half = whole.product, self.mixer, self.mlp, whole.half
         x, normed = AddNorm.apply(x, delta, *self.before, half)
         qkv = product((mixer.q_proj, mixer.k_proj, mixer.v_proj), normed).view(len(x), -1, mixer.head_dim)
         kv_heads = qkv.shape[1] // (mixer.num_key_value_groups + 2)

@@ -8,6 +8,7 @@ rounded where autocast rounds them; attention is in float32, as in the lean laye
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,6 +135,14 @@ def _in_blocks(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return key.unflatten(2, (-1, LANES)).transpose(3, 4).contiguous(), value.contiguous()
 
 
+def _forward(copies: Copies, model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """See `attention.forward`. Prompts are computed as an update computes them, where it writes layers out."""
+    try:
+        return LeanLayers(model, copies)(ids, positions, layout)
+    except NotLlamaStyle:
+        return forward(model, ids, positions, layout)
+
+
 class CompiledDecoder:
     """See `decoding.Decoder`. The weights are those of the moment it is made.
 
@@ -155,7 +164,7 @@ class CompiledDecoder:
 
     def prefill(self, prompts_R: Sequence[tuple[int, ...]]) -> Tensor:
         """See `Decoder`."""
-        self.prompts = PromptTable(self.model, _in_blocks, self._forward)
+        self.prompts = PromptTable(self.model, _in_blocks, functools.partial(_forward, self.copies))
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each slot's completion
         self.capacity = FIRST_TOKENS
         self.num_slots = len(prompts_R)
@@ -170,13 +179,6 @@ class CompiledDecoder:
         place_N = self.prompts.enter(prompts_N, self.place_R[others])
         self.place_R[slot_N] = place_N
         return self.prompts.first_PV[place_N]
-
-    def _forward(self, model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """See `attention.forward`. Prompts are computed as an update computes them, where it writes layers out."""
-        try:
-            return LeanLayers(model, self.copies)(ids, positions, layout)
-        except NotLlamaStyle:
-            return forward(model, ids, positions, layout)
 
     def keep(self, index: Tensor) -> None:
         """See `Decoder`."""
