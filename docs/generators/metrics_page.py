@@ -39,7 +39,8 @@ READING: dict[str, str] = {
     "entropy_coef, or a lower learning rate.",
     "clip_fraction": f"0 on-policy, a few percent with reused batches; the doctor reports {CLIPPED:.0%} and more.",
     "approx_kl": "0 in the first pass. Over about 0.02 to 0.05 the batch is stale before it is used up.",
-    "sampler_gap": "At most 1e-5 in float32, 2e-3 in float16, 2e-2 in bfloat16; 0 on a CPU with the kernels, and with exact_on_policy. The doctor "
+    "sampler_gap": "At most 1e-5 in float32, 2e-3 in float16, 2e-2 in bfloat16; 0 on a CPU with the kernels, and with "
+    "exact_on_policy. The doctor "
     f"reports {SAMPLER_GAP:g} and more: sampler and trainer disagree on the same weights, and the ratio is not 1.",
     "policy_loss": "Near 0 on-policy by construction, whether or not it learns. Look at reward and grad_norm instead.",
     "value_loss": "Falls while the critic learns; its size is that of squared returns.",
