@@ -119,6 +119,11 @@ def wide_logits(model: Any) -> Iterator[None]:
         del head.forward
 
 
+def is_wide_head(layer: Any) -> bool:
+    """Whether it is an output layer inside `wide_logits` to which nobody else listens."""
+    return isinstance(vars(layer).get("forward"), _WideHead) and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def is_plain(head: Any) -> bool:
     """Whether the output layer is a linear layer with all its weights here."""
     return type(head) is torch.nn.Linear and type(head.weight.data) is Tensor

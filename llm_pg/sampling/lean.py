@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ..kernels.products import PackedWeight
 from ..model.attention import Layout, body_of, core_of
 from ..model.lean_layers import NotLlamaStyle, require_parts
-from ..model.linears import Copies, parts_of_linear, product
+from ..model.linears import Copies, Copy, LinearParts, parts_of_linear, product
 from ..model.precision import HALF
-from ..model.wide import WideProduct, has_onednn, is_plain
+from ..model.wide import WideProduct, has_onednn, is_plain, is_wide_head
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -32,15 +32,12 @@ class Linear:
 
     Args:
         layers: of that input. dtype: of the products; None = that of the weights. copies: of weights on a CPU.
-
-    Attributes:
-        packed: the weights for the kernel of products; None = it does not compute them.
     """
 
     def __init__(self, *layers: Any, dtype: torch.dtype | None = None, copies: Copies | None = None) -> None:
         self.layers, self.copies = layers, copies or Copies(keeps=True)
-        self.packed: PackedWeight | None = None
-        parts = [parts_of_linear(layer) for layer in layers]
+        self.copy: Copy | None = None
+        parts = [LinearParts(x) if is_wide_head(x) else parts_of_linear(x) for x in layers]
         self.parts = [part for part in parts if part is not None]
         linears = [linear for part in self.parts for linear in part.layers()]
         self.dtype = dtype or layers[0].weight.dtype
@@ -49,9 +46,16 @@ class Linear:
         if len(self.parts) < len(layers) or not here or not has_onednn() or self.dtype is torch.float64:
             self.parts = []
         elif len(linears) == len(layers):
-            self.packed = self.copies.of(linears, self.dtype).packed
+            self.copy = self.copies.of(linears, self.dtype)
+
+    @property
+    def packed(self) -> PackedWeight | None:
+        """The weights for the kernel of products; None = it does not compute them."""
+        return None if self.copy is None else self.copy.packed
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.copy is not None:
+            return self.copy(x.to(self.dtype)).to(x.dtype)
         if self.parts:
             return product(self.parts, x.to(self.dtype), self.copies).to(x.dtype)
         if len(self.layers) == 1:

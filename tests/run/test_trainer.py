@@ -82,7 +82,10 @@ def test_each_trainer_writes_a_whole_run_folder(kind: Any, config: Any, train: C
     folder = trainer.folder.path
     lines = read_metrics(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert all(abs(line["sampler_gap"]) < 1e-5 and line["kl"] >= 0 and line["grad_norm"] >= 0 for line in lines)
+    # Where no reward and no distance to the reference tells completions apart, nothing is updated.
+    assert all(
+        abs(line.get("sampler_gap", 0.0)) < 1e-5 and line["kl"] >= 0 and line["grad_norm"] >= 0 for line in lines
+    )
     summary = json.loads((folder / "summary.json").read_text())
     wanted = {"algorithm", "task", "seed", "pass_rate_before", "pass_rate_after", "sampled_before", "sampled_after"}
     assert wanted | {"seconds_total", "seconds_by_phase", "steps", "model"} <= set(summary)
