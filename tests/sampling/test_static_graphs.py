@@ -288,3 +288,21 @@ def prompt_logits(model: Any, tokenizer: Any) -> torch.Tensor:
     with torch.no_grad():
         last = [model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1] for text in TEXTS]
     return torch.stack(last).repeat_interleave(GROUP, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_laid_out_for_the_processor_are_those_of_each_batch(
+    dtype: torch.dtype, make_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    model, ends = make(make_model, tokenizer)
+    sampler, _ = recorded(model, tokenizer, ends)
+    sampler.dtype = None if dtype is torch.float32 else dtype
+    before = sample(sampler, PARAMS["plain"], limit=30)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    fresh, _ = recorded(model, tokenizer, ends)
+    fresh.dtype = sampler.dtype
+    after = sample(sampler, PARAMS["plain"], limit=30)
+    assert_same(sample(fresh, PARAMS["plain"], limit=30), after, atol=0)
+    assert not torch.equal(before.tokens_BT, after.tokens_BT)

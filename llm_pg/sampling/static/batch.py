@@ -14,8 +14,9 @@ from torch import Tensor
 from ...device import to_device
 from ...model.attention import core_of, tolerance
 from ...model.head import head_width
+from ...model.wide import WideProduct
 from ..decoding import SharedDecoder
-from ..lean import LeanDecoder
+from ..lean import LeanDecoder, Linear
 from ..prompts import compute_prompts
 from ..protocol import Completions, SamplingParams
 from .graphs import Graphs, NotStatic, OnlyStatic, Record, recorder, stands_whole, state_of
@@ -284,7 +285,7 @@ def steps_statically(sampler: StaticSampler) -> str | None:
 def _lays_out(lean: LeanDecoder) -> bool:
     """Whether weights were laid out anew, a copy that is right for one batch."""
     parts = [lean.head, *(x for layer in lean.layers for x in (layer.qkv, layer.out, layer.gate_up, layer.down))]
-    return any(getattr(part, "packed", None) is not None for part in parts)
+    return any(isinstance(part, WideProduct) or (isinstance(part, Linear) and bool(part.parts)) for part in parts)
 
 
 def _may_stay(device: torch.device) -> int:
