@@ -38,7 +38,7 @@ from .run.inputs import (
 )
 from .run.logs.callbacks import Callbacks
 from .run.saving.model_writer import ModelWriter
-from .run.tools import check_conversations, make_toolbox, name_tools, show_tools, with_own_tools
+from .run.tools import make_toolbox, name_tools, show_tools, shown_to
 from .run.training_run import TrainingRun, begin_again, open_run
 from .sampling.protocol import SamplingEngine
 from .terminal import Terminal
@@ -127,18 +127,14 @@ class Trainer:
             first = None if is_foreseen(config, model) else load_run_model(context, model, self.tokenizer, peft_config)
             described = generation_stub(config.model) if first is None else first
             show_tools(config, toolbox, described, self.tokenizer, terminal.warn)
-            self.train_prompts, self.eval_prompts = load_run_prompts(
-                context, first, self.tokenizer, train_dataset, eval_dataset
-            )
-            self.train_prompts = with_own_tools(config, toolbox, self.train_prompts, self.tokenizer)
-            self.eval_prompts = with_own_tools(config, toolbox, self.eval_prompts, self.tokenizer)
-            check_conversations(toolbox, (prompt.messages for prompt in (*self.train_prompts, *self.eval_prompts)))
+            loaded = load_run_prompts(context, first, self.tokenizer, train_dataset, eval_dataset)
+            self.train_prompts, self.eval_prompts = shown_to(config, toolbox, self.tokenizer, *loaded)
+            every = [*self.train_prompts, *self.eval_prompts]
             self.prompts = make_stream(config, self.train_prompts, context.plan.prompts)
-            rows = [prompt.row for prompt in (*self.train_prompts, *self.eval_prompts)]
-            device = context.accelerator.device
+            rows, device = [prompt.row for prompt in every], context.accelerator.device
             self.scorer = make_scorer(config, reward_funcs, rows, reward_tokenizers, toolbox=toolbox)
             self.model = load_run_model(context, model, self.tokenizer, peft_config) if first is None else first
-            fit_to_prompts(self.model, self.tokenizer, [*self.train_prompts, *self.eval_prompts], config, terminal.warn)
+            fit_to_prompts(self.model, self.tokenizer, every, config, terminal.warn)
         place_reward_models(self.scorer, device)
         self.algorithm = Algorithm(context.spec, config.rollout.max_completion_length)
         self.policy = make_policy(context, self.model, self.tokenizer)

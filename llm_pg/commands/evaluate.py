@@ -76,7 +76,7 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
     from ..run.before.fit_to_prompts import fit_to_prompts
     from ..run.build import make_collector, make_scorer
     from ..run.evaluator import evaluate_held_out
-    from ..run.tools import check_conversations, make_toolbox, show_tools, with_own_tools
+    from ..run.tools import make_toolbox, show_tools, shown_to
 
     clock = clock or Clock()
     source = config.model if folder is None else saved_source(config, folder)
@@ -88,8 +88,8 @@ def evaluate_model(config: Config, terminal: Any, folder: Path | None = None, cl
         toolbox = make_toolbox(config)
         show_tools(config, toolbox, first or generation_stub(source), tokenizer, terminal.warn)
         longest = longest if first is None else context_length(first)
-        prompts = with_own_tools(config, toolbox, load_held_out(config, tokenizer, context_length=longest), tokenizer)
-    check_conversations(toolbox, (prompt.messages for prompt in prompts))
+        held_out = load_held_out(config, tokenizer, context_length=longest)
+        (prompts,) = shown_to(config, toolbox, tokenizer, held_out)
     with make_scorer(config, None, [prompt.row for prompt in prompts], toolbox=toolbox) as scorer:
         with clock("load"), no_progress_bars():
             model = first or _loaded(config, source, folder, tokenizer)

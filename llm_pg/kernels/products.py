@@ -7,6 +7,7 @@ trainer then differ by nothing that rounding to bfloat16 would make large.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,10 +55,8 @@ class PackedWeight:
             half = weight.dtype is torch.bfloat16
             self._functions.pack(weight.data_ptr(), half, self.packed.data_ptr(), first, len(weight), self.k)
             first += len(weight)
-        self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
-            self.bias = torch.cat(parts).to(torch.bfloat16).float()
+        bias = joined_biases(weights, biases)
+        self.bias = None if bias is None else bias.to(torch.bfloat16).float()
 
     @property
     def width(self) -> int:
@@ -79,6 +78,19 @@ class PackedWeight:
 _SOURCES = (torch.float32, torch.bfloat16)
 
 
+def joined_biases(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:
+    """Biases of linear layers that are computed as one, zeros where one has none; None where no layer has any.
+
+    Args:
+        weights: (n, k) each. biases: (n,) each or None; or none at all.
+    """
+    if all(bias is None for bias in biases):
+        return None
+    parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
+    return torch.cat(parts)
+
+
+@functools.cache
 def _functions() -> Any:
     """The library; None where there is none, or the processor has no products in bfloat16."""
     found: Any = library()

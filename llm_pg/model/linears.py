@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.products import HALF as INTO_HALF
-from ..kernels.products import PackedWeight, packs
+from ..kernels.products import PackedWeight, joined_biases, packs
 from .fused import wide
 from .wide import has_onednn
 
@@ -45,10 +45,8 @@ class Copy:
         if packs(dtype, weights):
             self.packed = PackedWeight(weights, biases)
             return
-        self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
-            self.bias = torch.cat(parts).to(dtype)
+        bias = joined_biases(weights, biases)
+        self.bias = None if bias is None else bias.to(dtype)
         if weights[0].device.type == "cpu" and has_onednn() and dtype is not torch.float64:
             self.type = dtype if dtype in _block_types() else torch.float32
             self.blocks = torch.ops.mkldnn._reorder_linear_weight(self._joined().to(self.type), ROWS_HINT)

@@ -27,7 +27,7 @@ class OwnHead:
     def __call__(self, hidden_M: Tensor) -> Tensor:
         modules, ids = self.core._modules, torch.zeros((1, len(hidden_M)), dtype=torch.int64, device=hidden_M.device)
         body = modules[self.name]
-        modules[self.name] = _Computed(body, hidden_M.unsqueeze(0))
+        modules[self.name] = _GivenBody(body, hidden_M.unsqueeze(0))
         try:
             logits: Tensor = self.core.forward(input_ids=ids, use_cache=False).logits[0]
         finally:
@@ -35,20 +35,20 @@ class OwnHead:
         return logits
 
 
-class _Computed:
+class _GivenBody:
     """In the place of a body: its output is given."""
 
     def __init__(self, body: Any, hidden: Tensor) -> None:
         self._body, self._hidden = body, hidden
 
-    def __call__(self, *_: Any, **__: Any) -> _Output:
-        return _Output(self._hidden)
+    def __call__(self, *_: Any, **__: Any) -> _GivenStates:
+        return _GivenStates(self._hidden)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
 
 
-class _Output:
+class _GivenStates:
     """What a body returns, of which nothing is there but the hidden states."""
 
     def __init__(self, hidden: Tensor) -> None:

@@ -119,6 +119,17 @@ def check_conversations(toolbox: Toolbox | None, contents: Iterable[Any]) -> Non
         )
 
 
+def shown_to(config: Config, toolbox: Toolbox | None, tokenizer: Any, *sets: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Returns each of the sets of prompts with the tools that its rows name, checked.
+
+    Raises:
+        ConfigError: a conversation that has no room for tools.
+    """
+    made = [with_own_tools(config, toolbox, prompts, tokenizer) for prompts in sets]
+    check_conversations(toolbox, (prompt.messages for prompts in made for prompt in prompts))
+    return made
+
+
 def with_own_tools(config: Config, toolbox: Toolbox | None, prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
     """The prompts, each with the tools of its row's environment alone where there are several environments.
 
